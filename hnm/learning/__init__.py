@@ -1,0 +1,1 @@
+"""Pixels to an encoder, features to a head."""

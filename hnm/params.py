@@ -1,0 +1,287 @@
+"""Every param of the pipeline: its meaning, unit, range and default. params.yaml is checked against this, whole, by every stage.
+
+A section is frozen, knows no other keys than these, and is handed to the stages that name it in their signature.
+What is a property of the machine and cannot change a result (the number of worker processes) is no param: it is the
+environment variable HNM_WORKERS.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from hnm.errors import ParamsError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+ID = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Section(BaseModel):
+    """One section of params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Cohort(Section):
+    """Which slides, and how many of them may be lost."""
+
+    name: str = Field(pattern=ID)
+    """Name of the cohort; MLflow's experiment has this name."""
+    manifest: str
+    """CSV of the slides, from the repository's root; its relative paths count from its own folder."""
+    max_quarantined_share: Share = 0.1
+    """Largest share of the manifest's slides that may be quarantined before a stage stops."""
+
+
+class Split(Section):
+    """How a manifest without a `split` column is split by patient, stratified by label."""
+
+    validation_share: PositiveShare = 0.2
+    """Share of the patients, rounded."""
+    test_share: PositiveShare = 0.2
+    """Share of the patients, rounded."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _leaves_train(self) -> "Split":
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(f"validation_share={self.validation_share} and test_share={self.test_share} leave no train slides")
+        return self
+
+
+class Tissue(Section):
+    """What counts as tissue on the mask level."""
+
+    mpp: Positive = 8.0
+    """µm per pixel at which the mask is computed."""
+    min_area_um2: NotNegative = 10_000.0
+    """Smaller specks of tissue are dropped."""
+    max_hole_um2: NotNegative = 20_000.0
+    """Smaller holes in tissue are filled."""
+
+
+class Tiles(Section):
+    """The grid of tiles, and how their pixels are kept."""
+
+    mpp: Positive = 0.5
+    """µm per pixel of a tile."""
+    tile_px: Annotated[int, Field(ge=16, le=4096)] = 224
+    """Side of a tile in pixels at `mpp`."""
+    min_tissue: Share = 0.5
+    """Smallest share of tissue of a tile that is kept."""
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 90
+    """Quality of the JPEG bytes in a pack."""
+    max_lost_share: Share = 0.01
+    """Largest share of a slide's tiles that may be unreadable before the slide is quarantined."""
+    slide_seconds: Positive = 3600.0
+    """Time limit of one slide; a slide that hangs longer is quarantined."""
+
+
+class Encoder(Section):
+    """Round 0's encoder, which saw no labels."""
+
+    name: str = "tf_efficientnet_lite0"
+    """Any timm model."""
+    weights: str = "package"
+    """`package` (ImageNet weights of tf_efficientnet_lite0, from a Python package), `hub` (timm's own), `random`, or the path of a safetensors file."""
+    seed: Seed = 0
+    """Draws the weights where they are `random`."""
+
+
+class Embed(Section):
+    """Tiles to features."""
+
+    batch_tiles: Count = 128
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of the stored features."""
+
+
+class Head(Section):
+    """The multiple-instance head, trained from scratch in each round."""
+
+    kind: Literal["dsmil"] = "dsmil"
+    epochs: Count = 40
+    patience: Count = 10
+    """Epochs without a better validation AUC (ties: log loss) before training stops."""
+    learning_rate: Positive = 2e-4
+    weight_decay: NotNegative = 5e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a tile's features dropped in training."""
+    query_features: Count = 128
+    """DSMIL: width of the queries."""
+    slide_weight: NotNegative = 0.5
+    """Weight of the cross-entropy of the slide logit."""
+    tile_weight: NotNegative = 0.5
+    """Weight of the cross-entropy of the highest tile logit."""
+    seed: Seed = 0
+
+
+class Ranking(Section):
+    """The patch ranking loss: max(0, margin - mean(top K of the positive slide) + mean(top K of the negative slide))."""
+
+    on: Literal["score", "logit"] = "score"
+    """What is ranked: scores in [0, 1], or logits."""
+    margin: NotNegative = 0.5
+    top_k: Count = 5
+    """A slide with fewer tiles uses those it has."""
+    weight: NotNegative = 1.0
+
+    @model_validator(mode="after")
+    def _margin_can_be_met(self) -> "Ranking":
+        if self.on == "score" and self.margin > 1:
+            raise ValueError(f"margin={self.margin} can never be met by scores, which lie in [0, 1]; lower it or rank on: logit")
+        return self
+
+
+class Mining(Section):
+    """Which tiles of the train slides are mined."""
+
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """A positive is a tile of a positive slide whose score exceeds this."""
+    positive_fraction: PositiveShare = 0.5
+    """Share of those tiles that is mined, the best first."""
+    negative_fraction: PositiveShare = 0.1
+    """Share of the negative slides' tiles that is mined, the best-scoring first."""
+    growth: Positive = 1.0
+    """Factor on both fractions from one round to the next, up to 1 (self-paced)."""
+    max_slide_share: PositiveShare = 0.25
+    """Largest share of one role's mined tiles that one slide may supply."""
+
+
+class Views(Section):
+    """Augmentation of the mined tiles; parameters are drawn for each tile."""
+
+    min_crop: PositiveShare = 0.5
+    """Smallest share of a tile's area that a view shows."""
+    stain: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Jitter of the haematoxylin, eosin and residual densities: factor in 1 ± stain, shift in ± stain / 10."""
+    brightness: Share = 0.1
+    """Factor in 1 ± brightness."""
+    blur: Share = 0.2
+    """Share of the views that are blurred."""
+
+
+class Finetune(Section):
+    """Supervised contrastive fine-tuning of the encoder on the mined tiles."""
+
+    epochs: Count = 3
+    """Each epoch shows every tile of the more numerous role once."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    """First epochs, in which negatives alone are anchors."""
+    batch_tiles: Annotated[int, Field(ge=4)] = 64
+    """Tiles of a step, half of each role; each gives two views."""
+    learning_rate: Positive = 3e-4
+    weight_decay: NotNegative = 1e-4
+    temperature: Positive = 0.07
+    projection_features: Count = 128
+    """Output width of the projection that the loss sees; it is dropped afterwards."""
+    views: Views = Views()
+    seed: Seed = 0
+
+
+class Evaluate(Section):
+    """How the numbers are made."""
+
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    """Bootstrap resamples of the patients behind each interval."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    seed: Seed = 0
+
+
+class Compute(Section):
+    """What of the machine can change the last bits of a result."""
+
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    threads: Count = 2
+    """Torch's threads: its CPU results differ by their number."""
+
+
+class Round(Section):
+    """One round of the loop; round 0 has no predecessor."""
+
+    previous: str | None = None
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    rounds: dict[str, Round]
+    later_rounds: dict[str, Round]
+    """The rounds that mine and fine-tune: all but round 0."""
+    cohort: Cohort
+    split: Split = Split()
+    tissue: Tissue = Tissue()
+    tiles: Tiles = Tiles()
+    encoder: Encoder = Encoder()
+    embed: Embed = Embed()
+    head: Head = Head()
+    ranking: Ranking = Ranking()
+    mining: Mining = Mining()
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _rounds_follow_each_other(self) -> "Params":
+        expected = {str(r): Round(previous=str(r - 1) if r else None) for r in range(len(self.rounds))}
+        if self.rounds != expected:
+            raise ValueError(f'rounds must count from "0" without a gap, each naming its predecessor, but are {sorted(self.rounds)}')
+        if self.later_rounds != {r: round_ for r, round_ in self.rounds.items() if r != "0"}:
+            raise ValueError(f'later_rounds must be the rounds after "0", but are {sorted(self.later_rounds)}; write them once and merge them into rounds')
+        return self
+
+
+def load_params(path: Path) -> Params:
+    """The checked params of `path`; `ParamsError` names each wrong key with its value and the cure."""
+    try:
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist; run from the repository's root, where params.yaml lies") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    return check_params(raw, where=str(path))
+
+
+def check_params(raw: Any, *, where: str = "params") -> Params:
+    """`raw` as Params; `where` opens the message of a `ParamsError`."""
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{where} must be a mapping of sections, but holds {type(raw).__name__}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError("\n".join(f"{where}: {_sentence(item)}" for item in error.errors())) from None
+
+
+def _sentence(item: Any) -> str:
+    """One pydantic error as a sentence: the dotted name, the value, what is wanted."""
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{name}={item['input']!r} is not a known param{_suggestion(item['loc'])}"
+    if item["type"] == "missing":
+        return f"{name} is missing; add it"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" if item["type"] == "value_error" else f"{name}={item['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _suggestion(location: tuple[str | int, ...]) -> str:
+    """`; did you mean X?` from the keys that the section at `location` does know."""
+    section: type[BaseModel] = Params
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return "; remove it"
+        section = annotation
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    prefix = ".".join(str(part) for part in location[:-1])
+    names = [f"{prefix}.{key}" if prefix else key for key in (close or known)]
+    return f"; did you mean {names[0]}?" if close else f"; known are {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""File to pixels: the cohort, reading slides, tissue, tiles and their packs."""

@@ -1,0 +1,149 @@
+"""Results kept by their content's causes, and files written whole or not at all.
+
+A result of one slide is kept under a key of everything that can change it: the slide's fingerprint, whole params
+sections, the encoder's digest and the version of the code. It lies outside DVC's outputs, which DVC deletes before a
+stage runs; a stage links it into its output. So a killed stage resumes, one new slide costs one slide, and changing a
+param back costs nothing.
+"""
+
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PLUMBING = frozenset(
+    {"hnm", "hnm.errors", "hnm.params", "hnm.tables", "hnm.store", "hnm.draws", "hnm.experiments", "hnm.experiments.tracking", "pipelines", "pipelines.stage"}
+)
+"""Modules whose text changes no result; they are neither code dependencies nor part of a code version."""
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which becomes `path` when the block ends well and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(value: Any, path: Path) -> None:
+    """`value` as JSON with sorted keys, whole or not at all; NaN is refused."""
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of a folder's files with their names."""
+    if path.is_dir():
+        return key_of(files={file.relative_to(path).as_posix(): digest_of(file) for file in sorted(path.rglob("*")) if file.is_file()})
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def key_of(**causes: Any) -> str:
+    """Key of a result from all that can change it: JSON-ready values by name."""
+    return hashlib.sha256(json.dumps(causes, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def imports_of(module: str) -> frozenset[str]:
+    """All modules of this project that `module` imports, directly or not, itself included, without the plumbing."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in PLUMBING:
+            continue
+        found.add(name)
+        waiting += _direct_imports(name)
+    return frozenset(found)
+
+
+def code_version(module: str) -> str:
+    """Digest of the code that `module` runs through, comments, docstrings and layout aside."""
+    return key_of(code={name: ast.dump(_without_docstrings(ast.parse(_source(name)))) for name in imports_of(module)})
+
+
+@cache
+def _source(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+@cache
+def _direct_imports(module: str) -> tuple[str, ...]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(_source(module))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if _ours(alias.name)}
+        elif isinstance(node, ast.ImportFrom) and node.module and _ours(node.module):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in inner if importlib.util.find_spec(node.module).submodule_search_locations and importlib.util.find_spec(name)}  # type: ignore[union-attr]
+            names |= modules or {node.module}
+    return tuple(sorted(names))
+
+
+def _ours(module: str) -> bool:
+    return module.split(".")[0] in {"hnm", "pipelines"}
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [
+                part for part in node.body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) and isinstance(part.value.value, str))
+            ]
+    return tree
+
+
+class Store:
+    """A folder of results, each one file under `kind/ab/abcdef…`; a file that is there is complete."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, kind: str, key: str, suffix: str) -> Path:
+        """Where the result of `key` lies, or will lie."""
+        return self.root / kind / key[:2] / f"{key}{suffix}"
+
+    def link(self, kept: Path, target: Path) -> None:
+        """The kept result as `target`: a hard link, or a copy where the file system has none."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(kept, target)
+        except OSError:
+            with whole(target) as temporary:
+                shutil.copyfile(kept, temporary)
+
+
+def project_store() -> Store:
+    """The store of the repository that the working directory belongs to; HNM_STORE names another."""
+    if named := os.environ.get("HNM_STORE"):
+        return Store(Path(named))
+    return Store(project_root() / ".hnm" / "store")
+
+
+def project_root() -> Path:
+    """The repository's root: where DVC runs stages, or the nearest folder upwards that holds dvc.yaml."""
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root)
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), here)

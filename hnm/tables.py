@@ -1,0 +1,152 @@
+"""The tables that stages hand to each other: one schema each, checked at every read and every write.
+
+Columns stand in the order given here, rows in the order of the table's key, so that equal content has equal bytes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pandera.pandas as pa
+from pandera.errors import SchemaErrors
+
+from hnm.errors import TableError
+from hnm.params import ID
+from hnm.store import whole
+
+_slide_id = pa.Column(str, pa.Check.str_matches(ID, error="must match [A-Za-z0-9][A-Za-z0-9._-]*"))
+_unique_slide_id = pa.Column(str, pa.Check.str_matches(ID, error="must match [A-Za-z0-9][A-Za-z0-9._-]*"), unique=True)
+_at_least_0 = pa.Check.ge(0, error="must be at least 0")
+_positive = pa.Check.gt(0, error="must be above 0")
+_share = pa.Check.in_range(0, 1, error="must lie in [0, 1]")
+_tile = pa.Column("int32", _at_least_0)
+_corner = pa.Column("int64", _at_least_0)
+_score = pa.Column("float32", _share)
+_logit = pa.Column("float32")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A named schema with the key that orders its rows and is unique."""
+
+    name: str
+    key: tuple[str, ...]
+    columns: dict[str, pa.Column]
+
+    def check(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
+        """`frame` with this table's columns, sorted by its key; `TableError` names `where`, column, row and value."""
+        missing = [column for column in self.columns if column not in frame.columns]
+        extra = [str(column) for column in frame.columns if column not in self.columns]
+        if missing or extra:
+            raise TableError(
+                f"{where} is no {self.name} table: "
+                + "; ".join(part for part in (f"missing columns {missing}" if missing else "", f"unknown columns {extra}" if extra else "") if part)
+            )
+        schema = pa.DataFrameSchema(self.columns, strict=True, unique=list(self.key))
+        try:
+            checked = schema.validate(frame[list(self.columns)], lazy=True)
+        except SchemaErrors as error:
+            first = error.failure_cases.iloc[0]
+            row = "" if pd.isna(first["index"]) else f", row {int(first['index'])}"
+            raise TableError(
+                f"{where}: column {first['column']}{row}: value {first['failure_case']!r} fails {first['check']}"
+                + (f" (and {len(error.failure_cases) - 1} more)" if len(error.failure_cases) > 1 else "")
+            ) from None
+        return checked.sort_values(list(self.key), kind="stable", ignore_index=True)
+
+    def read(self, path: Path) -> pd.DataFrame:
+        """The checked table at `path` (.parquet or .csv)."""
+        if not path.is_file():
+            raise TableError(f"{path} does not exist, but a {self.name} table is wanted; run the stage that makes it (dvc repro)")
+        if path.suffix == ".csv":
+            kinds = {name: str(column.dtype) for name, column in self.columns.items()}
+            return self.check(pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""]), str(path))
+        return self.check(pd.read_parquet(path), str(path))
+
+    def write(self, frame: pd.DataFrame, path: Path) -> None:
+        """`frame`, checked and sorted, to `path` (.parquet or .csv), whole or not at all."""
+        checked = self.check(frame, str(path))
+        with whole(path) as temporary:
+            if path.suffix == ".csv":
+                checked.to_csv(temporary, index=False, lineterminator="\n")
+            else:
+                checked.to_parquet(temporary, index=False)
+
+    def empty(self) -> pd.DataFrame:
+        """This table without rows."""
+        return pd.DataFrame({name: pd.Series(dtype=str(column.dtype)) for name, column in self.columns.items()})
+
+
+SLIDES = Table(
+    "slides",
+    ("slide_id",),
+    {
+        "slide_id": _unique_slide_id,
+        "path": pa.Column(str),  # as in the manifest: relative ones count from its folder
+        "patient_id": pa.Column(str),
+        "split": pa.Column(str, pa.Check.isin(["train", "validation", "test"])),
+        "vendor": pa.Column(str),
+        "mpp_x": pa.Column("float64", _positive),
+        "mpp_y": pa.Column("float64", _positive),
+        "width": pa.Column("int64", _positive),  # level-0 pixels
+        "height": pa.Column("int64", _positive),
+        "fingerprint": pa.Column(str),  # of the file: size, header, OpenSlide's quickhash
+    },
+)
+"""The checked cohort. No labels: those are one file a split."""
+
+LABELS = Table("labels", ("slide_id",), {"slide_id": _unique_slide_id, "label": pa.Column("int64", pa.Check.isin([0, 1]))})
+
+QUARANTINE = Table(
+    "quarantine",
+    ("slide_id",),
+    {"slide_id": _unique_slide_id, "step": pa.Column(str, pa.Check.isin(["open", "mpp", "tissue", "tiles"])), "reason": pa.Column(str)},
+)
+"""Slides that cannot be used, the step that they failed, and why."""
+
+TILES = Table(
+    "tiles",
+    ("slide_id", "tile"),
+    {
+        "slide_id": _slide_id,
+        "tile": _tile,  # its row in the slide's pack and features
+        "x": _corner,  # level-0 pixels of the tile's corner
+        "y": _corner,
+        "side": pa.Column("int64", _positive),  # level-0 pixels of the tile's side
+        "tissue": pa.Column("float32", _share),
+    },
+)
+
+TILE_SCORES = Table(
+    "tile scores",
+    ("slide_id", "tile"),
+    {
+        "slide_id": _slide_id,
+        "tile": _tile,
+        "x": _corner,
+        "y": _corner,
+        "side": pa.Column("int64", _positive),
+        "logit": _logit,
+        "score": _score,
+        "attention": pa.Column("float32", _share),
+    },
+)
+
+SLIDE_SCORES = Table("slide scores", ("slide_id",), {"slide_id": _unique_slide_id, "logit": _logit, "score": _score})
+
+MINED = Table(
+    "mined tiles",
+    ("role", "rank"),
+    {
+        "role": pa.Column(str, pa.Check.isin(["positive", "hard_negative"])),
+        "rank": pa.Column("int32", pa.Check.ge(1, error="must be at least 1")),  # 1 is the best-scoring of its role
+        "slide_id": _slide_id,
+        "tile": _tile,
+        "x": _corner,
+        "y": _corner,
+        "side": pa.Column("int64", _positive),
+        "score": _score,
+        "logit": _logit,
+        "round": pa.Column("int32", pa.Check.ge(1, error="must be at least 1")),
+    },
+)

@@ -1,0 +1,71 @@
+"""A stage's command line from its signature: positional arguments are flags, keyword-only ones are params sections.
+
+`main(scores: Path, slides: Path, mined: Path, *, mining: Mining)` is run by
+`python -m pipelines.mine --scores … --slides … --mined …`; `mining` comes from params.yaml, checked whole before
+anything else. A keyword-only `tracker: Tracker` is given the run of this execution.
+"""
+
+import argparse
+import ctypes
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hnm.errors import HnmError
+from hnm.params import Params, load_params
+
+
+def flags_of(main: Callable[..., None]) -> dict[str, type]:
+    """Flags of a stage, in order: name -> Path or int."""
+    return {name: p.annotation for name, p in inspect.signature(main).parameters.items() if p.kind is not p.KEYWORD_ONLY}
+
+
+def sections_of(main: Callable[..., None]) -> list[str]:
+    """Sections of params.yaml that a stage takes."""
+    return [name for name, p in inspect.signature(main).parameters.items() if p.kind is p.KEYWORD_ONLY and name != "tracker"]
+
+
+def takes_tracker(main: Callable[..., None]) -> bool:
+    """Whether a stage logs to MLflow."""
+    return "tracker" in inspect.signature(main).parameters
+
+
+def run(main: Callable[..., None]) -> None:
+    """Runs the stage `main` with the process's arguments and the params.yaml of the working directory."""
+    _die_with_parent()
+    parser = argparse.ArgumentParser(description=inspect.getdoc(main))
+    for name, kind in flags_of(main).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, required=True)
+    arguments = vars(parser.parse_args())
+    try:
+        params = load_params(Path("params.yaml"))
+        sections = {name: getattr(params, name) for name in sections_of(main)}
+        if takes_tracker(main):
+            _run_tracked(main, arguments, sections, params)
+        else:
+            main(**arguments, **sections)
+    except HnmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run_tracked(main: Callable[..., None], arguments: dict[str, Path | int], sections: dict[str, object], params: Params) -> None:
+    from hnm.experiments.tracking import track_stage
+
+    stage = main.__module__.rpartition(".")[2]
+    if stage == "__main__":
+        stage = Path(inspect.getfile(main)).stem
+    with track_stage(stage, arguments, sections, params) as tracker:
+        main(**arguments, **sections, tracker=tracker)
+
+
+def _die_with_parent() -> None:
+    """Ends this process when `dvc repro` is killed; else it would go on and write its outputs later."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() == 1:  # the parent died before the call
+            os.kill(os.getpid(), signal.SIGKILL)
