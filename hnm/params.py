@@ -194,6 +194,10 @@ class Evaluate(Section):
     resamples: Annotated[int, Field(ge=100)] = 1000
     """Bootstrap resamples of the patients behind each interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    lesion_names: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("tumour", "tumor", "lesion", "metastasis")
+    """Classification names of an annotation's lesion polygons, whatever their case; other names are not lesion."""
+    lesion_share: PositiveShare = 0.25
+    """Smallest share of a tile that lesion polygons cover for the tile to be a lesion tile; less, but not 0, is left out of the tile AUC."""
     seed: Seed = 0
 
 
