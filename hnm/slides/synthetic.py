@@ -1,0 +1,174 @@
+"""The demo cohort: slides drawn by `hnm.slides.painting`, as pyramidal TIFFs in Aperio's layout, with their manifest and truth."""
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import tifffile
+from shapely import Polygon
+from shapely.geometry import mapping
+
+from hnm.draws import seed_of
+from hnm.errors import CohortError
+from hnm.slides.painting import Dice, Painting, Pixels, Stain, mark_with_pen, paint_glass, paint_tissue
+from hnm.store import whole, write_json
+
+MPP = 0.5
+MAGNIFICATION = 20
+TILE_PX = 256
+LEVEL_STEP = 4
+JPEG_QUALITY = 85
+FEWEST_SLIDES = 8
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One slide to be made."""
+
+    slide_id: str
+    patient_id: str
+    label: int
+    split: Literal["train", "validation", "test"]
+    made_of: Literal["tissue", "glass", "pen"]
+    tumour_share: float
+    look_alike_share: float
+
+
+def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: int = 2560, odd_slides: bool = True) -> Path:
+    """Makes `slides` slides, half of them with tumour, under the folder `out` and returns its manifest, `out`/slides.csv.
+
+    Args:
+        out: gets slides/<slide_id>.svs, annotations/<slide_id>.geojson and slides.csv (slide_id, path, label, patient_id,
+            split, annotation; paths relative to `out`). Files that are there are overwritten.
+        seed: another seed, another cohort; equal arguments give equal bytes, whatever the machine or HNM_WORKERS.
+        slides: even, at least 8; about 2/9 each go to validation and test. Two train patients have two slides.
+        width_px: level-0 width of the widest slide at 0.5 µm per pixel, at least 512; a slide of 768 is made in 0.3 s.
+        odd_slides: whether one negative train slide is empty glass (its place in a cohort is quarantine) and another has pen marks.
+
+    Annotations are GeoJSON polygons in level-0 pixels, `properties.classification.name` "tumour" or "look-alike": tissue that is
+    benign, though its cells are large and crowded. Raises `CohortError` where `slides` or `width_px` is out of range.
+    """
+    if slides < FEWEST_SLIDES or slides % 2:
+        raise CohortError(f"a demo cohort of slides={slides} cannot be split with both labels in each; ask for an even number from {FEWEST_SLIDES}")
+    if width_px < 512:
+        raise CohortError(f"width_px={width_px} leaves no room for tissue; ask for at least 512")
+    subjects = _subjects(seed, slides, odd_slides)
+    make = partial(_make_slide, out, seed, width_px)
+    with ProcessPoolExecutor(int(os.environ.get("HNM_WORKERS", 0)) or os.cpu_count(), get_context("spawn")) as workers:
+        annotated = list(workers.map(make, subjects))
+    manifest = pd.DataFrame(
+        {
+            "slide_id": [subject.slide_id for subject in subjects],
+            "path": [f"slides/{subject.slide_id}.svs" for subject in subjects],
+            "label": [subject.label for subject in subjects],
+            "patient_id": [subject.patient_id for subject in subjects],
+            "split": [subject.split for subject in subjects],
+            "annotation": [f"annotations/{subject.slide_id}.geojson" if has else "" for subject, has in zip(subjects, annotated, strict=True)],
+        }
+    )
+    with whole(out / "slides.csv") as temporary:
+        manifest.to_csv(temporary, index=False, lineterminator="\n")
+    return out / "slides.csv"
+
+
+def _subjects(seed: int, slides: int, odd_slides: bool) -> list[_Subject]:
+    """What is made: labels and splits dealt to shuffled slide ids, tumour shares from 5 to 30 %, small ones more often."""
+    dice = Dice(seed_of(seed, "demo", "subjects"))
+    held_out = round(slides / 9)
+    pairs = slides // 2
+    splits = ["test"] * held_out + ["validation"] * held_out + ["train"] * (pairs - 2 * held_out)
+    order = np.argsort(dice.many(0, 1 << 32, slides), kind="stable")
+    subjects = []
+    for place, number in enumerate(order.tolist()):
+        label, pair = divmod(place, pairs)
+        odd = odd_slides and not label
+        made_of: Literal["tissue", "glass", "pen"] = "glass" if odd and pair == pairs - 1 else "pen" if odd and pair == pairs - 2 else "tissue"
+        patient = place - 1 if pair == pairs - 1 else place  # the last two of each label, both train, are one patient's
+        subjects.append(
+            _Subject(
+                slide_id=f"demo-{number + 1:03d}",
+                patient_id=f"patient-{int(order[patient]) + 1:03d}",
+                label=label,
+                split=splits[pair],  # type: ignore[arg-type]
+                made_of=made_of,
+                tumour_share=label * (0.05 + 0.25 * ((pair * 7 % pairs) / (pairs - 1)) ** 2),
+                look_alike_share=dice.one(40, 110) / 1000 if label else dice.one(80, 260) / 1000,
+            )
+        )
+    return sorted(subjects, key=lambda subject: subject.slide_id)
+
+
+def _make_slide(out: Path, seed: int, width_px: int, subject: _Subject) -> bool:
+    """Writes one slide, and its truth where there is any; returns whether there is."""
+    painting = _paint(seed, width_px, subject)
+    with whole(out / "slides" / f"{subject.slide_id}.svs") as temporary:
+        _write_svs(painting.pixels, temporary)
+    named = [("tumour", polygon) for polygon in painting.tumour] + [("look-alike", polygon) for polygon in painting.look_alike]
+    if named:
+        write_json({"type": "FeatureCollection", "features": [_feature(*pair) for pair in named]}, out / "annotations" / f"{subject.slide_id}.geojson")
+    return bool(named)
+
+
+def _paint(seed: int, width_px: int, subject: _Subject) -> Painting:
+    dice = Dice(seed_of(seed, "demo", "slide", subject.slide_id))
+    stain = Stain.drawn(Dice(seed_of(seed, "demo", "stain", subject.patient_id)))
+    height, width = width_px * dice.one(80, 96) // 100, width_px * dice.one(90, 101) // 100
+    if subject.made_of == "glass":
+        return paint_glass(dice, stain, height, width)
+    painting = paint_tissue(dice, stain, height, width, tumour_share=subject.tumour_share, look_alike_share=subject.look_alike_share)
+    return mark_with_pen(dice, painting) if subject.made_of == "pen" else painting
+
+
+def _feature(name: str, polygon: Polygon) -> dict[str, object]:
+    corners = json.loads(json.dumps(mapping(polygon)["coordinates"]))
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": corners},
+        "properties": {"objectType": "annotation", "classification": {"name": name}},
+    }
+
+
+def _write_svs(pixels: Pixels, path: Path) -> None:
+    """`pixels` (height, width, 3) as Aperio lays it out: level 0, a thumbnail in strips, then levels each a quarter of the last."""
+    height, width, _ = pixels.shape
+    levels = [pixels]
+    while min(levels[-1].shape[:2]) >= LEVEL_STEP * TILE_PX // 4:
+        levels.append(_reduced(levels[-1], LEVEL_STEP))
+    head = f"Aperio Image Library v11.2.1 \r\n{width}x{height}"
+    tiled = f"[0,0 {width}x{height}] ({TILE_PX}x{TILE_PX})"
+    properties = f"JPEG/RGB Q={JPEG_QUALITY}|AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}"
+    with tifffile.TiffWriter(path, byteorder="<") as file:
+        write = partial(
+            file.write, photometric="ycbcr", subsampling=(2, 2), compression="jpeg", compressionargs={"level": JPEG_QUALITY}, metadata=None, software=False
+        )
+        for number, level in enumerate(levels):
+            shrunk = f" -> {level.shape[1]}x{level.shape[0]}" if number else ""
+            write(_tiles(level), shape=level.shape, dtype=np.uint8, tile=(TILE_PX, TILE_PX), description=f"{head} {tiled}{shrunk} {properties}")
+            if not number:
+                thumbnail = levels[min(1, len(levels) - 1)]
+                size = f"{thumbnail.shape[1]}x{thumbnail.shape[0]}"
+                write(thumbnail, rowsperstrip=len(thumbnail), description=f"{head} -> {size} - |AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}")
+
+
+def _tiles(pixels: Pixels) -> Iterator[Pixels]:
+    """Tiles row by row; those that reach over the border repeat its pixels, so that no black rings into the image."""
+    height, width, _ = pixels.shape
+    padded = np.pad(pixels, ((0, -height % TILE_PX), (0, -width % TILE_PX), (0, 0)), mode="edge")
+    for top in range(0, height, TILE_PX):
+        for left in range(0, width, TILE_PX):
+            yield np.ascontiguousarray(padded[top : top + TILE_PX, left : left + TILE_PX])
+
+
+def _reduced(pixels: Pixels, step: int) -> Pixels:
+    """Means of step x step pixels; what is left over at the border is dropped."""
+    height, width = pixels.shape[0] // step, pixels.shape[1] // step
+    blocks = pixels[: height * step, : width * step].reshape(height, step, width, step, 3)
+    return np.asarray((blocks.sum(axis=(1, 3), dtype=np.uint32) + step * step // 2) // (step * step), np.uint8)
