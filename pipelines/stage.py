@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hnm.errors import HnmError
+from hnm.experiments.ledger import cost_so_far, dvc_name, write_cost
 from hnm.params import Params, load_params
+from hnm.store import project_root
 
 
 def flags_of(main: Callable[..., None]) -> dict[str, type]:
@@ -43,21 +45,26 @@ def run(main: Callable[..., None]) -> None:
     try:
         params = load_params(Path("params.yaml"))
         sections = {name: getattr(params, name) for name in sections_of(main)}
+        stage = _name_of(main)
         if takes_tracker(main):
-            _run_tracked(main, arguments, sections, params)
+            _run_tracked(main, stage, arguments, sections, params)
         else:
             main(**arguments, **sections)
+        write_cost(project_root(), dvc_name(stage, arguments), cost_so_far())
     except HnmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _run_tracked(main: Callable[..., None], arguments: dict[str, Path | int], sections: dict[str, object], params: Params) -> None:
+def _name_of(main: Callable[..., None]) -> str:
+    """The stage's name without its round: that of its file."""
+    name = main.__module__.rpartition(".")[2]
+    return Path(inspect.getfile(main)).stem if name == "__main__" else name
+
+
+def _run_tracked(main: Callable[..., None], stage: str, arguments: dict[str, Path | int], sections: dict[str, object], params: Params) -> None:
     from hnm.experiments.tracking import track_stage
 
-    stage = main.__module__.rpartition(".")[2]
-    if stage == "__main__":
-        stage = Path(inspect.getfile(main)).stem
     with track_stage(stage, arguments, sections, params) as tracker:
         main(**arguments, **sections, tracker=tracker)
 

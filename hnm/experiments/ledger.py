@@ -1,0 +1,52 @@
+"""The ledger of cost: what each stage's last execution on this machine took.
+
+Seconds and memory differ from run to run, so they never enter a stage's outputs, which are hashed. They lie in
+`.hnm/cost/`, which git ignores, one file a stage, and are logged to the stage's MLflow run.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from hnm.store import write_json
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What this process has taken since it started, the imports of its libraries included."""
+
+    seconds: float
+    peak_memory_mb: float
+    """Largest resident memory, in 10^6 bytes, of this process or of the greediest child that has ended, whichever is more."""
+
+
+def cost_so_far() -> Cost:
+    """The cost of the running process up to now."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return Cost(seconds=round(time.time() - psutil.Process().create_time(), 3), peak_memory_mb=round(peak * unit / 1e6, 1))
+
+
+def dvc_name(stage: str, arguments: Mapping[str, Path | int]) -> str:
+    """DVC's name of the running stage: `head@1`; outside DVC, the name that it would have."""
+    if name := os.environ.get("DVC_STAGE"):
+        return name.rpartition(":")[2]
+    return f"{stage}@{arguments['round']}" if "round" in arguments else stage
+
+
+def write_cost(root: Path, name: str, cost: Cost) -> None:
+    """Enters the cost of the stage `name` (DVC's name) into the ledger of the repository `root`."""
+    write_json({"stage": name, **asdict(cost)}, root / ".hnm" / "cost" / f"{name}.json")
+
+
+def stage_seconds(root: Path) -> dict[str, float]:
+    """Seconds of each stage's last successful execution on this machine, by DVC's name (`head@1`); a stage that never ran here is missing."""
+    entries = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / ".hnm" / "cost").glob("*.json")))
+    return {entry["stage"]: entry["seconds"] for entry in entries}

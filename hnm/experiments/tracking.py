@@ -1,0 +1,379 @@
+"""Runs in MLflow: what each stage logs, under which names, and how it gets there without ever delaying or stopping a stage.
+
+A stage writes events to a record on disk (`record.py`) and nothing else. A courier, a child process that alone imports
+MLflow, follows the record and brings it to the tracking store. When the store is away, slow, locked or full, the stage
+does not notice; its record waits in `.hnm/spool` for the next tracked stage or for `sync`. Bringing a record twice
+changes nothing, so it can be cut short anywhere.
+"""
+
+import contextlib
+import math
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock, Timeout
+
+from hnm.errors import TrackingError
+from hnm.experiments.ledger import cost_so_far, dvc_name
+from hnm.experiments.record import Event, Record, flat, waiting_records
+from hnm.experiments.state import git_tags, running_stage
+from hnm.params import Params
+from hnm.store import project_root, whole
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+METRICS = {
+    "epoch/loss": "training loss, the weighted sum of its parts",
+    "epoch/slide_loss": "cross-entropy of the slide logit",
+    "epoch/tile_loss": "cross-entropy of the highest tile logit",
+    "epoch/ranking_loss": "patch ranking loss",
+    "epoch/negative_loss": "contrastive loss with negatives as anchors",
+    "epoch/positive_loss": "contrastive loss with positives as anchors",
+    "epoch/validation_auc": "slide AUC on validation",
+    "epoch/validation_loss": "slide log loss on validation",
+    "epoch/learning_rate": "learning rate at the end of the epoch",
+    "validation/auc": "slide AUC on validation, of the epoch or round that was kept",
+    "validation/loss": "slide log loss on validation, of the epoch that was kept",
+    "test/auc": "slide AUC",
+    "test/auc_low": "lower end of its interval",
+    "test/auc_high": "upper end of its interval",
+    "test/average_precision": "area under the precision-recall curve of slides",
+    "test/sensitivity_at_specificity_90": "sensitivity at a specificity of at least 0.9, from the ROC curve",
+    "test/accuracy": "share of slides decided rightly, at the threshold that validation chose",
+    "test/f1": "F1 of slides at that threshold",
+    "test/sensitivity": "share of positive slides called positive at that threshold",
+    "test/specificity": "share of negative slides called negative at that threshold",
+    "test/brier": "mean squared error of slide scores",
+    "test/log_loss": "log loss of slide scores",
+    "test/ece": "expected calibration error of slide scores",
+    "test/tile_auc": "AUC of tiles where annotations exist",
+    "test/tile_average_precision": "average precision of tiles where annotations exist",
+    "mining/positives": "positives mined",
+    "mining/hard_negatives": "hard negatives mined",
+    "round/validation_auc": "slide AUC on validation",
+    "round/test_auc": "slide AUC on test",
+    "round/test_tile_auc": "AUC of test tiles where annotations exist",
+    "round/positives": "positives mined for the round",
+    "round/hard_negatives": "hard negatives mined for the round",
+    "cost/seconds": "wall-clock seconds of the stage's process",
+    "cost/peak_memory_mb": "largest resident memory of the stage's process or of one of its children, in 10^6 bytes",
+}
+"""The closed vocabulary: metric -> meaning. The word before the slash says what a step counts (`epoch`, `round`) or where a single number belongs."""
+
+STAGE_SECONDS = 5.0
+"""Longest that tracking may delay a stage, at its end."""
+COURIER_SECONDS = 60.0
+"""Longest that a courier goes on alone after its stage."""
+POLL_SECONDS = 0.5
+
+Kind = Literal["encoder", "head"]
+
+
+class Tracker:
+    """The run of one stage execution; every method only writes to the run's record."""
+
+    def __init__(self, stage: str, record: Record | None) -> None:
+        self._stage = stage
+        self._record = record
+
+    def epoch(self, epoch: int, metrics: Mapping[str, float | None]) -> None:
+        """One row of a history, by its column names; a loop's `on_epoch`."""
+        self.metrics({f"epoch/{name}": value for name, value in metrics.items() if name != "epoch"}, step=epoch)
+
+    def metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
+        """Logs `metrics`; `step` counts what the name says before its slash, None for a single number.
+
+        A value that is missing or not finite is not logged but named in the tag `hnm.not_finite`. `TrackingError` for a
+        name outside of `METRICS`, or of a test metric outside of `evaluate`.
+        """
+        for name in metrics:
+            if name not in METRICS:
+                raise TrackingError(f"metric {name!r} is not in the vocabulary; use one of METRICS in hnm/experiments/tracking.py or add it there")
+            if name.startswith("test/") and self._stage != "evaluate":
+                raise TrackingError(f"metric {name!r} is for the stage evaluate alone, but {self._stage} logs it")
+        finite = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
+        if finite:
+            self._append("metrics", step=step or 0, values=finite)
+        for name in metrics.keys() - finite.keys():
+            self._append("not_finite", name=name, step=step)
+
+    def file(self, path: Path) -> None:
+        """Logs the file at `path` as an artifact of the run."""
+        self._keep("file", path)
+
+    def model(self, folder: Path, kind: Kind) -> None:
+        """Logs the folder of an encoder or a head (`<kind>.json`, `weights.safetensors`) as the run's model."""
+        self._keep("model", folder, kind=kind)
+
+    def _keep(self, event: str, path: Path, **content: Any) -> None:
+        if self._record is None:
+            return
+        try:
+            kept = self._record.keep(path)
+        except OSError as error:
+            self._record.complain(error)
+        else:
+            self._append(event, path=kept, **content)
+
+    def _append(self, event: str, **content: Any) -> None:
+        if self._record is not None:
+            self._record.append(event, **content)
+
+
+@contextlib.contextmanager
+def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mapping[str, Any], params: Params) -> Iterator[Tracker]:
+    """The run of one execution of `stage`, open as long as the block runs; HNM_TRACKING=off makes none.
+
+    Args:
+        stage: the stage's name without its round.
+        arguments: the stage's flags by name; `round`, where it has one, goes into the run's name.
+        sections: the sections of params.yaml that the stage uses; the run's params.
+        params: the whole of params.yaml.
+    """
+    if os.environ.get("HNM_TRACKING") == "off":
+        yield Tracker(stage, None)
+        return
+    root = project_root()
+    name = run_name(stage, arguments, sections)
+    record = Record.create(root, name)
+    with record.alive():
+        record.append("start", **_identity(root, stage, name, arguments, sections, params))
+        courier = _send_courier(root, record)
+        status = "FAILED"
+        try:
+            yield Tracker(stage, record)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            cost = cost_so_far()
+            record.append("metrics", step=0, values={"cost/seconds": cost.seconds, "cost/peak_memory_mb": cost.peak_memory_mb})
+            record.append("finish", status=status)
+            _await_courier(courier, name, record)
+
+
+def run_name(stage: str, arguments: Mapping[str, Path | int | str], sections: Mapping[str, Any]) -> str:
+    """`head-r2-dsmil-s0`: the stage, its round, and of a stage of a round the kind and the seed of its own section."""
+    if "round" not in arguments:
+        return stage
+    own = sections.get(stage)
+    values = own if isinstance(own, Mapping) else dict(own or {})
+    parts = [stage, f"r{arguments['round']}", values.get("kind"), f"s{values['seed']}" if "seed" in values else None]
+    return "-".join(str(part) for part in parts if part is not None)
+
+
+def _identity(root: Path, stage: str, name: str, arguments: Mapping[str, Path | int], sections: Mapping[str, Any], params: Params) -> dict[str, Any]:
+    """Content of the event `start`: the run's experiment, name, tags, params and inputs."""
+    state = running_stage(root, dvc_name(stage, arguments), f"pipelines.{stage}", arguments, sections)
+    tags = {
+        "hnm.kind": "stage",
+        "hnm.stage": stage,
+        "hnm.stage_key": state.key,
+        "mlflow.source.name": f"pipelines/{stage}.py",
+        "mlflow.source.type": "LOCAL",
+        **({"hnm.round": str(arguments["round"])} if "round" in arguments else {}),
+        **({"hnm.dvc_experiment": experiment} if (experiment := os.environ.get("DVC_EXP_NAME")) else {}),
+        **git_tags(root),
+    }
+    flags = {path: flag for flag, path in state.arguments.items()}
+    inputs = [[path, md5, flags.get(path, "dependency")] for path, md5 in state.data.items()]
+    return {"experiment": params.cohort.name, "name": name, "tags": tags, "params": flat(state.params), "inputs": inputs}
+
+
+def tracking_uri(root: Path) -> str:
+    """The store that runs go to: MLFLOW_TRACKING_URI, or the SQLite file at the repository's root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+def _send_courier(root: Path, record: Record) -> "subprocess.Popen[bytes] | None":
+    """Starts the process that brings the record to MLflow; it learns of the stage's end by the end of its standard input."""
+    command = [sys.executable, "-m", "hnm.experiments.tracking", str(root.resolve()), str(record.folder.resolve())]
+    try:
+        with (record.folder / "courier.log").open("ab") as log:
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+    except OSError as error:
+        record.complain(error)
+        return None
+
+
+def _await_courier(courier: "subprocess.Popen[bytes] | None", name: str, record: Record) -> None:
+    """Gives the courier a last moment; says in one line where the run is when that was not enough."""
+    if courier is None or courier.stdin is None:
+        return
+    courier.stdin.close()
+    try:
+        if courier.wait(timeout=STAGE_SECONDS) == 0:
+            return
+    except subprocess.TimeoutExpired:
+        pass
+    print(
+        f"tracking: MLflow has not taken the run {name} yet; it waits in .hnm/spool and goes with the next tracked stage or `hnm track sync`", file=sys.stderr
+    )
+
+
+# ---------------------------------------------------------------- from here on in the courier's process
+
+
+def connect(root: Path) -> "MlflowClient":
+    """A client of the tracking store; the SQLite store is made first, whole and by one process, where it is missing."""
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GIT_PYTHON_REFRESH": "quiet", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(root)
+    if not uri.startswith("sqlite:"):
+        return MlflowClient(uri)
+    database = Path(uri.removeprefix("sqlite:///"))
+    with FileLock(root / ".hnm" / "tracking.lock"):
+        if not database.exists():
+            with whole(database) as temporary:
+                MlflowClient(f"sqlite:///{temporary}")
+        return MlflowClient(uri)
+
+
+class Delivery:
+    """Brings one record's events to MLflow, in order; what was brought before changes nothing."""
+
+    def __init__(self, root: Path, record: Record, client: "MlflowClient") -> None:
+        self._root = root
+        self._record = record
+        self._client = client
+        self._run_id = ""
+        self._experiment_id = ""
+
+    def bring(self, events: Sequence[Event]) -> None:
+        """Brings `events`, those of one kind that stand together at once."""
+        for kind, group in groupby(events, key=lambda event: event["event"]):
+            if kind == "metrics":
+                self._metrics(list(group))
+            else:
+                for event in group:
+                    getattr(self, f"_{kind}")(event)
+
+    def _start(self, event: Event) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        self._experiment_id = _experiment(self._client, self._root, event["experiment"])
+        identity = self._record.identity
+        found = self._client.search_runs([self._experiment_id], f"tags.`hnm.record` = '{identity}'", max_results=1)
+        tags = {**event["tags"], "hnm.record": identity}
+        run = found[0] if found else self._client.create_run(self._experiment_id, start_time=event["time"], tags=tags, run_name=event["name"])
+        self._run_id = run.info.run_id
+        params = [Param(name, str(value)) for name, value in event["params"].items()]
+        for first in range(0, len(params), 100):  # MLflow's limit
+            self._client.log_batch(self._run_id, params=params[first : first + 100])
+        inputs = [
+            DatasetInput(
+                Dataset(name=path, digest=md5, source_type="dvc", source=f'{{"path": "{path}", "md5": "{md5}"}}'), [InputTag("mlflow.data.context", context)]
+            )
+            for path, md5, context in event["inputs"]
+        ]
+        self._client.log_inputs(self._run_id, inputs)
+
+    def _metrics(self, events: list[Event]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, event["time"], event["step"]) for event in events for name, value in event["values"].items()]
+        for first in range(0, len(metrics), 1000):  # MLflow's limit
+            self._client.log_batch(self._run_id, metrics=metrics[first : first + 1000])
+
+    def _not_finite(self, event: Event) -> None:
+        step = "" if event["step"] is None else f" at step {event['step']}"
+        self._client.set_tag(self._run_id, "hnm.not_finite", f"{event['name']}{step}")
+
+    def _file(self, event: Event) -> None:
+        self._client.log_artifact(self._run_id, str(self._record.folder / event["path"]))
+
+    def _model(self, event: Event) -> None:
+        name = event["kind"]
+        known = self._client.search_logged_models([self._experiment_id], f"source_run_id = '{self._run_id}' AND name = '{name}'")
+        if any(model.status.value == "READY" for model in known):
+            return
+        model = self._client.create_logged_model(self._experiment_id, name=name, source_run_id=self._run_id, model_type=name)
+        self._client.log_model_artifacts(model.model_id, str(self._record.folder / event["path"]))
+        self._client.finalize_logged_model(model.model_id, "READY")
+
+    def _finish(self, event: Event) -> None:
+        self._client.set_terminated(self._run_id, event["status"], event["time"])
+
+
+def _experiment(client: "MlflowClient", root: Path, name: str) -> str:
+    """Id of the experiment `name`, made where it is missing; two processes may try at once."""
+    with FileLock(root / ".hnm" / "tracking.lock"):
+        if found := client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        location = (root / "mlruns" / name).as_uri() if tracking_uri(root).startswith("sqlite:") else None
+        return str(client.create_experiment(name, artifact_location=location))
+
+
+def bring_waiting(root: Path, client: "MlflowClient", *, seconds: float = 0.0) -> list[str]:
+    """Brings the records of stages that have ended, oldest first, closing those whose stage was killed; the names of what was brought.
+
+    A record that another courier is bringing is left to it, after waiting `seconds` for it to finish.
+    """
+    brought = []
+    for record in waiting_records(root):
+        with contextlib.suppress(Timeout), record.courier_lock(seconds):
+            record.close_if_killed()
+            events = record.events()
+            if events and events[-1]["event"] == "finish":
+                Delivery(root, record, client).bring(events)
+                record.remove()
+                brought.append(events[0]["name"])
+    return brought
+
+
+def _courier(root: Path, record: Record) -> bool:
+    """Follows a record until its stage has ended; whether all of it was brought."""
+    with record.courier_lock(0):
+        delivery: Delivery | None = None
+        brought = 0
+        others_brought = False
+        stage_runs = True
+        while True:
+            if stage_runs and select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
+                stage_runs = False
+                watchdog = threading.Timer(COURIER_SECONDS, os._exit, [1])
+                watchdog.daemon = True
+                watchdog.start()
+                record.close_if_killed(1.0)
+            events = record.events()
+            try:
+                if delivery is None:
+                    client = connect(root)
+                    delivery = Delivery(root, record, client)
+                delivery.bring(events[brought:])
+                brought = len(events)
+                if not others_brought:
+                    bring_waiting(root, client)
+                    others_brought = True
+            except _store_errors() as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            if not stage_runs:
+                break
+    complete = bool(events) and brought == len(events) and events[-1]["event"] == "finish"
+    if complete:
+        record.remove()
+    return complete
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What a store that is away, locked or full raises."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, OSError
+
+
+if __name__ == "__main__":
+    sys.exit(0 if _courier(Path(sys.argv[1]), Record(Path(sys.argv[2]))) else 1)

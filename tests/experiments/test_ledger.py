@@ -1,0 +1,40 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from hnm.experiments.ledger import Cost, cost_so_far, dvc_name, stage_seconds, write_cost
+
+
+def test_seconds_by_dvc_name(tmp_path: Path) -> None:
+    write_cost(tmp_path, "head@1", Cost(12.5, 800.0))
+    write_cost(tmp_path, "evaluate", Cost(3.25, 500.0))
+    write_cost(tmp_path, "head@1", Cost(11.0, 900.0))
+    assert stage_seconds(tmp_path) == {"evaluate": 3.25, "head@1": 11.0}
+    assert json.loads((tmp_path / ".hnm/cost/head@1.json").read_text()) == {"stage": "head@1", "seconds": 11.0, "peak_memory_mb": 900.0}
+
+
+def test_no_ledger_is_empty(tmp_path: Path) -> None:
+    assert stage_seconds(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "name"),
+    [("mine@2", {"round": 7}, "mine@2"), ("sub/dvc.yaml:tiles", {}, "tiles"), (None, {"round": 3}, "mine@3"), (None, {"scores": Path("a")}, "mine")],
+)
+def test_name_of_the_running_stage(monkeypatch: pytest.MonkeyPatch, environment: str | None, arguments: dict[str, Path | int], name: str) -> None:
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    if environment:
+        monkeypatch.setenv("DVC_STAGE", environment)
+    assert dvc_name("mine", arguments) == name
+
+
+def test_cost_grows_with_time_and_memory() -> None:
+    before = cost_so_far()
+    block = bytearray(150_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    time.sleep(0.05)
+    after = cost_so_far()
+    assert 0.05 <= after.seconds - before.seconds < 5
+    assert after.peak_memory_mb >= max(before.peak_memory_mb, 150)
