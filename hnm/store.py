@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hnm.errors import HnmError
+
 PLUMBING = frozenset(
     {"hnm", "hnm.errors", "hnm.params", "hnm.tables", "hnm.store", "hnm.draws", "hnm.experiments", "hnm.experiments.tracking", "pipelines", "pipelines.stage"}
 )
@@ -47,6 +49,16 @@ def write_json(value: Any, path: Path) -> None:
     """`value` as JSON with sorted keys, whole or not at all; NaN is refused."""
     with whole(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, kind: type[HnmError]) -> Any:
+    """The JSON value at `path`; raises `kind` when it is missing or torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise kind(f"{path} does not exist; run the stage that makes it (dvc repro)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise kind(f"{path} is not JSON ({error}); delete it and run the stage that makes it again") from None
 
 
 def digest_of(path: Path) -> str:

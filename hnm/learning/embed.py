@@ -1,0 +1,69 @@
+"""Tiles to features: the encoder's forward pass over the packs of a cohort."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hnm.learning.encoder import TileEncoder
+
+ReadTiles = Callable[[int, int, int], NDArray[np.uint8]]
+"""(slide, first tile, end) -> RGB tiles `(tiles, height, width, 3)` of the slide."""
+
+
+def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch_tiles: int, device: torch.device) -> Iterator[NDArray[np.float32]]:
+    """The features `(tiles, features)` of each slide, in order.
+
+    Batches cross slide borders and all have one size (the last is filled up with zeros), so that a feature does not
+    depend on which slides are embedded beside it. The next batch is read and decoded while the encoder runs.
+
+    Args:
+        encoder: put on `device` and used as it is, in evaluation mode.
+        counts: tiles of each slide, at least 1.
+        read: reads the pixels.
+        batch_tiles: size of a batch.
+        device: where the encoder runs.
+    """
+    encoder = encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    borders = [*range(0, total, batch_tiles), total]
+    starts = ends - np.asarray(counts)
+
+    def read_batch(first: int, end: int) -> Tensor:
+        slides = range(int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, end - 1, side="right")) + 1)
+        parts = [read(slide, max(first - int(starts[slide]), 0), min(end, int(ends[slide])) - int(starts[slide])) for slide in slides]
+        return torch.from_numpy(np.concatenate(parts))
+
+    pending = np.empty((0, encoder.record.features), np.float32)
+    slide = 0
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        batches = list(pairwise(borders))
+        ahead = [reader.submit(read_batch, *batch) for batch in batches[:1]]
+        for number in range(len(batches)):
+            tiles = ahead.pop().result()
+            if number + 1 < len(batches):
+                ahead.append(reader.submit(read_batch, *batches[number + 1]))
+            pending = np.concatenate([pending, _forward(encoder, tiles, batch_tiles, device)])
+            while slide < len(counts) and len(pending) >= counts[slide]:
+                yield pending[: counts[slide]]
+                pending = pending[counts[slide] :]
+                slide += 1
+
+
+@torch.inference_mode()
+def _forward(encoder: TileEncoder, tiles: Tensor, batch_tiles: int, device: torch.device) -> NDArray[np.float32]:
+    batch = to_input(tiles, device)
+    if len(tiles) < batch_tiles:
+        batch = torch.cat([batch, batch.new_zeros(batch_tiles - len(tiles), *batch.shape[1:])])
+    features: NDArray[np.float32] = encoder(batch.contiguous(memory_format=torch.channels_last))[: len(tiles)].float().cpu().numpy()
+    return features
+
+
+def to_input(tiles: Tensor, device: torch.device) -> Tensor:
+    """RGB tiles `(tiles, height, width, 3)` uint8 as `(tiles, 3, height, width)` float32 in [0, 1] on `device`."""
+    return tiles.to(device).permute(0, 3, 1, 2).float() / 255

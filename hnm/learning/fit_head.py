@@ -1,0 +1,127 @@
+"""Training a head from slide labels alone."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
+
+from hnm import params
+from hnm.draws import seed_of
+from hnm.errors import HeadError
+from hnm.learning.heads import Head, HeadOutput, make_head
+from hnm.learning.losses import ranking_loss
+
+OnEpoch = Callable[[int, Mapping[str, float]], None]
+"""Told the number of an epoch, counted from 1, and its metrics, when it ends."""
+
+
+@dataclass(frozen=True)
+class LabelledSlide:
+    """A slide as a head sees it in training."""
+
+    slide_id: str
+    features: Tensor
+    """`(tiles, features)` float32"""
+    label: int
+
+
+def fit_head(
+    train: Sequence[LabelledSlide], validation: Sequence[LabelledSlide], section: params.Head, ranking: params.Ranking, on_epoch: OnEpoch
+) -> tuple[Head, list[dict[str, float]]]:
+    """The head of the best validation epoch, and the history: one mapping an epoch.
+
+    A step takes one positive and one negative slide. An epoch shows every slide: those of the smaller class are drawn
+    again until the larger class is through. The best epoch has the highest validation AUC; ties go to the lower
+    validation log loss, then to the earlier epoch.
+
+    Raises:
+        HeadError: train or validation lacks a class, or the loss is no longer finite.
+    """
+    for split, slides in (("train", train), ("validation", validation)):
+        for label in (0, 1):
+            if not any(slide.label == label for slide in slides):
+                raise HeadError(
+                    f"no {split} slide with label {label} has tiles; the head needs both classes: add slides or look into data/tiles/quarantine.csv"
+                )
+    head = make_head(train[0].features.shape[1], section)
+    everything = torch.cat([slide.features for slide in train])
+    head.standardise(everything.mean(dim=0), everything.std(dim=0, unbiased=False))
+    optimiser = torch.optim.Adam(head.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, section.epochs) if section.schedule == "cosine" else None
+    history: list[dict[str, float]] = []
+    best_rank, best_state = (-np.inf, -np.inf), copy.deepcopy(head.state_dict())
+    best_epoch = 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(section.seed, "head dropout"))
+        for epoch in range(1, section.epochs + 1):
+            rate = optimiser.param_groups[0]["lr"]
+            losses = _train_epoch(head, optimiser, pairs(train, section.seed, epoch), section, ranking)
+            if scheduler:
+                scheduler.step()
+            if not all(torch.isfinite(weight).all() for weight in head.parameters()) or not np.isfinite(losses["loss"]):
+                raise HeadError(f"the head's weights or loss are not finite in epoch {epoch}; lower head.learning_rate={section.learning_rate:g}")
+            auc, log_loss = validate(head, validation)
+            row = {"epoch": epoch, **losses, "validation_auc": auc, "validation_loss": log_loss, "learning_rate": rate}
+            history.append(row)
+            on_epoch(epoch, row)
+            if (auc, -log_loss) > best_rank:
+                best_rank, best_state, best_epoch = (auc, -log_loss), copy.deepcopy(head.state_dict()), epoch
+            elif epoch - best_epoch >= section.patience:
+                break
+    head.load_state_dict(best_state)
+    return head.eval(), history
+
+
+def pairs(train: Sequence[LabelledSlide], seed: int, epoch: int) -> Iterator[tuple[LabelledSlide, LabelledSlide]]:
+    """The steps of an epoch: (positive slide, negative slide). No slide is left out; the smaller class is drawn again."""
+    generator = np.random.default_rng(seed_of(seed, "head pairs", epoch))
+    positive = [slide for slide in train if slide.label == 1]
+    negative = [slide for slide in train if slide.label == 0]
+    steps = max(len(positive), len(negative))
+    yield from zip(_shuffled(positive, steps, generator), _shuffled(negative, steps, generator), strict=True)
+
+
+def _shuffled(slides: list[LabelledSlide], count: int, generator: np.random.Generator) -> list[LabelledSlide]:
+    """`count` slides: whole random orders of `slides`, one after the other."""
+    orders = [generator.permutation(len(slides)) for _ in range(-(-count // len(slides)))]
+    return [slides[i] for i in np.concatenate(orders)[:count]]
+
+
+def _train_epoch(
+    head: Head, optimiser: torch.optim.Optimizer, steps: Iterator[tuple[LabelledSlide, LabelledSlide]], section: params.Head, ranking: params.Ranking
+) -> dict[str, float]:
+    """One pass; the means over its steps of the loss and of its unweighted parts."""
+    head.train()
+    parts = []
+    for positive, negative in steps:
+        slide_loss, tile_loss, rank_loss = step_losses(head(positive.features), head(negative.features), ranking)
+        loss = section.slide_weight * slide_loss + section.tile_weight * tile_loss + ranking.weight * rank_loss
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        parts.append(torch.stack([loss, slide_loss, tile_loss, rank_loss]).detach())
+    means = torch.stack(parts).mean(dim=0).tolist()
+    return dict(zip(("loss", "slide_loss", "tile_loss", "ranking_loss"), means, strict=True))
+
+
+def step_losses(positive: HeadOutput, negative: HeadOutput, ranking: params.Ranking) -> tuple[Tensor, Tensor, Tensor]:
+    """Slide, tile and ranking loss of one step, unweighted; the first two are means over the two slides."""
+    labels = torch.tensor([1.0, 0.0], device=positive.slide_logit.device)
+    slide_loss = cross_entropy(torch.stack([positive.slide_logit, negative.slide_logit]), labels)
+    tile_loss = cross_entropy(torch.stack([positive.tile_logits.max(), negative.tile_logits.max()]), labels)
+    ranked = [output.tile_logits.sigmoid() if ranking.on == "score" else output.tile_logits for output in (positive, negative)]
+    return slide_loss, tile_loss, ranking_loss(*ranked, margin=ranking.margin, top_k=ranking.top_k)
+
+
+@torch.inference_mode()
+def validate(head: Head, slides: Sequence[LabelledSlide]) -> tuple[float, float]:
+    """Slide AUC and log loss of a head on labelled slides of both classes."""
+    head.eval()
+    logits = torch.stack([head(slide.features).slide_logit for slide in slides]).cpu()
+    labels = torch.tensor([float(slide.label) for slide in slides])
+    return float(roc_auc_score(labels.numpy(), logits.numpy())), float(cross_entropy(logits, labels))

@@ -1,0 +1,5 @@
+"""Heads: the features of one slide to its logit, its tiles' logits and their attention. One file each, one interface."""
+
+from hnm.learning.heads.head import Head, HeadOutput, load_head, make_head, save_head
+
+__all__ = ["Head", "HeadOutput", "load_head", "make_head", "save_head"]

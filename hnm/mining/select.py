@@ -1,0 +1,64 @@
+"""Which tiles of the train slides are mined: the surest tiles of positive slides, the hard negatives of negative ones."""
+
+import math
+
+import pandas as pd
+
+from hnm import params
+from hnm.errors import MiningError
+from hnm.tables import MINED
+
+BEST_FIRST = ["score", "logit", "slide_id", "tile"]
+
+
+def mine(scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, round_: int) -> pd.DataFrame:
+    """The mined tiles of one round.
+
+    *Positives* are the best `positive_fraction` of the positive slides' tiles whose score exceeds `threshold`; *hard
+    negatives* the best-scoring `negative_fraction` of the negative slides' tiles, all of which are truly negative.
+    No slide supplies more than `max_slide_share` of a role's budget, so that a few odd slides cannot supply most of
+    it; where that leaves a budget short, the mined set is smaller. Ties go by slide id, then tile.
+
+    Args:
+        scores: a `TILE_SCORES` table; its tiles of slides without a label here are never mined.
+        labels: the `LABELS` of the train slides.
+        section: the settings.
+        round_: the round that the mined tiles are for, from 1.
+
+    Returns:
+        A `MINED` table.
+
+    Raises:
+        MiningError: a role has no tile; the message says which param would let some in.
+    """
+    train = scores.merge(labels, on="slide_id", validate="many_to_one")
+    negative, positive = train[train["label"] == 0], train[train["label"] == 1]
+    if negative.empty:
+        raise MiningError("no negative train slide has tiles, so there are no hard negatives; add negative slides to the train split")
+    sure = positive[positive["score"] > section.threshold]
+    if sure.empty:
+        best = "there is none" if positive.empty else f"best: {positive['score'].max():.3g}"
+        raise MiningError(f"no tile of a positive train slide scores above mining.threshold={section.threshold:g} ({best}); lower it or train the head longer")
+    mined = [
+        best_tiles(sure, budget(section.positive_fraction, section.growth, round_, len(sure)), section.max_slide_share).assign(role="positive"),
+        best_tiles(negative, budget(section.negative_fraction, section.growth, round_, len(negative)), section.max_slide_share).assign(role="hard_negative"),
+    ]
+    table = pd.concat(mined, ignore_index=True).assign(round=round_).astype({"round": "int32", "rank": "int32", "role": "str"})
+    return table[list(MINED.columns)]
+
+
+def budget(fraction: float, growth: float, round_: int, candidates: int) -> int:
+    """How many of the candidates round `round_` mines at most: `fraction` of them in round 1, times `growth` in each round after (self-paced), rounded up."""
+    share = min(1.0, fraction * growth ** (round_ - 1))
+    return math.ceil(round(share * candidates, 6))  # 0.07 * 100 is 7.000000000000001
+
+
+def best_tiles(tiles: pd.DataFrame, budget: int, max_slide_share: float) -> pd.DataFrame:
+    """The `budget` best-scoring of `tiles`, with their `rank` from 1.
+
+    A slide supplies at most `max_slide_share` of the budget, rounded up; its further tiles give way to other slides'.
+    """
+    cap = math.ceil(round(max_slide_share * budget, 6))
+    ordered = tiles.sort_values(BEST_FIRST, ascending=[False, False, True, True], kind="stable")
+    within_cap = ordered[ordered.groupby("slide_id").cumcount() < cap].head(budget)
+    return within_cap.assign(rank=range(1, len(within_cap) + 1))

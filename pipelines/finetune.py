@@ -1,0 +1,37 @@
+"""Stage `finetune`: the encoder of the round before, fine-tuned on the mined tiles."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from hnm.experiments.tracking import Tracker
+from hnm.slides.pack import Pack
+
+from hnm import params
+from hnm.errors import FinetuneError
+from hnm.learning.encoder import load_encoder, pick_device, save_encoder
+from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, fit_encoder
+from hnm.tables import MINED
+from pipelines import stage
+
+
+def main(mined: Path, packs: Path, previous: Path, folder: Path, round: int, *, finetune: params.Finetune, compute: params.Compute, tracker: Tracker) -> None:
+    """Writes the round's encoder and its history."""
+    torch.set_num_threads(compute.threads)
+    torch.use_deterministic_algorithms(True)
+    table = MINED.read(mined).sort_values(["slide_id", "tile", "role"], ignore_index=True)
+    if table.empty:
+        raise FinetuneError(f"{mined} is empty: nothing was mined; lower mining.threshold or raise the fractions")
+    tiles = np.concatenate([Pack(packs / f"{slide_id}.h5").read(own["tile"].to_numpy()) for slide_id, own in table.groupby("slide_id", sort=True)])
+    roles = np.where(table["role"] == "positive", POSITIVE, NEGATIVE)
+    encoder = load_encoder(previous)
+    history = fit_encoder(encoder, tiles, roles, finetune, pick_device(compute.device), tracker.epoch)
+    save_encoder(encoder, folder)
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False, lineterminator="\n")
+    tracker.model(folder, "encoder")
+    print(f"round {round}: contrastive loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f} on {len(tiles)} mined tiles", flush=True)
+
+
+if __name__ == "__main__":
+    stage.run(main)

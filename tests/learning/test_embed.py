@@ -1,0 +1,37 @@
+"""Embedding: the features of a slide do not depend on its neighbours."""
+
+import numpy as np
+import pytest
+import torch
+
+from hnm import params
+from hnm.learning.embed import embed, to_input
+from hnm.learning.encoder import make_encoder
+
+ENCODER = make_encoder(params.Encoder(name="test_resnet", weights="random"))
+SLIDES = [np.random.default_rng(i).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8) for i, count in enumerate((3, 11, 1, 6))]
+
+
+def features_of(slides: list[np.ndarray], batch_tiles: int = 4) -> list[np.ndarray]:
+    made = embed(
+        ENCODER, [len(tiles) for tiles in slides], lambda slide, first, end: slides[slide][first:end], batch_tiles=batch_tiles, device=torch.device("cpu")
+    )
+    return list(made)
+
+
+def test_features_are_the_encoder_s_of_each_tile_in_order() -> None:
+    with torch.inference_mode():
+        for tiles, features in zip(SLIDES, features_of(SLIDES), strict=True):
+            one_by_one = torch.cat([ENCODER(to_input(torch.from_numpy(tile[None]), torch.device("cpu"))) for tile in tiles])
+            assert features == pytest.approx(one_by_one.numpy(), abs=1e-4)
+
+
+def test_features_do_not_depend_on_the_slides_beside() -> None:
+    together = features_of(SLIDES)
+    for number, tiles in enumerate(SLIDES):
+        assert np.array_equal(features_of([tiles])[0], together[number])
+    assert np.array_equal(features_of(SLIDES[::-1])[0], together[-1])
+
+
+def test_no_slides_give_no_features() -> None:
+    assert features_of([]) == []

@@ -1,0 +1,88 @@
+"""Fine-tuning: which tiles a step sees, who is an anchor when, what changes and what does not."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from hnm import params
+from hnm.errors import FinetuneError
+from hnm.learning.encoder import TileEncoder, make_encoder
+from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, fit_encoder, role_batches, role_losses
+from hnm.learning.losses import supervised_contrastive_loss
+
+SECTION = params.Finetune(epochs=3, warmup_epochs=1, batch_tiles=8, learning_rate=1e-3, projection_features=16)
+CPU = torch.device("cpu")
+
+
+def encoder() -> TileEncoder:
+    return make_encoder(params.Encoder(name="test_resnet", weights="random"))
+
+
+def mined() -> tuple[np.ndarray, np.ndarray]:
+    """12 dark and 5 light noisy tiles."""
+    generator = np.random.default_rng(0)
+    roles = np.array([NEGATIVE] * 12 + [POSITIVE] * 5)
+    return (generator.integers(0, 80, (17, 32, 32, 3)) + 120 * roles[:, None, None, None]).astype(np.uint8), roles
+
+
+def no_one(epoch: int, metrics: object) -> None:
+    pass
+
+
+def test_a_step_takes_half_of_each_role_and_an_epoch_every_tile_of_the_larger() -> None:
+    roles = np.array([POSITIVE] * 3 + [NEGATIVE] * 7)
+    steps = list(role_batches(roles, 4, seed=0, epoch=1))
+    assert [roles[rows].tolist() for rows in steps] == [[NEGATIVE, NEGATIVE, POSITIVE, POSITIVE]] * 4
+    seen = Counter(np.concatenate(steps).tolist())
+    assert all(seen[row] >= 1 for row in range(3, 10)) and sum(seen[row] for row in range(3, 10)) == 8
+    assert sorted(seen[row] for row in range(3)) == [2, 3, 3]
+
+
+def test_role_losses_are_the_contrast_with_each_role_as_anchor() -> None:
+    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    roles = torch.tensor([NEGATIVE, POSITIVE, NEGATIVE, POSITIVE, POSITIVE, NEGATIVE])
+    losses = role_losses(rows, roles, temperature=0.5)
+    for role in (NEGATIVE, POSITIVE):
+        assert losses[role] == supervised_contrastive_loss(rows, roles, roles == role, temperature=0.5)
+
+
+def test_fine_tuning_lowers_the_loss_and_tells_of_each_epoch() -> None:
+    heard = []
+    history = fit_encoder(encoder(), *mined(), SECTION.model_copy(update={"epochs": 8}), CPU, lambda epoch, metrics: heard.append((epoch, metrics["loss"])))
+    assert heard == [(row["epoch"], row["loss"]) for row in history] and [row["epoch"] for row in history] == list(range(1, 9))
+    assert history[-1]["negative_loss"] < history[0]["negative_loss"] - 0.1
+    assert history[0]["loss"] == history[0]["negative_loss"]  # warm-up: negatives alone are anchors
+    assert history[1]["loss"] == pytest.approx((history[1]["negative_loss"] + history[1]["positive_loss"]) / 2)
+
+
+def test_batch_statistics_stay_and_weights_move() -> None:
+    tuned, before = encoder(), encoder().backbone.state_dict()
+    fit_encoder(tuned, *mined(), SECTION, CPU, no_one)
+    after = tuned.backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if "running" in name)
+    assert not torch.equal(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"])
+    assert not tuned.training
+
+
+def test_the_same_seed_gives_the_same_encoder_bit_by_bit() -> None:
+    states = []
+    for seed in (3, 3, 4):
+        tuned = encoder()
+        fit_encoder(tuned, *mined(), SECTION.model_copy(update={"seed": seed, "epochs": 1}), CPU, no_one)
+        states.append(tuned.backbone.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["layer1.0.conv1.weight"], states[2]["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(("role", "name"), [(NEGATIVE, "hard negatives"), (POSITIVE, "positives")])
+def test_a_mined_set_without_a_role_is_refused(role: int, name: str) -> None:
+    tiles, roles = mined()
+    with pytest.raises(FinetuneError, match=f"the mined set has no {name}; the contrast needs both roles"):
+        fit_encoder(encoder(), tiles[roles != role], roles[roles != role], SECTION, CPU, no_one)
+
+
+def test_a_loss_that_is_no_longer_finite_is_refused() -> None:
+    with pytest.raises(FinetuneError, match=r"the contrastive loss is nan in epoch \d; lower finetune.learning_rate=1e\+20"):
+        fit_encoder(encoder(), *mined(), SECTION.model_copy(update={"learning_rate": 1e20}), CPU, no_one)

@@ -1,0 +1,97 @@
+"""Training a head: which slides a step sees, which epoch is kept, what is refused."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from hnm import params
+from hnm.errors import HeadError
+from hnm.learning.fit_head import LabelledSlide, fit_head, pairs, step_losses, validate
+from hnm.learning.heads import HeadOutput
+
+RANKING = params.Ranking(top_k=2)
+SECTION = params.Head(epochs=12, patience=12, learning_rate=5e-3, query_features=8)
+
+
+def cohort(count: int, seed: int) -> list[LabelledSlide]:
+    """Slides of 6 to 9 tiles; two tiles of a positive slide are shifted."""
+    generator = torch.Generator().manual_seed(seed)
+    slides = []
+    for number in range(count):
+        rows = torch.randn(6 + number % 4, 5, generator=generator)
+        if number % 2:
+            rows[:2, 0] += 4
+        slides.append(LabelledSlide(f"s{number}", rows, number % 2))
+    return slides
+
+
+def no_one(epoch: int, metrics: object) -> None:
+    pass
+
+
+def test_an_epoch_shows_every_slide_and_draws_the_smaller_class_again() -> None:
+    slides = [LabelledSlide(f"n{i}", torch.zeros(1, 1), 0) for i in range(7)] + [LabelledSlide(f"p{i}", torch.zeros(1, 1), 1) for i in range(3)]
+    steps = list(pairs(slides, seed=0, epoch=1))
+    assert all(positive.label == 1 and negative.label == 0 for positive, negative in steps)
+    assert Counter(negative.slide_id for _, negative in steps) == {f"n{i}": 1 for i in range(7)}
+    drawn = Counter(positive.slide_id for positive, _ in steps)
+    assert sorted(drawn.values()) == [2, 2, 3]
+    assert [n.slide_id for _, n in steps] != [n.slide_id for _, n in pairs(slides, seed=0, epoch=2)]
+
+
+def test_step_losses_by_hand() -> None:
+    zero = torch.tensor(0.0)
+    positive = HeadOutput(zero, torch.tensor([0.0, -1.0]), torch.tensor([0.5, 0.5]))
+    negative = HeadOutput(torch.tensor(2.0), torch.tensor([-3.0, 1.0, 0.0]), torch.ones(3) / 3)
+    slide, tile, rank = step_losses(positive, negative, params.Ranking(on="logit", margin=1.0, top_k=2))
+    log2, softplus2, softplus1 = 0.693147, 2.126928, 1.313262  # ln(1 + e^x)
+    assert slide.item() == pytest.approx((log2 + softplus2) / 2, abs=1e-5)
+    assert tile.item() == pytest.approx((log2 + softplus1) / 2, abs=1e-5)
+    assert rank.item() == pytest.approx(1 + 0.5 + 0.5)  # means of the top 2: -0.5 and 0.5
+
+
+def test_ranking_on_scores_ranks_sigmoids() -> None:
+    positive = HeadOutput(torch.tensor(0.0), torch.tensor([0.0]), torch.ones(1))
+    negative = HeadOutput(torch.tensor(0.0), torch.tensor([1.0]), torch.ones(1))
+    assert step_losses(positive, negative, params.Ranking(on="score", margin=0.25, top_k=3))[2].item() == pytest.approx(0.25 - 0.5 + 0.731059, abs=1e-5)
+
+
+def test_a_head_learns_what_can_be_learnt_and_keeps_the_best_validation_epoch() -> None:
+    validation = cohort(12, seed=2)
+    heard: list[int] = []
+    head, history = fit_head(cohort(24, seed=1), validation, SECTION, RANKING, lambda epoch, metrics: heard.append(epoch))
+    best = max(history, key=lambda row: (row["validation_auc"], -row["validation_loss"]))
+    assert best["validation_auc"] > 0.9
+    assert validate(head, validation) == (best["validation_auc"], best["validation_loss"])
+    assert heard == [row["epoch"] for row in history] == list(range(1, len(history) + 1))
+
+
+def test_the_same_seed_gives_the_same_head_bit_by_bit() -> None:
+    states = [fit_head(cohort(8, 1), cohort(6, 2), params.Head(epochs=3, dropout=0.2, query_features=8), RANKING, no_one)[0].state_dict() for _ in range(2)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_training_stops_after_patience_epochs_without_a_better_one() -> None:
+    section = params.Head(epochs=30, patience=2, learning_rate=1e-12, schedule="constant", query_features=8)
+    _, history = fit_head(cohort(8, 1), cohort(6, 2), section, RANKING, no_one)
+    best = max(range(len(history)), key=lambda i: (history[i]["validation_auc"], -history[i]["validation_loss"], -i))
+    assert len(history) == best + 1 + 2 < 30
+
+
+def test_the_cosine_schedule_is_stepped_once_an_epoch() -> None:
+    _, history = fit_head(cohort(4, 1), cohort(4, 2), params.Head(epochs=4, patience=4, learning_rate=0.1, query_features=4), RANKING, no_one)
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], abs=1e-6)
+
+
+@pytest.mark.parametrize(("split", "label"), [("train", 0), ("train", 1), ("validation", 0), ("validation", 1)])
+def test_a_split_of_one_class_is_refused(split: str, label: int) -> None:
+    slides = {"train": cohort(6, 1), "validation": cohort(6, 2)}
+    slides[split] = [slide for slide in slides[split] if slide.label != label]
+    with pytest.raises(HeadError, match=f"no {split} slide with label {label} has tiles"):
+        fit_head(slides["train"], slides["validation"], SECTION, RANKING, no_one)
+
+
+def test_a_loss_that_is_no_longer_finite_is_refused() -> None:
+    with pytest.raises(HeadError, match=r"not finite in epoch \d+; lower head.learning_rate=1e\+30"):
+        fit_head(cohort(6, 1), cohort(6, 2), params.Head(learning_rate=1e30, query_features=4), RANKING, no_one)

@@ -1,0 +1,137 @@
+"""Mining: by hand, against brute force, and as properties."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hnm import params
+from hnm.errors import MiningError
+from hnm.mining.audit import summarise
+from hnm.mining.select import budget, mine
+from hnm.tables import MINED, TILE_SCORES
+
+
+def scores_of(slides: dict[str, list[float]]) -> pd.DataFrame:
+    rows = [
+        {"slide_id": slide_id, "tile": tile, "x": 10 * tile, "y": 7, "side": 96, "logit": math.log(score / (1 - score)), "score": score, "attention": 0.1}
+        for slide_id, own in slides.items()
+        for tile, score in enumerate(own)
+    ]
+    frame = pd.DataFrame(rows).astype({"tile": "int32", "logit": "float32", "score": "float32", "attention": "float32", "side": "int64"})
+    return TILE_SCORES.check(frame, "scores")
+
+
+def labels_of(labels: dict[str, int]) -> pd.DataFrame:
+    return pd.DataFrame({"slide_id": list(labels), "label": list(labels.values())})
+
+
+def chosen(mined: pd.DataFrame, role: str) -> list[tuple[str, int]]:
+    own = mined[mined["role"] == role].sort_values("rank")
+    return list(zip(own["slide_id"], own["tile"], strict=True))
+
+
+SCORES = scores_of({"n1": [0.9, 0.2, 0.8], "n2": [0.1, 0.85, 0.3], "p1": [0.6, 0.95, 0.4, 0.7], "p2": [0.5, 0.75], "v1": [0.99, 0.98]})
+LABELS = labels_of({"n1": 0, "n2": 0, "p1": 1, "p2": 1})  # v1 is a validation slide: it has no train label
+
+
+def test_mining_by_hand() -> None:
+    mined = mine(SCORES, LABELS, params.Mining(threshold=0.5, positive_fraction=0.5, negative_fraction=0.5, max_slide_share=1.0), 2)
+    # above 0.5: p1 has 0.6, 0.95, 0.7 and p2 has 0.75; the best half of 4 is 2. Half of the 6 negative tiles is 3
+    assert chosen(mined, "positive") == [("p1", 1), ("p2", 1)]
+    assert chosen(mined, "hard_negative") == [("n1", 0), ("n2", 1), ("n1", 2)]
+    assert set(mined["round"]) == {2}
+    MINED.check(mined, "mined")
+
+
+def test_no_slide_supplies_more_than_its_share() -> None:
+    scores = scores_of({"odd": [0.99, 0.98, 0.97, 0.96], "n1": [0.5, 0.4], "n2": [0.3, 0.2], "p": [0.9]})
+    section = params.Mining(negative_fraction=0.5, max_slide_share=0.5)
+    mined = mine(scores, labels_of({"odd": 0, "n1": 0, "n2": 0, "p": 1}), section, 1)
+    assert chosen(mined, "hard_negative") == [("odd", 0), ("odd", 1), ("n1", 0), ("n1", 1)]
+
+
+def test_a_cap_that_leaves_the_budget_short_is_told() -> None:
+    scores = scores_of({"n1": [0.9, 0.8, 0.7, 0.6], "p": [0.9, 0.8]})
+    labels, section = labels_of({"n1": 0, "p": 1}), params.Mining(negative_fraction=1.0, positive_fraction=1.0, max_slide_share=0.5)
+    mined = mine(scores, labels, section, 1)
+    summary = summarise(mined, scores, labels, section)
+    assert summary["hard_negative"] == {
+        "candidates": 4,
+        "tiles": 2,
+        "short_of_budget": 2,
+        "slides": 1,
+        "largest_slide_share": 1.0,
+        "highest_score": 0.9,
+        "median_score": 0.85,
+        "lowest_score": 0.8,
+    }
+    assert summary["positive"]["candidates"] == 2 and summary["round"] == 1
+
+
+def test_ties_go_by_slide_then_tile() -> None:
+    scores = scores_of({"b": [0.5, 0.5], "a": [0.5, 0.5], "p": [0.9]})
+    mined = mine(scores, labels_of({"b": 0, "a": 0, "p": 1}), params.Mining(negative_fraction=0.75, max_slide_share=1.0), 1)
+    assert chosen(mined, "hard_negative") == [("a", 0), ("a", 1), ("b", 0)]
+
+
+@pytest.mark.parametrize(("round_", "expected"), [(1, 7), (2, 14), (3, 28), (5, 100)])
+def test_the_budget_grows_by_round_up_to_everything(round_: int, expected: int) -> None:
+    assert budget(0.07, 2.0, round_, 100) == expected
+
+
+def test_nothing_above_the_threshold_is_an_error_with_the_best_score() -> None:
+    with pytest.raises(MiningError, match=r"no tile of a positive train slide scores above mining.threshold=0.96 \(best: 0.95\); lower it or train the head"):
+        mine(SCORES, LABELS, params.Mining(threshold=0.96), 1)
+
+
+def test_no_negative_slide_is_an_error() -> None:
+    with pytest.raises(MiningError, match="no negative train slide has tiles"):
+        mine(SCORES, labels_of({"p1": 1}), params.Mining(), 1)
+
+
+def test_no_positive_slide_is_an_error() -> None:
+    with pytest.raises(MiningError, match="there is none"):
+        mine(SCORES, labels_of({"n1": 0}), params.Mining(), 1)
+
+
+@st.composite
+def cohorts(draw: st.DrawFn) -> tuple[pd.DataFrame, pd.DataFrame]:
+    count = draw(st.integers(2, 6))
+    slides = {f"s{i}": draw(st.lists(st.sampled_from([0.125, 0.25, 0.5, 0.625, 0.75, 0.875]), min_size=1, max_size=8)) for i in range(count)}
+    slides["s1"] = [*slides["s1"], 0.9375]
+    return scores_of(slides), labels_of({f"s{i}": i % 2 for i in range(count)})
+
+
+@given(cohorts(), st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0, 0.9))
+def test_mining_is_brute_force(cohort: tuple[pd.DataFrame, pd.DataFrame], fraction: float, share: float, threshold: float) -> None:
+    scores, labels = cohort
+    mined = mine(scores, labels, params.Mining(threshold=threshold, positive_fraction=fraction, negative_fraction=fraction, max_slide_share=share), 1)
+    of = dict(zip(labels["slide_id"], labels["label"], strict=True))
+    for role, wanted in (("positive", 1), ("hard_negative", 0)):
+        pool = [(-row.score, row.slide_id, row.tile) for row in scores.itertuples() if of[row.slide_id] == wanted and (wanted == 0 or row.score > threshold)]
+        want = math.ceil(round(fraction * len(pool), 6))
+        cap = math.ceil(round(share * want, 6))
+        expected: list[tuple[str, int]] = []
+        for _, slide_id, tile in sorted(pool):
+            if len(expected) < want and sum(s == slide_id for s, _ in expected) < cap:
+                expected.append((slide_id, tile))
+        assert chosen(mined, role) == expected
+
+
+@given(cohorts(), st.integers(0, 1000))
+def test_mining_does_not_depend_on_the_order_of_rows(cohort: tuple[pd.DataFrame, pd.DataFrame], seed: int) -> None:
+    scores, labels = cohort
+    shuffled = scores.iloc[np.random.default_rng(seed).permutation(len(scores))]
+    section = params.Mining(threshold=0.1, negative_fraction=0.3)
+    pd.testing.assert_frame_equal(mine(scores, labels, section, 1), mine(shuffled, labels, section, 1))
+
+
+@given(cohorts())
+def test_a_higher_threshold_mines_a_subset_of_the_positives_when_all_are_taken(cohort: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    scores, labels = cohort
+    low, high = (set(chosen(mine(scores, labels, params.Mining(threshold=t, positive_fraction=1.0, max_slide_share=1.0), 1), "positive")) for t in (0.2, 0.7))
+    assert high <= low
