@@ -22,7 +22,11 @@ class CohortError(HnmError):
 
 
 class SlideError(HnmError):
-    """One slide cannot be used; it goes to quarantine with this message as the reason."""
+    """One slide cannot be used; it goes to quarantine with this message as the reason and the `step` that it failed."""
+
+    def __init__(self, message: str, step: str = "open") -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class EncoderError(HnmError):

@@ -1,0 +1,230 @@
+"""The cohort: which slides there are, what they are called, and which split they belong to.
+
+The manifest is a person's work, so everything about it is checked, and every message names the row.
+"""
+
+import csv
+import difflib
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from hnm.draws import seed_of
+from hnm.errors import CohortError, SlideError
+from hnm.params import ID, Split
+from hnm.slides.reader import OpenSlideReader
+from hnm.tables import QUARANTINE
+
+REQUIRED = ("slide_id", "path", "label")
+OPTIONAL = ("patient_id", "split", "mpp", "annotation")
+SPLITS = ("train", "validation", "test")
+PLAUSIBLE_MPP = (0.05, 20.0)
+"""µm per pixel: finer than any objective resolves, and coarser than any slide scanner."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the manifest."""
+
+    slide_id: str
+    path: str
+    """As written; a relative path counts from the manifest's folder."""
+    label: int
+    patient_id: str
+    split: str | None
+    """None where the manifest has no column `split`."""
+    mpp: float | None
+    """µm per pixel that override the file's."""
+    annotation: str | None
+    """GeoJSON file; a relative path counts from the manifest's folder."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One slide to open."""
+
+    slide_id: str
+    path: Path
+    mpp: float | None
+    """µm per pixel that override the file's."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What can be known of a slide's file without reading pixels."""
+
+    vendor: str
+    mpp: tuple[float, float]
+    dimensions: tuple[int, int]
+    fingerprint: str
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """The rows of a manifest, in its order; `CohortError` names row, column, value and cure."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = csv.DictReader(stream, strict=True)
+            _check_columns(list(rows.fieldnames or []), path)
+            entries = [_entry(row, f"{path}, row {rows.line_num}") for row in rows]
+    except FileNotFoundError:
+        raise CohortError(f"the manifest {path} does not exist; correct cohort.manifest, which counts from the repository's root") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise CohortError(f"the manifest {path} is not CSV in UTF-8: {error}") from None
+    if not entries:
+        raise CohortError(f"the manifest {path} lists no slides")
+    _check_unique(entries, path)
+    _check_patients(entries, path)
+    return entries
+
+
+def splits_of(entries: Collection[Entry], split: Split) -> dict[str, str]:
+    """Slide id -> split: the manifest's, or drawn by patient, stratified by label.
+
+    A patient is positive if any of its slides is. Within each class the patients are ordered by a seeded hash of their
+    id: the first are test, the next validation, the others train. So the order of rows does not matter, and one
+    patient more moves at most one of its class across each border.
+    """
+    if all(entry.split is not None for entry in entries):
+        return {entry.slide_id: str(entry.split) for entry in entries}
+    positive: dict[str, bool] = defaultdict(bool)
+    for entry in entries:
+        positive[entry.patient_id] |= entry.label == 1
+    assigned: dict[str, str] = {}
+    for label in (False, True):
+        patients = sorted((patient for patient, is_positive in positive.items() if is_positive == label), key=lambda p: (seed_of(split.seed, "split", p), p))
+        assigned |= _drawn(patients, split, "positive" if label else "negative")
+    return {entry.slide_id: assigned[entry.patient_id] for entry in entries}
+
+
+def check_classes(labels: Mapping[str, int], splits: Mapping[str, str], where: str) -> None:
+    """Raises `CohortError` unless each split has slides of both labels; `where` says in what."""
+    for name in SPLITS:
+        found = {label for slide_id, label in labels.items() if splits[slide_id] == name}
+        if found != {0, 1}:
+            has = "has no slides" if not found else f"has only slides of label {found.pop()}"
+            raise CohortError(f"{where}: split {name} {has}, but each of {', '.join(SPLITS)} needs both labels; add slides or move patients")
+
+
+def identify(opening: Opening) -> Identity:
+    """Opens a slide and takes its identity. Raises `SlideError` of step `open` or `mpp`."""
+    with OpenSlideReader(opening.path) as slide:
+        known = (opening.mpp, opening.mpp) if opening.mpp is not None else slide.mpp
+        if known is None:
+            raise SlideError("its file states no µm per pixel; give them in the manifest's column mpp", step="mpp")
+        if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in known):
+            raise SlideError(
+                f"its file states {known[0]:.4g} x {known[1]:.4g} µm per pixel, not within {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g};"
+                " give the true value in the manifest's column mpp",
+                step="mpp",
+            )
+        return Identity(slide.vendor, known, slide.dimensions, slide.fingerprint())
+
+
+def check_twins(fingerprints: Mapping[str, str]) -> None:
+    """Raises `CohortError` where two slide ids are copies of one file: they would count twice, or cross the splits."""
+    first: dict[str, str] = {}
+    for slide_id, fingerprint in sorted(fingerprints.items()):
+        if (twin := first.setdefault(fingerprint, slide_id)) != slide_id:
+            raise CohortError(f"slides {twin} and {slide_id} are copies of one file (equal fingerprints); list one of them")
+
+
+def check_quarantine(reasons: Mapping[str, str], slides: int, max_share: float) -> None:
+    """Raises `CohortError` with the reasons where more than `max_share` of the manifest's `slides` are in quarantine."""
+    if len(reasons) > max_share * slides:
+        listed = "".join(f"\n  {slide_id}: {reason}" for slide_id, reason in sorted(reasons.items()))
+        raise CohortError(f"{len(reasons)} of {slides} slides are in quarantine, more than cohort.max_quarantined_share={max_share:g} allows:{listed}")
+
+
+def quarantine_frame(refused: Mapping[str, SlideError]) -> pd.DataFrame:
+    """Rows of the table QUARANTINE."""
+    rows = [(slide_id, error.step, str(error)) for slide_id, error in refused.items()]
+    return pd.concat([QUARANTINE.empty(), pd.DataFrame(rows, columns=list(QUARANTINE.columns), dtype=str)])
+
+
+def _drawn(patients: list[str], split: Split, kind: str) -> dict[str, str]:
+    """Split of each patient of one class, given in their order of drawing."""
+    if len(patients) < len(SPLITS):
+        raise CohortError(f"{len(patients)} {kind} patients cannot be split into {', '.join(SPLITS)}; each needs one at least: add patients")
+    test = max(1, math.floor(split.test_share * len(patients) + 0.5))
+    validation = max(1, math.floor(split.validation_share * len(patients) + 0.5))
+    while test + validation >= len(patients):
+        test, validation = (test - 1, validation) if test >= validation else (test, validation - 1)
+    names = ["test"] * test + ["validation"] * validation + ["train"] * (len(patients) - test - validation)
+    return dict(zip(patients, names, strict=True))
+
+
+def _check_columns(columns: list[str], path: Path) -> None:
+    known = REQUIRED + OPTIONAL
+    for column in columns:
+        if column not in known:
+            close = difflib.get_close_matches(column, known, n=1)
+            raise CohortError(f"{path}: unknown column {column!r}; " + (f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"))
+    if missing := [column for column in REQUIRED if column not in columns]:
+        raise CohortError(f"{path}: column {missing[0]} is missing; required are {', '.join(REQUIRED)}")
+    if len(set(columns)) < len(columns):
+        raise CohortError(f"{path}: a column stands there twice: {', '.join(columns)}")
+
+
+def _entry(row: dict[str | None, str | None], where: str) -> Entry:
+    if None in row or None in row.values():
+        raise CohortError(f"{where}: has {'more' if None in row else 'fewer'} cells than the header")
+    cells = {str(name): str(value).strip() for name, value in row.items()}
+    slide_id = _identifier(cells["slide_id"], "slide_id", where)
+    where = f"{where} (slide_id={slide_id})"
+    if not cells["path"]:
+        raise CohortError(f"{where}: path is empty")
+    if cells["label"] not in {"0", "1"}:
+        raise CohortError(f"{where}: label={cells['label']!r} is not 0 or 1")
+    if "split" in cells and cells["split"] not in SPLITS:
+        raise CohortError(f"{where}: split={cells['split']!r} is not one of {', '.join(SPLITS)}; leave the whole column out to have it drawn")
+    return Entry(
+        slide_id,
+        cells["path"],
+        int(cells["label"]),
+        _identifier(cells["patient_id"], "patient_id", where) if cells.get("patient_id") else slide_id,
+        cells.get("split"),
+        _mpp(cells["mpp"], where) if cells.get("mpp") else None,
+        cells.get("annotation") or None,
+    )
+
+
+def _identifier(value: str, name: str, where: str) -> str:
+    if not re.fullmatch(ID, value):
+        raise CohortError(f"{where}: {name}={value!r} must be letters, digits, dots, dashes and underscores, a letter or digit first")
+    return value
+
+
+def _mpp(value: str, where: str) -> float:
+    try:
+        mpp = float(value)
+    except ValueError:
+        mpp = math.nan
+    if not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
+        raise CohortError(f"{where}: mpp={value!r} is no number of µm per pixel between {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g}")
+    return mpp
+
+
+def _check_unique(entries: Iterable[Entry], path: Path) -> None:
+    ids: set[str] = set()
+    files: dict[str, str] = {}
+    for entry in entries:
+        if entry.slide_id in ids:
+            raise CohortError(f"{path}: slide_id={entry.slide_id} stands there twice; give each slide its own")
+        ids.add(entry.slide_id)
+        file = os.path.realpath(path.parent / entry.path)
+        if file in files:
+            raise CohortError(f"{path}: slides {files[file]} and {entry.slide_id} are the same file {entry.path}; list it once")
+        files[file] = entry.slide_id
+
+
+def _check_patients(entries: Iterable[Entry], path: Path) -> None:
+    seen: dict[str, str | None] = {}
+    for entry in entries:
+        if seen.setdefault(entry.patient_id, entry.split) != entry.split:
+            raise CohortError(f"{path}: patient_id={entry.patient_id} is in the splits {seen[entry.patient_id]} and {entry.split}; put all its slides into one")

@@ -1,0 +1,90 @@
+"""One slide cut into tiles: file -> thumbnail -> tissue -> grid -> pack."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hnm.errors import SlideError
+from hnm.params import Tiles, Tissue
+from hnm.slides.pack import PackTile, encode, write_pack
+from hnm.slides.reader import OpenSlideReader, RegionError, Slide, Thumbnail, thumbnail
+from hnm.slides.tiling import Grid, grid_of, tile_pixels, tissue_shares
+from hnm.slides.tissue import Mask, tissue_mask
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What cutting one slide needs to know."""
+
+    slide_id: str
+    path: Path
+    mpp: tuple[float, float]
+    """µm per level-0 pixel along x and y: the manifest's or the file's."""
+    tissue: Tissue
+    tiles: Tiles
+    pack: Path
+    """Where the pack will lie."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be read of a slide, and why."""
+
+    thumbnail: Thumbnail
+    mask: Mask
+    grid: Grid
+    shares: npt.NDArray[np.float32]
+    """(tiles of the grid,): share of tissue."""
+    kept: npt.NDArray[np.intp]
+    """Which tiles of the grid hold enough tissue, ascending."""
+
+
+def cut(cutting: Cutting) -> None:
+    """Writes the pack of a slide; `SlideError` says why there is none, and at which step."""
+    with OpenSlideReader(cutting.path) as slide:
+        plan = plan_of(slide, cutting.mpp, cutting.tissue, cutting.tiles)
+        write_pack(
+            cutting.pack,
+            cut_tiles(slide, plan, cutting.tiles),
+            slide_id=cutting.slide_id,
+            mpp=plan.grid.mpp,
+            tile_px=cutting.tiles.tile_px,
+            side=plan.grid.side,
+            planned=len(plan.kept),
+        )
+
+
+def plan_of(slide: Slide, mpp: tuple[float, float], tissue: Tissue, tiles: Tiles) -> Plan:
+    """The tiles of `slide` that hold tissue; `SlideError` where there are none."""
+    grid = grid_of(slide.bounds, mpp, slide.level_downsamples, tiles)
+    view = thumbnail(slide, tissue.mpp, mpp)
+    if view.lost.mean() > tiles.max_lost_share:
+        raise SlideError(f"{view.lost.mean():.1%} of its area cannot be read, more than tiles.max_lost_share={tiles.max_lost_share:g}", step="tiles")
+    mask = tissue_mask(view.pixels, view.mpp, tissue)
+    shares = tissue_shares(grid, mask, view)
+    kept = np.flatnonzero(shares >= tiles.min_tissue)
+    if not len(kept):
+        raise SlideError(f"no tile holds tiles.min_tissue={tiles.min_tissue:g} of tissue (the best: {shares.max():.2f}); lower that", step="tissue")
+    return Plan(view, mask, grid, shares, kept)
+
+
+def cut_tiles(slide: Slide, plan: Plan, tiles: Tiles) -> Iterator[PackTile]:
+    """The kept tiles with their pixels, without those that cannot be read; `SlideError` once these are too many."""
+    grid, lost = plan.grid, 0
+    width, height = (ceil(side - 1e-6) for side in grid.read_px)
+    for tile in plan.kept:
+        x, y = (int(corner) for corner in grid.corners[tile])
+        try:
+            region = slide.read(x, y, grid.level, width, height)
+        except RegionError as error:
+            lost += 1
+            if lost > tiles.max_lost_share * len(plan.kept):
+                raise SlideError(
+                    f"more than tiles.max_lost_share={tiles.max_lost_share:g} of its {len(plan.kept)} tiles are lost: {error}", step="tiles"
+                ) from None
+            continue
+        yield PackTile(x, y, float(plan.shares[tile]), encode(tile_pixels(region, grid), tiles.jpeg_quality))

@@ -1,0 +1,99 @@
+"""The grid of tiles of one slide, and how a tile's pixels come from the pyramid. Pure: no file, no slide.
+
+Tiles are squares in µm; where a slide's mpp differs between its axes they are rectangles in its pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from hnm.errors import SlideError
+from hnm.params import Tiles
+from hnm.slides.reader import RGB, Box, Thumbnail, finest_sufficient_level
+from hnm.slides.tissue import Mask
+
+TOLERANCE = 0.02
+"""Relative difference of a level's mpp to `tiles.mpp` up to which its pixels are taken as they are: resampling would blur more than it mends."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tiles that cover a slide's bounds without gap or overlap; only whole tiles."""
+
+    corners: npt.NDArray[np.int64]
+    """(tiles, 2): x, y in level-0 pixels, row by row."""
+    size: tuple[float, float]
+    """Width and height of a tile in level-0 pixels; corners are rounded, this is not."""
+    level: int
+    """Pyramid level that is read."""
+    read_px: tuple[float, float]
+    """Width and height of a tile in that level's pixels."""
+    tile_px: int
+    """Side of a tile's pixels, after resampling."""
+    mpp: float
+    """µm per pixel of the tiles along x: `tiles.mpp`, or within `TOLERANCE` of it where pixels are taken as they are."""
+
+    @property
+    def side(self) -> int:
+        """Width of a tile in whole level-0 pixels."""
+        return round(self.size[0])
+
+    @property
+    def as_is(self) -> bool:
+        """Whether the level's pixels are the tile's pixels."""
+        return self.read_px == (self.tile_px, self.tile_px)
+
+
+def grid_of(bounds: Box, slide_mpp: tuple[float, float], downsamples: tuple[float, ...], tiles: Tiles) -> Grid:
+    """The grid over `bounds` (level-0 pixels) of a slide with `slide_mpp` µm per level-0 pixel along x and y.
+
+    Raises `SlideError` (step `tiles`) where the slide is coarser than `tiles.mpp`, or smaller than one tile.
+    """
+    if max(slide_mpp) > tiles.mpp * (1 + TOLERANCE):
+        raise SlideError(f"its finest level has {max(slide_mpp):.4g} µm per pixel, coarser than tiles.mpp={tiles.mpp:g}; raise that", step="tiles")
+    wanted = (tiles.mpp / slide_mpp[0], tiles.mpp / slide_mpp[1])
+    level = finest_sufficient_level(downsamples, min(wanted), TOLERANCE)
+    downsample = downsamples[level]
+    if all(abs(pixels / downsample - 1) <= TOLERANCE for pixels in wanted):
+        wanted = (downsample, downsample)
+    size = (tiles.tile_px * wanted[0], tiles.tile_px * wanted[1])
+    columns, rows = (int(side / tile + 1e-6) for side, tile in zip((bounds.width, bounds.height), size, strict=True))
+    if not columns * rows:
+        raise SlideError(f"its scan of {bounds.width} x {bounds.height} pixels is smaller than one tile ({size[0]:.0f} x {size[1]:.0f})", step="tiles")
+    x = bounds.x + np.rint(np.arange(columns) * size[0]).astype(np.int64)
+    y = bounds.y + np.rint(np.arange(rows) * size[1]).astype(np.int64)
+    corners = np.stack([np.tile(x, rows), np.repeat(y, columns)], axis=1)
+    return Grid(corners, size, level, (size[0] / downsample, size[1] / downsample), tiles.tile_px, wanted[0] * slide_mpp[0])
+
+
+def tissue_shares(grid: Grid, mask: Mask, thumbnail: Thumbnail) -> npt.NDArray[np.float32]:
+    """(tiles,): share of each tile's area that `mask`, on the pixels of `thumbnail`, calls tissue."""
+    below_and_right = np.pad(mask.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    scale = np.array(thumbnail.scale)
+    upper_left = (grid.corners - (thumbnail.x, thumbnail.y)) / scale
+    lower_right = upper_left + np.array(grid.size) / scale
+    corners = [(left, top) for left in (upper_left[:, 0], lower_right[:, 0]) for top in (upper_left[:, 1], lower_right[:, 1])]
+    a, b, c, d = (_between(below_and_right, x, y) for x, y in corners)
+    return np.asarray(np.clip((d - b - c + a) / np.prod(lower_right - upper_left, axis=1), 0, 1), np.float32)
+
+
+def tile_pixels(region: RGB, grid: Grid) -> RGB:
+    """(tile_px, tile_px, 3) from the `region` of `grid.level` that was read for a tile.
+
+    Hamming's filter is sharper than bilinear and does not shift features by parts of a pixel, as the box filter does.
+    """
+    if grid.as_is:
+        return region
+    return np.asarray(Image.fromarray(region).resize((grid.tile_px, grid.tile_px), Image.Resampling.HAMMING, box=(0, 0, *grid.read_px)))
+
+
+def _between(table: npt.NDArray[np.float64], x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The summed-area `table` at fractional points: bilinear is exact, since the mask is constant within a pixel."""
+    x, y = np.clip(x, 0, table.shape[1] - 1), np.clip(y, 0, table.shape[0] - 1)
+    left, top = np.minimum(x.astype(int), table.shape[1] - 2), np.minimum(y.astype(int), table.shape[0] - 2)
+    fx, fy = x - left, y - top
+    upper = table[top, left] * (1 - fx) + table[top, left + 1] * fx
+    lower = table[top + 1, left] * (1 - fx) + table[top + 1, left + 1] * fx
+    return np.asarray(upper * (1 - fy) + lower * fy)

@@ -1,0 +1,80 @@
+"""Manifest -> the checked cohort: slides, labels by split, annotations, and what cannot be used."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from hnm.errors import SlideError
+from hnm.params import Cohort, Split
+from hnm.slides.annotations import read_annotation, write_annotation
+from hnm.slides.cohort import (
+    SPLITS,
+    Entry,
+    Identity,
+    Opening,
+    check_classes,
+    check_quarantine,
+    check_twins,
+    identify,
+    quarantine_frame,
+    read_manifest,
+    splits_of,
+)
+from hnm.slides.workers import each
+from hnm.tables import LABELS, QUARANTINE, SLIDES
+from pipelines import stage
+
+OPEN_SECONDS = 300.0
+
+
+def main(
+    slides: Path, train_labels: Path, validation_labels: Path, test_labels: Path, annotations: Path, quarantine: Path, *, cohort: Cohort, split: Split
+) -> None:
+    """Checks the manifest, opens each slide for its fingerprint, and assigns splits."""
+    manifest = Path(cohort.manifest)
+    entries = {entry.slide_id: entry for entry in read_manifest(manifest)}
+    splits = splits_of(entries.values(), split)
+    labels = {slide_id: entry.label for slide_id, entry in entries.items()}
+    check_classes(labels, splits, str(manifest))
+    folder = manifest.parent.resolve()
+    openings = [Opening(entry.slide_id, folder / entry.path, entry.mpp) for entry in entries.values()]
+    outcomes = {opening.slide_id: outcome for opening, outcome in each(identify, openings, seconds=OPEN_SECONDS, step="open")}
+    refused = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, SlideError)}
+    opened = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, Identity)}
+    print(f"{len(entries)} slides found, {len(opened)} opened, {len(refused)} in quarantine")
+    check_quarantine({slide_id: str(error) for slide_id, error in refused.items()}, len(entries), cohort.max_quarantined_share)
+    labels = {slide_id: labels[slide_id] for slide_id in opened}
+    check_classes(labels, splits, f"{manifest}, without the slides in quarantine")
+    check_twins({slide_id: identity.fingerprint for slide_id, identity in opened.items()})
+
+    QUARANTINE.write(quarantine_frame(refused), quarantine)
+    SLIDES.write(pd.DataFrame([_row(entries[slide_id], splits[slide_id], identity) for slide_id, identity in opened.items()]), slides)
+    for name, path in zip(SPLITS, (train_labels, validation_labels, test_labels), strict=True):
+        of_split = [slide_id for slide_id in labels if splits[slide_id] == name]
+        LABELS.write(pd.DataFrame({"slide_id": of_split, "label": [labels[slide_id] for slide_id in of_split]}), path)
+    shutil.rmtree(annotations, ignore_errors=True)
+    annotations.mkdir(parents=True)
+    for slide_id in opened:
+        if annotation := entries[slide_id].annotation:
+            regions = read_annotation(manifest.parent / annotation)
+            write_annotation(regions, annotations / f"{slide_id}.geojson")
+
+
+def _row(entry: Entry, split: str, identity: Identity) -> dict[str, str | int | float]:
+    return {
+        "slide_id": entry.slide_id,
+        "path": entry.path,
+        "patient_id": entry.patient_id,
+        "split": split,
+        "vendor": identity.vendor,
+        "mpp_x": identity.mpp[0],
+        "mpp_y": identity.mpp[1],
+        "width": identity.dimensions[0],
+        "height": identity.dimensions[1],
+        "fingerprint": identity.fingerprint,
+    }
+
+
+if __name__ == "__main__":
+    stage.run(main)

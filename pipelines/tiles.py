@@ -1,0 +1,57 @@
+"""Slides -> packs of tiles, one file a slide, and the index of all tiles."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from hnm.errors import CohortError, SlideError
+from hnm.params import Cohort, Tiles, Tissue
+from hnm.slides.cohort import check_quarantine, quarantine_frame
+from hnm.slides.cutting import Cutting, cut
+from hnm.slides.pack import Pack
+from hnm.slides.workers import each
+from hnm.store import code_version, key_of, project_store
+from hnm.tables import QUARANTINE, SLIDES, TILES
+from pipelines import stage
+
+
+def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Path, *, cohort: Cohort, tissue: Tissue, tiles: Tiles) -> None:
+    """Cuts each slide into tiles, or says why not; a slide that was cut before comes from the store."""
+    before = QUARANTINE.read(unopened)
+    table = SLIDES.read(slides)
+    folder = Path(cohort.manifest).parent.resolve()
+    store, code = project_store(), code_version("hnm.slides.cutting")
+    cuttings: dict[str, Cutting] = {}
+    for slide_id, path, mpp_x, mpp_y, fingerprint in table[["slide_id", "path", "mpp_x", "mpp_y", "fingerprint"]].itertuples(index=False):
+        sections = {"tissue": tissue.model_dump(mode="json"), "tiles": tiles.model_dump(mode="json")}
+        key = key_of(slide_id=slide_id, fingerprint=fingerprint, mpp=[mpp_x, mpp_y], code=code, **sections)
+        pack = store.path("tiles", key, ".h5").absolute()
+        cuttings[slide_id] = Cutting(slide_id, folder / path, (mpp_x, mpp_y), tissue, tiles, pack)
+    refused: dict[str, SlideError] = {}
+    waiting = [cutting for cutting in cuttings.values() if not cutting.pack.is_file()]
+    for number, (cutting, outcome) in enumerate(each(cut, waiting, seconds=tiles.slide_seconds, step="tiles"), 1):
+        if isinstance(outcome, SlideError):
+            refused[cutting.slide_id] = outcome
+        print(f"{number}/{len(waiting)} {cutting.slide_id}: {outcome or 'cut'}", flush=True)
+    reasons = dict(zip(before["slide_id"], before["reason"], strict=True)) | {slide_id: str(error) for slide_id, error in refused.items()}
+    check_quarantine(reasons, len(table) + len(before), cohort.max_quarantined_share)
+    if len(refused) == len(cuttings):
+        raise CohortError("no slide is left: all are in quarantine")
+
+    shutil.rmtree(packs, ignore_errors=True)
+    rows = []
+    for slide_id in sorted(cuttings.keys() - refused.keys()):
+        target = packs / f"{slide_id}.h5"
+        store.link(cuttings[slide_id].pack, target)
+        with Pack(target) as pack:
+            rows.append(pack.index())
+            if pack.lost:
+                print(f"{slide_id}: {pack.lost} tiles could not be read")
+    TILES.write(pd.concat(rows), index)
+    QUARANTINE.write(pd.concat([before, quarantine_frame(refused)]), quarantine)
+    print(f"{len(table) + len(before)} slides found, {len(table)} opened, {len(rows)} cut into {sum(map(len, rows))} tiles")
+
+
+if __name__ == "__main__":
+    stage.run(main)
