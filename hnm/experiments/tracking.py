@@ -102,8 +102,9 @@ class Tracker:
         finite = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
         if finite:
             self._append("metrics", step=step or 0, values=finite)
-        for name in metrics.keys() - finite.keys():
-            self._append("not_finite", name=name, step=step)
+        for name in metrics:
+            if name not in finite:
+                self._append("not_finite", name=name, step=step)
 
     def file(self, path: Path) -> None:
         """Logs the file at `path` as an artifact of the run."""
@@ -297,9 +298,9 @@ class Delivery:
     def _model(self, event: Event) -> None:
         name = event["kind"]
         known = self._client.search_logged_models([self._experiment_id], f"source_run_id = '{self._run_id}' AND name = '{name}'")
-        if any(model.status.value == "READY" for model in known):
+        if known and known[0].status.value == "READY":
             return
-        model = self._client.create_logged_model(self._experiment_id, name=name, source_run_id=self._run_id, model_type=name)
+        model = known[0] if known else self._client.create_logged_model(self._experiment_id, name=name, source_run_id=self._run_id, model_type=name)
         self._client.log_model_artifacts(model.model_id, str(self._record.folder / event["path"]))
         self._client.finalize_logged_model(model.model_id, "READY")
 
@@ -323,7 +324,7 @@ def bring_waiting(root: Path, client: "MlflowClient", *, seconds: float = 0.0) -
     """
     brought = []
     for record in waiting_records(root):
-        with contextlib.suppress(Timeout), record.courier_lock(seconds):
+        with contextlib.suppress(Timeout, FileNotFoundError), record.courier_lock(seconds):  # held by its courier, or brought by it meanwhile
             record.close_if_killed()
             events = record.events()
             if events and events[-1]["event"] == "finish":
