@@ -6,6 +6,7 @@ Columns stand in the order given here, rows in the order of the table's key, so 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaErrors
@@ -14,8 +15,12 @@ from hnm.errors import TableError
 from hnm.params import ID
 from hnm.store import whole
 
+
+def _one_of(*values: str | int) -> pa.Check:
+    return pa.Check.isin(list(values), error=f"must be one of {', '.join(map(str, values))}")
+
+
 _slide_id = pa.Column(str, pa.Check.str_matches(ID, error="must match [A-Za-z0-9][A-Za-z0-9._-]*"))
-_unique_slide_id = pa.Column(str, pa.Check.str_matches(ID, error="must match [A-Za-z0-9][A-Za-z0-9._-]*"), unique=True)
 _at_least_0 = pa.Check.ge(0, error="must be at least 0")
 _positive = pa.Check.gt(0, error="must be above 0")
 _share = pa.Check.in_range(0, 1, error="must lie in [0, 1]")
@@ -46,12 +51,7 @@ class Table:
         try:
             checked = schema.validate(frame[list(self.columns)], lazy=True)
         except SchemaErrors as error:
-            first = error.failure_cases.iloc[0]
-            row = "" if pd.isna(first["index"]) else f", row {int(first['index'])}"
-            raise TableError(
-                f"{where}: column {first['column']}{row}: value {first['failure_case']!r} fails {first['check']}"
-                + (f" (and {len(error.failure_cases) - 1} more)" if len(error.failure_cases) > 1 else "")
-            ) from None
+            raise TableError(f"{where}: {_sentence(error.failure_cases, self.key)}") from None
         return checked.sort_values(list(self.key), kind="stable", ignore_index=True)
 
     def read(self, path: Path) -> pd.DataFrame:
@@ -77,14 +77,24 @@ class Table:
         return pd.DataFrame({name: pd.Series(dtype=str(column.dtype)) for name, column in self.columns.items()})
 
 
+def _sentence(failures: pd.DataFrame, key: tuple[str, ...]) -> str:
+    """The first of pandera's failure cases as a sentence."""
+    first = failures.iloc[0]
+    value = first["failure_case"].item() if isinstance(first["failure_case"], np.generic) else first["failure_case"]
+    row = "" if pd.isna(first["index"]) else f", row {int(first['index'])}"
+    wanted = {"not_nullable": "must not be empty", "multiple_fields_uniqueness": f"must be unique ({', '.join(key)})"}.get(first["check"], first["check"])
+    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    return f"column {first['column']}{row}: value {value!r}: {wanted.replace('dtype', 'must be of type')}{more}"
+
+
 SLIDES = Table(
     "slides",
     ("slide_id",),
     {
-        "slide_id": _unique_slide_id,
+        "slide_id": _slide_id,
         "path": pa.Column(str),  # as in the manifest: relative ones count from its folder
         "patient_id": pa.Column(str),
-        "split": pa.Column(str, pa.Check.isin(["train", "validation", "test"])),
+        "split": pa.Column(str, _one_of("train", "validation", "test")),
         "vendor": pa.Column(str),
         "mpp_x": pa.Column("float64", _positive),
         "mpp_y": pa.Column("float64", _positive),
@@ -95,12 +105,12 @@ SLIDES = Table(
 )
 """The checked cohort. No labels: those are one file a split."""
 
-LABELS = Table("labels", ("slide_id",), {"slide_id": _unique_slide_id, "label": pa.Column("int64", pa.Check.isin([0, 1]))})
+LABELS = Table("labels", ("slide_id",), {"slide_id": _slide_id, "label": pa.Column("int64", _one_of(0, 1))})
 
 QUARANTINE = Table(
     "quarantine",
     ("slide_id",),
-    {"slide_id": _unique_slide_id, "step": pa.Column(str, pa.Check.isin(["open", "mpp", "tissue", "tiles"])), "reason": pa.Column(str)},
+    {"slide_id": _slide_id, "step": pa.Column(str, _one_of("open", "mpp", "tissue", "tiles")), "reason": pa.Column(str)},
 )
 """Slides that cannot be used, the step that they failed, and why."""
 
@@ -132,13 +142,13 @@ TILE_SCORES = Table(
     },
 )
 
-SLIDE_SCORES = Table("slide scores", ("slide_id",), {"slide_id": _unique_slide_id, "logit": _logit, "score": _score})
+SLIDE_SCORES = Table("slide scores", ("slide_id",), {"slide_id": _slide_id, "logit": _logit, "score": _score})
 
 MINED = Table(
     "mined tiles",
     ("role", "rank"),
     {
-        "role": pa.Column(str, pa.Check.isin(["positive", "hard_negative"])),
+        "role": pa.Column(str, _one_of("positive", "hard_negative")),
         "rank": pa.Column("int32", pa.Check.ge(1, error="must be at least 1")),  # 1 is the best-scoring of its role
         "slide_id": _slide_id,
         "tile": _tile,

@@ -1,0 +1,47 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11, git and make alone.
+SHELL := /bin/bash
+VENV := .venv
+PYTHON ?= python3
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+UI_PORT ?= 5000
+
+.PHONY: help setup demo repro rounds ui test lint test-services clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hnm needs Python 3.11 or newer; name one by PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+setup: $(VENV)/.installed ## the virtual environment, by plain pip
+
+data/demo/slides.csv: | setup
+	hnm demo data/demo
+
+demo: setup data/demo/slides.csv repro ## the whole loop on procedural slides, and its table
+
+repro: | setup ## dvc repro, and the table of rounds
+	dvc repro
+	@hnm rounds
+
+rounds: | setup ## the table of rounds of the last run
+	@hnm rounds
+
+ui: | setup ## MLflow's pages on 127.0.0.1:$(UI_PORT)
+	hnm ui --port $(UI_PORT)
+
+lint: | setup ## style, types, layers
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+test: lint ## lint, types, layers and the whole suite
+	pytest -n 2 -m 'not services'
+
+clean: ## everything that runs have made; the slides, the cache and MLflow's runs stay
+	rm -rf results data/cohort data/tiles data/encoders data/features data/heads data/scores data/mined

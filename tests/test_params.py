@@ -1,0 +1,63 @@
+"""params.yaml: what is refused, and how the message helps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hnm.errors import ParamsError
+from hnm.params import check_params, load_params
+
+MINIMAL: dict[str, Any] = {"rounds": {"0": {}}, "later_rounds": {}, "cohort": {"name": "c", "manifest": "slides.csv"}}
+
+
+def test_sections_that_are_left_out_have_their_defaults() -> None:
+    params = check_params(MINIMAL)
+    assert (params.ranking.on, params.ranking.margin, params.ranking.top_k) == ("score", 0.5, 5)
+    assert params.finetune.temperature == 0.07 and params.tiles.tile_px == 224
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mining": {"negativ_fraction": 0.2}}, r"mining\.negativ_fraction=0\.2 is not a known param; did you mean mining\.negative_fraction\?"),
+        ({"minning": {}}, r"minning=\{\} is not a known param; did you mean mining\?"),
+        ({"finetune": {"views": {"blurr": 1}}}, r"finetune\.views\.blurr=1 is not a known param; did you mean finetune\.views\.blur\?"),
+        ({"compute": {"xyz": 1}}, r"compute\.xyz=1 is not a known param; known are compute\.device, compute\.threads"),
+        ({"mining": {"negative_fraction": 1.5}}, r"mining\.negative_fraction=1\.5: input should be less than or equal to 1"),
+        ({"mining": {"threshold": float("nan")}}, r"mining\.threshold=nan"),
+        ({"head": {"learning_rate": float("inf")}}, r"head\.learning_rate=inf: input should be a finite number"),
+        ({"head": {"epochs": 2.5}}, r"head\.epochs=2\.5: input should be a valid integer"),
+        ({"head": {"epochs": "40"}}, r"head\.epochs='40': input should be a valid integer"),
+        ({"head": {"schedule": "step"}}, r"head\.schedule='step': input should be 'cosine' or 'constant'"),
+        ({"ranking": {"margin": 1.5}}, r"ranking: margin=1\.5 can never be met by scores"),
+        ({"split": {"validation_share": 0.6, "test_share": 0.4}}, r"split: validation_share=0\.6 and test_share=0\.4 leave no train slides"),
+        ({"cohort": {"name": "c"}}, r"cohort\.manifest is missing; add it"),
+        ({"cohort": {"name": "a b", "manifest": "m"}}, r"cohort\.name='a b'"),
+        ({"rounds": {"0": {}, "2": {"previous": "0"}}}, r'rounds must count from "0" without a gap'),
+        ({"rounds": {"0": {}, "1": {"previous": "0"}}}, r"later_rounds must be the rounds after"),
+    ],
+)
+def test_a_wrong_param_is_named_with_its_value_and_the_cure(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        check_params({**MINIMAL, **change})
+
+
+def test_every_wrong_param_is_named_at_once() -> None:
+    with pytest.raises(ParamsError, match=r"(?s)tiles\.tile_px=3.*\n.*compute\.threads=0"):
+        check_params({**MINIMAL, "tiles": {"tile_px": 3}, "compute": {"threads": 0}})
+
+
+def test_a_margin_above_1_is_fine_for_logits() -> None:
+    assert check_params({**MINIMAL, "ranking": {"on": "logit", "margin": 3.0}}).ranking.margin == 3.0
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"params\.yaml does not exist; run from the repository's root"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1\n")
+    with pytest.raises(ParamsError, match=r"params\.yaml is not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("- 1\n")
+    with pytest.raises(ParamsError, match="must be a mapping of sections, but holds list"):
+        load_params(tmp_path / "params.yaml")
