@@ -26,8 +26,7 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
     for slide_id, path, mpp_x, mpp_y, fingerprint in table[["slide_id", "path", "mpp_x", "mpp_y", "fingerprint"]].itertuples(index=False):
         sections = {"tissue": tissue.model_dump(mode="json"), "tiles": tiles.model_dump(mode="json")}
         key = key_of(slide_id=slide_id, fingerprint=fingerprint, mpp=[mpp_x, mpp_y], code=code, **sections)
-        pack = store.path("tiles", key, ".h5").absolute()
-        cuttings[slide_id] = Cutting(slide_id, folder / path, (mpp_x, mpp_y), tissue, tiles, pack)
+        cuttings[slide_id] = Cutting(slide_id, folder / path, (mpp_x, mpp_y), tissue, tiles, store.path("tiles", key, ".h5").absolute())
     refused: dict[str, SlideError] = {}
     waiting = [cutting for cutting in cuttings.values() if not cutting.pack.is_file()]
     for number, (cutting, outcome) in enumerate(each(cut, waiting, seconds=tiles.slide_seconds, step="tiles"), 1):

@@ -105,6 +105,7 @@ class OpenSlideReader:
         self.bounds = _bounds(self._properties, self.dimensions)
         self.background = _background(self._properties)
         self.mpp = _mpp(self._properties)
+        self._is_ycbcr = _is_mislabelled_ycbcr(path, self._properties)
 
     def __enter__(self) -> Self:
         return self
@@ -138,10 +139,13 @@ class OpenSlideReader:
 
     def _read(self, x: int, y: int, level: int, width: int, height: int) -> RGB:
         region = self._slide.read_region((x, y), level, (width, height))
+        pixels = region.convert("RGB")
+        if self._is_ycbcr:
+            pixels = Image.merge("YCbCr", pixels.split()).convert("RGB")
         if region.getchannel("A").getextrema() == (255, 255):
-            return np.asarray(region.convert("RGB"))
+            return np.asarray(pixels)
         canvas = Image.new("RGB", region.size, self.background)
-        canvas.paste(region, mask=region.getchannel("A"))
+        canvas.paste(pixels, mask=region.getchannel("A"))
         return np.asarray(canvas)
 
     def _reopen(self) -> None:
@@ -239,6 +243,17 @@ def _mpp(properties: dict[str, str]) -> tuple[float, float] | None:
     return None if x is None or y is None else (float(x), float(y))
 
 
+def _is_mislabelled_ycbcr(path: Path, properties: dict[str, str]) -> bool:
+    """Whether a DICOM header says RGB although the frames are JFIF, which is YCbCr: bfconvert writes such files, and OpenSlide believes the header."""
+    baseline_jpeg = "1.2.840.10008.1.2.4.50"
+    if (properties.get("dicom.PhotometricInterpretation"), properties.get("dicom.TransferSyntaxUID")) != ("RGB", baseline_jpeg):
+        return False
+    start_of_frame, jfif = b"\xff\xd8\xff\xe0", b"JFIF"
+    head = _head(path)
+    frame = head.find(start_of_frame)
+    return frame >= 0 and head[frame + 6 : frame + 10] == jfif
+
+
 def _files(path: Path, properties: dict[str, str]) -> dict[str, Path]:
     """The files that make the slide, by name; the named file itself has the name "" because renaming it changes nothing."""
     return {"": path} | {file.name: file for file in _companions(path, properties) if file != path}
@@ -258,8 +273,11 @@ def _companions(path: Path, properties: dict[str, str]) -> list[Path]:
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(HEAD_BYTES)
+    try:
+        with path.open("rb") as stream:
+            return stream.read(HEAD_BYTES)
+    except OSError as error:
+        raise SlideError(f"{path.name} cannot be read: {error.strerror}") from None
 
 
 def _head_digest(path: Path) -> str:

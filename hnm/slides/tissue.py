@@ -23,6 +23,8 @@ FLOOR, CEILING = 0.05, 0.10
 """Between which the threshold on colourfulness lies: glass and its compression noise stay below 0.03, pale stroma above 0.1."""
 DARK = 60
 """A scan whose median pixel value is lower was not made with transmitted light."""
+CORE_UM, RIM_UM = 8.0, 24.0
+"""Ink thinner than twice the first is not taken for ink; around it as much as the second is its blurred rim."""
 GLASS = 245.0
 """Value of the glass where a thumbnail shows too little of it to measure."""
 
@@ -32,13 +34,11 @@ def tissue_mask(pixels: RGB, mpp: float, tissue: Tissue) -> Mask:
 
     Raises `SlideError` (step `tissue`) for a dark scan and for one without tissue.
     """
-    median = float(np.median(pixels))
-    if median < DARK:
-        raise SlideError(f"its background is dark (median {median:.0f} of 255), as in fluorescence, but only transmitted light can be read", step="tissue")
+    _check_light(pixels)
     density = density_of(pixels)
     colourfulness = np.ptp(density, axis=2)
     threshold = np.clip(threshold_otsu(colourfulness), FLOOR, CEILING)  # type: ignore[no-untyped-call]
-    stained = (colourfulness > threshold) & ~pen_mask(density)
+    stained = (colourfulness > threshold) & ~pen_mask(density, mpp)
     mask = _without_small(stained, tissue.min_area_um2 / mpp**2)
     mask = ~_without_small(~mask, tissue.max_hole_um2 / mpp**2)
     if not mask.any():
@@ -52,7 +52,7 @@ def density_of(pixels: RGB) -> Density:
     return np.asarray(np.maximum(ndimage.gaussian_filter(density, (1, 1, 0)), 0), np.float32)
 
 
-def pen_mask(density: Density) -> Mask:
+def pen_mask(density: Density, mpp: float) -> Mask:
     """(height, width): which pixels are green, blue, red or black ink, with its blurred rim.
 
     Haematoxylin and eosin absorb green most, red less, and blue less than three quarters of green; DAB absorbs blue
@@ -66,8 +66,20 @@ def pen_mask(density: Density) -> Mask:
     low, high = density.min(axis=2), density.max(axis=2)
     black_ink = ((low > 1.2) & (low > 0.65 * high)) | (density.mean(axis=2) > 1.7)
     ink = coloured & (green_ink | blue_ink | red_ink | black_ink)
-    core = ndimage.binary_opening(ink, iterations=1)  # single pixels of an odd colour occur in any tissue
-    return np.asarray(ndimage.binary_dilation(core, iterations=3), bool)
+    cores: Mask = ndimage.distance_transform_edt(ink) > CORE_UM / mpp  # single pixels of an odd colour occur in any tissue
+    if not cores.any():
+        return cores
+    return np.asarray(ndimage.distance_transform_edt(~cores) <= max(1, (CORE_UM + RIM_UM) / mpp), bool)
+
+
+def _check_light(pixels: RGB) -> None:
+    red, green, blue = np.median(pixels.reshape(-1, 3), axis=0)
+    if max(red, green, blue) < DARK:
+        raise SlideError(
+            f"its background is dark (median {red:.0f}, {green:.0f}, {blue:.0f} of 255), as in fluorescence; only transmitted light can be read", step="tissue"
+        )
+    if red > 200 and abs(green - 128) < 6 and abs(blue - 128) < 6:
+        raise SlideError("its glass is salmon: the file holds YCbCr that it, or its reader, calls RGB; convert it anew", step="tissue")
 
 
 def _glass(pixels: RGB) -> npt.NDArray[np.float32]:

@@ -42,7 +42,7 @@ def each(function: Callable[[Job], Result], jobs: Sequence[Job], *, seconds: flo
     context.set_forkserver_preload([function.__module__, "hnm.tables"])
     with ProcessPool(max_workers=workers, initializer=_die_with_parent, context=context) as pool:
         try:
-            job_of: dict[Future[Result], Job] = {pool.schedule(function, args=[job], timeout=seconds): job for job in jobs}
+            job_of: dict[Future[Result | SlideError], Job] = {pool.schedule(function, args=[job], timeout=seconds): job for job in jobs}
             for future in as_completed(job_of):
                 yield job_of[future], _outcome(future, seconds, step)
         except BaseException:
@@ -50,7 +50,7 @@ def each(function: Callable[[Job], Result], jobs: Sequence[Job], *, seconds: flo
             raise
 
 
-def _outcome(future: Future[Result], seconds: float, step: str) -> Result | SlideError:
+def _outcome(future: Future[Result | SlideError], seconds: float, step: str) -> Result | SlideError:
     try:
         return future.result()
     except SlideError as error:

@@ -1,0 +1,126 @@
+"""Pictures that show a person what is cut: the thumbnail, the outline of the tissue mask, the tiles that are kept."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from hnm.errors import CohortError, SlideError
+from hnm.params import Cohort, Tiles, Tissue
+from hnm.slides.cutting import Plan, plan_of
+from hnm.slides.reader import RGB, OpenSlideReader, Thumbnail, thumbnail
+from hnm.slides.tissue import Mask
+from hnm.slides.workers import each
+from hnm.store import whole
+from hnm.tables import SLIDES
+
+SIDE_PX = 1200
+CELL_PX = 320
+CAPTION_PX = 44
+OUTLINE, TILE = (0, 150, 60), (20, 60, 200)
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """One slide that is to have its picture made."""
+
+    slide_id: str
+    path: Path
+    mpp: tuple[float, float]
+    tissue: Tissue
+    tiles: Tiles
+    picture: Path
+    """Where the picture will lie."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One slide's small picture, with the line that stands under it on the contact sheet."""
+
+    picture: Image.Image
+    caption: str
+
+
+def preview_cohort(slides: Path, slide_ids: Collection[str] | None, out: Path, *, cohort: Cohort, tissue: Tissue, tiles: Tiles) -> list[Path]:
+    """Writes `<slide_id>.png` for each of `slide_ids` (all, where None) of the table at `slides`, and `contact_sheet.png`; returns their paths."""
+    table = SLIDES.read(slides).set_index("slide_id")
+    for unknown in sorted(set(slide_ids or []) - set(table.index)):
+        raise CohortError(f"slide_id={unknown} is not in {slides}; it may be in quarantine")
+    folder = Path(cohort.manifest).parent.resolve()
+    wanted = table.loc[list(slide_ids or table.index), ["path", "mpp_x", "mpp_y"]]
+    sittings = [
+        Sitting(slide_id, folder / path, (mpp_x, mpp_y), tissue, tiles, (out / f"{slide_id}.png").absolute())
+        for slide_id, path, mpp_x, mpp_y in wanted.itertuples()
+    ]
+    previews: dict[str, Preview] = {}
+    for sitting, outcome in each(preview_slide, sittings, seconds=tiles.slide_seconds, step="tiles"):
+        if isinstance(outcome, SlideError):
+            outcome = Preview(Image.new("RGB", (1, 1)), f"{sitting.slide_id}: {outcome}")
+        previews[sitting.slide_id] = outcome
+    sheet = out / "contact_sheet.png"
+    _write(contact_sheet([previews[sitting.slide_id] for sitting in sittings]), sheet)
+    return [*(sitting.picture for sitting in sittings if sitting.picture.is_file()), sheet]
+
+
+def preview_slide(sitting: Sitting) -> Preview:
+    """Writes the picture of one slide; one that cannot be cut is shown bare, with the reason."""
+    with OpenSlideReader(sitting.path) as slide:
+        bounds, mpp = slide.bounds, sitting.mpp
+        view = thumbnail(slide, max(bounds.width * mpp[0], bounds.height * mpp[1]) / SIDE_PX, mpp)
+        try:
+            plan = plan_of(slide, mpp, sitting.tissue, sitting.tiles)
+        except SlideError as error:
+            picture, caption = Image.fromarray(view.pixels), str(error)
+        else:
+            tissue_mm2 = plan.mask.mean() * bounds.width * bounds.height * mpp[0] * mpp[1] / 1e6
+            picture, caption = Image.fromarray(drawn(view, plan)), f"{len(plan.kept)} tiles, {tissue_mm2:.1f} mm2 of tissue"
+    _write(picture, sitting.picture)
+    picture.thumbnail((CELL_PX - 8, CELL_PX - 8))
+    return Preview(picture, f"{sitting.slide_id}: {caption}")
+
+
+def drawn(view: Thumbnail, plan: Plan) -> RGB:
+    """`view` with what the mask leaves out paled, the mask's outline, and a frame around each kept tile."""
+    height, width = view.lost.shape
+    mask: Mask = np.asarray(Image.fromarray(plan.mask).resize((width, height), Image.Resampling.NEAREST))
+    pixels = view.pixels.copy()
+    pixels[~mask] = pixels[~mask] // 2 + 100
+    pixels[mask & ~ndimage.binary_erosion(mask, iterations=2)] = OUTLINE
+    picture = Image.fromarray(pixels)
+    pen = ImageDraw.Draw(picture)
+    scale = np.array(view.scale)
+    upper_left = (plan.grid.corners[plan.kept] - (view.x, view.y)) / scale
+    lower_right = upper_left + np.array(plan.grid.size) / scale
+    for (left, top), (right, bottom) in zip(upper_left, lower_right, strict=True):
+        pen.rectangle((left, top, right, bottom), outline=TILE)
+    return np.asarray(picture)
+
+
+def contact_sheet(previews: Sequence[Preview]) -> Image.Image:
+    """All pictures on one sheet, about as wide as high, each with its caption."""
+    columns = max(1, ceil(len(previews) ** 0.5))
+    sheet = Image.new("RGB", (columns * CELL_PX, ceil(len(previews) / columns) * (CELL_PX + CAPTION_PX)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for number, preview in enumerate(previews):
+        left, top = number % columns * CELL_PX, number // columns * (CELL_PX + CAPTION_PX)
+        sheet.paste(preview.picture, (left + 4, top + 4))
+        pen.multiline_text((left + 4, top + CELL_PX), _wrapped(preview.caption, font), fill="black", font=font)
+    return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """`text` in at most three lines that fit a cell."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) < CELL_PX - 8 else [*lines, word]
+    return "\n".join(lines[:3])
+
+
+def _write(picture: Image.Image, path: Path) -> None:
+    with whole(path) as temporary:
+        picture.save(temporary)
