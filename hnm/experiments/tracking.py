@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -24,49 +24,12 @@ from hnm.errors import TrackingError
 from hnm.experiments.ledger import cost_so_far, dvc_name
 from hnm.experiments.record import Event, Record, flat, waiting_records
 from hnm.experiments.state import git_tags, running_stage
+from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation
 from hnm.params import Params
 from hnm.store import project_root, whole
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-METRICS = {
-    "epoch/loss": "training loss, the weighted sum of its parts",
-    "epoch/slide_loss": "cross-entropy of the slide logit",
-    "epoch/tile_loss": "cross-entropy of the highest tile logit",
-    "epoch/ranking_loss": "patch ranking loss",
-    "epoch/negative_loss": "contrastive loss with negatives as anchors",
-    "epoch/positive_loss": "contrastive loss with positives as anchors",
-    "epoch/validation_auc": "slide AUC on validation",
-    "epoch/validation_loss": "slide log loss on validation",
-    "epoch/learning_rate": "learning rate at the end of the epoch",
-    "validation/auc": "slide AUC on validation, of the epoch or round that was kept",
-    "validation/loss": "slide log loss on validation, of the epoch that was kept",
-    "test/auc": "slide AUC",
-    "test/auc_low": "lower end of its interval",
-    "test/auc_high": "upper end of its interval",
-    "test/average_precision": "area under the precision-recall curve of slides",
-    "test/sensitivity_at_specificity_90": "sensitivity at a specificity of at least 0.9, from the ROC curve",
-    "test/accuracy": "share of slides decided rightly, at the threshold that validation chose",
-    "test/f1": "F1 of slides at that threshold",
-    "test/sensitivity": "share of positive slides called positive at that threshold",
-    "test/specificity": "share of negative slides called negative at that threshold",
-    "test/brier": "mean squared error of slide scores",
-    "test/log_loss": "log loss of slide scores",
-    "test/ece": "expected calibration error of slide scores",
-    "test/tile_auc": "AUC of tiles where annotations exist",
-    "test/tile_average_precision": "average precision of tiles where annotations exist",
-    "mining/positives": "positives mined",
-    "mining/hard_negatives": "hard negatives mined",
-    "round/validation_auc": "slide AUC on validation",
-    "round/test_auc": "slide AUC on test",
-    "round/test_tile_auc": "AUC of test tiles where annotations exist",
-    "round/positives": "positives mined for the round",
-    "round/hard_negatives": "hard negatives mined for the round",
-    "cost/seconds": "wall-clock seconds of the stage's process",
-    "cost/peak_memory_mb": "largest resident memory of the stage's process or of one of its children, in 10^6 bytes",
-}
-"""The closed vocabulary: metric -> meaning. The word before the slash says what a step counts (`epoch`, `round`) or where a single number belongs."""
 
 STAGE_SECONDS = 5.0
 """Longest that tracking may delay a stage, at its end."""
@@ -74,6 +37,8 @@ COURIER_SECONDS = 60.0
 """Longest that a courier goes on alone after its stage."""
 POLL_SECONDS = 0.5
 
+SEES_TEST = ("evaluate", "summary")
+"""Whose runs may hold test metrics."""
 Kind = Literal["encoder", "head"]
 
 
@@ -86,7 +51,12 @@ class Tracker:
 
     def epoch(self, epoch: int, metrics: Mapping[str, float | None]) -> None:
         """One row of a history, by its column names; a loop's `on_epoch`."""
-        self.metrics({f"epoch/{name}": value for name, value in metrics.items() if name != "epoch"}, step=epoch)
+        self.metrics(of_epoch(metrics), step=epoch)
+
+    def evaluation(self, content: Mapping[str, Any]) -> None:
+        """The content of metrics.json: `round/*` by round, `validation/*` and `test/*` of the chosen round."""
+        for step, metrics in of_evaluation(content):
+            self.metrics(metrics, step)
 
     def metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
         """Logs `metrics`; `step` counts what the name says before its slash, None for a single number.
@@ -96,8 +66,8 @@ class Tracker:
         """
         for name in metrics:
             if name not in METRICS:
-                raise TrackingError(f"metric {name!r} is not in the vocabulary; use one of METRICS in hnm/experiments/tracking.py or add it there")
-            if name.startswith("test/") and self._stage != "evaluate":
+                raise TrackingError(f"metric {name!r} is not in the vocabulary; use one of METRICS in hnm/experiments/vocabulary.py or add it there")
+            if name.startswith(("test/", "round/test_")) and self._stage not in SEES_TEST:
                 raise TrackingError(f"metric {name!r} is for the stage evaluate alone, but {self._stage} logs it")
         finite = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
         if finite:
@@ -332,6 +302,21 @@ def bring_waiting(root: Path, client: "MlflowClient", *, seconds: float = 0.0) -
                 record.remove()
                 brought.append(events[0]["name"])
     return brought
+
+
+def serve_ui(port: int) -> NoReturn:
+    """Becomes MLflow's server of this repository's runs on 127.0.0.1, with job execution and telemetry off; brings waiting records first.
+
+    `TrackingError` where the runs are with a server already.
+    """
+    root = project_root().resolve()
+    uri = tracking_uri(root)
+    if uri.startswith("http"):
+        raise TrackingError(f"the runs are at MLFLOW_TRACKING_URI={uri}; open that page, or unset the variable to see the runs of this repository")
+    bring_waiting(root, connect(root))
+    options = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1", "--backend-store-uri": uri, "--default-artifact-root": (root / "mlruns").as_uri()}
+    command = [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
+    os.execve(sys.executable, command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
 
 
 def _courier(root: Path, record: Record) -> bool:

@@ -13,7 +13,8 @@ from mlflow.exceptions import MlflowException
 
 from hnm.errors import TrackingError
 from hnm.experiments.record import Record, waiting_records
-from hnm.experiments.tracking import METRICS, Delivery, Tracker, bring_waiting, connect, run_name, track_stage, tracking_uri
+from hnm.experiments.tracking import Delivery, Tracker, bring_waiting, connect, run_name, track_stage, tracking_uri
+from hnm.experiments.vocabulary import METRICS
 from hnm.params import load_params
 
 StartStage = Callable[..., "subprocess.Popen[str]"]
@@ -92,7 +93,9 @@ def test_names_of_runs(root: Path) -> None:
 
 
 def test_unknown_metrics_are_refused() -> None:
-    with pytest.raises(TrackingError, match=r"metric 'epoch/lose' is not in the vocabulary; use one of METRICS in hnm/experiments/tracking.py or add it there"):
+    with pytest.raises(
+        TrackingError, match=r"metric 'epoch/lose' is not in the vocabulary; use one of METRICS in hnm/experiments/vocabulary.py or add it there"
+    ):
         Tracker("head", None).epoch(1, {"epoch": 1, "lose": 0.5})
 
 
@@ -106,7 +109,7 @@ def test_the_vocabulary_is_legal_and_documented() -> None:
     table = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text().partition("## Metrics")[2].partition("\n## ")[0]
     rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| `")]
     assert dict(rows) == METRICS
-    assert {name.partition("/")[0] for name in METRICS} == {"epoch", "validation", "test", "mining", "round", "cost"}
+    assert {name.partition("/")[0] for name in METRICS} == {"epoch", "round", "validation", "test", "cost"}
 
 
 def test_values_that_are_missing_or_not_finite_are_named_not_logged(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""The closed vocabulary of metrics, and what of a stage's outputs goes by which name.
+
+The names are made from the outputs alone, so that a run made afterwards from the files says the same as the run that
+was logged while they were made.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+METRICS = {
+    "epoch/loss": "training loss, the weighted sum of its parts",
+    "epoch/slide_loss": "cross-entropy of the slide logit",
+    "epoch/tile_loss": "cross-entropy of the highest tile logit",
+    "epoch/ranking_loss": "patch ranking loss",
+    "epoch/negative_loss": "contrastive loss with negatives as anchors",
+    "epoch/positive_loss": "contrastive loss with positives as anchors",
+    "epoch/validation_auc": "slide AUC on validation",
+    "epoch/validation_loss": "slide log loss on validation",
+    "epoch/learning_rate": "learning rate",
+    "round/validation_auc": "slide AUC on validation",
+    "round/validation_log_loss": "slide log loss on validation",
+    "round/test_auc": "slide AUC on test",
+    "round/test_tile_auc": "AUC of the test tiles of annotated slides",
+    "round/positives": "positives that were mined for the round",
+    "round/hard_negatives": "hard negatives that were mined for the round",
+    "round/look_alike_share": "share of hard negatives on a drawn region that is no lesion",
+    "round/lesion_share": "share of positives on a lesion",
+    "validation/auc": "slide AUC of the epoch that was kept (head) or of the round that was chosen (evaluate)",
+    "validation/loss": "slide log loss of the epoch that was kept",
+    "validation/log_loss": "slide log loss of the round that was chosen",
+    "validation/chosen_round": "the round that validation chose",
+    "validation/threshold": "the score from which a slide is called positive, chosen on validation",
+    "test/auc": "slide AUC",
+    "test/auc_low": "lower end of its interval",
+    "test/auc_high": "upper end of its interval",
+    "test/auc_gain": "slide AUC less that of round 0 on the same slides",
+    "test/auc_gain_low": "lower end of its interval",
+    "test/auc_gain_high": "upper end of its interval",
+    "test/average_precision": "area under the precision-recall curve of slides",
+    "test/sensitivity_at_specificity_90": "sensitivity at a specificity of at least 0.9, from the ROC curve",
+    "test/accuracy": "share of slides decided rightly at the threshold",
+    "test/f1": "F1 of slides at the threshold",
+    "test/sensitivity": "share of positive slides called positive at the threshold",
+    "test/specificity": "share of negative slides called negative at the threshold",
+    "test/brier": "mean squared error of slide scores",
+    "test/log_loss": "log loss of slide scores",
+    "test/ece": "expected calibration error of slide scores",
+    "test/tile_auc": "AUC of the tiles of annotated slides",
+    "test/tile_average_precision": "average precision of the tiles of annotated slides",
+    "cost/seconds": "wall-clock seconds of the stage's process",
+    "cost/peak_memory_mb": "largest resident memory of the stage's process or of one of its children, in 10^6 bytes",
+}
+"""Metric -> meaning. Before the slash stands what a step counts (`epoch`, `round`), or where a single number comes from."""
+
+Step = tuple[int | None, dict[str, float | None]]
+"""A step, None for single numbers, and its metrics by name."""
+
+
+def of_epoch(row: Mapping[str, float | None]) -> dict[str, float | None]:
+    """A row of a history: `loss` is `epoch/loss`; the column `epoch` is the step."""
+    return {f"epoch/{name}": value for name, value in row.items() if name != "epoch"}
+
+
+def of_history(rows: Sequence[Mapping[str, float]]) -> Iterator[Step]:
+    """A whole history; one with validation ends with the epoch that was kept: the best AUC, then the lower log loss, then the earlier."""
+    for row in rows:
+        yield int(row["epoch"]), of_epoch(row)
+    if rows and "validation_auc" in rows[0]:
+        kept = max(rows, key=lambda row: (row["validation_auc"], -row["validation_loss"]))
+        yield None, {"validation/auc": kept["validation_auc"], "validation/loss": kept["validation_loss"]}
+
+
+def of_evaluation(content: Mapping[str, Any]) -> Iterator[Step]:
+    """What metrics.json holds: each round by its number, then the chosen one; what has no name in the vocabulary stays in the file."""
+    for name, numbers in content["rounds"].items():
+        yield (
+            int(name),
+            _known(
+                {
+                    **_prefixed("round/validation_", numbers["validation"]),
+                    **_prefixed("round/test_", numbers["test"]),
+                    **_prefixed("round/test_tile_", numbers["test_tiles"]),
+                    **_prefixed("round/", numbers.get("mined", {})),
+                }
+            ),
+        )
+    chosen = content["rounds"][str(content["chosen_round"])]
+    yield (
+        None,
+        _known(
+            {
+                "validation/chosen_round": content["chosen_round"],
+                "validation/threshold": content["threshold"],
+                **_prefixed("validation/", chosen["validation"]),
+                **_prefixed("test/", content["test"]),
+                **_prefixed("test/tile_", content["test_tiles"]),
+                **{f"test/auc_gain{end}": content["gain"].get(f"test_auc{end}") for end in ("", "_low", "_high")},
+            }
+        ),
+    )
+
+
+def _prefixed(prefix: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": value for name, value in numbers.items()}
+
+
+def _known(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name in METRICS}
