@@ -1,7 +1,6 @@
-"""The demo cohort: slides drawn by `hnm.slides.painting`, as pyramidal TIFFs in Aperio's layout, with their manifest and truth."""
+"""The demo cohort: slides drawn by `hnm.slides.synthetic.painting`, as pyramidal TIFFs in Aperio's layout, with their manifest and truth."""
 
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from shapely.geometry import mapping
 
 from hnm.draws import seed_of
 from hnm.errors import CohortError
-from hnm.slides.painting import Dice, Painting, Pixels, Stain, mark_with_pen, paint_glass, paint_tissue
+from hnm.slides.synthetic.fields import Bytes, Dice
+from hnm.slides.synthetic.painting import Painting, Stain, mark_with_pen, paint_glass, paint_tissue
+from hnm.slides.workers import worker_count
 from hnm.store import whole, write_json
 
 MPP = 0.5
@@ -42,7 +43,7 @@ class _Subject:
     look_alike_share: float
 
 
-def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: int = 2560, odd_slides: bool = True) -> Path:
+def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: int = 2240, odd_slides: bool = True) -> Path:
     """Makes `slides` slides, half of them with tumour, under the folder `out` and returns its manifest, `out`/slides.csv.
 
     Args:
@@ -62,7 +63,9 @@ def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: in
         raise CohortError(f"width_px={width_px} leaves no room for tissue; ask for at least 512")
     subjects = _subjects(seed, slides, odd_slides)
     make = partial(_make_slide, out, seed, width_px)
-    with ProcessPoolExecutor(int(os.environ.get("HNM_WORKERS", 0)) or os.cpu_count(), get_context("spawn")) as workers:
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(worker_count(), context) as workers:
         annotated = list(workers.map(make, subjects))
     manifest = pd.DataFrame(
         {
@@ -136,7 +139,7 @@ def _feature(name: str, polygon: Polygon) -> dict[str, object]:
     }
 
 
-def _write_svs(pixels: Pixels, path: Path) -> None:
+def _write_svs(pixels: Bytes, path: Path) -> None:
     """`pixels` (height, width, 3) as Aperio lays it out: level 0, a thumbnail in strips, then levels each a quarter of the last."""
     height, width, _ = pixels.shape
     levels = [pixels]
@@ -158,7 +161,7 @@ def _write_svs(pixels: Pixels, path: Path) -> None:
                 write(thumbnail, rowsperstrip=len(thumbnail), description=f"{head} -> {size} - |AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}")
 
 
-def _tiles(pixels: Pixels) -> Iterator[Pixels]:
+def _tiles(pixels: Bytes) -> Iterator[Bytes]:
     """Tiles row by row; those that reach over the border repeat its pixels, so that no black rings into the image."""
     height, width, _ = pixels.shape
     padded = np.pad(pixels, ((0, -height % TILE_PX), (0, -width % TILE_PX), (0, 0)), mode="edge")
@@ -167,7 +170,7 @@ def _tiles(pixels: Pixels) -> Iterator[Pixels]:
             yield np.ascontiguousarray(padded[top : top + TILE_PX, left : left + TILE_PX])
 
 
-def _reduced(pixels: Pixels, step: int) -> Pixels:
+def _reduced(pixels: Bytes, step: int) -> Bytes:
     """Means of step x step pixels; what is left over at the border is dropped."""
     height, width = pixels.shape[0] // step, pixels.shape[1] // step
     blocks = pixels[: height * step, : width * step].reshape(height, step, width, step, 3)
