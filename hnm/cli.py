@@ -45,7 +45,7 @@ def rounds() -> None:
     from rich.console import Console
 
     from hnm.errors import EvidenceError
-    from hnm.evidence.report import round_table
+    from hnm.evidence.round_table import round_table
     from hnm.experiments.ledger import stage_seconds
     from hnm.store import project_root, read_json
 

@@ -1,0 +1,277 @@
+"""Scores and truth brought together: what each round is worth, and which round validation picks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hnm.draws import seed_of
+from hnm.errors import EvidenceError
+from hnm.evidence.metrics import (
+    Number,
+    Predictions,
+    Resampling,
+    auc_gain,
+    choose_threshold,
+    slide_metrics,
+    tile_metrics,
+)
+from hnm.evidence.truth import LESION, UNCLEAR, tile_truth
+from hnm.params import Evaluate
+from hnm.slides.annotations import Region
+
+SPLITS = ("train", "validation", "test")
+STEPS = ("open", "mpp", "tissue", "tiles")
+DIGITS = 6
+"""Decimals of the numbers in metrics.json: enough to compare, too few for the last bits of a machine."""
+
+
+@dataclass(frozen=True)
+class CohortTruth:
+    """The cohort as `evaluate` alone sees it."""
+
+    slides: pd.DataFrame
+    """A `SLIDES` table."""
+    labels: Mapping[str, pd.DataFrame]
+    """Split -> its `LABELS` table."""
+    quarantine: pd.DataFrame
+    """A `QUARANTINE` table: all slides that cannot be used."""
+    tiles: pd.DataFrame
+    """A `TILES` table."""
+    annotations: Mapping[str, Sequence[Region]]
+    """Slide id -> its regions, for the slides that have an annotation."""
+
+    @property
+    def label_of(self) -> dict[str, int]:
+        """Slide id -> label, of all splits."""
+        return {slide_id: int(label) for table in self.labels.values() for slide_id, label in zip(table["slide_id"], table["label"], strict=True)}
+
+    def funnel(self) -> dict[str, int]:
+        """How many slides were found, and how many of them passed each step; `used` have a label and tiles."""
+        failed = self.quarantine["step"].value_counts().reindex(STEPS, fill_value=0)
+        found = len(set(self.slides["slide_id"]) | set(self.quarantine["slide_id"]))
+        opened = found - int(failed["open"]) - int(failed["mpp"])
+        tiled = set(self.tiles["slide_id"])
+        used = {split: len(tiled & set(table["slide_id"])) for split, table in self.labels.items()}
+        return {
+            "found": found,
+            "opened": opened,
+            "tissue": opened - int(failed["tissue"]),
+            "tiled": opened - int(failed["tissue"]) - int(failed["tiles"]),
+            "used": sum(used.values()),
+            **used,
+            "tiles": len(self.tiles),
+        }
+
+
+@dataclass(frozen=True)
+class RoundResults:
+    """What one round left behind."""
+
+    name: str
+    slide_scores: pd.DataFrame
+    """A `SLIDE_SCORES` table."""
+    tile_scores: pd.DataFrame
+    """A `TILE_SCORES` table."""
+    head_history: pd.DataFrame
+    mined: pd.DataFrame | None = None
+    """A `MINED` table; None for round 0."""
+    encoder_history: pd.DataFrame | None = None
+    """None where the round's encoder was not trained."""
+
+
+@dataclass(frozen=True)
+class RoundEvidence:
+    """What one round is worth."""
+
+    results: RoundResults
+    threshold: float
+    """Chosen on validation."""
+    slides: Mapping[str, pd.DataFrame]
+    """Split (validation, test) -> slide_id, patient_id, label, score of its slides that have tiles."""
+    tiles: pd.DataFrame
+    """slide_id, tile, x, y, side, patient_id, score, truth, region of the test tiles."""
+    mined: pd.DataFrame | None
+    """The mined tiles with their `truth`, `region` and `again`: whether the round before had mined them in the same role."""
+    numbers: Mapping[str, Mapping[str, Number]]
+    """`validation`, `test` and `test_tiles` -> metric -> number."""
+
+    @property
+    def name(self) -> str:
+        """The round."""
+        return self.results.name
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All rounds, and the one that validation picks."""
+
+    cohort: CohortTruth
+    rounds: Sequence[RoundEvidence]
+    chosen: RoundEvidence
+    gain: Number
+    """Test slide AUC of the chosen round over that of round 0, on the same slides."""
+    section: Evaluate
+    tile_truth: pd.DataFrame = field(repr=False)
+    """slide_id, tile, truth, region of all tiles of labelled slides."""
+
+
+def evaluate_rounds(cohort: CohortTruth, rounds: Sequence[RoundResults], section: Evaluate) -> Evaluation:
+    """What each of `rounds` is worth, in their order.
+
+    The round, and the threshold of each round, are chosen on validation alone: the highest AUC there, then the lower
+    log loss, then the earlier round.
+
+    Raises:
+        EvidenceError: a labelled slide has neither a score nor a place in quarantine.
+    """
+    aspects = dict(zip(cohort.slides["slide_id"], cohort.slides["mpp_x"] / cohort.slides["mpp_y"], strict=True))
+    truth = tile_truth(cohort.tiles, cohort.label_of, cohort.annotations, aspects, section)
+    evidence: list[RoundEvidence] = []
+    for results in rounds:
+        evidence.append(_round_evidence(cohort, results, truth, evidence[-1].results.mined if evidence else None, section))
+    chosen = max(evidence, key=_validation_rank)
+    gain = auc_gain(predictions(evidence[0].slides["test"]), predictions(chosen.slides["test"]), _resampling(section, "test"))
+    return Evaluation(cohort, evidence, chosen, gain, section, truth)
+
+
+def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
+    """The content of metrics.json.
+
+    `chosen_round`, `threshold`; `test` and `test_tiles`: every metric of the chosen round, with `<metric>_low` and
+    `<metric>_high`; `gain`: its test AUC less round 0's; `rounds`: a few metrics of each round; `funnel`. A number that
+    cannot be given is null, and `<metric>_reason` says why.
+    """
+    chosen = evaluation.chosen
+    return {
+        "chosen_round": int(chosen.name),
+        "threshold": round(chosen.threshold, DIGITS),
+        "test": {**_flat(chosen.numbers["test"]), **_counts(chosen.slides["test"])},
+        "test_tiles": {**_flat(chosen.numbers["test_tiles"]), **_tile_counts(chosen.tiles)},
+        "gain": _flat({"test_auc": evaluation.gain}),
+        "rounds": {evidence.name: _round_metrics(evidence) for evidence in evaluation.rounds},
+        "funnel": evaluation.cohort.funnel(),
+    }
+
+
+def _round_metrics(evidence: RoundEvidence) -> dict[str, Any]:
+    test = {name: evidence.numbers["test"][name] for name in ("auc", "average_precision", "accuracy", "f1", "sensitivity", "specificity")}
+    validation = {name: evidence.numbers["validation"][name] for name in ("auc", "log_loss")}
+    return {
+        "threshold": round(evidence.threshold, DIGITS),
+        "validation": _flat(validation, bounds_of=("auc",)),
+        "test": _flat(test, bounds_of=("auc",)),
+        "test_tiles": _flat(evidence.numbers["test_tiles"], bounds_of=("auc",)),
+        **({} if evidence.mined is None else {"mined": mined_summary(evidence.mined)}),
+    }
+
+
+def mined_summary(mined: pd.DataFrame) -> dict[str, Any]:
+    """Counts of a round's mined tiles, and the truth that mining did not know, as shares of the tiles of annotated slides.
+
+    `look_alike_share`: hard negatives on a drawn region that is no lesion. `lesion_share`: positives on a lesion.
+    `again_share`: mined tiles that the round before had mined in the same role.
+    """
+    hard, positive = (mined[mined["role"] == role] for role in ("hard_negative", "positive"))
+    return {
+        "hard_negatives": len(hard),
+        "positives": len(positive),
+        "slides": mined["slide_id"].nunique(),
+        "look_alike_share": look_alike_share(hard),
+        "lesion_share": lesion_share(positive),
+        "again_share": round(float(mined["again"].mean()), DIGITS),
+    }
+
+
+def look_alike_share(tiles: pd.DataFrame) -> float | None:
+    """Share of `tiles` on a drawn region that is no lesion, among those of annotated slides."""
+    known = tiles["region"].dropna()
+    return round(float((~known.isin(["", LESION])).mean()), DIGITS) if len(known) else None
+
+
+def lesion_share(tiles: pd.DataFrame) -> float | None:
+    """Share of `tiles` on a lesion, among those of annotated slides."""
+    known = tiles["region"].dropna()
+    return round(float((known == LESION).mean()), DIGITS) if len(known) else None
+
+
+def _round_evidence(cohort: CohortTruth, results: RoundResults, truth: pd.DataFrame, mined_before: pd.DataFrame | None, section: Evaluate) -> RoundEvidence:
+    slides = {split: _scored_slides(cohort, split, results) for split in ("validation", "test")}
+    validation, test = (predictions(slides[split]) for split in ("validation", "test"))
+    threshold = choose_threshold(validation)
+    patients = cohort.slides[["slide_id", "patient_id"]]
+    tiles = (
+        results.tile_scores[results.tile_scores["slide_id"].isin(slides["test"]["slide_id"])]
+        .merge(truth, on=["slide_id", "tile"], validate="one_to_one")
+        .merge(patients, on="slide_id", validate="many_to_one")
+    )
+    known = tiles[tiles["truth"] != UNCLEAR]
+    numbers = {
+        "validation": slide_metrics(validation, threshold, _resampling(section, "validation")),
+        "test": slide_metrics(test, threshold, _resampling(section, "test")),
+        "test_tiles": tile_metrics(predictions(known.assign(label=known["truth"] == LESION)), _resampling(section, "test tiles")),
+    }
+    return RoundEvidence(results, threshold, slides, tiles, _mined_truth(results.mined, mined_before, truth), numbers)
+
+
+def _scored_slides(cohort: CohortTruth, split: str, results: RoundResults) -> pd.DataFrame:
+    """slide_id, patient_id, label, score of the slides of `split` that are not in quarantine."""
+    labels = cohort.labels[split][~cohort.labels[split]["slide_id"].isin(cohort.quarantine["slide_id"])]
+    scored = labels.merge(results.slide_scores[["slide_id", "score"]], on="slide_id", how="left", validate="one_to_one")
+    lost = scored.loc[scored["score"].isna(), "slide_id"]
+    if len(lost):
+        raise EvidenceError(
+            f"slide {lost.iloc[0]} of {split} has neither a score in round {results.name} nor a place in quarantine (and {len(lost) - 1} more); run dvc repro"
+        )
+    with_patients = scored.merge(cohort.slides[["slide_id", "patient_id"]], on="slide_id", validate="one_to_one")
+    return with_patients[["slide_id", "patient_id", "label", "score"]]
+
+
+def _mined_truth(mined: pd.DataFrame | None, before: pd.DataFrame | None, truth: pd.DataFrame) -> pd.DataFrame | None:
+    if mined is None:
+        return None
+    seen = set() if before is None else set(zip(before["role"], before["slide_id"], before["tile"], strict=True))
+    again = [key in seen for key in zip(mined["role"], mined["slide_id"], mined["tile"], strict=True)]
+    return mined.assign(again=again).merge(truth, on=["slide_id", "tile"], how="left", validate="many_to_one")
+
+
+def predictions(frame: pd.DataFrame) -> Predictions:
+    """The columns label, score and patient_id of `frame`."""
+    return Predictions(frame["label"].to_numpy(np.int64), frame["score"].to_numpy(np.float64), frame["patient_id"].to_numpy(str))
+
+
+def _resampling(section: Evaluate, purpose: str) -> Resampling:
+    """The same draws for each round, so that rounds are compared on the same resamples."""
+    return Resampling(section.resamples, section.confidence, seed_of(section.seed, "bootstrap", purpose))
+
+
+def _validation_rank(evidence: RoundEvidence) -> tuple[float, float]:
+    auc, loss = (evidence.numbers["validation"][name].value for name in ("auc", "log_loss"))
+    return (-np.inf if auc is None else auc, -np.inf if loss is None else -loss)
+
+
+def _flat(numbers: Mapping[str, Number], bounds_of: Sequence[str] | None = None) -> dict[str, Any]:
+    """Numbers as JSON: `<name>`, `<name>_low`, `<name>_high`, and `<name>_reason` where there is one; bounds only of the named ones."""
+    flat: dict[str, Any] = {}
+    for name, number in numbers.items():
+        flat[name] = _rounded(number.value)
+        if bounds_of is None or name in bounds_of:
+            flat |= {f"{name}_low": _rounded(number.low), f"{name}_high": _rounded(number.high)}
+        if number.reason:
+            flat[f"{name}_reason"] = number.reason
+    return flat
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)
+
+
+def _counts(slides: pd.DataFrame) -> dict[str, int]:
+    return {"slides": len(slides), "positives": int(slides["label"].sum()), "patients": slides["patient_id"].nunique()}
+
+
+def _tile_counts(tiles: pd.DataFrame) -> dict[str, int]:
+    known = tiles[tiles["truth"] != UNCLEAR]
+    return {"tiles": len(known), "lesion_tiles": int((known["truth"] == LESION).sum()), "slides": known["slide_id"].nunique()}

@@ -1,0 +1,308 @@
+"""Figures of an evaluation, and the tables behind them: PNG and CSV for DVC and MLflow, SVG for the report. Equal input gives equal bytes."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from hnm.evidence.evaluation import Evaluation, RoundEvidence, predictions
+from hnm.evidence.metrics import reliability
+from hnm.evidence.truth import LESION, NORMAL
+from hnm.store import whole
+
+INK, MUTED, LINE, ACCENT, WARM = "#1f2a37", "#667383", "#d9dfe5", "#1b5e8c", "#b4552d"
+ROUNDS = LinearSegmentedColormap.from_list("rounds", ["#b5c3d0", "#1b5e8c"])
+SYSTEM_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+WIDE, SQUARE = (7.2, 3.4), (4.4, 3.7)
+"""Sizes in inches."""
+
+
+def write_plots(evaluation: Evaluation, folder: Path) -> None:
+    """Every table as CSV and every figure as PNG, in `folder`."""
+    for name, table in tables_of(evaluation).items():
+        with whole(folder / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
+    for name, draw in FIGURES.items():
+        with whole(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(png(draw, evaluation))
+
+
+def tables_of(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
+    """The tables that `dvc plots` draws, by name.
+
+    `roc`, `precision_recall`, `calibration` and `test_slides` are of the chosen round, so that two states of the
+    project compare line by line; `roc_by_round` and the others hold all rounds.
+    """
+    chosen = evaluation.chosen
+    return {
+        "auc_by_round": _auc_by_round(evaluation),
+        "roc": _roc(chosen.slides["test"]),
+        "roc_by_round": pd.concat([_roc(evidence.slides["test"]).assign(round=evidence.name) for evidence in evaluation.rounds], ignore_index=True),
+        "precision_recall": _precision_recall(chosen.slides["test"]),
+        "calibration": _calibration(chosen),
+        "test_slides": decisions(chosen),
+        "head_history": _joined([(evidence.name, evidence.results.head_history) for evidence in evaluation.rounds]),
+        "encoder_history": _joined([(evidence.name, evidence.results.encoder_history) for evidence in evaluation.rounds]),
+    }
+
+
+def decisions(evidence: RoundEvidence) -> pd.DataFrame:
+    """slide_id, label, score, called and `loss` (cross-entropy) of the test slides, the worst first."""
+    slides = evidence.slides["test"]
+    of_label = np.where(slides["label"] == 1, slides["score"], 1 - slides["score"])
+    table = slides.assign(called=(slides["score"] >= evidence.threshold).astype(int), loss=-np.log(np.clip(of_label, 1e-7, 1)))
+    return table.sort_values(["loss", "slide_id"], ascending=[False, True], ignore_index=True)
+
+
+def png(draw: Callable[[Evaluation], Figure], evaluation: Evaluation) -> bytes:
+    """The drawn figure as PNG without metadata."""
+    stream = io.BytesIO()
+    with _style():
+        figure = draw(evaluation)
+        FigureCanvasAgg(figure)
+        figure.savefig(stream, format="png", dpi=144, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def svg(draw: Callable[[Evaluation], Figure], evaluation: Evaluation) -> bytes:
+    """The drawn figure as SVG without metadata; its text stays text, in the reader's own system font."""
+    stream = io.BytesIO()
+    with _style():
+        figure = draw(evaluation)
+        FigureCanvasSVG(figure)
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return stream.getvalue().replace(b"'DejaVu Sans'", SYSTEM_FONTS.encode())
+
+
+def auc_by_round(evaluation: Evaluation) -> Figure:
+    """Slide AUC of validation and test and tile AUC, with intervals, over the rounds."""
+    figure, axes = _figure(WIDE)
+    table = _auc_by_round(evaluation)
+    series = [("validation_auc", "validation slides", MUTED, "o"), ("test_auc", "test slides", ACCENT, "o"), ("tile_auc", "test tiles", WARM, "s")]
+    for place, (column, label, colour, marker) in enumerate(series):
+        values = table[column]
+        if values.notna().any():
+            x = table.index + (place - 1) * 0.09
+            axes.vlines(x, table[f"{column}_low"].fillna(values), table[f"{column}_high"].fillna(values), color=colour, linewidth=2.2, alpha=0.35)
+            axes.plot(x, values, marker=marker, markersize=6, linewidth=1.2, color=colour, label=label)
+    axes.set_xticks(range(len(evaluation.rounds)), [f"round {evidence.name}" for evidence in evaluation.rounds])
+    axes.set_xlim(-0.4, len(evaluation.rounds) - 0.6)
+    axes.set_ylim(top=1.02)
+    axes.set_ylabel("AUC")
+    _legend(axes)
+    return figure
+
+
+def roc(evaluation: Evaluation) -> Figure:
+    """ROC curves of the test slides by round, with the chosen round's operating point."""
+    figure, axes = _figure(SQUARE)
+    axes.plot([0, 1], [0, 1], color=LINE, linewidth=1, zorder=0)
+    for evidence, style in _by_round(evaluation):
+        curve = _roc(evidence.slides["test"])
+        axes.plot(curve["false_positive_rate"], curve["true_positive_rate"], **style)
+    sensitivity, specificity = (evaluation.chosen.numbers["test"][name].value for name in ("sensitivity", "specificity"))
+    if sensitivity is not None and specificity is not None:
+        axes.plot([1 - specificity], [sensitivity], "o", color=WARM, markersize=7, label="at the threshold", zorder=5)
+    _unit(axes, "1 - specificity", "sensitivity")
+    _legend(axes, loc="lower right")
+    return figure
+
+
+def precision_recall(evaluation: Evaluation) -> Figure:
+    """Precision over sensitivity of the test slides by round."""
+    figure, axes = _figure(SQUARE)
+    for evidence, style in _by_round(evaluation):
+        curve = _precision_recall(evidence.slides["test"])
+        axes.plot(curve["recall"], curve["precision"], drawstyle="steps-post", **style)
+    _unit(axes, "sensitivity (recall)", "precision")
+    _legend(axes, loc="lower left")
+    return figure
+
+
+def calibration(evaluation: Evaluation) -> Figure:
+    """Share of positives over mean score, of the test slides in ten bins of score, for the chosen round."""
+    figure, axes = _figure(SQUARE)
+    axes.plot([0, 1], [0, 1], color=LINE, linewidth=1, zorder=0)
+    bins = _calibration(evaluation.chosen)
+    axes.plot(bins["mean_score"], bins["positive_share"], color=ACCENT, linewidth=1.2)
+    axes.scatter(bins["mean_score"], bins["positive_share"], s=18 + 60 * bins["slides"] / bins["slides"].max() if len(bins) else 18, color=ACCENT)
+    _unit(axes, "mean score of the slides", "share of positive slides")
+    return figure
+
+
+def slide_scores(evaluation: Evaluation) -> Figure:
+    """The score of each test slide in the chosen round, by label, with the threshold."""
+    figure, axes = _figure(WIDE)
+    table = decisions(evaluation.chosen).sort_values(["label", "score", "slide_id"], ignore_index=True)
+    spread = (table.groupby("label").cumcount().to_numpy() % 5 - 2) * 0.09
+    right = table["label"] == table["called"]
+    axes.axvline(evaluation.chosen.threshold, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {evaluation.chosen.threshold:.2f}")
+    axes.scatter(table["score"][right], (table["label"] + spread)[right], s=34, color=ACCENT, alpha=0.8, label="called rightly", linewidths=0)
+    axes.scatter(table["score"][~right], (table["label"] + spread)[~right], s=42, color=WARM, marker="X", label="called wrongly", linewidths=0)
+    axes.set_yticks([0, 1], ["negative", "positive"])
+    axes.set_ylim(-0.5, 1.5)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("score of the slide")
+    _legend(axes, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
+    return figure
+
+
+def tile_scores(evaluation: Evaluation) -> Figure:
+    """Scores of the test tiles in the chosen round, by truth."""
+    figure, axes = _figure(WIDE)
+    tiles = evaluation.chosen.tiles
+    other = ~tiles["region"].isna() & ~tiles["region"].isin(["", LESION])
+    groups = [
+        ("lesion", tiles["truth"] == LESION, WARM),
+        ("normal, on another drawn region", (tiles["truth"] == NORMAL) & other, "#8a6d1f"),
+        ("normal", (tiles["truth"] == NORMAL) & ~other, MUTED),
+    ]
+    edges = np.linspace(0, 1, 41)
+    for label, rows, colour in groups:
+        scores = tiles.loc[rows, "score"].to_numpy()
+        if len(scores):
+            axes.stairs(np.histogram(scores, edges)[0] / len(scores), edges, color=colour, linewidth=1.5, label=f"{label} ({len(scores):,} tiles)")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("score of the tile")
+    axes.set_ylabel("share of such tiles")
+    _legend(axes)
+    return figure
+
+
+def head_loss(evaluation: Evaluation) -> Figure:
+    """Training loss and validation AUC of the head by epoch, for each round."""
+    return _histories(evaluation, [(e.name, e.results.head_history) for e in evaluation.rounds], {"loss": "loss", "validation_auc": "validation AUC"})
+
+
+def encoder_loss(evaluation: Evaluation) -> Figure:
+    """Contrastive losses of the encoder by epoch, for each round that trains it."""
+    columns = {"negative_loss": "loss, negatives as anchors", "positive_loss": "loss, positives as anchors"}
+    return _histories(evaluation, [(e.name, e.results.encoder_history) for e in evaluation.rounds], columns)
+
+
+FIGURES: Mapping[str, Callable[[Evaluation], Figure]] = {
+    draw.__name__: draw for draw in (auc_by_round, roc, precision_recall, calibration, slide_scores, tile_scores, head_loss, encoder_loss)
+}
+
+
+def _histories(evaluation: Evaluation, histories: Sequence[tuple[str, pd.DataFrame | None]], columns: Mapping[str, str]) -> Figure:
+    figure = Figure(figsize=WIDE, layout="constrained")
+    styles = {evidence.name: style for evidence, style in _by_round(evaluation)}
+    panels = figure.subplots(1, len(columns))
+    for axes, (column, label) in zip(panels, columns.items(), strict=True):
+        for name, history in histories:
+            if history is not None:
+                axes.plot(history["epoch"], history[column], marker="o", markersize=2.5, **styles[name])
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    _legend(panels[-1])
+    return figure
+
+
+def _by_round(evaluation: Evaluation) -> list[tuple[RoundEvidence, dict[str, Any]]]:
+    """Each round with the style of its line: later rounds are darker, the chosen one is thicker."""
+    last = max(len(evaluation.rounds) - 1, 1)
+    return [
+        (
+            evidence,
+            {
+                "color": ROUNDS(place / last),
+                "linewidth": 2.4 if evidence is evaluation.chosen else 1.4,
+                "label": f"round {evidence.name}" + (" (chosen)" if evidence is evaluation.chosen else ""),
+            },
+        )
+        for place, evidence in enumerate(evaluation.rounds)
+    ]
+
+
+def _roc(slides: pd.DataFrame) -> pd.DataFrame:
+    columns = ["false_positive_rate", "true_positive_rate", "threshold"]
+    if slides["label"].nunique() < 2:
+        return pd.DataFrame(columns=columns, dtype=float)
+    false, true, cuts = roc_curve(slides["label"], slides["score"], drop_intermediate=False)
+    return pd.DataFrame(dict(zip(columns, (false, true, np.minimum(cuts, 1)), strict=True)))
+
+
+def _precision_recall(slides: pd.DataFrame) -> pd.DataFrame:
+    columns = ["recall", "precision", "threshold"]
+    if slides["label"].nunique() < 2:
+        return pd.DataFrame(columns=columns, dtype=float)
+    precision, recall, cuts = precision_recall_curve(slides["label"], slides["score"])
+    return pd.DataFrame(dict(zip(columns, (recall, precision, np.append(cuts, 1)), strict=True)))
+
+
+def _calibration(evidence: RoundEvidence) -> pd.DataFrame:
+    return pd.DataFrame(reliability(predictions(evidence.slides["test"])), columns=["mean_score", "positive_share", "slides"])
+
+
+def _auc_by_round(evaluation: Evaluation) -> pd.DataFrame:
+    """round, and `validation_auc`, `test_auc`, `tile_auc` with `_low` and `_high`; NaN where there is none."""
+    table = pd.DataFrame({"round": [evidence.name for evidence in evaluation.rounds]})
+    for group, column in (("validation", "validation_auc"), ("test", "test_auc"), ("test_tiles", "tile_auc")):
+        numbers = [evidence.numbers[group]["auc"] for evidence in evaluation.rounds]
+        bounds = pd.DataFrame([(number.value, number.low, number.high) for number in numbers], dtype=float)
+        table[[column, f"{column}_low", f"{column}_high"]] = bounds
+    return table
+
+
+def _joined(histories: Sequence[tuple[str, pd.DataFrame | None]]) -> pd.DataFrame:
+    """The rounds' histories behind each other; `step` counts epochs over all rounds."""
+    known = [history.assign(round=name) for name, history in histories if history is not None]
+    if not known:
+        return pd.DataFrame(columns=["step", "round", "epoch", "loss"])
+    joined = pd.concat(known, ignore_index=True)
+    first = ["step", "round", "epoch"]
+    return joined.assign(step=range(1, len(joined) + 1))[first + [column for column in joined.columns if column not in first]]
+
+
+def _style() -> AbstractContextManager[None]:
+    return mpl.rc_context(
+        {
+            **mpl.rcParamsDefault,
+            "font.family": "DejaVu Sans",  # shipped with matplotlib: the same layout on every machine
+            "font.size": 9.5,
+            "text.color": INK,
+            "axes.edgecolor": LINE,
+            "axes.labelcolor": MUTED,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#edf0f3",
+            "grid.linewidth": 0.8,
+            "xtick.color": LINE,
+            "ytick.color": LINE,
+            "xtick.labelcolor": MUTED,
+            "ytick.labelcolor": MUTED,
+            "legend.frameon": False,
+            "legend.fontsize": 8.5,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "hnm",
+        }
+    )
+
+
+def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _unit(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), xlabel=x, ylabel=y)
+
+
+def _legend(axes: Axes, **place: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**place)

@@ -1,0 +1,63 @@
+"""What is true of a tile, from its slide's label and from the regions that people drew. Only `evaluate` asks."""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hnm.params import Evaluate
+from hnm.slides.annotations import Region, covered_shares
+
+Floats = NDArray[np.float64]
+LESION, NORMAL, UNCLEAR = "lesion", "normal", "unclear"
+
+
+def tile_truth(
+    tiles: pd.DataFrame, labels: Mapping[str, int], annotations: Mapping[str, Collection[Region]], aspects: Mapping[str, float], section: Evaluate
+) -> pd.DataFrame:
+    """The truth of each tile of the labelled slides.
+
+    Args:
+        tiles: a `TILES` table, or one with its columns slide_id, tile, x, y and side.
+        labels: slide id -> 0 or 1; tiles of other slides are dropped.
+        annotations: slide id -> its regions, for the slides that have any.
+        aspects: slide id -> height of a tile over its width, in level-0 pixels.
+        section: which class names are lesion, and how much of a tile they must cover.
+
+    Returns:
+        slide_id, tile, `truth` (`lesion`, `normal`, or `unclear` where nobody can tell: a tile on a lesion's border,
+        or of a positive slide without a lesion drawn), and `region`: `lesion`, or the other class that was drawn over
+        most of the tile, if at least over `lesion_share`; "" where none was, None where the slide has no annotation.
+    """
+    parts = [
+        _slide_truth(own, labels[slide_id], annotations.get(slide_id), aspects[slide_id], section)
+        for slide_id, own in ((str(key), own) for key, own in tiles.groupby("slide_id", sort=True))
+        if slide_id in labels
+    ]
+    columns = ["slide_id", "tile", "truth", "region"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def is_lesion(name: str, section: Evaluate) -> bool:
+    """Whether regions of this class are lesions."""
+    return name.casefold() in {lesion.casefold() for lesion in section.lesion_names}
+
+
+def _slide_truth(tiles: pd.DataFrame, label: int, regions: Collection[Region] | None, aspect: float, section: Evaluate) -> pd.DataFrame:
+    lesion = _shares(tiles, regions or [], section.lesion_names, aspect)
+    drawn = any(is_lesion(region.name, section) for region in regions or [])
+    truth = np.select([np.full(len(tiles), label == 0), lesion >= section.lesion_share, (lesion == 0) & drawn], [NORMAL, LESION, NORMAL], UNCLEAR)
+    return tiles[["slide_id", "tile"]].assign(truth=truth, region=None if regions is None else _regions(tiles, regions, lesion, aspect, section))
+
+
+def _regions(tiles: pd.DataFrame, regions: Collection[Region], lesion: Floats, aspect: float, section: Evaluate) -> NDArray[np.object_]:
+    names = sorted({region.name for region in regions if not is_lesion(region.name, section)})
+    just_too_little = np.full(len(tiles), np.nextafter(section.lesion_share, 0))
+    largest = np.stack([just_too_little, *(_shares(tiles, regions, [name], aspect) for name in names)]).argmax(axis=0)
+    return np.where(lesion >= section.lesion_share, LESION, np.array(["", *names], dtype=object)[largest])
+
+
+def _shares(tiles: pd.DataFrame, regions: Collection[Region], names: Collection[str], aspect: float) -> Floats:
+    width = float(tiles["side"].iloc[0])
+    return covered_shares(regions, names, tiles["x"].to_numpy(), tiles["y"].to_numpy(), width, width * aspect)
