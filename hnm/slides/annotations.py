@@ -32,10 +32,10 @@ def read_annotation(path: Path) -> list[Region]:
     hand-drawn ones do, is mended. Raises `CohortError` naming the feature.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
         raise CohortError(f"annotation {path} does not exist; correct the manifest's column annotation") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of JSON or of UTF-8
         raise CohortError(f"annotation {path} is not GeoJSON: {error}") from None
     if isinstance(value, dict):
         value = value.get("features") if value.get("type") == "FeatureCollection" else [value]
@@ -69,6 +69,10 @@ def covered_shares(
     return np.clip(np.bincount(tile, areas, minlength=len(x)) / (width * height), 0, 1)
 
 
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no coordinate")
+
+
 def _region(feature: Any, where: str) -> Region:
     try:
         name = feature["properties"]["classification"]["name"]
@@ -76,7 +80,7 @@ def _region(feature: Any, where: str) -> Region:
         name = None
     if not isinstance(name, str) or not name:
         raise CohortError(f"{where} has no name of a class in properties.classification.name; classify it and export again")
-    kind = (feature.get("geometry") or {}).get("type")
+    kind = feature["geometry"].get("type") if isinstance(feature.get("geometry"), dict) else None
     if kind not in {"Polygon", "MultiPolygon"}:
         raise CohortError(f"{where} ({name}) is a {kind}, not a Polygon or MultiPolygon; delete it or draw its area")
     try:

@@ -87,8 +87,8 @@ def splits_of(entries: Collection[Entry], split: Split) -> dict[str, str]:
     """Slide id -> split: the manifest's, or drawn by patient, stratified by label.
 
     A patient is positive if any of its slides is. Within each class the patients are ordered by a seeded hash of their
-    id: the first are test, the next validation, the others train. So the order of rows does not matter, and one
-    patient more moves at most one of its class across each border.
+    id: the first are test, the last validation, those between train. So the order of rows does not matter, and one
+    patient more moves at most one other into or out of each of test and validation.
     """
     if all(entry.split is not None for entry in entries):
         return {entry.slide_id: str(entry.split) for entry in entries}
@@ -155,7 +155,7 @@ def _drawn(patients: list[str], split: Split, kind: str) -> dict[str, str]:
     validation = max(1, math.floor(split.validation_share * len(patients) + 0.5))
     while test + validation >= len(patients):
         test, validation = (test - 1, validation) if test >= validation else (test, validation - 1)
-    names = ["test"] * test + ["validation"] * validation + ["train"] * (len(patients) - test - validation)
+    names = ["test"] * test + ["train"] * (len(patients) - test - validation) + ["validation"] * validation
     return dict(zip(patients, names, strict=True))
 
 

@@ -56,7 +56,8 @@ def grid_of(bounds: Box, slide_mpp: tuple[float, float], downsamples: tuple[floa
     wanted = (tiles.mpp / slide_mpp[0], tiles.mpp / slide_mpp[1])
     level = finest_sufficient_level(downsamples, min(wanted), TOLERANCE)
     downsample = downsamples[level]
-    if all(abs(pixels / downsample - 1) <= TOLERANCE for pixels in wanted):
+    as_is = all(abs(pixels / downsample - 1) <= TOLERANCE for pixels in wanted)
+    if as_is:
         wanted = (downsample, downsample)
     size = (tiles.tile_px * wanted[0], tiles.tile_px * wanted[1])
     columns, rows = (int(side / tile + 1e-6) for side, tile in zip((bounds.width, bounds.height), size, strict=True))
@@ -65,7 +66,8 @@ def grid_of(bounds: Box, slide_mpp: tuple[float, float], downsamples: tuple[floa
     x = bounds.x + np.rint(np.arange(columns) * size[0]).astype(np.int64)
     y = bounds.y + np.rint(np.arange(rows) * size[1]).astype(np.int64)
     corners = np.stack([np.tile(x, rows), np.repeat(y, columns)], axis=1)
-    return Grid(corners, size, level, (size[0] / downsample, size[1] / downsample), tiles.tile_px, wanted[0] * slide_mpp[0])
+    read_px = (tiles.tile_px * (wanted[0] / downsample), tiles.tile_px * (wanted[1] / downsample))
+    return Grid(corners, size, level, read_px, tiles.tile_px, downsample * slide_mpp[0] if as_is else tiles.mpp)
 
 
 def tissue_shares(grid: Grid, mask: Mask, thumbnail: Thumbnail) -> npt.NDArray[np.float32]:

@@ -38,9 +38,9 @@ def tissue_mask(pixels: RGB, mpp: float, tissue: Tissue) -> Mask:
     density = density_of(pixels)
     colourfulness = np.ptp(density, axis=2)
     threshold = np.clip(threshold_otsu(colourfulness), FLOOR, CEILING)  # type: ignore[no-untyped-call]
-    stained = (colourfulness > threshold) & ~pen_mask(density, mpp)
-    mask = _without_small(stained, tissue.min_area_um2 / mpp**2)
-    mask = ~_without_small(~mask, tissue.max_hole_um2 / mpp**2)
+    ink = pen_mask(density, mpp)
+    mask = _without_small((colourfulness > threshold) & ~ink, tissue.min_area_um2 / mpp**2)
+    mask = ~_without_small(~mask, tissue.max_hole_um2 / mpp**2) & ~ink
     if not mask.any():
         raise SlideError(f"it has no tissue of at least tissue.min_area_um2={tissue.min_area_um2:g}", step="tissue")
     return mask
@@ -55,14 +55,14 @@ def density_of(pixels: RGB) -> Density:
 def pen_mask(density: Density, mpp: float) -> Mask:
     """(height, width): which pixels are green, blue, red or black ink, with its blurred rim.
 
-    Haematoxylin and eosin absorb green most, red less, and blue less than three quarters of green; DAB absorbs blue
-    most and red about half of that.
+    Haematoxylin and eosin absorb green most, red less, and blue less than three quarters of green; blood about three
+    quarters, and red a fifth; DAB absorbs blue most and red about half of that.
     """
     red, green, blue = np.moveaxis(density, 2, 0)
     coloured = np.ptp(density, axis=2) > FLOOR
     green_ink = (red > 1.1 * green) & (blue > 0.75 * green)
     blue_ink = (red > green) & (red > 1.2)
-    red_ink = (blue > 0.74 * green) & (red < 0.25 * green)
+    red_ink = (blue > 0.74 * green) & (red < 0.18 * green)
     low, high = density.min(axis=2), density.max(axis=2)
     black_ink = ((low > 1.2) & (low > 0.65 * high)) | (density.mean(axis=2) > 1.7)
     ink = coloured & (green_ink | blue_ink | red_ink | black_ink)

@@ -1,0 +1,197 @@
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hnm.errors import CohortError, SlideError
+from hnm.params import Split
+from hnm.slides.cohort import Entry, Opening, check_classes, check_quarantine, check_twins, identify, quarantine_frame, read_manifest, splits_of
+from hnm.tables import QUARANTINE
+
+
+def manifest(path: Path, *rows, header=("slide_id", "path", "label")) -> Path:
+    with (path / "slides.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return path / "slides.csv"
+
+
+def entry(slide_id: str, label: int, patient_id: str | None = None, split: str | None = None) -> Entry:
+    return Entry(slide_id, f"{slide_id}.svs", label, patient_id or slide_id, split, None, None)
+
+
+def test_a_manifest_with_everything(tmp_path):
+    header = ("path", "slide_id", "annotation", "label", "patient_id", "split", "mpp")
+    path = manifest(tmp_path, ("x/a.svs", "a", "a.geojson", 1, "p1", "train", "0.25"), ("/far/b.svs", "b", "", 0, "", "test", ""), header=header)
+    assert read_manifest(path) == [
+        Entry("a", "x/a.svs", 1, "p1", "train", 0.25, "a.geojson"),
+        Entry("b", "/far/b.svs", 0, "b", "test", None, None),
+    ]
+
+
+def test_a_manifest_as_excel_saves_it(tmp_path):
+    (tmp_path / "slides.csv").write_bytes("\ufeffslide_id,path,label\r\na, a.svs ,1\r\n".encode())
+    assert read_manifest(tmp_path / "slides.csv") == [Entry("a", "a.svs", 1, "a", None, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "message"),
+    [
+        (("slide_id", "path", "lable"), [("a", "a.svs", 1)], r"unknown column 'lable'; did you mean label\?"),
+        (("slide_id", "path", "label", "xyz"), [("a", "a.svs", 1, 2)], r"unknown column 'xyz'; known are slide_id, path, label, patient_id"),
+        (("slide_id;path;label",), [("a;a.svs;1",)], r"unknown column 'slide_id;path;label'"),
+        (("slide_id", "label"), [("a", 1)], r"column path is missing; required are slide_id, path, label"),
+        (("slide_id", "path", "label", "label"), [("a", "a.svs", 1, 1)], r"a column stands there twice"),
+        (("slide_id", "path", "label"), [], r"lists no slides"),
+        (("slide_id", "path", "label"), [("a", "a.svs", 1), ("b", "b.svs", 2)], r"row 3 \(slide_id=b\): label='2' is not 0 or 1"),
+        (("slide_id", "path", "label"), [("a", "a.svs", "")], r"row 2 \(slide_id=a\): label='' is not 0 or 1"),
+        (("slide_id", "path", "label"), [("a", "", 1)], r"row 2 \(slide_id=a\): path is empty"),
+        (("slide_id", "path", "label"), [("a", "a.svs")], r"row 2: has fewer cells than the header"),
+        (("slide_id", "path", "label"), [("a", "a.svs", 1, 1)], r"row 2: has more cells than the header"),
+        (("slide_id", "path", "label"), [("a b; touch x", "a.svs", 1)], r"row 2: slide_id='a b; touch x' must be letters, digits"),
+        (("slide_id", "path", "label"), [("a", "a.svs", 1), ("a", "b.svs", 1)], r"slide_id=a stands there twice; give each slide its own"),
+        (("slide_id", "path", "label"), [("a", "x/../a.svs", 1), ("b", "a.svs", 1)], r"slides a and b are the same file a.svs; list it once"),
+        (("slide_id", "path", "label", "patient_id"), [("a", "a.svs", 1, "p/1")], r"row 2 \(slide_id=a\): patient_id='p/1' must be letters"),
+        (("slide_id", "path", "label", "split"), [("a", "a.svs", 1, "valid")], r"row 2 \(slide_id=a\): split='valid' is not one of train, validation, test"),
+        (
+            ("slide_id", "path", "label", "mpp"),
+            [("a", "a.svs", 1, "0,25")],
+            r"row 2 \(slide_id=a\): mpp='0,25' is no number of µm per pixel between 0.05 and 20",
+        ),
+        (("slide_id", "path", "label", "mpp"), [("a", "a.svs", 1, "250")], r"row 2 \(slide_id=a\): mpp='250' is no number"),
+        (
+            ("slide_id", "path", "label", "patient_id", "split"),
+            [("a", "a.svs", 1, "p", "train"), ("b", "b.svs", 0, "p", "test")],
+            r"patient_id=p is in the splits train and test; put all its slides into one",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_manifest(tmp_path, header, rows, message):
+    with pytest.raises(CohortError, match=message):
+        read_manifest(manifest(tmp_path, *rows, header=header))
+
+
+def test_a_manifest_that_is_not_there_or_not_text(tmp_path):
+    with pytest.raises(CohortError, match=r"none.csv does not exist; correct cohort.manifest, which counts from the repository's root"):
+        read_manifest(tmp_path / "none.csv")
+    (tmp_path / "x.csv").write_bytes(b"slide_id,path,label\n\xff\xfe,a,1\n")
+    with pytest.raises(CohortError, match=r"x.csv is not CSV in UTF-8"):
+        read_manifest(tmp_path / "x.csv")
+
+
+def test_links_to_one_file_are_the_same_file(tmp_path):
+    (tmp_path / "a.svs").touch()
+    (tmp_path / "b.svs").symlink_to(tmp_path / "a.svs")
+    with pytest.raises(CohortError, match=r"slides a and b are the same file b.svs"):
+        read_manifest(manifest(tmp_path, ("a", "a.svs", 1), ("b", "b.svs", 0)))
+
+
+def test_the_manifests_splits_are_kept():
+    entries = [entry("a", 1, split="test"), entry("b", 0, split="train")]
+    assert splits_of(entries, Split()) == {"a": "test", "b": "train"}
+
+
+def test_shares_of_a_split_by_hand():
+    """10 positive and 7 negative patients at 0.2 and 0.3: 2 and 1 (rounded from 1.4) test, 3 and 2 validation."""
+    entries = [entry(f"p{i}", 1) for i in range(10)] + [entry(f"n{i}", 0) for i in range(7)]
+    splits = splits_of(entries, Split(test_share=0.2, validation_share=0.3))
+    assert Counter((splits[e.slide_id], e.label) for e in entries) == {
+        ("test", 1): 2, ("test", 0): 1, ("validation", 1): 3, ("validation", 0): 2, ("train", 1): 5, ("train", 0): 4,
+    }  # fmt: skip
+
+
+patients = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 1)), min_size=30, max_size=90)
+
+
+@settings(max_examples=60)
+@given(patients, st.integers(0, 1000), st.randoms())
+def test_a_split_is_by_patient_and_not_by_row(slides, seed, random):
+    entries = [entry(f"s{i}", label, f"p{patient}") for i, (patient, label) in enumerate(slides)]
+    positive = {patient for patient, label in slides if label}
+    if not 3 <= len(positive) <= len({patient for patient, _ in slides}) - 3:
+        return
+    splits = splits_of(entries, Split(seed=seed))
+    by_patient = {e.patient_id: splits[e.slide_id] for e in entries}
+    assert all(by_patient[e.patient_id] == splits[e.slide_id] for e in entries)
+    check_classes({e.slide_id: e.label for e in entries}, splits, "x")
+    assert splits_of(random.sample(entries, len(entries)), Split(seed=seed)) == splits
+
+
+@settings(max_examples=60)
+@given(st.integers(3, 40), st.integers(3, 40), st.integers(0, 1000), st.integers(0, 1))
+def test_one_patient_more_moves_few_others(positives, negatives, seed, label):
+    entries = [entry(f"p{i}", 1) for i in range(positives)] + [entry(f"n{i}", 0) for i in range(negatives)]
+    before = splits_of(entries, Split(seed=seed))
+    after = splits_of([*entries, entry("new", label)], Split(seed=seed))
+    moves = Counter((before[slide_id], after[slide_id]) for slide_id in before if before[slide_id] != after[slide_id])
+    for border in ({"train", "test"}, {"train", "validation"}):
+        assert sum(count for move, count in moves.items() if set(move) == border) <= 1
+    assert all("train" in move for move in moves)
+
+
+def test_another_seed_is_another_split():
+    entries = [entry(f"s{i}", i % 2) for i in range(60)]
+    assert splits_of(entries, Split(seed=0)) != splits_of(entries, Split(seed=1))
+
+
+def test_too_few_patients_to_split():
+    entries = [entry("a", 1), entry("b", 1), entry("c", 0), entry("d", 0), entry("e", 0)]
+    with pytest.raises(CohortError, match=r"2 positive patients cannot be split into train, validation, test; each needs one at least: add patients"):
+        splits_of(entries, Split())
+
+
+def test_large_shares_leave_a_train_patient():
+    entries = [entry(f"s{i}", i % 2) for i in range(6)]
+    splits = splits_of(entries, Split(test_share=0.49, validation_share=0.49))
+    assert Counter(splits.values()) == {"train": 2, "validation": 2, "test": 2}
+
+
+def test_each_split_needs_both_labels():
+    splits = {"a": "train", "b": "train", "c": "validation", "d": "validation", "e": "test", "f": "test"}
+    check_classes({"a": 0, "b": 1, "c": 0, "d": 1, "e": 0, "f": 1}, splits, "m.csv")
+    with pytest.raises(CohortError, match=r"m.csv: split validation has only slides of label 1, but each of train, validation, test needs both labels"):
+        check_classes({"a": 0, "b": 1, "c": 1, "d": 1, "e": 0, "f": 1}, splits, "m.csv")
+    with pytest.raises(CohortError, match=r"m.csv: split test has no slides"):
+        check_classes({"a": 0, "b": 1, "c": 0, "d": 1}, splits, "m.csv")
+
+
+def test_copies_of_one_file_are_refused():
+    with pytest.raises(CohortError, match=r"slides b and c are copies of one file"):
+        check_twins({"a": "1", "c": "2", "b": "2"})
+
+
+def test_too_large_a_quarantine_lists_its_reasons():
+    check_quarantine({"a": "bad"}, 10, 0.1)
+    with pytest.raises(CohortError, match=r"2 of 10 slides are in quarantine, more than cohort.max_quarantined_share=0.1 allows:\n  a: worse\n  b: bad"):
+        check_quarantine({"b": "bad", "a": "worse"}, 10, 0.1)
+
+
+def test_quarantine_rows():
+    assert QUARANTINE.check(quarantine_frame({}), "x").empty
+    frame = QUARANTINE.check(quarantine_frame({"b": SlideError("gone"), "a": SlideError("blank", step="tissue")}), "x")
+    assert frame.to_numpy().tolist() == [["a", "tissue", "blank"], ["b", "open", "gone"]]
+
+
+def test_an_identity(tmp_path, tiny):
+    path = tiny.aperio(tmp_path / "a.svs", tiny.painted(100, 130), mpp=0.25)
+    identity = identify(Opening("a", path, None))
+    assert (identity.vendor, identity.mpp, identity.dimensions) == ("aperio", (0.25, 0.25), (130, 100))
+    assert identify(Opening("a", path, 0.5)).mpp == (0.5, 0.5)
+    assert identify(Opening("a", path, 0.5)).fingerprint == identity.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("mpp", "message"),
+    [
+        (None, "its file states no µm per pixel; give them in the manifest's column mpp"),
+        (352.8, "its file states 352.8 x 352.8 µm per pixel, not within 0.05 and 20"),
+    ],
+)
+def test_a_slide_without_a_plausible_mpp(tmp_path, tiny, mpp, message):
+    path = tiny.aperio(tmp_path / "a.svs", tiny.painted(100, 130), mpp=mpp)
+    with pytest.raises(SlideError, match=message) as caught:
+        identify(Opening("a", path, None))
+    assert caught.value.step == "mpp"
+    assert identify(Opening("a", path, 0.5)).mpp == (0.5, 0.5)

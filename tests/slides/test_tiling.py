@@ -1,0 +1,121 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hnm.errors import SlideError
+from hnm.params import Tiles
+from hnm.slides.reader import Box, Thumbnail
+from hnm.slides.tiling import grid_of, tile_pixels, tissue_shares
+
+
+def thumbnail_of(width: int, height: int, x: int, y: int, scale: tuple[float, float]) -> Thumbnail:
+    return Thumbnail(np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool), x, y, scale, 8.0)
+
+
+def test_a_grid_by_hand():
+    """Tiles of 20 px at 1 µm/px are 80 x 40 level-0 pixels where x has 0.25 and y 0.5 µm/px; 3 x 2 of them fit into 250 x 99."""
+    grid = grid_of(Box(1000, 30, 250, 99), (0.25, 0.5), (1.0, 1.9, 8.0), Tiles(mpp=1.0, tile_px=20))
+    assert grid.corners.tolist() == [[1000, 30], [1080, 30], [1160, 30], [1000, 70], [1080, 70], [1160, 70]]
+    assert (grid.size, grid.side, grid.mpp) == ((80.0, 40.0), 80, 1.0)
+    assert (grid.level, grid.as_is) == (1, False)  # level 2 is coarser than wanted along both axes
+    assert grid.read_px == pytest.approx((80 / 1.9, 40 / 1.9))
+
+
+def test_fractional_tiles_do_not_drift():
+    """At 0.3 µm/px a tile of 10 px at 0.5 µm/px is 16.67 level-0 pixels: corners are rounded one by one."""
+    grid = grid_of(Box(0, 0, 101, 17), (0.3, 0.3), (1.0,), Tiles(mpp=0.5, tile_px=16).model_copy(update={"tile_px": 10}))
+    assert grid.corners[:, 0].tolist() == [0, 17, 33, 50, 67, 83]
+    assert grid.side == 17
+
+
+@pytest.mark.parametrize(("slide_mpp", "level", "as_is"), [(0.25, 1, True), (0.2525, 1, True), (0.2460, 1, True), (0.2600, 0, False), (0.2440, 1, False)])
+def test_pixels_within_two_percent_are_taken_as_they_are(slide_mpp, level, as_is):
+    grid = grid_of(Box(0, 0, 4000, 4000), (slide_mpp, slide_mpp), (1.0, 4.0, 16.0), Tiles(mpp=1.0, tile_px=100))
+    assert (grid.level, grid.as_is) == (level, as_is)
+    if as_is:
+        assert grid.size == (400.0, 400.0)
+        assert grid.mpp == 4 * slide_mpp
+    else:
+        assert grid.size == pytest.approx((100 / slide_mpp, 100 / slide_mpp))
+        assert grid.mpp == 1.0
+
+
+def test_a_slide_coarser_than_wanted_is_refused():
+    with pytest.raises(SlideError, match=r"its finest level has 0.52 µm per pixel, coarser than tiles.mpp=0.5; raise that") as caught:
+        grid_of(Box(0, 0, 4000, 4000), (0.5, 0.52), (1.0,), Tiles(mpp=0.5))
+    assert caught.value.step == "tiles"
+
+
+def test_a_slide_smaller_than_a_tile_is_refused():
+    with pytest.raises(SlideError, match=r"its scan of 300 x 223 pixels is smaller than one tile \(224 x 224\)"):
+        grid_of(Box(0, 0, 300, 223), (0.5, 0.5), (1.0,), Tiles(mpp=0.5, tile_px=224))
+
+
+@settings(max_examples=60)
+@given(
+    st.builds(Box, st.integers(0, 500), st.integers(0, 500), st.integers(200, 900), st.integers(200, 900)),
+    st.floats(0.2, 1.0),
+    st.floats(0.2, 1.0),
+    st.integers(16, 64),
+)
+def test_tiles_neither_overlap_nor_leave_gaps_nor_stick_out(bounds, mpp_x, mpp_y, tile_px):
+    grid = grid_of(bounds, (mpp_x, mpp_y), (1.0, 2.0, 4.0), Tiles(mpp=1.0, tile_px=tile_px))
+    for axis, start, extent in ((0, bounds.x, bounds.width), (1, bounds.y, bounds.height)):
+        edges = np.unique(grid.corners[:, axis])
+        assert edges[0] == start
+        assert set(np.diff(edges)) <= {int(np.floor(grid.size[axis])), int(np.ceil(grid.size[axis]))}
+        assert edges[-1] + grid.size[axis] <= start + extent + 0.51
+        assert edges[-1] + 2 * grid.size[axis] > start + extent - 0.51
+    assert len(np.unique(grid.corners, axis=0)) == len(grid.corners)
+
+
+def test_tissue_shares_by_hand():
+    """Mask pixels are 10 x 5 level-0 pixels; the second tile (20 x 20 at x=120) covers a column wholly and the next one to its half."""
+    grid = grid_of(Box(100, 50, 40, 20), (1.0, 1.0), (1.0,), Tiles(mpp=1.0, tile_px=20))
+    mask = np.zeros((4, 4), bool)
+    mask[:2, 2] = True
+    view = thumbnail_of(4, 4, 100, 50, (10.0, 5.0))
+    assert tissue_shares(grid, mask, view).tolist() == [0.0, 0.25]
+    assert tissue_shares(grid, mask, replace(view, x=105)).tolist() == pytest.approx([0.0, 0.25])
+    assert tissue_shares(grid, mask, replace(view, x=115)).tolist() == pytest.approx([0.0, 0.125])
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32), st.floats(2, 9), st.floats(2, 9), st.integers(16, 40))
+def test_tissue_shares_as_a_loop_over_pixels(seed, scale_x, scale_y, tile_px):
+    mask = np.random.default_rng(seed).random((30, 40)) < 0.5
+    bounds = Box(7, 3, int(40 * scale_x), int(30 * scale_y))
+    grid = grid_of(bounds, (0.7, 0.9), (1.0,), Tiles(mpp=1.0, tile_px=16).model_copy(update={"tile_px": tile_px // 2}))
+    shares = tissue_shares(grid, mask, thumbnail_of(40, 30, 7, 3, (scale_x, scale_y)))
+    for (x, y), share in list(zip(grid.corners, shares, strict=True))[:: max(1, len(shares) // 5)]:
+        covered = 0.0
+        for row in range(30):
+            for column in range(40):
+                if mask[row, column]:
+                    left, top = 7 + column * scale_x, 3 + row * scale_y
+                    width = max(0, min(x + grid.size[0], left + scale_x) - max(x, left))
+                    height = max(0, min(y + grid.size[1], top + scale_y) - max(y, top))
+                    covered += width * height
+        assert share == pytest.approx(covered / (grid.size[0] * grid.size[1]), abs=1e-5)
+
+
+def test_pixels_as_they_are():
+    grid = grid_of(Box(0, 0, 64, 64), (1.0, 1.0), (1.0,), Tiles(mpp=1.0, tile_px=32))
+    region = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert tile_pixels(region, grid) is region
+
+
+def test_pixels_are_averaged_over_the_tile_and_nothing_else():
+    """A tile of 16 px at 1 µm/px is 40 x 40 pixels at 0.4: what was read beyond them does not count."""
+    grid = grid_of(Box(0, 0, 400, 400), (0.4, 0.4), (1.0,), Tiles(mpp=1.0, tile_px=16))
+    assert grid.read_px == (40.0, 40.0)
+    region = np.full((40, 40, 3), (200, 100, 50), np.uint8)
+    region[:, 20:] = (20, 240, 90)
+    pixels = tile_pixels(region, grid)
+    assert pixels.shape == (16, 16, 3)
+    assert (pixels[:, :7] == (200, 100, 50)).all()
+    assert (pixels[:, 9:] == (20, 240, 90)).all()
+    assert np.abs(pixels.mean((0, 1)) - region.mean((0, 1))).max() < 1
