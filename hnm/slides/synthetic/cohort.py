@@ -150,7 +150,7 @@ def _write_svs(pixels: Bytes, path: Path) -> None:
     properties = f"JPEG/RGB Q={JPEG_QUALITY}|AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}"
     with tifffile.TiffWriter(path, byteorder="<") as file:
         write = partial(
-            file.write, photometric="ycbcr", subsampling=(2, 2), compression="jpeg", compressionargs={"level": JPEG_QUALITY}, metadata=None, software=False
+            file.write, photometric="rgb", subsampling=(2, 2), compression="jpeg", compressionargs={"level": JPEG_QUALITY}, metadata=None, software=False
         )
         for number, level in enumerate(levels):
             shrunk = f" -> {level.shape[1]}x{level.shape[0]}" if number else ""
