@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from hnm.slides.pack import Pack
 
 from hnm import params
 from hnm.learning import features as feature_files
 from hnm.learning.embed import embed as embed_tiles
 from hnm.learning.encoder import encoder_digest, load_encoder, pick_device
+from hnm.slides.pack import Pack
 from hnm.store import code_version, digest_of, key_of, project_store
 from hnm.tables import TILES
 from pipelines import stage
@@ -35,7 +34,7 @@ def main(packs: Path, index: Path, encoder: Path, features: Path, *, embed: para
         made = embed_tiles(
             load_encoder(encoder),
             [len(pack) for pack in opened],
-            lambda slide, first, end: opened[slide].read(np.arange(first, end)),
+            lambda slide, first, end: opened[slide].tiles(range(first, end)),
             batch_tiles=embed.batch_tiles,
             device=device,
         )

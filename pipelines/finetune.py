@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from hnm.experiments.tracking import Tracker
-from hnm.slides.pack import Pack
 
 from hnm import params
 from hnm.errors import FinetuneError
+from hnm.experiments.tracking import Tracker
 from hnm.learning.encoder import load_encoder, pick_device, save_encoder
 from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, fit_encoder
+from hnm.slides.pack import Pack
 from hnm.tables import MINED
 from pipelines import stage
 
@@ -23,7 +23,7 @@ def main(mined: Path, packs: Path, previous: Path, folder: Path, round: int, *, 
     table = MINED.read(mined).sort_values(["slide_id", "tile", "role"], ignore_index=True)
     if table.empty:
         raise FinetuneError(f"{mined} is empty: nothing was mined; lower mining.threshold or raise the fractions")
-    tiles = np.concatenate([Pack(packs / f"{slide_id}.h5").read(own["tile"].to_numpy()) for slide_id, own in table.groupby("slide_id", sort=True)])
+    tiles = np.concatenate([Pack(packs / f"{slide_id}.h5").tiles(own["tile"].tolist()) for slide_id, own in table.groupby("slide_id", sort=True)])
     roles = np.where(table["role"] == "positive", POSITIVE, NEGATIVE)
     encoder = load_encoder(previous)
     history = fit_encoder(encoder, tiles, roles, finetune, pick_device(compute.device), tracker.epoch)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from hnm.experiments.tracking import Tracker
 
 from hnm import params
+from hnm.experiments.tracking import Tracker
 from hnm.learning import features as feature_files
 from hnm.learning.fit_head import LabelledSlide, fit_head
 from hnm.learning.heads import save_head

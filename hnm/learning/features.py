@@ -27,6 +27,8 @@ def read(path: Path) -> NDArray[np.float32]:
     try:
         with h5py.File(path, "r") as file:
             features: NDArray[np.float32] = file["features"][:].astype(np.float32)
+    except FileNotFoundError:
+        raise TableError(f"{path} does not exist; run the stage embed (dvc repro)") from None
     except (OSError, KeyError) as error:
         raise TableError(f"{path} holds no features that can be read ({error}); delete it and run the stage embed again") from None
     if not np.isfinite(features).all():
