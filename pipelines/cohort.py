@@ -7,7 +7,7 @@ import pandas as pd
 
 from hnm.errors import SlideError
 from hnm.params import Cohort, Split
-from hnm.slides.annotations import read_annotation, write_annotation
+from hnm.slides.annotations import check_inside, read_annotation, write_annotation
 from hnm.slides.cohort import (
     SPLITS,
     Entry,
@@ -55,9 +55,10 @@ def main(
         LABELS.write(pd.DataFrame({"slide_id": of_split, "label": [labels[slide_id] for slide_id in of_split]}), path)
     shutil.rmtree(annotations, ignore_errors=True)
     annotations.mkdir(parents=True)
-    for slide_id in opened:
+    for slide_id, identity in opened.items():
         if annotation := entries[slide_id].annotation:
             regions = read_annotation(manifest.parent / annotation)
+            check_inside(regions, identity.dimensions, f"annotation {annotation}")
             write_annotation(regions, annotations / f"{slide_id}.geojson")
 
 

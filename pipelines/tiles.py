@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hnm.errors import CohortError, SlideError
+from hnm.errors import CohortError, SlideError, TableError
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.slides.cohort import check_quarantine, quarantine_frame
 from hnm.slides.cutting import Cutting, cut
@@ -28,7 +28,7 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
         key = key_of(slide_id=slide_id, fingerprint=fingerprint, mpp=[mpp_x, mpp_y], code=code, **sections)
         cuttings[slide_id] = Cutting(slide_id, folder / path, (mpp_x, mpp_y), tissue, tiles, store.path("tiles", key, ".h5").absolute())
     refused: dict[str, SlideError] = {}
-    waiting = [cutting for cutting in cuttings.values() if not cutting.pack.is_file()]
+    waiting = [cutting for cutting in cuttings.values() if not _is_whole(cutting.pack)]
     for number, (cutting, outcome) in enumerate(each(cut, waiting, seconds=tiles.slide_seconds, step="tiles"), 1):
         if isinstance(outcome, SlideError):
             refused[cutting.slide_id] = outcome
@@ -50,6 +50,14 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
     TILES.write(pd.concat(rows), index)
     QUARANTINE.write(pd.concat([before, quarantine_frame(refused)]), quarantine)
     print(f"{len(table) + len(before)} slides found, {len(table)} opened, {len(rows)} cut into {sum(map(len, rows))} tiles")
+
+
+def _is_whole(pack: Path) -> bool:
+    try:
+        Pack(pack).close()
+    except TableError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -44,6 +44,17 @@ def read_annotation(path: Path) -> list[Region]:
     return [_region(feature, f"annotation {path}, feature {number}") for number, feature in enumerate(value, 1)]
 
 
+def check_inside(regions: Collection[Region], dimensions: tuple[int, int], where: str) -> None:
+    """Raises `CohortError` where a region misses the slide of `dimensions` (level-0 pixels): its unit is another, or the slide is."""
+    for number, region in enumerate(regions, 1):
+        left, top, right, bottom = region.geometry.bounds
+        if left >= dimensions[0] or top >= dimensions[1] or right <= 0 or bottom <= 0:
+            raise CohortError(
+                f"{where}, feature {number} ({region.name}) lies at x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}, outside the slide"
+                f" of {dimensions[0]} x {dimensions[1]}; coordinates must be level-0 pixels of this slide"
+            )
+
+
 def write_annotation(regions: Collection[Region], path: Path) -> None:
     """`regions` as a GeoJSON FeatureCollection, one form for all sources."""
     features = [

@@ -105,7 +105,7 @@ class OpenSlideReader:
         self.bounds = _bounds(self._properties, self.dimensions)
         self.background = _background(self._properties)
         self.mpp = _mpp(self._properties)
-        self._is_ycbcr = _is_mislabelled_ycbcr(path, self._properties)
+        self._is_ycbcr = is_mislabelled_ycbcr(path, self._properties)
 
     def __enter__(self) -> Self:
         return self
@@ -134,7 +134,7 @@ class OpenSlideReader:
 
         It does not depend on where the slide lies, nor on its time of change.
         """
-        files = {name: [file.stat().st_size, _head_digest(file)] for name, file in _files(self._path, self._properties).items()}
+        files = {name: [file.stat().st_size, _head_digest(file)] for name, file in files_of(self._path, self._properties).items()}
         return key_of(files=files, properties=self._properties)
 
     def _read(self, x: int, y: int, level: int, width: int, height: int) -> RGB:
@@ -207,7 +207,7 @@ def _halves(x: int, y: int, width: int, height: int) -> list[tuple[int, int, int
 
 
 def _open(path: Path) -> openslide.OpenSlide:
-    if not path.is_file():
+    if not path.exists():
         raise SlideError(f"{path.name} does not exist")
     try:
         return openslide.OpenSlide(path)
@@ -243,7 +243,7 @@ def _mpp(properties: dict[str, str]) -> tuple[float, float] | None:
     return None if x is None or y is None else (float(x), float(y))
 
 
-def _is_mislabelled_ycbcr(path: Path, properties: dict[str, str]) -> bool:
+def is_mislabelled_ycbcr(path: Path, properties: dict[str, str]) -> bool:
     """Whether a DICOM header says RGB although the frames are JFIF, which is YCbCr: bfconvert writes such files, and OpenSlide believes the header."""
     baseline_jpeg = "1.2.840.10008.1.2.4.50"
     if (properties.get("dicom.PhotometricInterpretation"), properties.get("dicom.TransferSyntaxUID")) != ("RGB", baseline_jpeg):
@@ -254,7 +254,7 @@ def _is_mislabelled_ycbcr(path: Path, properties: dict[str, str]) -> bool:
     return frame >= 0 and head[frame + 6 : frame + 10] == jfif
 
 
-def _files(path: Path, properties: dict[str, str]) -> dict[str, Path]:
+def files_of(path: Path, properties: dict[str, str]) -> dict[str, Path]:
     """The files that make the slide, by name; the named file itself has the name "" because renaming it changes nothing."""
     return {"": path} | {file.name: file for file in _companions(path, properties) if file != path}
 

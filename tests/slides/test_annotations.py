@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnm.errors import CohortError
-from hnm.slides.annotations import Region, covered_shares, read_annotation, write_annotation
+from hnm.slides.annotations import Region, check_inside, covered_shares, read_annotation, write_annotation
 
 SQUARE = [[[10, 20], [40, 20], [40, 50], [10, 50], [10, 20]]]
 
@@ -67,6 +67,14 @@ def test_what_is_wrong_with_an_annotation(tmp_path, value, message):
 def test_a_missing_annotation(tmp_path):
     with pytest.raises(CohortError, match=r"annotation .*none.geojson does not exist; correct the manifest's column annotation"):
         read_annotation(tmp_path / "none.geojson")
+
+
+def test_a_region_outside_the_slide_is_refused():
+    regions = [Region("tumour", shapely.box(90, 10, 120, 20)), Region("tumour", shapely.box(500, 10, 520, 30))]
+    check_inside(regions[:1], (100, 80), "annotation a.geojson")
+    message = r"annotation a.geojson, feature 2 \(tumour\) lies at x 500 to 520, y 10 to 30, outside the slide of 100 x 80; coordinates must be level-0"
+    with pytest.raises(CohortError, match=message):
+        check_inside(regions, (100, 80), "annotation a.geojson")
 
 
 def test_one_written_form_for_equal_regions(tmp_path):

@@ -1,0 +1,148 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from hnm.errors import CohortError
+from hnm.params import Cohort, Split
+from hnm.tables import LABELS, QUARANTINE, SLIDES
+from pipelines import cohort
+
+COHORT = Cohort(name="c", manifest="in/slides.csv", max_quarantined_share=0.3)
+COLUMNS = ("slide_id", "path", "label", "patient_id", "split", "mpp", "annotation")
+OUTPUTS = ("slides.parquet", "labels/train.csv", "labels/validation.csv", "labels/test.csv", "annotations", "quarantine.csv")
+
+
+@pytest.fixture
+def rows(tmp_path, tiny, monkeypatch):
+    """Twelve slides, four a split, half of them positive; the manifest's rows by slide id."""
+    monkeypatch.chdir(tmp_path)
+    rows = {}
+    for number in range(12):
+        slide_id = f"s{number:02d}"
+        tiny.aperio(tmp_path / "in" / f"{slide_id}.svs", tiny.painted(80, 100, seed=number), mpp=0.5)
+        rows[slide_id] = {"slide_id": slide_id, "path": f"{slide_id}.svs", "label": number % 2, "split": ("train", "validation", "test")[number // 4]}
+    return rows
+
+
+def run(rows, out: Path, section: Cohort = COHORT) -> Path:
+    with Path("in/slides.csv").open("w", newline="") as stream:
+        table = csv.DictWriter(stream, COLUMNS, restval="")
+        table.writeheader()
+        table.writerows(rows.values() if isinstance(rows, dict) else rows)
+    cohort.main(*(out / name for name in OUTPUTS), cohort=section, split=Split())
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_checked_cohort(rows, tmp_path):
+    rows["s02"] |= {"patient_id": "p", "mpp": 0.25}
+    rows["s03"] |= {"patient_id": "p"}
+    out = run(rows, tmp_path / "out")
+    slides = SLIDES.read(out / "slides.parquet").set_index("slide_id")
+    assert list(slides.index) == sorted(rows)
+    assert slides.loc["s02"].drop("fingerprint").to_dict() == {
+        "path": "s02.svs", "patient_id": "p", "split": "train", "vendor": "aperio", "mpp_x": 0.25, "mpp_y": 0.25, "width": 100, "height": 80,
+    }  # fmt: skip
+    assert slides.loc["s05", ["patient_id", "split", "mpp_x"]].tolist() == ["s05", "validation", 0.5]
+    assert slides["fingerprint"].is_unique
+    assert LABELS.read(out / "labels/validation.csv").to_numpy().tolist() == [["s04", 0], ["s05", 1], ["s06", 0], ["s07", 1]]
+    assert LABELS.read(out / "labels/test.csv")["slide_id"].tolist() == ["s08", "s09", "s10", "s11"]
+    assert QUARANTINE.read(out / "quarantine.csv").empty
+    assert (out / "annotations").is_dir()
+    assert list((out / "annotations").iterdir()) == []
+
+
+def test_equal_input_gives_equal_bytes(rows, tmp_path, monkeypatch):
+    rows["s00"]["path"] = "gone.svs"
+    monkeypatch.setenv("HNM_WORKERS", "1")
+    known = contents(run(rows, tmp_path / "a"))
+    monkeypatch.setenv("HNM_WORKERS", "3")
+    assert contents(run(list(rows.values())[::-1], tmp_path / "b")) == known
+
+
+def test_a_changed_slide_changes_its_own_row_only(rows, tmp_path, tiny):
+    before = SLIDES.read(run(rows, tmp_path / "a") / "slides.parquet")
+    tiny.aperio(tmp_path / "in" / "s07.svs", tiny.painted(80, 100, seed=99), mpp=0.5)
+    after = SLIDES.read(run(rows, tmp_path / "b") / "slides.parquet")
+    changed = (before != after).any(axis=1)
+    assert before.loc[changed, "slide_id"].tolist() == ["s07"]
+
+
+def test_bad_slides_go_to_quarantine_and_the_others_go_on(rows, tmp_path, tiny):
+    (tmp_path / "in" / "s02.svs").write_text("no slide")
+    tiny.aperio(tmp_path / "in" / "s05.svs", tiny.painted(80, 100, seed=5), mpp=None)
+    rows["s08"]["path"] = "gone.svs"
+    out = run(rows, tmp_path / "out")
+    assert QUARANTINE.read(out / "quarantine.csv").to_numpy().tolist() == [
+        ["s02", "open", "s02.svs is no slide that OpenSlide can read"],
+        ["s05", "mpp", "its file states no µm per pixel; give them in the manifest's column mpp"],
+        ["s08", "open", "gone.svs does not exist"],
+    ]
+    assert len(SLIDES.read(out / "slides.parquet")) == 9
+    assert [LABELS.read(out / f"labels/{split}.csv")["slide_id"].tolist() for split in ("train", "validation", "test")] == [
+        ["s00", "s01", "s03"],
+        ["s04", "s06", "s07"],
+        ["s09", "s10", "s11"],
+    ]
+
+
+def test_too_many_bad_slides_stop_the_stage(rows, tmp_path):
+    rows["s02"]["path"] = rows["s09"]["path"] = "gone.svs"
+    rows["s09"]["path"] = "lost.svs"
+    message = (
+        r"2 of 12 slides are in quarantine, more than cohort.max_quarantined_share=0.1 allows:\n  s02: gone.svs does not exist\n  s09: lost.svs does not exist"
+    )
+    with pytest.raises(CohortError, match=message):
+        run(rows, tmp_path / "out", COHORT.model_copy(update={"max_quarantined_share": 0.1}))
+
+
+def test_a_split_that_loses_a_class_stops_the_stage(rows, tmp_path):
+    for slide_id in ("s04", "s06"):
+        (tmp_path / "in" / f"{slide_id}.svs").unlink()
+    with pytest.raises(CohortError, match=r"without the slides in quarantine: split validation has only slides of label 1"):
+        run(rows, tmp_path / "out")
+
+
+def test_copies_of_a_slide_stop_the_stage(rows, tmp_path):
+    (tmp_path / "in" / "s09.svs").write_bytes((tmp_path / "in" / "s03.svs").read_bytes())
+    with pytest.raises(CohortError, match="slides s03 and s09 are copies of one file"):
+        run(rows, tmp_path / "out")
+
+
+def test_annotations_are_normalised(rows, tmp_path):
+    square = {"type": "Polygon", "coordinates": [[[10, 10], [30, 10], [30, 25], [10, 25], [10, 10]]]}
+    feature = {"type": "Feature", "id": "x", "geometry": square, "properties": {"classification": {"name": "tumour", "color": [1, 2, 3]}, "date": "today"}}
+    (tmp_path / "in" / "a.geojson").write_text(json.dumps([feature]))
+    rows["s01"]["annotation"] = rows["s03"]["annotation"] = "a.geojson"
+    rows["s03"]["path"] = "gone.svs"
+    out = run(rows, tmp_path / "out")
+    assert [path.name for path in (out / "annotations").iterdir()] == ["s01.geojson"]
+    (written,) = json.loads((out / "annotations" / "s01.geojson").read_text())["features"]
+    assert written["properties"] == {"classification": {"name": "tumour"}}
+    assert sorted(written["geometry"]["coordinates"][0][:-1]) == [[10, 10], [10, 25], [30, 10], [30, 25]]
+    run({slide_id: {**row, "annotation": ""} for slide_id, row in rows.items()}, tmp_path / "out")
+    assert list((out / "annotations").iterdir()) == []
+
+
+def test_an_annotation_of_another_slide_is_refused(rows, tmp_path):
+    square = {"type": "Polygon", "coordinates": [[[1000, 10], [3000, 10], [3000, 25], [1000, 25], [1000, 10]]]}
+    (tmp_path / "in" / "a.geojson").write_text(json.dumps({"type": "Feature", "geometry": square, "properties": {"classification": {"name": "tumour"}}}))
+    rows["s01"]["annotation"] = "a.geojson"
+    with pytest.raises(CohortError, match=r"annotation a.geojson, feature 1 \(tumour\) lies at x 1000 to 3000, y 10 to 25, outside the slide of 100 x 80"):
+        run(rows, tmp_path / "out")
+
+
+def test_a_manifest_without_splits_is_split(rows, tmp_path):
+    for row in rows.values():
+        del row["split"]
+    with Path("in/slides.csv").open("w", newline="") as stream:
+        table = csv.DictWriter(stream, ("slide_id", "path", "label"))
+        table.writeheader()
+        table.writerows(rows.values())
+    cohort.main(*(tmp_path / "out" / name for name in OUTPUTS), cohort=COHORT, split=Split(validation_share=0.3, test_share=0.2))
+    assert [len(LABELS.read(tmp_path / "out" / f"labels/{split}.csv")) for split in ("train", "validation", "test")] == [6, 4, 2]

@@ -1,0 +1,195 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hnm.errors import CohortError, SlideError
+from hnm.params import Cohort, Tiles, Tissue
+from hnm.slides.pack import Pack
+from hnm.slides.reader import OpenSlideReader
+from hnm.tables import QUARANTINE, SLIDES, TILES
+from pipelines import tiles
+
+COHORT = Cohort(name="c", manifest="in/slides.csv", max_quarantined_share=0.4)
+TISSUE = Tissue(mpp=8.0, min_area_um2=1000.0, max_hole_um2=1000.0)
+TILES_SECTION = Tiles(mpp=1.0, tile_px=32, min_tissue=0.5)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path, tiny, monkeypatch):
+    """Five slides with 2, 4, 6, 8 and 10 tiles, as the stage cohort leaves them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HNM_STORE", str(tmp_path / "store"))
+    for number in range(5):
+        tiny.aperio(tmp_path / "in" / f"s{number}.svs", tiny.painted(128, 384, (32, 32, 32 * (number + 1), 64, tiny.STROMA), seed=number))
+    refresh(tmp_path)
+    QUARANTINE.write(pd.DataFrame([("gone", "open", "gone.svs does not exist")], columns=list(QUARANTINE.columns)), tmp_path / "cohort" / "quarantine.csv")
+    return tmp_path
+
+
+def refresh(folder: Path) -> None:
+    """Slides.parquet of the slides in `folder`/in."""
+    rows = []
+    for path in sorted((folder / "in").glob("*.svs")):
+        try:
+            with OpenSlideReader(path) as slide:
+                fingerprint = slide.fingerprint()
+        except SlideError:
+            fingerprint = "unreadable"
+        rows.append((path.stem, path.name, path.stem, "train", "aperio", 1.0, 1.0, 384, 128, fingerprint))
+    SLIDES.write(pd.DataFrame(rows, columns=list(SLIDES.columns)), folder / "cohort" / "slides.parquet")
+
+
+def run(folder: Path, out: str = "out", **changes) -> Path:
+    sections = {"cohort": COHORT, "tissue": TISSUE, "tiles": TILES_SECTION} | changes
+    paths = [folder / "cohort" / "slides.parquet", folder / "cohort" / "quarantine.csv"]
+    tiles.main(*paths, *(folder / out / name for name in ("packs", "index.parquet", "quarantine.csv")), **sections)
+    return folder / out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def kept(folder: Path) -> dict[str, int]:
+    """When each kept result was made."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "store").rglob("[!.]*.h5")}
+
+
+def test_packs_and_index(folder):
+    out = run(folder)
+    index = TILES.read(out / "index.parquet")
+    assert index.groupby("slide_id").size().to_dict() == {"s0": 2, "s1": 4, "s2": 6, "s3": 8, "s4": 10}
+    assert index.loc[index["slide_id"] == "s1", ["tile", "x", "y", "side"]].to_numpy().tolist() == [
+        [0, 32, 32, 32],
+        [1, 64, 32, 32],
+        [2, 32, 64, 32],
+        [3, 64, 64, 32],
+    ]
+    assert sorted(path.name for path in (out / "packs").iterdir()) == [f"s{i}.h5" for i in range(5)]
+    with Pack(out / "packs" / "s1.h5") as pack:
+        pd.testing.assert_frame_equal(pack.index(), index[index["slide_id"] == "s1"].reset_index(drop=True))
+    assert QUARANTINE.read(out / "quarantine.csv")["slide_id"].tolist() == ["gone"]
+
+
+def test_equal_input_gives_equal_bytes(folder, monkeypatch):
+    monkeypatch.setenv("HNM_WORKERS", "1")
+    known = contents(run(folder))
+    monkeypatch.setenv("HNM_WORKERS", "3")
+    monkeypatch.setenv("HNM_STORE", str(folder / "other-store"))
+    assert contents(run(folder, "again")) == known
+
+
+def test_one_slide_more_cuts_one_slide(folder, tiny):
+    run(folder)
+    before = kept(folder)
+    tiny.aperio(folder / "in" / "new.svs", tiny.painted(128, 384, (32, 32, 64, 64, tiny.STROMA), seed=7))
+    refresh(folder)
+    run(folder)
+    after = kept(folder)
+    assert len(after) == 6
+    assert before.items() <= after.items()
+
+
+def test_a_changed_slide_is_cut_again_and_it_alone(folder, tiny):
+    run(folder)
+    before = kept(folder)
+    tiny.aperio(folder / "in" / "s3.svs", tiny.painted(128, 384, (32, 32, 96, 64, tiny.STROMA), seed=3))
+    refresh(folder)
+    index = TILES.read(run(folder) / "index.parquet")
+    assert index.groupby("slide_id").size().to_dict() == {"s0": 2, "s1": 4, "s2": 6, "s3": 6, "s4": 10}
+    assert before.items() <= kept(folder).items()
+    assert len(kept(folder)) == 6
+
+
+def test_a_param_changed_back_costs_nothing(folder):
+    known = contents(run(folder))
+    run(folder, tiles=TILES_SECTION.model_copy(update={"jpeg_quality": 60}))
+    before = kept(folder)
+    assert len(before) == 10
+    assert contents(run(folder)) == known
+    assert kept(folder) == before
+
+
+def test_a_slide_that_left_leaves_no_pack(folder):
+    run(folder)
+    (folder / "in" / "s4.svs").unlink()
+    refresh(folder)
+    assert sorted(path.name for path in (run(folder) / "packs").iterdir()) == [f"s{i}.h5" for i in range(4)]
+
+
+def test_bad_slides_go_to_quarantine_and_the_others_go_on(folder, tiny):
+    tiny.aperio(folder / "in" / "s1.svs", tiny.painted(128, 384, seed=1))
+    tiny.damage(folder / "in" / "s3.svs", *range(12))
+    refresh(folder)
+    out = run(folder, cohort=COHORT.model_copy(update={"max_quarantined_share": 0.5}))
+    table = QUARANTINE.read(out / "quarantine.csv")
+    assert table[["slide_id", "step"]].to_numpy().tolist() == [["gone", "open"], ["s1", "tissue"], ["s3", "tiles"]]
+    assert table["reason"].tolist() == [
+        "gone.svs does not exist",
+        "it has no tissue of at least tissue.min_area_um2=1000",
+        "100.0% of its area cannot be read, more than tiles.max_lost_share=0.01",
+    ]
+    assert TILES.read(out / "index.parquet")["slide_id"].unique().tolist() == ["s0", "s2", "s4"]
+    again = run(folder, "again", cohort=COHORT.model_copy(update={"max_quarantined_share": 0.5}))
+    assert contents(again) == contents(out)
+
+
+def test_a_slide_that_hangs_costs_itself(folder, tiny):
+    """A named pipe instead of the slide: opening it for reading waits for ever."""
+    shutil.copy(folder / "in" / "s0.svs", folder / "in" / "stuck.svs")
+    refresh(folder)
+    (folder / "in" / "stuck.svs").unlink()
+    os.mkfifo(folder / "in" / "stuck.svs")
+    out = run(folder, tiles=TILES_SECTION.model_copy(update={"slide_seconds": 5.0}))
+    assert QUARANTINE.read(out / "quarantine.csv").to_numpy().tolist()[1] == ["stuck", "tiles", "it took longer than 5 s and was given up"]
+    assert len(list((out / "packs").iterdir())) == 5
+
+
+def test_too_many_bad_slides_stop_the_stage(folder, tiny):
+    tiny.aperio(folder / "in" / "s1.svs", tiny.painted(128, 384, seed=1))
+    refresh(folder)
+    message = (
+        r"2 of 6 slides are in quarantine, more than cohort.max_quarantined_share=0.2 allows:\n"
+        r"  gone: gone.svs does not exist\n  s1: it has no tissue of at least tissue.min_area_um2=1000"
+    )
+    with pytest.raises(CohortError, match=message):
+        run(folder, cohort=COHORT.model_copy(update={"max_quarantined_share": 0.2}))
+
+
+def test_a_pack_that_was_damaged_in_the_store_is_made_again(folder):
+    known = contents(run(folder))
+    damaged = sorted((folder / "store").rglob("*.h5"))[2]
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert contents(run(folder)) == known
+
+
+def test_a_killed_stage_resumes(folder):
+    """Killed after its first slide, the stage leaves no output, keeps that slide, and no worker goes on."""
+    for number in range(5, 14):
+        shutil.copy(folder / "in" / f"s{number % 5}.svs", folder / "in" / f"s{number}.svs")
+    refresh(folder)
+    params = (ROOT / "params.yaml").read_text()
+    for old, new in (("data/demo/slides.csv", "in/slides.csv"), ("min_area_um2: 10000.0", "min_area_um2: 1000.0"), ("tile_px: 96", "tile_px: 32")):
+        assert old in params
+        params = params.replace(old, new)
+    (folder / "params.yaml").write_text(params)
+    paths = {"slides": "cohort/slides.parquet", "unopened": "cohort/quarantine.csv", "packs": "o/packs", "index": "o/index.parquet", "quarantine": "o/q.csv"}
+    command = [sys.executable, "-m", "pipelines.tiles", *(part for flag, path in paths.items() for part in (f"--{flag}", path))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HNM_WORKERS": "1"}
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as stage:
+        assert stage.stdout is not None
+        assert "1/14" in stage.stdout.readline()
+        stage.send_signal(signal.SIGKILL)
+    first = kept(folder)
+    assert 1 <= len(first) < 14
+    assert not (folder / "o").exists()
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    assert len(TILES.read(folder / "o/index.parquet")["slide_id"].unique()) == 14
+    assert first.items() <= kept(folder).items()

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from hnm.errors import SlideError
+from hnm.params import Tiles, Tissue
+from hnm.slides.cutting import Cutting, cut, plan_of
+from hnm.slides.pack import Pack
+from hnm.slides.reader import OpenSlideReader
+
+TISSUE = Tissue(mpp=8.0, min_area_um2=1000.0, max_hole_um2=1000.0)
+TILES = Tiles(mpp=1.0, tile_px=32, min_tissue=0.5, jpeg_quality=95)
+
+
+def cutting(path, pack, mpp=(1.0, 1.0), **changes):
+    return Cutting("s-1", path, mpp, TISSUE, TILES.model_copy(update=changes), pack)
+
+
+def test_the_tiles_of_a_slide(tmp_path, tiny):
+    """Tissue from x=64 to 192 and y=96 to 160 of 320 x 256 pixels holds 4 x 2 whole tiles of 32 px."""
+    pixels = tiny.painted(256, 320, (64, 96, 128, 64, tiny.STROMA), (100, 100, 20, 20, tiny.NUCLEI))
+    cut(cutting(tiny.aperio(tmp_path / "a.svs", pixels), tmp_path / "a.h5"))
+    with Pack(tmp_path / "a.h5") as pack:
+        assert pack.coords.tolist() == [[64, 96], [96, 96], [128, 96], [160, 96], [64, 128], [96, 128], [128, 128], [160, 128]]
+        assert (pack.slide_id, pack.mpp, pack.tile_px, pack.side, pack.lost) == ("s-1", 1.0, 32, 32, 0)
+        assert pack.tissue.min() > 0.9
+        for (x, y), tile in zip(pack.coords, pack.tiles(range(8)), strict=True):
+            assert np.abs(tile.astype(int) - pixels[y : y + 32, x : x + 32]).mean() < 2
+
+
+def test_a_canvas_larger_than_the_scan_changes_corners_only(tmp_path, tiny):
+    pixels = tiny.painted(256, 320, (64, 96, 128, 64, tiny.STROMA))
+    cut(cutting(tiny.aperio(tmp_path / "a.svs", pixels), tmp_path / "a.h5"))
+    cut(cutting(tiny.leica(tmp_path / "l.scn", pixels, margin=500), tmp_path / "l.h5"))
+    with Pack(tmp_path / "a.h5") as plain, Pack(tmp_path / "l.h5") as leica:
+        np.testing.assert_array_equal(leica.coords, plain.coords + 500)
+        assert np.abs(leica.tiles(range(8)).astype(int) - plain.tiles(range(8))).mean() < 3
+
+
+def test_axes_of_different_resolution_give_tiles_square_in_micrometres(tmp_path, tiny):
+    """At 0.5 and 1 µm per pixel a tile of 32 µm is 64 x 32 pixels."""
+    pixels = tiny.painted(256, 320, (0, 0, 320, 256, tiny.STROMA))
+    path = tiny.aperio(tmp_path / "a.svs", pixels)
+    with OpenSlideReader(path) as slide:
+        plan = plan_of(slide, (0.5, 1.0), TISSUE, TILES)
+    assert plan.grid.size == (64.0, 32.0)
+    assert len(plan.kept) == 5 * 8
+    cut(cutting(path, tmp_path / "a.h5", mpp=(0.5, 1.0)))
+    with Pack(tmp_path / "a.h5") as pack:
+        assert pack.side == 64
+        assert pack.tiles([7]).shape == (1, 32, 32, 3)
+
+
+def test_pixels_come_from_the_nearest_finer_level(tmp_path, tiny):
+    pixels = tiny.painted(256, 320, (64, 96, 128, 64, tiny.STROMA))
+    path = tiny.aperio(tmp_path / "a.svs", pixels, levels=2)
+    cut(cutting(path, tmp_path / "a.h5", mpp=(0.5, 0.5)))
+    with Pack(tmp_path / "a.h5") as pack, OpenSlideReader(path) as slide:
+        assert pack.coords.tolist() == [[64, 64], [128, 64], [64, 128], [128, 128]]
+        assert pack.side == 64
+        assert np.abs(pack.tiles([3])[0].astype(int) - slide.read(128, 128, 1, 32, 32)).mean() < 2
+
+
+def test_lost_tiles_are_left_out_and_counted(tmp_path, tiny):
+    """TIFF tile 0 (64 x 64 pixels) holds 4 of the 80 tiles; in the thumbnail 5 % of the area is lost."""
+    pixels = tiny.painted(256, 320, (0, 0, 320, 256, tiny.STROMA))
+    path = tiny.damage(tiny.aperio(tmp_path / "a.svs", pixels), 0)
+    with pytest.raises(SlideError, match=r"of its area cannot be read, more than tiles.max_lost_share=0.01") as caught:
+        cut(cutting(path, tmp_path / "a.h5"))
+    assert caught.value.step == "tiles"
+    assert not (tmp_path / "a.h5").exists()
+    cut(cutting(path, tmp_path / "a.h5", max_lost_share=0.2, min_tissue=0.0))
+    with Pack(tmp_path / "a.h5") as pack:
+        assert (len(pack), pack.lost) == (76, 4)
+        assert [0, 0] not in pack.coords.tolist()
+
+
+def test_too_many_lost_tiles(tmp_path, tiny):
+    """The thumbnail comes from level 1, which is whole; level 0 has lost one of 20 TIFF tiles, and with it 4 of 80 tiles."""
+    pixels = tiny.painted(256, 320, (0, 0, 320, 256, tiny.STROMA))
+    path = tiny.damage(tiny.aperio(tmp_path / "a.svs", pixels, levels=2), 3)
+    with pytest.raises(SlideError, match=r"more than tiles.max_lost_share=0.03 of its 80 tiles are lost: region x=192 y=32") as caught:
+        cut(cutting(path, tmp_path / "a.h5", max_lost_share=0.03))
+    assert caught.value.step == "tiles"
+    cut(cutting(path, tmp_path / "a.h5", max_lost_share=0.05))
+    with Pack(tmp_path / "a.h5") as pack:
+        assert (len(pack), pack.lost) == (76, 4)
+
+
+def test_a_slide_without_tissue(tmp_path, tiny):
+    blank = tiny.aperio(tmp_path / "blank.svs", tiny.painted(256, 320))
+    with pytest.raises(SlideError, match=r"it has no tissue of at least tissue.min_area_um2=1000") as caught:
+        cut(cutting(blank, tmp_path / "a.h5"))
+    assert caught.value.step == "tissue"
+    sparse = tiny.aperio(tmp_path / "sparse.svs", tiny.painted(256, 320, (64, 96, 8, 160, tiny.STROMA)))
+    with pytest.raises(SlideError, match=r"no tile holds tiles.min_tissue=0.9 of tissue \(the best: 0\.\d\d\); lower that") as caught:
+        cut(cutting(sparse, tmp_path / "a.h5", min_tissue=0.9))
+    assert caught.value.step == "tissue"

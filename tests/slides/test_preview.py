@@ -1,0 +1,58 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from hnm.errors import CohortError
+from hnm.params import Cohort, Tiles, Tissue
+from hnm.slides.preview import OUTLINE, TILE, Preview, contact_sheet, preview_cohort
+from hnm.tables import SLIDES
+
+SECTIONS = {
+    "cohort": Cohort(name="c", manifest="slides.csv"),
+    "tissue": Tissue(mpp=8.0, min_area_um2=1000.0, max_hole_um2=1000.0),
+    "tiles": Tiles(mpp=1.0, tile_px=32),
+}
+
+
+@pytest.fixture
+def table(tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.aperio(tmp_path / "a.svs", tiny.painted(256, 320, (64, 96, 128, 64, tiny.STROMA)))
+    tiny.aperio(tmp_path / "blank.svs", tiny.painted(256, 320))
+    rows = [(slide_id, f"{slide_id}.svs", slide_id, "train", "aperio", 1.0, 1.0, 320, 256, "f") for slide_id in ("blank", "a")]
+    SLIDES.write(pd.DataFrame(rows, columns=list(SLIDES.columns)), tmp_path / "slides.parquet")
+    return tmp_path / "slides.parquet"
+
+
+def test_a_preview_shows_the_mask_and_the_tiles(table, tmp_path):
+    paths = preview_cohort(table, ["a"], tmp_path / "out", **SECTIONS)
+    assert [path.name for path in paths] == ["a.png", "contact_sheet.png"]
+    picture = np.asarray(Image.open(paths[0]))
+    assert picture.shape == (256, 320, 3)  # as fine as the slide, no finer
+    frames = (picture == TILE).all(axis=2)
+    assert frames[96, 64:192].all()
+    assert frames[96:160, 128].all()
+    assert not frames[:90].any()
+    assert not frames[:, :60].any()
+    outline = (picture == OUTLINE).all(axis=2)
+    assert outline.any()
+    assert not outline[:80].any()
+
+
+def test_a_slide_that_cannot_be_cut_is_shown_bare(table, tmp_path):
+    paths = preview_cohort(table, None, tmp_path / "out", **SECTIONS)
+    assert sorted(path.name for path in paths) == ["a.png", "blank.png", "contact_sheet.png"]
+    assert not (np.asarray(Image.open(tmp_path / "out" / "blank.png")) == TILE).all(axis=2).any()
+
+
+def test_an_unknown_slide(table, tmp_path):
+    with pytest.raises(CohortError, match=r"slide_id=x is not in .*slides.parquet; it may be in quarantine"):
+        preview_cohort(table, ["a", "x"], tmp_path / "out", **SECTIONS)
+
+
+def test_a_contact_sheet_is_a_grid():
+    sheet = np.asarray(contact_sheet([Preview(Image.new("RGB", (100, 80), (10 * i, 0, 0)), "caption") for i in range(5)]))
+    assert sheet.shape == (2 * 364, 3 * 320, 3)
+    assert [sheet[50 + 364 * (i // 3), 50 + 320 * (i % 3), 0] for i in range(5)] == [0, 10, 20, 30, 40]
+    assert (sheet[364:, 640:] == 255).all()
