@@ -78,10 +78,14 @@ class Record:
 
     def keep(self, path: Path) -> str:
         """Keeps the file or folder at `path` with the record; where in the record it lies."""
-        place = Path("files") / uuid.uuid4().hex[:8] / path.name
-        sources = [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
-        for source in sources:
-            _link(source, self.folder / place / source.relative_to(path))
+        files = (file for file in sorted(path.rglob("*")) if file.is_file()) if path.is_dir() else (path,)
+        return self.keep_all(path.name, {file.relative_to(path).as_posix(): file for file in files})
+
+    def keep_all(self, name: str, files: Mapping[str, Path]) -> str:
+        """Keeps `files` as the folder `name`, or the one file "." as the file `name`; where in the record it lies."""
+        place = Path("files") / uuid.uuid4().hex[:8] / name
+        for inside, file in files.items():
+            _link(file, self.folder / place / inside)
         return place.as_posix()
 
     def events(self) -> list[Event]:

@@ -3,11 +3,14 @@
 DVC itself takes a second to import and is not needed to read its two files.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -18,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 from ruamel.yaml.error import YAMLError
 
+from hnm.errors import TrackingError
 from hnm.params import Params
 from hnm.store import key_of
 
@@ -44,6 +48,11 @@ class StageState:
         return self.name.partition("@")[0]
 
     @property
+    def round(self) -> str | None:
+        """The stage's round, where it belongs to one."""
+        return self.arguments.get("round")
+
+    @property
     def key(self) -> str:
         """Digest of all causes: command, params, dependencies. Two executions with the same key write the same outputs."""
         return key_of(module=self.module, arguments=self.arguments, params=self.params, deps=self.deps)
@@ -55,9 +64,17 @@ class StageState:
 
 
 def locked_stages(root: Path) -> dict[str, StageState]:
-    """The stages of dvc.lock by DVC's name; empty where there is no dvc.lock."""
+    """The stages of dvc.lock by DVC's name, those of rounds that are no more among them; empty where there is no dvc.lock."""
     lock = _yaml(root / "dvc.lock").get("stages", {})
     return {name: state for name, entry in lock.items() if (state := _locked(name, entry)) is not None}
+
+
+def current_stages(states: Mapping[str, StageState]) -> dict[str, StageState]:
+    """The stages that made the last evaluation: those of its rounds, and those of no round; empty without an evaluation."""
+    if "evaluate" not in states:
+        return {}
+    rounds = ("", *states["evaluate"].params.get("rounds", {}))
+    return {name: state for name, state in states.items() if name.partition("@")[2] in rounds}
 
 
 def running_stage(root: Path, name: str, module: str, arguments: Mapping[str, Path | int], sections: Mapping[str, Any]) -> StageState:
@@ -66,7 +83,10 @@ def running_stage(root: Path, name: str, module: str, arguments: Mapping[str, Pa
     A dependency that another stage has made carries the md5 of dvc.lock; others are hashed here.
     """
     made = {path: md5 for state in locked_stages(root).values() for path, md5 in state.outs.items()}
-    deps = {path: made.get(path) or md5_of(root / path) for path in _dependencies(root, name)}
+    deps = {}
+    for path in _dependencies(root, name):
+        with contextlib.suppress(OSError):  # a stage that lacks its input will say so itself
+            deps[path] = made.get(path) or md5_of(root / path)
     return StageState(
         name=name,
         module=module,
@@ -80,11 +100,46 @@ def running_stage(root: Path, name: str, module: str, arguments: Mapping[str, Pa
 def md5_of(path: Path) -> str:
     """DVC's md5 of a file's bytes, or of a folder's listing (`….dir`)."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        listing = sorted(({"md5": md5_of(file), "relpath": file.relative_to(path).as_posix()} for file in files), key=lambda entry: entry["relpath"])
-        return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+        return folder_md5({file.relative_to(path).as_posix(): md5_of(file) for file in path.rglob("*") if file.is_file()})
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def folder_md5(files: Mapping[str, str]) -> str:
+    """DVC's md5 of a folder from its files' md5 by relative path."""
+    listing = [{"md5": md5, "relpath": path} for path, md5 in sorted(files.items())]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+class Outputs:
+    """Outputs by path and md5: from the workspace, or else from DVC's cache."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def files(self, path: str, md5: str) -> dict[str, Path]:
+        """The files of an output by their name inside it, or by its own name where it is one file.
+
+        `TrackingError` where neither the workspace nor the cache holds this version.
+        """
+        here = self._root / path
+        if here.exists() and md5_of(here) == md5:
+            return {file.relative_to(here).as_posix(): file for file in sorted(here.rglob("*")) if file.is_file()} if here.is_dir() else {here.name: here}
+        files = {here.name: self._cached(md5)}
+        if md5.endswith(".dir") and files[here.name].is_file():
+            files = {entry["relpath"]: self._cached(entry["md5"]) for entry in json.loads(files[here.name].read_text(encoding="utf-8"))}
+        if not all(file.is_file() for file in files.values()):
+            raise TrackingError(f"{path} (md5 {md5}) is neither in the workspace nor in DVC's cache; run dvc pull, then hnm track sync")
+        return files
+
+    def _cached(self, md5: str) -> Path:
+        return self._cache / md5[:2] / md5[2:]
+
+    @functools.cached_property
+    def _cache(self) -> Path:
+        command = [sys.executable, "-m", "dvc", "cache", "dir"]
+        answer = subprocess.run(command, cwd=self._root, check=True, capture_output=True, text=True)
+        return self._root / answer.stdout.strip() / "files" / "md5"
 
 
 def git_tags(root: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from hnm.errors import TrackingError
 from hnm.experiments.ledger import cost_so_far, dvc_name
 from hnm.experiments.record import Event, Record, flat, waiting_records
-from hnm.experiments.state import git_tags, running_stage
+from hnm.experiments.state import StageState, git_tags, running_stage
 from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation
 from hnm.params import Params
 from hnm.store import project_root, whole
@@ -113,10 +113,11 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
         yield Tracker(stage, None)
         return
     root = project_root()
-    name = run_name(stage, arguments, sections)
+    state = running_stage(root, dvc_name(stage, arguments), f"pipelines.{stage}", arguments, sections)
+    name = run_name(state)
     record = Record.create(root, name)
     with record.alive():
-        record.append("start", **_identity(root, stage, name, arguments, sections, params))
+        record.append("start", **stage_run(state, params.cohort.name, {"hnm.kind": "stage", **dvc_experiment(), **git_tags(root)}))
         courier = _send_courier(root, record)
         status = "FAILED"
         try:
@@ -132,32 +133,32 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
             _await_courier(courier, name, record)
 
 
-def run_name(stage: str, arguments: Mapping[str, Path | int | str], sections: Mapping[str, Any]) -> str:
+def run_name(state: StageState) -> str:
     """`head-r2-dsmil-s0`: the stage, its round, and of a stage of a round the kind and the seed of its own section."""
-    if "round" not in arguments:
-        return stage
-    own = sections.get(stage)
-    values = own if isinstance(own, Mapping) else dict(own or {})
-    parts = [stage, f"r{arguments['round']}", values.get("kind"), f"s{values['seed']}" if "seed" in values else None]
-    return "-".join(str(part) for part in parts if part is not None)
+    if state.round is None:
+        return state.stage
+    own = state.params.get(state.stage, {})
+    parts = [state.stage, f"r{state.round}", own.get("kind"), f"s{own['seed']}" if "seed" in own else None]
+    return "-".join(part for part in parts if part is not None)
 
 
-def _identity(root: Path, stage: str, name: str, arguments: Mapping[str, Path | int], sections: Mapping[str, Any], params: Params) -> dict[str, Any]:
-    """Content of the event `start`: the run's experiment, name, tags, params and inputs."""
-    state = running_stage(root, dvc_name(stage, arguments), f"pipelines.{stage}", arguments, sections)
-    tags = {
-        "hnm.kind": "stage",
-        "hnm.stage": stage,
-        "hnm.stage_key": state.key,
-        "mlflow.source.name": f"pipelines/{stage}.py",
-        "mlflow.source.type": "LOCAL",
-        **({"hnm.round": str(arguments["round"])} if "round" in arguments else {}),
-        **({"hnm.dvc_experiment": experiment} if (experiment := os.environ.get("DVC_EXP_NAME")) else {}),
-        **git_tags(root),
-    }
+def stage_run(state: StageState, experiment: str, tags: Mapping[str, str]) -> dict[str, Any]:
+    """Content of the event `start` of a stage's run: experiment, name, tags, params and inputs."""
+    own = {"hnm.stage": state.stage, "hnm.stage_key": state.key, "mlflow.source.name": f"{state.module.replace('.', '/')}.py", "mlflow.source.type": "LOCAL"}
+    round_ = {} if state.round is None else {"hnm.round": state.round}
     flags = {path: flag for flag, path in state.arguments.items()}
     inputs = [[path, md5, flags.get(path, "dependency")] for path, md5 in state.data.items()]
-    return {"experiment": params.cohort.name, "name": name, "tags": tags, "params": flat(state.params), "inputs": inputs}
+    return {"experiment": experiment, "name": run_name(state), "tags": own | round_ | dict(tags), "params": flat_params(state.params), "inputs": inputs}
+
+
+def flat_params(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Params with dotted names; of the rounds, their number."""
+    return flat({name: len(section) if name == "rounds" else section for name, section in sections.items()})
+
+
+def dvc_experiment() -> dict[str, str]:
+    """The tag of the DVC experiment that this process belongs to, if it does."""
+    return {"hnm.dvc_experiment": name} if (name := os.environ.get("DVC_EXP_NAME")) else {}
 
 
 def tracking_uri(root: Path) -> str:
@@ -284,7 +285,8 @@ def _experiment(client: "MlflowClient", root: Path, name: str) -> str:
         if found := client.get_experiment_by_name(name):
             return str(found.experiment_id)
         location = (root / "mlruns" / name).as_uri() if tracking_uri(root).startswith("sqlite:") else None
-        return str(client.create_experiment(name, artifact_location=location))
+        # MLflow's pages then open on runs and models instead of on traces of language models
+        return str(client.create_experiment(name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}))
 
 
 def bring_waiting(root: Path, client: "MlflowClient", *, seconds: float = 0.0) -> list[str]:

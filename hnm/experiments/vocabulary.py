@@ -94,7 +94,7 @@ def of_evaluation(content: Mapping[str, Any]) -> Iterator[Step]:
                 **_prefixed("validation/", chosen["validation"]),
                 **_prefixed("test/", content["test"]),
                 **_prefixed("test/tile_", content["test_tiles"]),
-                **{f"test/auc_gain{end}": content["gain"].get(f"test_auc{end}") for end in ("", "_low", "_high")},
+                **{name.replace("test_auc", "test/auc_gain"): value for name, value in content["gain"].items()},
             }
         ),
     )

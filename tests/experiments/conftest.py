@@ -1,6 +1,7 @@
 """Small repositories with stages that log runs as the real ones do, each in its own process."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hnm.experiments.record import waiting_records
+from hnm.experiments.tracking import connect
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,15 +41,26 @@ print(time.monotonic() - started - seconds, flush=True)
 """
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new tracking store; a copy is there at once, where making one takes seconds."""
+    root = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        connect(root)
+    return root / "mlflow.db"
+
+
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository with this project's params.yaml; tracking takes it for the project's root."""
+def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with this project's params.yaml and an empty tracking store; tracking takes it for the project's root."""
     for name in ("DVC_STAGE", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI", "HNM_TRACKING"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     (tmp_path / "stage.py").write_text(STAGE)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     return tmp_path
 
 

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from hnm.errors import TrackingError
 from hnm.experiments.record import Record, waiting_records
+from hnm.experiments.state import StageState
 from hnm.experiments.tracking import Delivery, Tracker, bring_waiting, connect, run_name, track_stage, tracking_uri
 from hnm.experiments.vocabulary import METRICS
 from hnm.params import load_params
@@ -84,12 +85,17 @@ BROUGHT = {
 }
 
 
-def test_names_of_runs(root: Path) -> None:
-    params = load_params(root / "params.yaml")
-    assert run_name("head", {"round": 2}, {"head": params.head, "ranking": params.ranking}) == "head-r2-dsmil-s0"
-    assert run_name("finetune", {"round": 1}, {"finetune": params.finetune.model_copy(update={"seed": 7})}) == "finetune-r1-s7"
-    assert run_name("evaluate", {}, {"rounds": params.rounds, "evaluate": params.evaluate}) == "evaluate"
-    assert run_name("head", {"round": "0"}, {"head": {"kind": "dsmil", "seed": 3}}) == "head-r0-dsmil-s3"
+@pytest.mark.parametrize(
+    ("name", "arguments", "params", "expected"),
+    [
+        ("head@2", {"round": "2"}, {"head": {"kind": "dsmil", "seed": 0}, "ranking": {"seed": 9}}, "head-r2-dsmil-s0"),
+        ("finetune@1", {"round": "1"}, {"finetune": {"seed": 7}}, "finetune-r1-s7"),
+        ("evaluate", {"metrics": "results/metrics.json"}, {"rounds": {"0": {}}, "evaluate": {"seed": 0}}, "evaluate"),
+        ("mine@1", {"round": "1"}, {"mining": {"threshold": 0.5}}, "mine-r1"),
+    ],
+)
+def test_names_of_runs(name: str, arguments: dict[str, str], params: dict[str, Any], expected: str) -> None:
+    assert run_name(StageState(name, "pipelines.x", arguments, params, {}, {})) == expected
 
 
 def test_unknown_metrics_are_refused() -> None:
@@ -251,7 +257,6 @@ def test_a_server_that_never_answers_costs_no_more_than_its_share(root: Path, st
 
 
 def test_a_locked_database_costs_no_more_than_its_share(root: Path, start_stage: StartStage) -> None:
-    connect(root)
     with sqlite3.connect(root / "mlflow.db") as database:
         database.execute("begin exclusive")
         delay, _ = output(start_stage(1, 0.5))
@@ -265,6 +270,7 @@ def test_a_locked_database_costs_no_more_than_its_share(root: Path, start_stage:
 
 
 def test_eight_first_starts_at_once(root: Path, start_stage: StartStage, wait_for_couriers: Wait) -> None:
+    (root / "mlflow.db").unlink()
     stages = [start_stage(round_, 1.0) for round_ in range(8)]
     for stage in stages:
         delay, _ = output(stage)

@@ -1,0 +1,230 @@
+"""Every state of the pipeline has its runs: those that no stage could log are made from DVC's lock file and the outputs.
+
+A stage that DVC skips, or whose outputs DVC takes from its cache or a remote, runs no code and logs nothing. The files
+are the truth: the same run can be made from them at any time, and is made once.
+"""
+
+import contextlib
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from hnm.errors import TrackingError
+from hnm.experiments.record import Record
+from hnm.experiments.state import Outputs, StageState, current_stages, folder_md5, git_tags, locked_stages, md5_of
+from hnm.experiments.tracking import COURIER_SECONDS, Delivery, Tracker, bring_waiting, connect, flat_params, run_name, stage_run
+from hnm.experiments.vocabulary import of_history
+from hnm.store import key_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+TRACKED = ("encoder", "head", "finetune", "evaluate")
+"""The stages that log runs; an encoder that was not trained has no history, and no run is made for it afterwards."""
+
+
+NAMED = 3
+"""Params that the name of a state holds at most."""
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a sync did, run names in order."""
+
+    brought: list[str] = field(default_factory=list)
+    """Runs that had waited in the spool."""
+    replayed: list[str] = field(default_factory=list)
+    """Runs made from dvc.lock and the outputs."""
+    summary: str | None = None
+    """The run that sums up the state, where there was none."""
+    missing: list[str] = field(default_factory=list)
+    """Why a run could not be made, and the cure."""
+
+
+def sync(root: Path) -> Synced:
+    """Brings what waits in the spool, then makes the runs that the current dvc.lock lacks; a second sync does nothing."""
+    root = root.resolve()
+    client = connect(root)
+    brought = bring_waiting(root, client, seconds=COURIER_SECONDS)
+    with FileLock(root / ".hnm" / "sync.lock"):
+        states = current_stages(locked_stages(root))
+        if not states:
+            return Synced(brought, missing=["dvc.lock holds no evaluation; run dvc repro"])
+        return _replay(root, client, states, brought)
+
+
+def _replay(root: Path, client: "MlflowClient", states: Mapping[str, StageState], brought: list[str]) -> Synced:
+    outputs = Outputs(root)
+    experiment = _cohort_name(states)
+    replayed: list[str] = []
+    missing: list[str] = []
+    runs: dict[str, Run] = {}
+    for name, state in sorted(states.items(), key=lambda item: (item[1].stage == "evaluate", item[0])):
+        if state.stage not in TRACKED:
+            continue
+        run = _finished_run(client, experiment, "stage_key", state.key)
+        if run is None:
+            try:
+                made = _replay_stage(root, client, outputs, experiment, state)
+            except TrackingError as error:
+                missing.append(f"{name}: {error}")
+                continue
+            if not made:
+                continue
+            replayed.append(run_name(state))
+            run = _finished_run(client, experiment, "stage_key", state.key)
+        if run is not None:
+            runs[name] = run
+    return Synced(brought, replayed, _summarise(root, client, outputs, experiment, states, runs, missing), missing)
+
+
+def _replay_stage(root: Path, client: "MlflowClient", outputs: Outputs, experiment: str, state: StageState) -> bool:
+    """Makes the run of one stage from its outputs; False where the stage trained nothing."""
+
+    def files_of(argument: str) -> dict[str, Path]:
+        return outputs.files(state.arguments[argument], state.outs[state.arguments[argument]])
+
+    start = stage_run(state, experiment, {"hnm.kind": "replay"})
+    if state.stage == "evaluate":
+        metrics, report = files_of("metrics"), files_of("report")
+        with _new_run(root, client, start) as record:
+            Tracker(state.stage, record).evaluation(_only_json(metrics))
+            for name, file in (metrics | report).items():
+                record.append("file", path=record.keep_all(name, {".": file}))
+        return True
+    model = files_of("folder")
+    if "history.csv" not in model:
+        return False
+    with _new_run(root, client, start) as record:
+        for step, numbers in of_history(_rows(model["history.csv"])):
+            Tracker(state.stage, record).metrics(numbers, step)
+        record.append("model", path=record.keep_all(Path(state.arguments["folder"]).name, model), kind="head" if state.stage == "head" else "encoder")
+    return True
+
+
+@contextlib.contextmanager
+def _new_run(root: Path, client: "MlflowClient", start: dict[str, Any]) -> Iterator[Record]:
+    """The record of a run that is made now; brought to MLflow when the block has ended."""
+    record = Record.create(root, start["name"])
+    with record.alive(), record.courier_lock(0):
+        try:
+            record.append("start", **start)
+            yield record
+            record.append("finish", status="FINISHED")
+        except BaseException:
+            record.remove()
+            raise
+        Delivery(root, record, client).bring(record.events())
+        record.remove()
+
+
+def _summarise(
+    root: Path, client: "MlflowClient", outputs: Outputs, experiment: str, states: Mapping[str, StageState], runs: Mapping[str, "Run"], missing: list[str]
+) -> str | None:
+    """Makes the run that sums up the state, where there is none; its name."""
+    key = key_of(stages={name: state.key for name, state in states.items()})
+    if "evaluate" not in runs or _finished_run(client, experiment, "state_key", key):
+        return None
+    if late := outdated(states, locked_stages(root), outputs):
+        missing.append(f"no summary: {', '.join(late)} ran before their inputs changed; run dvc repro")
+        return None
+    evaluate = states["evaluate"]
+    content = _only_json(outputs.files(evaluate.arguments["metrics"], evaluate.outs[evaluate.arguments["metrics"]]))
+    params = {name: str(value) for name, value in flat_params({name: section for state in states.values() for name, section in state.params.items()}).items()}
+    others = _summaries(client, runs["evaluate"].info.experiment_id)
+    name = state_name(params, {other.info.run_name: other.data.params for other in others}, key)
+    tags = {"hnm.kind": "summary", "hnm.state_key": key, **git_tags(root), "mlflow.note.content": _note(runs)}
+    tags |= {f"hnm.run.{stage.replace('@', '.')}": run.info.run_id for stage, run in runs.items()}
+    tags |= {tag: value for tag, value in runs["evaluate"].data.tags.items() if tag == "hnm.dvc_experiment"}
+    with _new_run(root, client, {"experiment": experiment, "name": name, "tags": tags, "params": params, "inputs": []}) as record:
+        Tracker("summary", record).evaluation(content)
+    return name
+
+
+def state_name(params: Mapping[str, str], others: Mapping[str, Mapping[str, str]], key: str) -> str:
+    """What tells a state from the first one, by name: the params that differ.
+
+    Args:
+        params: the state's flattened params.
+        others: name -> params of the states summed up before, the first first.
+        key: the state's key; its beginning ends a name that is taken.
+    """
+    if not others:
+        return "baseline"
+    first = next(iter(others.values()))
+    names = [name for name in sorted(params.keys() | first.keys()) if params.get(name) != first.get(name)]
+    changed = [f"{name}={params.get(name, 'none')}" for name in names]
+    name = ", ".join(changed[:NAMED]) + (f" and {len(changed) - NAMED} more" if len(changed) > NAMED else "")
+    if not name:
+        return f"baseline, other code or slides {key[:7]}"
+    return f"{name} {key[:7]}" if name in others else name
+
+
+def outdated(states: Mapping[str, StageState], locked: Mapping[str, StageState], outputs: Outputs) -> list[str]:
+    """The stages that ran on other inputs than the stages before them have last written.
+
+    A folder that holds the outputs of several stages may also hold those of rounds that are no more, which only
+    `locked` still knows.
+    """
+    made = {path: md5 for state in states.values() for path, md5 in state.outs.items()}
+    ever_made = {path: md5 for state in locked.values() for path, md5 in state.outs.items()}
+
+    def fits(path: str, md5: str) -> bool:
+        if path in made:
+            return made[path] == md5
+        inside = [other for other in made if other.startswith(f"{path}/")]
+        return not inside or _folder_of(path, made, outputs) == md5 or _folder_of(path, ever_made, outputs) == md5
+
+    return [name for name, state in states.items() if not all(fits(path, md5) for path, md5 in state.deps.items())]
+
+
+def _folder_of(folder: str, made: Mapping[str, str], outputs: Outputs) -> str | None:
+    """DVC's md5 of a folder that holds the outputs `made`; None where one of them is missing."""
+    files: dict[str, str] = {}
+    for path, md5 in made.items():
+        if not path.startswith(f"{folder}/"):
+            continue
+        inside = path.removeprefix(f"{folder}/")
+        try:
+            files |= {f"{inside}/{name}": md5_of(file) for name, file in outputs.files(path, md5).items()} if md5.endswith(".dir") else {inside: md5}
+        except TrackingError:
+            return None
+    return folder_md5(files)
+
+
+def _finished_run(client: "MlflowClient", experiment: str, tag: str, value: str) -> "Run | None":
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    query = f"tags.`hnm.{tag}` = '{value}' and attributes.status = 'FINISHED'"
+    return next(iter(client.search_runs([found.experiment_id], query, order_by=["attributes.start_time"], max_results=1)), None)
+
+
+def _summaries(client: "MlflowClient", experiment_id: str) -> Sequence["Run"]:
+    return client.search_runs([experiment_id], "tags.`hnm.kind` = 'summary'", order_by=["attributes.start_time"], max_results=1000)
+
+
+def _note(runs: Mapping[str, "Run"]) -> str:
+    """The description that MLflow's page shows: a link to each stage's run."""
+    rows = (f"| {stage} | [{run.info.run_name}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}) |" for stage, run in runs.items())
+    return "\n".join(("| stage | run |", "|---|---|", *rows))
+
+
+def _cohort_name(states: Mapping[str, StageState]) -> str:
+    return next(str(state.params["cohort"]["name"]) for state in states.values() if "cohort" in state.params)
+
+
+def _rows(history: Path) -> list[dict[str, float]]:
+    with history.open(newline="", encoding="utf-8") as stream:
+        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def _only_json(files: Mapping[str, Path]) -> Any:
+    (path,) = files.values()
+    return json.loads(path.read_text(encoding="utf-8"))
