@@ -1,19 +1,17 @@
 """The demo cohort: slides drawn by `hnm.slides.synthetic.painting`, as pyramidal TIFFs in Aperio's layout, with their manifest and truth."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 import tifffile
 from shapely import Polygon
-from shapely.geometry import mapping
 
 from hnm.draws import seed_of
 from hnm.errors import CohortError
@@ -28,6 +26,11 @@ TILE_PX = 256
 LEVEL_STEP = 4
 JPEG_QUALITY = 85
 FEWEST_SLIDES = 8
+LEAST_PX = 512
+Split: TypeAlias = Literal["train", "validation", "test"]
+MadeOf: TypeAlias = Literal["tissue", "glass", "tissue and pen"]
+ODD_SLIDES: dict[int, MadeOf] = {1: "glass", 2: "tissue and pen"}
+"""What the last negative slide is made of, and the last but one."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,13 @@ class _Subject:
     slide_id: str
     patient_id: str
     label: int
-    split: Literal["train", "validation", "test"]
-    made_of: Literal["tissue", "glass", "pen"]
+    split: Split
+    made_of: MadeOf
     tumour_share: float
     look_alike_share: float
 
 
-def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: int = 2240, odd_slides: bool = True) -> Path:
+def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: int = 2560, odd_slides: bool = True) -> Path:
     """Makes `slides` slides, half of them with tumour, under the folder `out` and returns its manifest, `out`/slides.csv.
 
     Args:
@@ -59,10 +62,10 @@ def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: in
     """
     if slides < FEWEST_SLIDES or slides % 2:
         raise CohortError(f"a demo cohort of slides={slides} cannot be split with both labels in each; ask for an even number from {FEWEST_SLIDES}")
-    if width_px < 512:
-        raise CohortError(f"width_px={width_px} leaves no room for tissue; ask for at least 512")
+    if width_px < LEAST_PX:
+        raise CohortError(f"width_px={width_px} leaves no room for tissue; ask for at least {LEAST_PX}")
     subjects = _subjects(seed, slides, odd_slides)
-    make = partial(_make_slide, out, seed, width_px)
+    make = partial(_make_slide, out.absolute(), seed, width_px)
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(worker_count(), context) as workers:
@@ -87,22 +90,20 @@ def _subjects(seed: int, slides: int, odd_slides: bool) -> list[_Subject]:
     dice = Dice(seed_of(seed, "demo", "subjects"))
     held_out = round(slides / 9)
     pairs = slides // 2
-    splits = ["test"] * held_out + ["validation"] * held_out + ["train"] * (pairs - 2 * held_out)
-    order = np.argsort(dice.many(0, 1 << 32, slides), kind="stable")
+    order = np.argsort(dice.many(0, 1 << 32, slides), kind="stable").tolist()
     subjects = []
-    for place, number in enumerate(order.tolist()):
+    for place, number in enumerate(order):
         label, pair = divmod(place, pairs)
-        odd = odd_slides and not label
-        made_of: Literal["tissue", "glass", "pen"] = "glass" if odd and pair == pairs - 1 else "pen" if odd and pair == pairs - 2 else "tissue"
-        patient = place - 1 if pair == pairs - 1 else place  # the last two of each label, both train, are one patient's
+        owner = place - 1 if pair == pairs - 1 else place  # the last two of each label, both train, are one patient's
+        evenly = pair * 55 % 89 / 88  # the golden ratio's multiples: few slides, of one split, already have small and large ones
         subjects.append(
             _Subject(
                 slide_id=f"demo-{number + 1:03d}",
-                patient_id=f"patient-{int(order[patient]) + 1:03d}",
+                patient_id=f"patient-{order[owner] + 1:03d}",
                 label=label,
-                split=splits[pair],  # type: ignore[arg-type]
-                made_of=made_of,
-                tumour_share=label * (0.05 + 0.25 * ((pair * 7 % pairs) / (pairs - 1)) ** 2),
+                split="test" if pair < held_out else "validation" if pair < 2 * held_out else "train",
+                made_of=ODD_SLIDES.get(pairs - pair, "tissue") if odd_slides and label == 0 else "tissue",
+                tumour_share=label * (0.05 + 0.25 * evenly * evenly),
                 look_alike_share=dice.one(40, 110) / 1000 if label else dice.one(80, 260) / 1000,
             )
         )
@@ -127,14 +128,13 @@ def _paint(seed: int, width_px: int, subject: _Subject) -> Painting:
     if subject.made_of == "glass":
         return paint_glass(dice, stain, height, width)
     painting = paint_tissue(dice, stain, height, width, tumour_share=subject.tumour_share, look_alike_share=subject.look_alike_share)
-    return mark_with_pen(dice, painting) if subject.made_of == "pen" else painting
+    return mark_with_pen(dice, painting) if subject.made_of == "tissue and pen" else painting
 
 
 def _feature(name: str, polygon: Polygon) -> dict[str, object]:
-    corners = json.loads(json.dumps(mapping(polygon)["coordinates"]))
     return {
         "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": corners},
+        "geometry": {"type": "Polygon", "coordinates": [[[int(x), int(y)] for x, y in polygon.exterior.coords]]},
         "properties": {"objectType": "annotation", "classification": {"name": name}},
     }
 
@@ -143,22 +143,26 @@ def _write_svs(pixels: Bytes, path: Path) -> None:
     """`pixels` (height, width, 3) as Aperio lays it out: level 0, a thumbnail in strips, then levels each a quarter of the last."""
     height, width, _ = pixels.shape
     levels = [pixels]
-    while min(levels[-1].shape[:2]) >= LEVEL_STEP * TILE_PX // 4:
+    while min(levels[-1].shape[:2]) >= TILE_PX:
         levels.append(_reduced(levels[-1], LEVEL_STEP))
     head = f"Aperio Image Library v11.2.1 \r\n{width}x{height}"
     tiled = f"[0,0 {width}x{height}] ({TILE_PX}x{TILE_PX})"
-    properties = f"JPEG/RGB Q={JPEG_QUALITY}|AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}"
+    properties = f"AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}"
     with tifffile.TiffWriter(path, byteorder="<") as file:
         write = partial(
             file.write, photometric="rgb", subsampling=(2, 2), compression="jpeg", compressionargs={"level": JPEG_QUALITY}, metadata=None, software=False
         )
         for number, level in enumerate(levels):
             shrunk = f" -> {level.shape[1]}x{level.shape[0]}" if number else ""
-            write(_tiles(level), shape=level.shape, dtype=np.uint8, tile=(TILE_PX, TILE_PX), description=f"{head} {tiled}{shrunk} {properties}")
+            write(
+                _tiles(level),
+                shape=level.shape,
+                dtype=np.uint8,
+                tile=(TILE_PX, TILE_PX),
+                description=f"{head} {tiled}{shrunk} JPEG/RGB Q={JPEG_QUALITY}|{properties}",
+            )
             if not number:
-                thumbnail = levels[min(1, len(levels) - 1)]
-                size = f"{thumbnail.shape[1]}x{thumbnail.shape[0]}"
-                write(thumbnail, rowsperstrip=len(thumbnail), description=f"{head} -> {size} - |AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}")
+                write(levels[1], rowsperstrip=len(levels[1]), description=f"{head} -> {levels[1].shape[1]}x{levels[1].shape[0]} - |{properties}")
 
 
 def _tiles(pixels: Bytes) -> Iterator[Bytes]:

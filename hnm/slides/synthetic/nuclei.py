@@ -110,12 +110,12 @@ def _nucleus(dice: Dice, kind: Kind, direction: int, textures: tuple[Ints, Ints]
     along, across = (x * COSINES[direction] + y * SINES[direction]) / 4096, (y * COSINES[direction] - x * SINES[direction]) / 4096
     left, top = dice.one(0, TEXTURE_PX - side), dice.one(0, TEXTURE_PX - side)
     uneven, clumped = (texture[top : top + side, left : left + side] for texture in textures)
-    from_centre = np.sqrt((along / long) ** 2 + (across / short) ** 2) + uneven * kind.roughness / 30000
+    from_centre = np.sqrt(np.square(along / long) + np.square(across / short)) + uneven * kind.roughness / 30000
     inside = np.clip((1 - from_centre) * short / EDGE_PX + 0.5, 0, 1)
     chromatin = 1 + clumped * kind.clumps / 30000
     membrane = 1 - kind.pallor * np.clip((0.9 - from_centre) * 3, 0, 1) / 100
     density = dice.one(kind.density[0], kind.density[1] + 1) * chromatin * membrane
     for _ in range(dice.one(0, kind.nucleoli + 1)):
         at_x, at_y = dice.one(-40, 41) * short / 100, dice.one(-40, 41) * short / 100
-        density = density + 400 * np.clip(2.2 - np.sqrt((x - at_x) ** 2 + (y - at_y) ** 2), 0, 1)
+        density = density + 400 * np.clip(2.2 - np.sqrt(np.square(x - at_x) + np.square(y - at_y)), 0, 1)
     return np.asarray(np.clip(np.rint(inside * density), 0, DARKEST), np.int16)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from shapely import Polygon
+from shapely import Polygon, contains_xy
 
-from hnm.slides.synthetic.fields import ONE, Bytes, Dice, Ints, blend, both, noise, ramp, raster, smooth, star
+from hnm.slides.synthetic.fields import DIRECTIONS, ONE, Bytes, Dice, Ints, blend, both, noise, ramp, raster, smooth, star
 from hnm.slides.synthetic.nuclei import FIBROBLAST, LYMPHOCYTE, MARGIN, directions_along, large_cells, scatter, stamp
 
 GRAIN = 2
@@ -36,7 +36,8 @@ class Stain:
         hue, strengths = dice.one(0, 101), (dice.one(820, 1080), dice.one(760, 1240))
         haematoxylin = (620 + dice.one(-40, 41), 740 + dice.one(-40, 41), 280 + hue * 3 // 2)
         eosin = (100 + hue, 880 + dice.one(-30, 31), 360 + hue * 3 // 2)
-        glass = tuple(dice.one(238, 250) for _ in range(3))
+        brightness = dice.one(239, 248)
+        glass = tuple(brightness + dice.one(-3, 4) for _ in range(3))
         return cls(tuple(part * strengths[0] >> 10 for part in haematoxylin), tuple(part * strengths[1] >> 10 for part in eosin), glass)
 
 
@@ -83,10 +84,10 @@ def mark_with_pen(dice: Dice, painting: Painting) -> Painting:
 def _islands(dice: Dice, height: int, width: int) -> tuple[Polygon, ...]:
     """One piece of tissue, or two."""
     if dice.one(0, 3):
-        return (star(dice, width // 2, height // 2, width * 29 // 64, height * 29 // 64, 60),)
+        return (star(dice, width // 2, height // 2, width * 30 // 64, height * 30 // 64, 60),)
     return (
-        star(dice, width * 9 // 32, height // 2, width * 16 // 64, height * 29 // 64, 60),
-        star(dice, width * 25 // 32, height // 2, width * 12 // 64, height * 26 // 64, 60),
+        star(dice, width * 9 // 32, height // 2, width * 17 // 64, height * 30 // 64, 60),
+        star(dice, width * 51 // 64, height // 2, width * 12 // 64, height * 28 // 64, 60),
     )
 
 
@@ -100,7 +101,8 @@ def _spots(dice: Dice, islands: tuple[Polygon, ...], area: float, taken: tuple[P
             island = islands[dice.one(0, len(islands))]
             left, top, right, bottom = (int(edge) for edge in island.bounds)
             spot = star(dice, dice.one(left, right), dice.one(top, bottom), radius * dice.one(80, 125) // 100, radius, 90)
-            if spot.intersection(island).area > 0.85 * spot.area and not any(spot.intersects(other) for other in placed + taken):
+            inside = contains_xy(island, *np.asarray(spot.exterior.coords[1:]).T).sum()
+            if inside >= DIRECTIONS * 3 // 4 and not any(spot.intersects(other) for other in placed + taken):
                 break
             radius -= radius // 200  # sooner or later it fits
         placed += (spot,)
@@ -126,10 +128,11 @@ def _stains(
     nests = both(large, ramp(speckle(28) + speckle(10) // 4, -230, -150))
     septa = np.maximum(ONE - ramp(depth, 130, 170), ONE - ramp(np.abs(speckle(112)) + np.abs(speckle(20)) // 5, 22, 50))
     stroma = np.maximum(both(septa, ONE - large), large - nests)
-    fat = both(ramp(speckle(144), 140, 160), ONE - large, ONE - ramp(depth, 190, 230))
+    sinus = both(ramp(depth, 160, 175), ONE - np.minimum(ramp(depth, 180, 196), ramp(np.abs(speckle(88)), 16, 34)), ONE - septa, ONE - large)
+    fat = both(ramp(speckle(144), 110, 130), ONE - large, ONE - ramp(depth, 190, 230))
     cellular = both(tissue, ONE - fat)
 
-    cracks = ramp(speckle(5) + speckle(14) // 2, 110, 190)
+    cracks = ramp(speckle(5) + speckle(14) // 2 + sinus // 2, 110, 190)
     fibres, slopes, clefts = _fibres(speckle)
     haematoxylin, eosin = blend(130 + speckle(10) // 4 + speckle(3) // 5, 10, cracks), blend(170 + speckle(6) // 4 + speckle(2) // 4, 25, cracks)
     haematoxylin, eosin = blend(haematoxylin, dice.one(80, 150) + speckle(6) // 4, nests), blend(eosin, dice.one(190, 290) + speckle(5) // 3, nests)
@@ -141,7 +144,7 @@ def _stains(
     canvas = np.zeros((height + 2 * MARGIN, width + 2 * MARGIN), np.int16)
     crowded = ramp(speckle(64) + speckle(24) // 2, -260, 60) * 110 // ONE + 135
     lymphoid = both(cellular, ONE - stroma)
-    stamp(dice, canvas, LYMPHOCYTE, *scatter(dice, LYMPHOCYTE, both(lymphoid, blend(crowded, 14, large)), GRAIN))
+    stamp(dice, canvas, LYMPHOCYTE, *scatter(dice, LYMPHOCYTE, both(lymphoid, blend(blend(crowded, 90, sinus), 14, large)), GRAIN))
     x, y = scatter(dice, FIBROBLAST, both(stroma, cellular) * 4 // 5, GRAIN)
     stamp(dice, canvas, FIBROBLAST, x, y, directions_along(*(slope[y // GRAIN, x // GRAIN] for slope in slopes)))
     for spots, pleomorphism in ((alike, LOOK_ALIKE_PLEOMORPHISM), (lesion, TUMOUR_PLEOMORPHISM)):
@@ -167,7 +170,7 @@ def _fat_walls(dice: Dice, fat: Ints) -> Ints:
     spacing, reach = 26, 34
     nearest, second = (np.full((fat.shape[0] + 2 * reach, fat.shape[1] + 2 * reach), 4 * reach, np.int32) for _ in range(2))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    distance = np.rint(4 * np.sqrt(x * x + y * y)).astype(np.int32)
+    distance = np.rint(4 * np.sqrt(np.square(x) + np.square(y))).astype(np.int32)
     coarse = fat[:-spacing:spacing, :-spacing:spacing]
     corners = np.argwhere(smooth(coarse, 1, *coarse.shape)) * spacing  # smoothed, so that cells surround the fat's border
     for at_y, at_x in (corners + dice.many(0, spacing, len(corners), 2)).tolist():
