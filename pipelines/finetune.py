@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from hnm import params
@@ -11,6 +10,7 @@ from hnm.errors import FinetuneError
 from hnm.experiments.tracking import Tracker
 from hnm.learning.encoder import load_encoder, pick_device, save_encoder
 from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, fit_encoder
+from hnm.learning.history import write_history
 from hnm.slides.pack import Pack
 from hnm.tables import MINED
 from pipelines import stage
@@ -28,7 +28,7 @@ def main(mined: Path, packs: Path, previous: Path, folder: Path, round: int, *, 
     encoder = load_encoder(previous)
     history = fit_encoder(encoder, tiles, roles, finetune, pick_device(compute.device), tracker.epoch)
     save_encoder(encoder, folder)
-    pd.DataFrame(history).to_csv(folder / "history.csv", index=False, lineterminator="\n")
+    write_history(history, folder / "history.csv")
     tracker.model(folder, "encoder")
     print(f"round {round}: contrastive loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f} on {len(tiles)} mined tiles", flush=True)
 

@@ -10,6 +10,7 @@ from hnm.experiments.tracking import Tracker
 from hnm.learning import features as feature_files
 from hnm.learning.fit_head import LabelledSlide, fit_head
 from hnm.learning.heads import save_head
+from hnm.learning.history import write_history
 from hnm.learning.predict import predict
 from hnm.tables import LABELS, SLIDE_SCORES, TILE_SCORES, TILES
 from pipelines import stage
@@ -38,7 +39,7 @@ def main(
     train, validation = (_labelled(LABELS.read(path), slides) for path in (train_labels, validation_labels))
     fitted, history = fit_head(train, validation, head, ranking, tracker.epoch)
     save_head(fitted, head, folder)
-    pd.DataFrame(history).to_csv(folder / "history.csv", index=False, lineterminator="\n")
+    write_history(history, folder / "history.csv")
     slide_table, tile_table = predict(fitted, slides, tiles)
     SLIDE_SCORES.write(slide_table, slide_scores)
     TILE_SCORES.write(tile_table, tile_scores)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hnm.learning.encoder import TileEncoder
+from hnm.learning.encoder import TileEncoder, to_input
 
 ReadTiles = Callable[[int, int, int], NDArray[np.uint8]]
 """(slide, first tile, end) -> RGB tiles `(tiles, height, width, 3)` of the slide."""
@@ -62,8 +62,3 @@ def _forward(encoder: TileEncoder, tiles: Tensor, batch_tiles: int, device: torc
         batch = torch.cat([batch, batch.new_zeros(batch_tiles - len(tiles), *batch.shape[1:])])
     features: NDArray[np.float32] = encoder(batch.contiguous(memory_format=torch.channels_last))[: len(tiles)].float().cpu().numpy()
     return features
-
-
-def to_input(tiles: Tensor, device: torch.device) -> Tensor:
-    """RGB tiles `(tiles, height, width, 3)` uint8 as `(tiles, 3, height, width)` float32 in [0, 1] on `device`."""
-    return tiles.to(device).permute(0, 3, 1, 2).float() / 255

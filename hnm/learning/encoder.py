@@ -79,6 +79,11 @@ class TileEncoder(nn.Module):
         return features
 
 
+def to_input(tiles: Tensor, device: torch.device) -> Tensor:
+    """RGB tiles `(tiles, height, width, 3)` uint8 as `(tiles, 3, height, width)` float32 in [0, 1] on `device`."""
+    return tiles.to(device).permute(0, 3, 1, 2).float() / 255
+
+
 def make_encoder(section: params.Encoder) -> TileEncoder:
     """Round 0's encoder.
 

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import FinetuneError
-from hnm.learning.embed import to_input
-from hnm.learning.encoder import TileEncoder
-from hnm.learning.fit_head import OnEpoch
+from hnm.learning.encoder import TileEncoder, to_input
+from hnm.learning.history import OnEpoch
 from hnm.learning.losses import supervised_contrastive_loss
 from hnm.learning.views import random_views
 

@@ -1,7 +1,7 @@
 """Training a head from slide labels alone."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,8 @@ from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import HeadError
 from hnm.learning.heads import Head, HeadOutput, make_head
+from hnm.learning.history import OnEpoch
 from hnm.learning.losses import ranking_loss
-
-OnEpoch = Callable[[int, Mapping[str, float]], None]
-"""Told the number of an epoch, counted from 1, and its metrics, when it ends."""
 
 
 @dataclass(frozen=True)

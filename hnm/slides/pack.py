@@ -21,7 +21,6 @@ import pandas as pd
 import simplejpeg
 
 from hnm.errors import TableError
-from hnm.slides.reader import RGB
 from hnm.store import whole
 
 
@@ -35,7 +34,7 @@ class PackTile:
     jpeg: bytes
 
 
-def encode(pixels: RGB, quality: int) -> bytes:
+def encode(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
     """JPEG bytes of (height, width, 3).
 
     Chroma is kept whole (4:4:4), because stain is chroma: at quality 90, halved chroma (4:2:0) saves a quarter to a

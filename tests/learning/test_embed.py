@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from hnm import params
-from hnm.learning.embed import embed, to_input
-from hnm.learning.encoder import make_encoder
+from hnm.learning.embed import embed
+from hnm.learning.encoder import make_encoder, to_input
 
 ENCODER = make_encoder(params.Encoder(name="test_resnet", weights="random"))
 SLIDES = [np.random.default_rng(i).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8) for i, count in enumerate((3, 11, 1, 6))]
