@@ -87,18 +87,15 @@ def _replay(root: Path, client: "MlflowClient", states: Mapping[str, StageState]
 def _replay_stage(root: Path, client: "MlflowClient", outputs: Outputs, experiment: str, state: StageState) -> bool:
     """Makes the run of one stage from its outputs; False where the stage trained nothing."""
 
-    def files_of(argument: str) -> dict[str, Path]:
-        return outputs.files(state.arguments[argument], state.outs[state.arguments[argument]])
-
+    outs = {path: outputs.files(path, md5) for path, md5 in state.outs.items() if state.stage == "evaluate" or path == state.arguments["folder"]}
     start = stage_run(state, experiment, {"hnm.kind": "replay"})
     if state.stage == "evaluate":
-        metrics, report = files_of("metrics"), files_of("report")
         with _new_run(root, client, start) as record:
-            Tracker(state.stage, record).evaluation(_only_json(metrics))
-            for name, file in (metrics | report).items():
-                record.append("file", path=record.keep_all(name, {".": file}))
+            Tracker(state.stage, record).evaluation(_only_json(outs[state.arguments["metrics"]]))
+            for path, files in outs.items():
+                record.append("file", path=record.keep_all(Path(path).name, files if state.outs[path].endswith(".dir") else {".": files[Path(path).name]}))
         return True
-    model = files_of("folder")
+    model = outs[state.arguments["folder"]]
     if "history.csv" not in model:
         return False
     with _new_run(root, client, start) as record:

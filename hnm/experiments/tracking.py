@@ -77,7 +77,7 @@ class Tracker:
                 self._append("not_finite", name=name, step=step)
 
     def file(self, path: Path) -> None:
-        """Logs the file at `path` as an artifact of the run."""
+        """Logs the file or folder at `path` as an artifact of the run."""
         self._keep("file", path)
 
     def model(self, folder: Path, kind: Kind) -> None:

@@ -15,6 +15,7 @@ from hnm.experiments.state import Outputs, current_stages, folder_md5, locked_st
 from hnm.experiments.sync import outdated, state_name, sync
 from hnm.experiments.tracking import connect
 
+Repro = Callable[..., None]
 ROOT = Path(__file__).parents[2]
 
 HEAD = """
@@ -50,7 +51,10 @@ from hnm import params
 from hnm.experiments.tracking import Tracker
 from pipelines import stage
 
-def main(heads: Path, scores: Path, metrics: Path, report: Path, *, cohort: params.Cohort, rounds: dict, evaluate: params.Evaluate, tracker: Tracker) -> None:
+def main(
+    heads: Path, scores: Path, metrics: Path, plots: Path, report: Path,
+    *, cohort: params.Cohort, rounds: dict, evaluate: params.Evaluate, tracker: Tracker
+) -> None:
     by_round = {}
     for name in rounds:
         best = max(float(row["validation_auc"]) for row in csv.DictReader((heads / name / "history.csv").open()))
@@ -60,9 +64,11 @@ def main(heads: Path, scores: Path, metrics: Path, report: Path, *, cohort: para
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(content))
     report.write_text("<html></html>")
+    plots.mkdir()
+    (plots / "roc.csv").write_text("0,1")
     tracker.evaluation(content)
-    tracker.file(metrics)
-    tracker.file(report)
+    for path in (metrics, plots, report):
+        tracker.file(path)
 
 if __name__ == "__main__":
     stage.run(main)
@@ -92,11 +98,12 @@ stages:
       --heads data/heads
       --scores data/scores
       --metrics results/metrics.json
+      --plots results/plots
       --report results/report.html
     params: [rounds, cohort, evaluate]
     deps: [data/heads, data/scores]
     metrics: [results/metrics.json]
-    outs: [results/report.html]
+    outs: [results/plots, results/report.html]
 """
 
 
@@ -107,19 +114,18 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def repro(environment: dict[str, str]) -> Callable[[Path], str]:
-    """Runs the real `dvc repro`; what it printed."""
+def repro(environment: dict[str, str]) -> Repro:
+    """Runs the real `dvc repro`."""
 
-    def run(root: Path) -> str:
-        done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    def run(root: Path, **more: str) -> None:
+        done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=root, env=environment | more, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
 
     return run
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, repro: Callable[[Path], str]) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, repro: Repro) -> Path:
     """The repository after its first `dvc repro` and sync."""
     root = tmp_path_factory.mktemp("repository")
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace('  "2": {previous: "1"}\n', ""))
@@ -179,7 +185,7 @@ def said(run: Run, root: Path) -> dict[str, Any]:
         "metrics": {name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)) for name in names},
         "tags": {name: value for name, value in run.data.tags.items() if name not in own},
         "inputs": sorted((i.dataset.name, i.dataset.digest, i.tags[0].value) for i in run.inputs.dataset_inputs),
-        "artifacts": sorted(file.path for file in client.list_artifacts(run.info.run_id)),
+        "artifacts": sorted((file.path, file.is_dir) for file in client.list_artifacts(run.info.run_id)),
         "models": sorted(
             (model.name, sorted(file.name for file in Path(model.artifact_location.removeprefix("file://")).iterdir()))
             for model in client.search_logged_models([run.info.experiment_id])
@@ -257,6 +263,7 @@ def test_without_its_database_the_same_comparison_is_back(repository: Path, made
     assert {run.data.tags["hnm.kind"] for run in found.values()} == {"replay", "summary"}
     for name, run in found.items():
         assert said(run, repository) == before[name]
+    assert said(found["evaluate"], repository)["artifacts"] == [("metrics.json", False), ("plots", True), ("report.html", False)]
 
 
 def test_outputs_that_are_gone_come_from_the_cache(repository: Path, empty_store: Path) -> None:
@@ -275,11 +282,12 @@ def test_outputs_that_are_nowhere_are_named(repository: Path, empty_store: Path)
     assert sync(repository).missing[0] == f"head@0: data/heads/0 (md5 {md5}) is neither in the workspace nor in DVC's cache; run dvc pull, then hnm track sync"
 
 
-def test_a_changed_param_makes_a_state_that_its_name_tells(repository: Path, repro: Callable[[Path], str]) -> None:
+def test_a_changed_param_makes_a_state_that_its_name_tells(repository: Path, repro: Repro) -> None:
     params = (repository / "params.yaml").read_text()
     (repository / "params.yaml").write_text(params.replace("margin: 0.5", "margin: 0.25"))
-    repro(repository)
-    assert sync(repository).summary == "ranking.margin=0.25"
+    repro(repository, HNM_TRACKING="off")
+    done = sync(repository)
+    assert (done.replayed, done.summary) == (["head-r0-dsmil-s0", "head-r1-dsmil-s0", "evaluate"], "ranking.margin=0.25")
     (repository / "params.yaml").write_text(params)
     repro(repository)  # from DVC's run cache: no stage runs
     done = sync(repository)
