@@ -1,0 +1,146 @@
+"""The pipeline as its user runs it: the real `dvc`, on a tiny cohort, with a small network."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from hnm.slides.synthetic import make_demo_cohort
+from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "tiles": {"tile_px": 64},
+    "encoder": {"name": "test_resnet", "weights": "random"},
+    "head": {"epochs": 4},
+    "mining": {"threshold": 0.0, "negative_fraction": 0.2},
+    "finetune": {"epochs": 1, "warmup_epochs": 0, "batch_tiles": 16},
+    "evaluate": {"resamples": 100},
+}
+
+
+def make_repository(folder: Path, cohort: Path) -> Path:
+    """A clone of this project as it stands, with the tiny cohort and two rounds."""
+    folder.mkdir(parents=True)
+    for name in ("hnm", "pipelines"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(cohort, folder / "data" / "demo")
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "config", "core.analytics", "false"]):
+        subprocess.run(command, cwd=folder, check=True, env=environment(folder))
+    change_params(folder, rounds=1, **SMALL)
+    return folder
+
+
+def change_params(folder: Path, *, rounds: int | None = None, **sections: dict[str, Any]) -> None:
+    yaml = YAML()
+    raw = yaml.load(folder / "params.yaml")
+    for name, values in sections.items():
+        raw[name].update(values)
+    if rounds is not None:
+        later = {str(r): {"previous": str(r - 1)} for r in range(1, rounds + 1)}
+        raw["later_rounds"], raw["rounds"] = later, {"0": {}, **later}
+    yaml.dump(raw, folder / "params.yaml")
+
+
+def environment(folder: Path, **changes: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "HNM", "MLFLOW"))}
+    return {**inherited, "PATH": path, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "HNM_TRACKING": "off", **changes}
+
+
+def repro(folder: Path, **changes: str) -> list[str]:
+    """Runs `dvc repro`; the stages that ran, in order."""
+    done = subprocess.run(["dvc", "repro"], cwd=folder, env=environment(folder, **changes), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
+
+
+def hashes(folder: Path) -> dict[str, dict[str, str]]:
+    """dvc.lock's hash of each output of each stage."""
+    lock = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
+    return {name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in lock.items()}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_demo_cohort(tmp_path_factory.mktemp("cohort"), slides=12, width_px=640, odd_slides=False).parent
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
+    """A repository whose pipeline has run once."""
+    folder = make_repository(tmp_path_factory.mktemp("one") / "repository", cohort)
+    assert set(repro(folder)) == {"cohort", "tiles", "encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate"}
+    return folder
+
+
+@pytest.mark.timeout(900)
+class TestPipeline:
+    """In this order: the later tests change the repository."""
+
+    def test_what_it_makes_fits_together(self, repository: Path) -> None:
+        data = repository / "data"
+        slides = SLIDES.read(data / "cohort" / "slides.parquet")
+        train = LABELS.read(data / "cohort" / "labels" / "train.csv")
+        mined = MINED.read(data / "mined" / "1" / "mined.parquet").merge(train, on="slide_id", how="left")
+        assert set(mined.loc[mined["role"] == "hard_negative", "label"]) == {0} and set(mined.loc[mined["role"] == "positive", "label"]) == {1}
+        scores = TILE_SCORES.read(data / "scores" / "0" / "tiles.parquet").merge(train, on="slide_id")
+        negative = scores[scores["label"] == 0]["score"].sort_values(ascending=False).tolist()
+        own = mined[mined["role"] == "hard_negative"].sort_values("rank")["score"].tolist()
+        assert len(own) <= -(-len(negative) // 5) and own[0] == negative[0] and own == sorted(own, reverse=True)
+        for name in ("0", "1"):
+            assert SLIDE_SCORES.read(data / "scores" / name / "slides.parquet")["slide_id"].tolist() == slides["slide_id"].tolist()
+        metrics = json.loads((repository / "results" / "metrics.json").read_text())
+        assert set(metrics["rounds"]) == {"0", "1"} and metrics["chosen_round"] in (0, 1)
+        assert metrics["rounds"]["1"]["mined"]["hard_negatives"] == len(own)
+
+    def test_elsewhere_in_another_country_with_other_workers_the_hashes_are_the_same(self, repository: Path, cohort: Path, tmp_path: Path) -> None:
+        other = make_repository(tmp_path / "a folder" / "far" / "away", cohort)
+        repro(other, TZ="Pacific/Auckland", LC_ALL="C", PYTHONHASHSEED="77", HNM_WORKERS="1")
+        assert hashes(other) == hashes(repository)
+
+    def test_a_second_run_checks_the_fingerprints_and_nothing_else(self, repository: Path) -> None:
+        assert repro(repository) == ["cohort"]
+
+    def test_a_touched_comment_of_the_plumbing_runs_nothing(self, repository: Path) -> None:
+        with (repository / "hnm" / "errors.py").open("a") as stream:
+            stream.write("# a comment\n")
+        assert repro(repository) == ["cohort"]
+
+    def test_another_negative_fraction_starts_at_mine(self, repository: Path) -> None:
+        change_params(repository, mining={"negative_fraction": 0.4})
+        assert repro(repository) == ["cohort", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate"]
+
+    def test_one_more_round_runs_that_round_alone(self, repository: Path) -> None:
+        change_params(repository, rounds=2)
+        assert repro(repository) == ["cohort", "mine@2", "finetune@2", "embed@2", "head@2", "evaluate"]
+
+    def test_a_param_put_back_costs_no_tile(self, repository: Path) -> None:
+        """The results of earlier params are kept: DVC's run cache and the store give them back."""
+        change_params(repository, rounds=1, mining={"negative_fraction": 0.2})
+        before = hashes(repository)["embed@0"]
+        repro(repository)
+        assert hashes(repository)["embed@0"] == before
+
+    def test_a_misspelt_param_stops_the_run_and_loses_nothing(self, repository: Path) -> None:
+        text = (repository / "params.yaml").read_text()
+        (repository / "params.yaml").write_text(text.replace("negative_fraction:", "negativ_fraction:"))
+        done = subprocess.run(["dvc", "repro"], cwd=repository, env=environment(repository), text=True, capture_output=True)
+        (repository / "params.yaml").write_text(text)
+        assert done.returncode != 0 and "did you mean mining.negative_fraction?" in done.stderr
+        assert repro(repository) == ["cohort"]
+
+    def test_a_changed_slide_is_noticed_and_equal_pixels_end_the_matter(self, repository: Path) -> None:
+        manifest = repository / "data" / "demo" / "slides.csv"
+        slide = manifest.parent / pd.read_csv(manifest)["path"][0]
+        slide.write_bytes(slide.read_bytes() + b"\0")
+        assert repro(repository) == ["cohort", "tiles", "evaluate"]
