@@ -17,8 +17,8 @@ GRAIN = 2
 TUMOUR_PLEOMORPHISM = (40, 100)
 LOOK_ALIKE_PLEOMORPHISM = (0, 15)
 # rounding leaves nothing of the last bits in which machines' powers differ
-TRANSMITTED = np.rint(65535 * 10.0 ** (-np.arange(4096) / 1024)).astype(np.int32)
-"""Share of the light, in 65535ths, that passes an optical density, in 1024ths (Beer-Lambert)."""
+TRANSMITTED = np.rint(65536 * 10.0 ** (-np.arange(4096) / 1024)).astype(np.int32)
+"""Share of the light, in 65536ths, that passes an optical density, in 1024ths (Beer-Lambert)."""
 INKS = ((38, 58, 168), (28, 128, 72), (34, 32, 38))
 
 
