@@ -7,7 +7,7 @@ import pandas as pd
 
 from hnm.errors import SlideError
 from hnm.params import Cohort, Split
-from hnm.slides.annotations import check_inside, read_annotation, write_annotation
+from hnm.slides.annotations import Region, check_inside, read_annotation, write_annotation
 from hnm.slides.cohort import (
     SPLITS,
     Entry,
@@ -47,6 +47,7 @@ def main(
     labels = {slide_id: labels[slide_id] for slide_id in opened}
     check_classes(labels, splits, f"{manifest}, without the slides in quarantine")
     check_twins({slide_id: identity.fingerprint for slide_id, identity in opened.items()})
+    drawn = {slide_id: _regions(annotation, manifest.parent, identity) for slide_id, identity in opened.items() if (annotation := entries[slide_id].annotation)}
 
     QUARANTINE.write(quarantine_frame(refused), quarantine)
     SLIDES.write(pd.DataFrame([_row(entries[slide_id], splits[slide_id], identity) for slide_id, identity in opened.items()]), slides)
@@ -55,11 +56,15 @@ def main(
         LABELS.write(pd.DataFrame({"slide_id": of_split, "label": [labels[slide_id] for slide_id in of_split]}), path)
     shutil.rmtree(annotations, ignore_errors=True)
     annotations.mkdir(parents=True)
-    for slide_id, identity in opened.items():
-        if annotation := entries[slide_id].annotation:
-            regions = read_annotation(manifest.parent / annotation)
-            check_inside(regions, identity.dimensions, f"annotation {annotation}")
-            write_annotation(regions, annotations / f"{slide_id}.geojson")
+    for slide_id, regions in drawn.items():
+        write_annotation(regions, annotations / f"{slide_id}.geojson")
+
+
+def _regions(annotation: str, folder: Path, identity: Identity) -> list[Region]:
+    """The checked regions of one slide."""
+    regions = read_annotation(folder / annotation)
+    check_inside(regions, identity.dimensions, f"annotation {annotation}")
+    return regions
 
 
 def _row(entry: Entry, split: str, identity: Identity) -> dict[str, str | int | float]:

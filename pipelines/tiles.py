@@ -1,9 +1,11 @@
 """Slides -> packs of tiles, one file a slide, and the index of all tiles."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
+from rich.progress import track
 
 from hnm.errors import CohortError, SlideError, TableError
 from hnm.params import Cohort, Tiles, Tissue
@@ -29,27 +31,33 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
         cuttings[slide_id] = Cutting(slide_id, folder / path, (mpp_x, mpp_y), tissue, tiles, store.path("tiles", key, ".h5").absolute())
     refused: dict[str, SlideError] = {}
     waiting = [cutting for cutting in cuttings.values() if not _is_whole(cutting.pack)]
-    for number, (cutting, outcome) in enumerate(each(cut, waiting, seconds=tiles.slide_seconds, step="tiles"), 1):
+    terminal = sys.stdout.isatty()
+    done = track(each(cut, waiting, seconds=tiles.slide_seconds, step="tiles"), "cutting slides", total=len(waiting), disable=not terminal)
+    for number, (cutting, outcome) in enumerate(done, 1):
         if isinstance(outcome, SlideError):
             refused[cutting.slide_id] = outcome
-        print(f"{number}/{len(waiting)} {cutting.slide_id}: {outcome or 'cut'}", flush=True)
+        if isinstance(outcome, SlideError) or not terminal:
+            print(f"{number}/{len(waiting)} {cutting.slide_id}: {outcome or 'cut'}", flush=True)
     reasons = dict(zip(before["slide_id"], before["reason"], strict=True)) | {slide_id: str(error) for slide_id, error in refused.items()}
     check_quarantine(reasons, len(table) + len(before), cohort.max_quarantined_share)
     if len(refused) == len(cuttings):
         raise CohortError("no slide is left: all are in quarantine")
 
     shutil.rmtree(packs, ignore_errors=True)
-    rows = []
+    rows, lost = [], 0
     for slide_id in sorted(cuttings.keys() - refused.keys()):
         target = packs / f"{slide_id}.h5"
         store.link(cuttings[slide_id].pack, target)
         with Pack(target) as pack:
             rows.append(pack.index())
-            if pack.lost:
-                print(f"{slide_id}: {pack.lost} tiles could not be read")
+            lost += pack.lost
     TILES.write(pd.concat(rows), index)
     QUARANTINE.write(pd.concat([before, quarantine_frame(refused)]), quarantine)
-    print(f"{len(table) + len(before)} slides found, {len(table)} opened, {len(rows)} cut into {sum(map(len, rows))} tiles")
+    blank = sum(error.step == "tissue" for error in refused.values())
+    print(
+        f"{len(table) + len(before)} slides found, {len(table)} opened, {len(table) - blank} with tissue, {len(rows)} cut"
+        f" into {sum(map(len, rows))} tiles; {lost} more tiles could not be read"
+    )
 
 
 def _is_whole(pack: Path) -> bool:

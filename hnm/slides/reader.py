@@ -134,7 +134,10 @@ class OpenSlideReader:
 
         It does not depend on where the slide lies, nor on its time of change.
         """
-        files = {name: [file.stat().st_size, _head_digest(file)] for name, file in files_of(self._path, self._properties).items()}
+        try:
+            files = {name: [file.stat().st_size, _head_digest(file)] for name, file in files_of(self._path, self._properties).items()}
+        except OSError as error:
+            raise _unreadable(self._path, error) from None
         return key_of(files=files, properties=self._properties)
 
     def _read(self, x: int, y: int, level: int, width: int, height: int) -> RGB:
@@ -207,14 +210,20 @@ def _halves(x: int, y: int, width: int, height: int) -> list[tuple[int, int, int
 
 
 def _open(path: Path) -> openslide.OpenSlide:
-    if not path.exists():
-        raise SlideError(f"{path.name} does not exist")
     try:
+        if not path.exists():
+            raise SlideError(f"{path.name} does not exist")
         return openslide.OpenSlide(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except openslide.OpenSlideUnsupportedFormatError:
         raise SlideError(f"{path.name} is no slide that OpenSlide can read") from None
     except openslide.OpenSlideError as error:
         raise SlideError(f"{path.name} cannot be opened: {_reason(error, path)}") from None
+
+
+def _unreadable(path: Path, error: OSError) -> SlideError:
+    return SlideError(f"{path.name} cannot be read: {error.strerror}")
 
 
 def _reason(error: openslide.OpenSlideError, path: Path) -> str:
@@ -273,11 +282,8 @@ def _companions(path: Path, properties: dict[str, str]) -> list[Path]:
 
 
 def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(HEAD_BYTES)
-    except OSError as error:
-        raise SlideError(f"{path.name} cannot be read: {error.strerror}") from None
+    with path.open("rb") as stream:
+        return stream.read(HEAD_BYTES)
 
 
 def _head_digest(path: Path) -> str:

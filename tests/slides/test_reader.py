@@ -79,6 +79,21 @@ def test_files_that_are_no_slides(tmp_path):
         assert str(tmp_path) not in str(caught.value)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(SlideError, match=r"a.svs cannot be read: Permission denied"):
+        OpenSlideReader(tmp_path / "closed" / "a.svs")
+
+
+def test_a_file_that_goes_away_while_open(tmp_path, tiny):
+    path = tiny.aperio(tmp_path / "a.svs", tiny.painted(100, 130))
+    with OpenSlideReader(path) as slide:
+        path.unlink()
+        with pytest.raises(SlideError, match=r"a.svs cannot be read: No such file or directory"):
+            slide.fingerprint()
+
+
 def test_a_fingerprint_is_the_contents_and_not_the_place(tmp_path, tiny):
     def fingerprint(path: Path) -> str:
         with OpenSlideReader(path) as slide:
