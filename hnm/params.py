@@ -107,7 +107,7 @@ class Embed(Section):
 class Head(Section):
     """The multiple-instance head, trained from scratch in each round."""
 
-    kind: Literal["dsmil"] = "dsmil"
+    kind: Literal["dsmil", "abmil", "transmil", "clam_sb", "mean", "max", "inherit"] = "dsmil"
     epochs: Count = 40
     patience: Count = 10
     """Epochs without a better validation AUC (ties: log loss) before training stops."""
@@ -116,13 +116,23 @@ class Head(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a tile's features dropped in training."""
-    query_features: Count = 128
-    """DSMIL: width of the queries."""
+    attention_features: Count = 128
+    """Width of what is attended by: of the queries (dsmil), the gate (abmil, clam_sb) or the tokens (transmil, a multiple of 8)."""
+    top_k: Count = 10
+    """Kind `inherit`: tiles whose mean logit is the slide logit; a slide with fewer uses those it has."""
+    instance_tiles: Count = 8
+    """Kind `clam_sb`: how many of the most and of the least attended tiles the tile loss sees."""
     slide_weight: NotNegative = 0.5
     """Weight of the cross-entropy of the slide logit."""
     tile_weight: NotNegative = 0.5
-    """Weight of the cross-entropy of the highest tile logit."""
+    """Weight of the tile loss: the cross-entropy of the highest tile logit, but for `clam_sb` and `inherit`, which have their own."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _tokens_can_be_shared(self) -> "Head":
+        if self.kind == "transmil" and self.attention_features % 8:
+            raise ValueError(f"attention_features={self.attention_features} must be a multiple of 8 for kind transmil, whose 8 attention heads share it")
+        return self
 
 
 class Ranking(Section):
@@ -145,6 +155,8 @@ class Ranking(Section):
 class Mining(Section):
     """Which tiles of the train slides are mined."""
 
+    policy: Literal["hard", "semi_hard", "mixed", "random", "all", "none"] = "hard"
+    """How negatives are chosen; `random` and `all` are the controls, `none` leaves the encoder as it is."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """A positive is a tile of a positive slide whose score exceeds this."""
     positive_fraction: PositiveShare = 0.5
@@ -155,6 +167,12 @@ class Mining(Section):
     """Factor on both fractions from one round to the next, up to 1 (self-paced)."""
     max_slide_share: PositiveShare = 0.25
     """Largest share of one role's mined tiles that one slide may supply."""
+    hard_share: Share = 0.5
+    """Policy `mixed`: share of the negatives that is the best-scoring; the rest is random."""
+    skip_fraction: Share = 0.05
+    """Policy `semi_hard`: share of the negative slides' tiles that is passed over as too hard, the best-scoring first."""
+    seed: Seed = 0
+    """Draws what is random in the policies `mixed` and `random`."""
 
 
 class Views(Section):

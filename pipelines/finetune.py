@@ -16,16 +16,30 @@ from hnm.tables import MINED
 from pipelines import stage
 
 
-def main(mined: Path, packs: Path, previous: Path, folder: Path, round: int, *, finetune: params.Finetune, compute: params.Compute, tracker: Tracker) -> None:
-    """Writes the round's encoder and its history."""
+def main(
+    mined: Path,
+    packs: Path,
+    previous: Path,
+    folder: Path,
+    round: int,
+    *,
+    finetune: params.Finetune,
+    mining: params.Mining,
+    compute: params.Compute,
+    tracker: Tracker,
+) -> None:
+    """Writes the round's encoder and its history; where the policy is to mine nothing, the encoder of the round before."""
     torch.set_num_threads(compute.threads)
     torch.use_deterministic_algorithms(True)
     table = MINED.read(mined).sort_values(["slide_id", "tile", "role"], ignore_index=True)
+    encoder = load_encoder(previous)
+    if mining.policy == "none":
+        save_encoder(encoder, folder)
+        return
     if table.empty:
         raise FinetuneError(f"{mined} is empty: nothing was mined; lower mining.threshold or raise the fractions")
     tiles = np.concatenate([Pack(packs / f"{slide_id}.h5").tiles(own["tile"].tolist()) for slide_id, own in table.groupby("slide_id", sort=True)])
     roles = np.where(table["role"] == "positive", POSITIVE, NEGATIVE)
-    encoder = load_encoder(previous)
     history = fit_encoder(encoder, tiles, roles, finetune, pick_device(compute.device), tracker.epoch)
     save_encoder(encoder, folder)
     write_history(history, folder / "history.csv")

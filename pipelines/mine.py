@@ -15,7 +15,7 @@ def main(tile_scores: Path, train_labels: Path, mined: Path, summary: Path, roun
     scores, labels = TILE_SCORES.read(tile_scores), LABELS.read(train_labels)
     table = mine(scores, labels, mining, round)
     MINED.write(table, mined)
-    found = summarise(table, scores, labels, mining)
+    found = summarise(table, scores, labels, mining, round)
     write_json(found, summary)
     print(f"round {round}: mined {found['positive']['tiles']} positives and {found['hard_negative']['tiles']} hard negatives", flush=True)
 

@@ -6,7 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import settings
 from PIL import Image
+
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)  # a shared machine keeps no deadline
+settings.load_profile("suite")
 
 GLASS = (243, 241, 244)
 STROMA = (214, 140, 190)

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from hnm import params
+from hnm.draws import seed_of
 from hnm.errors import MiningError
 from hnm.tables import MINED
 
@@ -15,9 +17,10 @@ def mine(scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, rou
     """The mined tiles of one round.
 
     *Positives* are the best `positive_fraction` of the positive slides' tiles whose score exceeds `threshold`; *hard
-    negatives* the best-scoring `negative_fraction` of the negative slides' tiles, all of which are truly negative.
-    No slide supplies more than `max_slide_share` of a role's budget, so that a few odd slides cannot supply most of
-    it; where that leaves a budget short, the mined set is smaller. Ties go by slide id, then tile.
+    negatives* are drawn from the negative slides' tiles, all of which are truly negative, by `policy`: the paper's
+    takes the best-scoring `negative_fraction`. No slide supplies more than `max_slide_share` of a role's budget, so
+    that a few odd slides cannot supply most of it; where that leaves a budget short, the mined set is smaller.
+    Ties go by slide id, then tile.
 
     Args:
         scores: a `TILE_SCORES` table; its tiles of slides without a label here are never mined.
@@ -26,13 +29,15 @@ def mine(scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, rou
         round_: the round that the mined tiles are for, from 1.
 
     Returns:
-        A `MINED` table.
+        A `MINED` table; empty where the policy is `none`.
 
     Raises:
         MiningError: a role has no tile; the message says which param would let some in.
     """
     train = scores.merge(labels, on="slide_id", validate="many_to_one")
     negative, positive = train[train["label"] == 0], train[train["label"] == 1]
+    if section.policy == "none":
+        return MINED.empty()
     if negative.empty:
         raise MiningError("no negative train slide has tiles, so there are no hard negatives; add negative slides to the train split")
     sure = positive[positive["score"] > section.threshold]
@@ -41,10 +46,38 @@ def mine(scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, rou
         raise MiningError(f"no tile of a positive train slide scores above mining.threshold={section.threshold:g} ({best}); lower it or train the head longer")
     mined = [
         best_tiles(sure, budget(section.positive_fraction, section.growth, round_, len(sure)), section.max_slide_share).assign(role="positive"),
-        best_tiles(negative, budget(section.negative_fraction, section.growth, round_, len(negative)), section.max_slide_share).assign(role="hard_negative"),
+        negatives(negative, section, round_).assign(role="hard_negative"),
     ]
     table = pd.concat(mined, ignore_index=True).assign(round=round_).astype({"round": "int32", "rank": "int32", "role": "str"})
     return table[list(MINED.columns)]
+
+
+def negatives(tiles: pd.DataFrame, section: params.Mining, round_: int) -> pd.DataFrame:
+    """The mined ones of the negative slides' tiles, by policy, with their `rank` by score from 1.
+
+    `hard` takes the best-scoring; `semi_hard` the best-scoring below the top `skip_fraction`; `random` any, drawn
+    anew in each round; `mixed` a `hard_share` of the budget by `hard` and the rest by `random` from what is left; `all`
+    every tile, whatever the fraction and the cap. At one budget `random` is the control that a claim for the others
+    must beat, and `all` the one for its cost.
+    """
+    count = budget(section.negative_fraction, section.growth, round_, len(tiles))
+    ordered = tiles.sort_values(BEST_FIRST, ascending=[False, False, True, True], kind="stable")
+    shuffled = ordered.iloc[np.random.default_rng(seed_of(section.seed, "mining", round_)).permutation(len(ordered))]
+    match section.policy:
+        case "hard":
+            chosen = within_cap(ordered, count, section.max_slide_share)
+        case "semi_hard":
+            skipped = math.ceil(round(section.skip_fraction * len(ordered), 6))
+            chosen = within_cap(ordered.iloc[skipped:], count, section.max_slide_share)
+        case "random":
+            chosen = within_cap(shuffled, count, section.max_slide_share)
+        case "mixed":
+            hard = within_cap(ordered, math.ceil(round(section.hard_share * count, 6)), section.max_slide_share)
+            rest = shuffled.loc[shuffled.index.difference(hard.index, sort=False)]
+            chosen = pd.concat([hard, within_cap(rest, count - len(hard), section.max_slide_share)])
+        case _:
+            chosen = ordered
+    return ranked(chosen)
 
 
 def budget(fraction: float, growth: float, round_: int, candidates: int) -> int:
@@ -54,11 +87,17 @@ def budget(fraction: float, growth: float, round_: int, candidates: int) -> int:
 
 
 def best_tiles(tiles: pd.DataFrame, budget: int, max_slide_share: float) -> pd.DataFrame:
-    """The `budget` best-scoring of `tiles`, with their `rank` from 1.
+    """The `budget` best-scoring of `tiles`, with their `rank` from 1."""
+    return ranked(within_cap(tiles.sort_values(BEST_FIRST, ascending=[False, False, True, True], kind="stable"), budget, max_slide_share))
 
-    A slide supplies at most `max_slide_share` of the budget, rounded up; its further tiles give way to other slides'.
-    """
+
+def within_cap(ordered: pd.DataFrame, budget: int, max_slide_share: float) -> pd.DataFrame:
+    """The first `budget` of `ordered` tiles, of each slide at most `max_slide_share` of the budget, rounded up; its further tiles give way to other slides'."""
     cap = math.ceil(round(max_slide_share * budget, 6))
+    return ordered[ordered.groupby("slide_id").cumcount() < cap].head(budget)
+
+
+def ranked(tiles: pd.DataFrame) -> pd.DataFrame:
+    """`tiles` from best to worst score, with their `rank` from 1."""
     ordered = tiles.sort_values(BEST_FIRST, ascending=[False, False, True, True], kind="stable")
-    within_cap = ordered[ordered.groupby("slide_id").cumcount() < cap].head(budget)
-    return within_cap.assign(rank=range(1, len(within_cap) + 1))
+    return ordered.assign(rank=range(1, len(ordered) + 1))

@@ -58,7 +58,7 @@ def test_a_cap_that_leaves_the_budget_short_is_told() -> None:
     scores = scores_of({"n1": [0.9, 0.8, 0.7, 0.6], "p": [0.9, 0.8]})
     labels, section = labels_of({"n1": 0, "p": 1}), params.Mining(negative_fraction=1.0, positive_fraction=1.0, max_slide_share=0.5)
     mined = mine(scores, labels, section, 1)
-    summary = summarise(mined, scores, labels, section)
+    summary = summarise(mined, scores, labels, section, 1)
     assert summary["hard_negative"] == {
         "candidates": 4,
         "tiles": 2,
@@ -135,3 +135,54 @@ def test_a_higher_threshold_mines_a_subset_of_the_positives_when_all_are_taken(c
     scores, labels = cohort
     low, high = (set(chosen(mine(scores, labels, params.Mining(threshold=t, positive_fraction=1.0, max_slide_share=1.0), 1), "positive")) for t in (0.2, 0.7))
     assert high <= low
+
+
+MANY = scores_of({"n1": [0.9, 0.2, 0.8, 0.15], "n2": [0.1, 0.85, 0.3, 0.25], "n3": [0.7, 0.6, 0.5, 0.4], "p1": [0.95]})
+MANY_LABELS = labels_of({"n1": 0, "n2": 0, "n3": 0, "p1": 1})
+
+
+def mined_by(**section: object) -> list[tuple[str, int]]:
+    return chosen(mine(MANY, MANY_LABELS, params.Mining(**{"max_slide_share": 1.0, "negative_fraction": 0.25, **section}), 1), "hard_negative")
+
+
+def test_semi_hard_passes_over_the_hardest() -> None:
+    # of 12 tiles the hardest 2 are n1's 0.9 and n2's 0.85; the next 3 are 0.8, 0.7, 0.6
+    assert mined_by(policy="semi_hard", skip_fraction=0.15) == [("n1", 2), ("n3", 0), ("n3", 1)]
+
+
+def test_mixed_takes_its_share_of_the_hardest_and_the_rest_at_random_from_what_is_left() -> None:
+    hardest = mined_by(policy="hard", negative_fraction=0.25)
+    for seed in range(5):
+        mixed = mined_by(policy="mixed", negative_fraction=0.5, hard_share=0.5, seed=seed)
+        assert len(set(mixed)) == 6 and set(hardest) <= set(mixed)
+    assert mined_by(policy="mixed", hard_share=1.0) == hardest
+    assert mined_by(policy="mixed", hard_share=0.0, seed=3) == mined_by(policy="random", seed=3)
+
+
+def test_random_draws_evenly_and_anew_in_each_round_and_seed() -> None:
+    counts: dict[tuple[str, int], int] = {}
+    for seed in range(400):
+        for tile in mined_by(policy="random", seed=seed):
+            counts[tile] = counts.get(tile, 0) + 1
+    assert len(counts) == 12 and all(65 <= count <= 135 for count in counts.values())  # 100 each, give or take 4 deviations
+    section = params.Mining(policy="random", negative_fraction=0.25, max_slide_share=1.0)
+    draws = {tuple(chosen(mine(MANY, MANY_LABELS, section, round_), "hard_negative")) for round_ in (1, 2, 3, 4)}
+    assert len(draws) > 1
+
+
+def test_all_takes_every_negative_tile_and_none_takes_nothing() -> None:
+    assert len(mined_by(policy="all", max_slide_share=0.1)) == 12
+    assert mine(MANY, MANY_LABELS, params.Mining(policy="none"), 1).empty
+
+
+@pytest.mark.parametrize("policy", ["hard", "semi_hard", "mixed", "random"])
+@given(cohort=cohorts(), share=st.floats(0.05, 1), fraction=st.floats(0.05, 1))
+def test_no_policy_breaks_the_cap_or_the_budget(policy: str, cohort: tuple[pd.DataFrame, pd.DataFrame], share: float, fraction: float) -> None:
+    scores, labels = cohort
+    section = params.Mining(policy=policy, threshold=0.0, negative_fraction=fraction, max_slide_share=share, hard_share=1.0, skip_fraction=0.0)
+    own = chosen(mine(scores, labels, section, 1), "hard_negative")
+    pool = scores.merge(labels[labels["label"] == 0], on="slide_id")
+    count = budget(fraction, 1.0, 1, len(pool))
+    assert len(own) == len(set(own)) <= count
+    assert all(sum(s == slide_id for s, _ in own) <= math.ceil(round(share * count, 6)) for slide_id, _ in own)
+    assert {slide_id for slide_id, _ in own} <= set(pool["slide_id"])
