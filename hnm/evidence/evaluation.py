@@ -9,16 +9,8 @@ import pandas as pd
 
 from hnm.draws import seed_of
 from hnm.errors import EvidenceError
-from hnm.evidence.metrics import (
-    Number,
-    Predictions,
-    Resampling,
-    auc_gain,
-    choose_threshold,
-    slide_metrics,
-    tile_metrics,
-)
-from hnm.evidence.truth import LESION, UNCLEAR, tile_truth
+from hnm.evidence.metrics import Number, Predictions, Resampling, auc_gain, choose_threshold, froc, slide_metrics, tile_metrics
+from hnm.evidence.truth import LESION, UNCLEAR, Detections, detect, tile_truth
 from hnm.params import Evaluate
 from hnm.slides.annotations import Region
 
@@ -47,6 +39,11 @@ class CohortTruth:
     def label_of(self) -> dict[str, int]:
         """Slide id -> label, of all splits."""
         return {slide_id: int(label) for table in self.labels.values() for slide_id, label in zip(table["slide_id"], table["label"], strict=True)}
+
+    @property
+    def aspects(self) -> dict[str, float]:
+        """Slide id -> height of a tile over its width, in level-0 pixels."""
+        return dict(zip(self.slides["slide_id"], self.slides["mpp_x"] / self.slides["mpp_y"], strict=True))
 
     def funnel(self) -> dict[str, int]:
         """How many slides were found, and how many of them passed each step; `used` have a label and tiles."""
@@ -80,6 +77,8 @@ class RoundResults:
     """A `MINED` table; None for round 0."""
     encoder_history: pd.DataFrame | None = None
     """None where the round's encoder was not trained."""
+    records: Mapping[str, Any] = field(default_factory=dict)
+    """What its stages noted of themselves: `encoder`, `head`, `mine`."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,8 @@ class RoundEvidence:
     """slide_id, tile, x, y, side, patient_id, score, truth, region of the test tiles."""
     mined: pd.DataFrame | None
     """The mined tiles with their `truth`, `region` and `again`: whether the round before had mined them in the same role."""
+    detections: Detections
+    """The peaks of the test tiles' scores against the lesions."""
     numbers: Mapping[str, Mapping[str, Number]]
     """`validation`, `test` and `test_tiles` -> metric -> number."""
 
@@ -102,6 +103,12 @@ class RoundEvidence:
     def name(self) -> str:
         """The round."""
         return self.results.name
+
+    @property
+    def froc(self) -> list[float] | None:
+        """Share of the test slides' lesions found at each of `FROC_RATES`; None where none is drawn."""
+        found = self.detections
+        return froc(found.lesion_scores, found.false_scores, found.slides).tolist() if len(found.lesion_scores) else None
 
 
 @dataclass(frozen=True)
@@ -127,8 +134,7 @@ def evaluate_rounds(cohort: CohortTruth, rounds: Sequence[RoundResults], section
     Raises:
         EvidenceError: a labelled slide has neither a score nor a place in quarantine.
     """
-    aspects = dict(zip(cohort.slides["slide_id"], cohort.slides["mpp_x"] / cohort.slides["mpp_y"], strict=True))
-    truth = tile_truth(cohort.tiles, cohort.label_of, cohort.annotations, aspects, section)
+    truth = tile_truth(cohort.tiles, cohort.label_of, cohort.annotations, cohort.aspects, section)
     evidence: list[RoundEvidence] = []
     for results in rounds:
         evidence.append(_round_evidence(cohort, results, truth, evidence[-1].results.mined if evidence else None, section))
@@ -141,15 +147,15 @@ def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
     """The content of metrics.json.
 
     `chosen_round`, `threshold`; `test` and `test_tiles`: every metric of the chosen round, with `<metric>_low` and
-    `<metric>_high`; `gain`: its test AUC less round 0's; `rounds`: a few metrics of each round; `funnel`. A number that
-    cannot be given is null, and `<metric>_reason` says why.
+    `<metric>_high` (`froc` is the mean over its six rates); `gain`: its test AUC less round 0's; `rounds`: a few metrics
+    of each round; `funnel`. A number that cannot be given is null, and `<metric>_reason` says why.
     """
     chosen = evaluation.chosen
     return {
         "chosen_round": int(chosen.name),
         "threshold": round(chosen.threshold, DIGITS),
         "test": {**_flat(chosen.numbers["test"]), **_counts(chosen.slides["test"])},
-        "test_tiles": {**_flat(chosen.numbers["test_tiles"]), **_tile_counts(chosen.tiles)},
+        "test_tiles": {**_tile_numbers(chosen), **_tile_counts(chosen)},
         "gain": _flat({"test_auc": evaluation.gain}),
         "rounds": {evidence.name: _round_metrics(evidence) for evidence in evaluation.rounds},
         "funnel": evaluation.cohort.funnel(),
@@ -163,7 +169,7 @@ def _round_metrics(evidence: RoundEvidence) -> dict[str, Any]:
         "threshold": round(evidence.threshold, DIGITS),
         "validation": _flat(validation, bounds_of=("auc",)),
         "test": _flat(test, bounds_of=("auc",)),
-        "test_tiles": _flat(evidence.numbers["test_tiles"], bounds_of=("auc",)),
+        "test_tiles": _tile_numbers(evidence),
         **({} if evidence.mined is None else {"mined": mined_summary(evidence.mined)}),
     }
 
@@ -213,7 +219,8 @@ def _round_evidence(cohort: CohortTruth, results: RoundResults, truth: pd.DataFr
         "test": slide_metrics(test, threshold, _resampling(section, "test")),
         "test_tiles": tile_metrics(predictions(known.assign(label=known["truth"] == LESION)), _resampling(section, "test tiles")),
     }
-    return RoundEvidence(results, threshold, slides, tiles, _mined_truth(results.mined, mined_before, truth), numbers)
+    detections = detect(tiles, cohort.label_of, cohort.annotations, cohort.aspects, section)
+    return RoundEvidence(results, threshold, slides, tiles, _mined_truth(results.mined, mined_before, truth), detections, numbers)
 
 
 def _scored_slides(cohort: CohortTruth, split: str, results: RoundResults) -> pd.DataFrame:
@@ -257,9 +264,10 @@ def _flat(numbers: Mapping[str, Number], bounds_of: Sequence[str] | None = None)
     flat: dict[str, Any] = {}
     for name, number in numbers.items():
         flat[name] = _rounded(number.value)
-        if bounds_of is None or name in bounds_of:
+        with_bounds = bounds_of is None or name in bounds_of
+        if with_bounds:
             flat |= {f"{name}_low": _rounded(number.low), f"{name}_high": _rounded(number.high)}
-        if number.reason:
+        if number.reason and (with_bounds or number.value is None):
             flat[f"{name}_reason"] = number.reason
     return flat
 
@@ -272,6 +280,16 @@ def _counts(slides: pd.DataFrame) -> dict[str, int]:
     return {"slides": len(slides), "positives": int(slides["label"].sum()), "patients": slides["patient_id"].nunique()}
 
 
-def _tile_counts(tiles: pd.DataFrame) -> dict[str, int]:
-    known = tiles[tiles["truth"] != UNCLEAR]
-    return {"tiles": len(known), "lesion_tiles": int((known["truth"] == LESION).sum()), "slides": known["slide_id"].nunique()}
+def _tile_numbers(evidence: RoundEvidence) -> dict[str, Any]:
+    found = evidence.froc
+    return {**_flat(evidence.numbers["test_tiles"], bounds_of=("auc",)), "froc": _rounded(None if found is None else sum(found) / len(found))}
+
+
+def _tile_counts(evidence: RoundEvidence) -> dict[str, int]:
+    known = evidence.tiles[evidence.tiles["truth"] != UNCLEAR]
+    return {
+        "tiles": len(known),
+        "lesion_tiles": int((known["truth"] == LESION).sum()),
+        "lesions": len(evidence.detections.lesion_scores),
+        "slides": evidence.detections.slides,
+    }

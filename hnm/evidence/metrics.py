@@ -21,6 +21,8 @@ Statistic = Callable[[Floats], Floats]
 """Weights `(resamples, patients)` to the value of a metric in each resample `(resamples,)`."""
 
 ECE_BINS = 10
+FROC_RATES = (0.25, 0.5, 1, 2, 4, 8)
+"""False detections a slide."""
 SLIDE_METRICS = ("auc", "average_precision", "sensitivity_at_specificity_90", "accuracy", "f1", "sensitivity", "specificity", "brier", "log_loss", "ece")
 
 
@@ -141,6 +143,22 @@ def tile_metrics(tiles: Predictions, resampling: Resampling) -> dict[str, Number
     if tiles.missing_class:
         return {name: Number(None, reason=tiles.missing_class) for name in ("auc", "average_precision")}
     return {"auc": auc_number(tiles, resampling), "average_precision": Number(float(average_precision_score(tiles.labels, tiles.scores)))}
+
+
+def froc(lesion_scores: Floats, false_scores: Floats, slides: int) -> Floats:
+    """Share of lesions found at a mean of 1/4, 1/2, 1, 2, 4 and 8 false detections a slide, as CAMELYON16 asks; without interpolation.
+
+    Args:
+        lesion_scores: `(lesions,)` score of each lesion's best detection, -inf where it has none; at least one lesion.
+        false_scores: score of each detection that is on no lesion.
+        slides: how many slides were searched.
+
+    Returns:
+        `(6,)`; its mean is CAMELYON16's score.
+    """
+    highest_first = np.append(np.sort(false_scores)[::-1], -np.inf)
+    first_too_many = [min(int(rate * slides), len(false_scores)) for rate in FROC_RATES]
+    return np.array([(lesion_scores > highest_first[count]).mean() for count in first_too_many])
 
 
 def delong(labels: Labels, scores: Floats) -> tuple[Floats, Floats]:

@@ -22,10 +22,10 @@ from hnm.evidence.truth import LESION, NORMAL
 from hnm.store import whole
 
 INK, MUTED, LINE, ACCENT, WARM = "#1f2a37", "#667383", "#d9dfe5", "#1b5e8c", "#b4552d"
-ROUNDS = LinearSegmentedColormap.from_list("rounds", ["#b5c3d0", "#1b5e8c"])
+OTHER_ROUNDS = LinearSegmentedColormap.from_list("rounds", ["#c6ced6", "#7d8a97"])
 SYSTEM_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-WIDE, SQUARE = (7.2, 3.4), (4.4, 3.7)
-"""Sizes in inches."""
+WIDE, FLAT, SQUARE = (10.6, 3.7), (10.6, 2.4), (3.6, 3.2)
+"""Sizes in inches; the report shows them at 96 pixels an inch or near it."""
 
 
 def write_plots(evaluation: Evaluation, folder: Path) -> None:
@@ -143,7 +143,7 @@ def calibration(evaluation: Evaluation) -> Figure:
 
 def slide_scores(evaluation: Evaluation) -> Figure:
     """The score of each test slide in the chosen round, by label, with the threshold."""
-    figure, axes = _figure(WIDE)
+    figure, axes = _figure(FLAT)
     table = decisions(evaluation.chosen).sort_values(["label", "score", "slide_id"], ignore_index=True)
     spread = (table.groupby("label").cumcount().to_numpy() % 5 - 2) * 0.09
     right = table["label"] == table["called"]
@@ -154,7 +154,7 @@ def slide_scores(evaluation: Evaluation) -> Figure:
     axes.set_ylim(-0.5, 1.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("score of the slide")
-    _legend(axes, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
+    _legend(axes, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3)
     return figure
 
 
@@ -212,13 +212,13 @@ def _histories(evaluation: Evaluation, histories: Sequence[tuple[str, pd.DataFra
 
 
 def _by_round(evaluation: Evaluation) -> list[tuple[RoundEvidence, dict[str, Any]]]:
-    """Each round with the style of its line: later rounds are darker, the chosen one is thicker."""
+    """Each round with the style of its line: the chosen one stands out, later ones are darker."""
     last = max(len(evaluation.rounds) - 1, 1)
     return [
         (
             evidence,
             {
-                "color": ROUNDS(place / last),
+                "color": ACCENT if evidence is evaluation.chosen else OTHER_ROUNDS(place / last),
                 "linewidth": 2.4 if evidence is evaluation.chosen else 1.4,
                 "label": f"round {evidence.name}" + (" (chosen)" if evidence is evaluation.chosen else ""),
             },

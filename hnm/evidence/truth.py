@@ -1,10 +1,13 @@
 """What is true of a tile, from its slide's label and from the regions that people drew. Only `evaluate` asks."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import shapely
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from hnm.params import Evaluate
 from hnm.slides.annotations import Region, covered_shares
@@ -37,6 +40,56 @@ def tile_truth(
     ]
     columns = ["slide_id", "tile", "truth", "region"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What the peaks of the tile scores found on some slides."""
+
+    lesion_scores: Floats
+    """`(lesions,)` score of each lesion's best peak, -inf where none touches it."""
+    false_scores: Floats
+    """Scores of the peaks that touch no lesion."""
+    slides: int
+
+
+def detect(
+    tiles: pd.DataFrame, labels: Mapping[str, int], annotations: Mapping[str, Collection[Region]], aspects: Mapping[str, float], section: Evaluate
+) -> Detections:
+    """Peaks against lesions, on the slides whose lesions are known: the negative ones, and the positive ones with lesions drawn.
+
+    A peak is a tile that no neighbour, diagonal ones included, outscores (of equal ones the first tile). Lesions are
+    the separate parts of the union of the lesion regions.
+
+    Args:
+        tiles: slide_id, x, y, side and score.
+        labels: as for `tile_truth`.
+        annotations: as for `tile_truth`.
+        aspects: as for `tile_truth`.
+        section: which class names are lesion.
+    """
+    lesion_scores, false_scores, slides = [np.zeros(0)], [np.zeros(0)], 0
+    for slide_id, own in ((str(key), own) for key, own in tiles.groupby("slide_id", sort=True)):
+        lesions = shapely.get_parts(shapely.union_all([r.geometry for r in annotations.get(slide_id, ()) if is_lesion(r.name, section)]))
+        if labels[slide_id] == 1 and not len(lesions):
+            continue
+        found = own[peaks(own, aspects[slide_id])]
+        x, y, width, scores = (found[column].to_numpy(np.float64) for column in ("x", "y", "side", "score"))
+        touched = shapely.intersects(shapely.box(x, y, x + width, y + width * aspects[slide_id])[:, None], lesions[None, :] if labels[slide_id] else [])
+        lesion_scores.append(np.where(touched, scores[:, None], -np.inf).max(axis=0, initial=-np.inf))
+        false_scores.append(scores[~touched.any(axis=1)])
+        slides += 1
+    return Detections(np.concatenate(lesion_scores), np.concatenate(false_scores), slides)
+
+
+def peaks(tiles: pd.DataFrame, aspect: float) -> NDArray[np.bool_]:
+    """`(tiles,)`: whether no neighbour outscores a tile of this slide; of equal neighbours the first is the peak."""
+    places = tiles[["x", "y"]].to_numpy() / (tiles["side"].to_numpy()[:, None] * [1, aspect])
+    order = np.argsort(np.argsort(-tiles["score"].to_numpy(), kind="stable"))
+    neighbours = cKDTree(places).query_pairs(1.5, p=np.inf, output_type="ndarray")
+    is_peak = np.ones(len(tiles), dtype=bool)
+    is_peak[np.where(order[neighbours[:, 0]] < order[neighbours[:, 1]], neighbours[:, 1], neighbours[:, 0])] = False
+    return is_peak
 
 
 def is_lesion(name: str, section: Evaluate) -> bool:

@@ -1,0 +1,103 @@
+"""Stage `evaluate`: what each round is worth. It alone opens test labels and annotations."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from hnm import params
+from hnm.errors import EvidenceError
+from hnm.evidence.evaluation import CohortTruth, Evaluation, RoundResults, evaluate_rounds, metrics_of, mined_summary
+from hnm.evidence.plots import write_plots
+from hnm.evidence.report import render_report
+from hnm.experiments.tracking import Tracker
+from hnm.slides.annotations import read_annotation
+from hnm.slides.pack import Pack
+from hnm.store import read_json, whole, write_json
+from hnm.tables import LABELS, MINED, QUARANTINE, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
+from pipelines import stage
+
+
+def main(
+    slides: Path,
+    train_labels: Path,
+    validation_labels: Path,
+    test_labels: Path,
+    annotations: Path,
+    quarantine: Path,
+    index: Path,
+    packs: Path,
+    scores: Path,
+    heads: Path,
+    encoders: Path,
+    mined: Path,
+    metrics: Path,
+    plots: Path,
+    report: Path,
+    *,
+    rounds: dict[str, params.Round],
+    evaluate: params.Evaluate,
+    tracker: Tracker,
+) -> None:
+    """Writes metrics.json, the plots and the report of the rounds that params.yaml names."""
+    cohort = CohortTruth(
+        SLIDES.read(slides),
+        {"train": LABELS.read(train_labels), "validation": LABELS.read(validation_labels), "test": LABELS.read(test_labels)},
+        QUARANTINE.read(quarantine),
+        TILES.read(index),
+        {path.stem: read_annotation(path) for path in sorted(annotations.glob("*.geojson"))},
+    )
+    results = [_read_round(name, rounds[name], scores / name, heads / name, encoders / name, mined / name) for name in sorted(rounds, key=int)]
+    evaluation = evaluate_rounds(cohort, results, evaluate)
+    write_json(metrics_of(evaluation), metrics)
+    write_plots(evaluation, plots)
+    with whole(report) as temporary:
+        temporary.write_text(render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5")), encoding="utf-8")
+    _track(evaluation, tracker)
+    for path in (metrics, plots, report):
+        tracker.file(path)
+    auc = evaluation.chosen.numbers["test"]["auc"].value
+    print(f"validation picks round {evaluation.chosen.name}: test AUC {'unknown' if auc is None else format(auc, '.3f')}", flush=True)
+
+
+def _read_round(name: str, round_: params.Round, scores: Path, head: Path, encoder: Path, mined: Path) -> RoundResults:
+    trained = round_.previous is not None or (encoder / "history.csv").exists()
+    records = {"encoder": read_json(encoder / "encoder.json", EvidenceError), "head": read_json(head / "head.json", EvidenceError)}
+    if round_.previous is not None:
+        records["mine"] = read_json(mined / "summary.json", EvidenceError)
+    return RoundResults(
+        name,
+        SLIDE_SCORES.read(scores / "slides.parquet"),
+        TILE_SCORES.read(scores / "tiles.parquet"),
+        _read_history(head),
+        MINED.read(mined / "mined.parquet") if round_.previous is not None else None,
+        _read_history(encoder) if trained else None,
+        records,
+    )
+
+
+def _read_history(folder: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(folder / "history.csv")
+    except FileNotFoundError:
+        raise EvidenceError(f"{folder / 'history.csv'} does not exist; run the stage that trains it (dvc repro)") from None
+
+
+def _track(evaluation: Evaluation, tracker: Tracker) -> None:
+    """Logs the chosen round's numbers, and each round's as steps."""
+    chosen = evaluation.chosen.numbers
+    test = {f"test/{name}": number.value for name, number in chosen["test"].items()}
+    bounds = {"test/auc_low": chosen["test"]["auc"].low, "test/auc_high": chosen["test"]["auc"].high}
+    tiles = {f"test/tile_{name}": number.value for name, number in chosen["test_tiles"].items()}
+    tracker.metrics({"validation/auc": chosen["validation"]["auc"].value, **test, **bounds, **tiles})
+    for step, evidence in enumerate(evaluation.rounds):
+        groups = {"round/validation_auc": "validation", "round/test_auc": "test", "round/test_tile_auc": "test_tiles"}
+        summary = {} if evidence.mined is None else mined_summary(evidence.mined)
+        tracker.metrics(
+            {name: evidence.numbers[group]["auc"].value for name, group in groups.items()}
+            | {f"round/{role}": summary[role] for role in ("positives", "hard_negatives") if role in summary},
+            step=step,
+        )
+
+
+if __name__ == "__main__":
+    stage.run(main)

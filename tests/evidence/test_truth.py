@@ -1,0 +1,103 @@
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+
+from hnm.evidence.truth import detect, is_lesion, peaks, tile_truth
+from hnm.params import Evaluate
+from hnm.slides.annotations import Region
+
+SECTION = Evaluate(lesion_share=0.25, lesion_names=("tumour",))
+
+
+def row_of_tiles(slide_id: str, count: int, side: int = 10) -> pd.DataFrame:
+    return pd.DataFrame({"slide_id": slide_id, "tile": range(count), "x": [side * place for place in range(count)], "y": 0, "side": side})
+
+
+def truth_of(tiles: pd.DataFrame, label: int, regions: list[Region] | None, aspect: float = 1.0) -> list[tuple[str, str | None]]:
+    slide_id = tiles["slide_id"].iloc[0]
+    table = tile_truth(tiles, {slide_id: label}, {} if regions is None else {slide_id: regions}, {slide_id: aspect}, SECTION)
+    return [(truth, None if pd.isna(region) else region) for truth, region in zip(table["truth"], table["region"], strict=True)]
+
+
+class TestTileTruth:
+    def test_covered_enough_is_lesion_touched_is_unclear_untouched_is_normal(self) -> None:
+        # covers tile 0 whole, a quarter of tile 1, nothing of tile 3; a second lesion a tenth of tile 2
+        regions = [Region("Tumour", shapely.box(0, 0, 12.5, 10)), Region("TUMOUR", shapely.box(20, 0, 21, 10))]
+        assert truth_of(row_of_tiles("s", 4), 1, regions) == [("lesion", "lesion"), ("lesion", "lesion"), ("unclear", ""), ("normal", "")]
+
+    def test_tiles_of_a_negative_slide_are_normal_whatever_is_drawn(self) -> None:
+        regions = [Region("look-alike", shapely.box(0, 0, 10, 10)), Region("fold", shapely.box(10, 0, 12, 10))]
+        assert truth_of(row_of_tiles("s", 2), 0, regions) == [("normal", "look-alike"), ("normal", "")]
+
+    def test_a_positive_slide_without_a_lesion_drawn_is_unclear(self) -> None:
+        assert truth_of(row_of_tiles("s", 2), 1, None) == [("unclear", None), ("unclear", None)]
+        assert truth_of(row_of_tiles("s", 1), 1, [Region("fold", shapely.box(0, 0, 10, 10))]) == [("unclear", "fold")]
+
+    def test_the_larger_of_two_other_regions_names_the_tile_and_a_lesion_comes_first(self) -> None:
+        regions = [Region("fold", shapely.box(0, 0, 4, 10)), Region("ink", shapely.box(4, 0, 10, 10)), Region("tumour", shapely.box(10, 0, 13, 10))]
+        regions.append(Region("ink", shapely.box(13, 0, 20, 10)))
+        assert [region for _, region in truth_of(row_of_tiles("s", 2), 1, regions)] == ["ink", "lesion"]
+
+    def test_tiles_are_as_high_as_their_aspect_says(self) -> None:
+        region = Region("tumour", shapely.box(0, 10, 10, 20))
+        assert truth_of(row_of_tiles("s", 1), 1, [region], aspect=1.0) == [("normal", "")]
+        assert truth_of(row_of_tiles("s", 1), 1, [region], aspect=2.0) == [("lesion", "lesion")]
+
+    def test_slides_without_a_label_are_dropped(self) -> None:
+        tiles = pd.concat([row_of_tiles("a", 2), row_of_tiles("b", 3)])
+        table = tile_truth(tiles, {"b": 0}, {}, {"a": 1.0, "b": 1.0}, SECTION)
+        assert table["slide_id"].tolist() == ["b"] * 3
+        assert tile_truth(tiles, {}, {}, {}, SECTION).empty
+
+    def test_names_are_compared_whatever_their_case(self) -> None:
+        assert is_lesion("TuMoUr", SECTION)
+        assert not is_lesion("tumour bed", SECTION)
+
+
+class TestPeaks:
+    def test_worked_example(self) -> None:
+        # 0.2 0.9 0.1      0.9 beats its neighbours; 0.8 touches it across a corner;
+        # 0.3 0.1 0.8      0.5 is two places away from 0.9 and next to 0.3 alone
+        # 0.5 (no tile)    0.7 lies apart
+        scores = {(0, 0): 0.2, (1, 0): 0.9, (2, 0): 0.1, (0, 1): 0.3, (1, 1): 0.1, (2, 1): 0.8, (0, 2): 0.5, (9, 9): 0.7}
+        tiles = pd.DataFrame([(100 * x + 7, 50 * y, 100, score) for (x, y), score in scores.items()], columns=["x", "y", "side", "score"])
+        assert np.flatnonzero(peaks(tiles, aspect=0.5)).tolist() == [1, 6, 7]
+
+    def test_of_equal_neighbours_the_first_is_the_peak(self) -> None:
+        tiles = row_of_tiles("s", 3).assign(score=0.5)
+        assert peaks(tiles, 1.0).tolist() == [True, False, False]
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_the_definition_in_plain_loops(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        places = rng.permutation(36)[:25]
+        tiles = pd.DataFrame({"x": places % 6 * 8, "y": places // 6 * 8, "side": 8, "score": rng.permutation(25) / 25})
+        rows = list(tiles.itertuples())
+        expected = [
+            not any(other.score > tile.score and max(abs(other.x - tile.x), abs(other.y - tile.y)) == 8 for other in rows if other is not tile) for tile in rows
+        ]
+        assert peaks(tiles, 1.0).tolist() == expected
+
+
+class TestDetect:
+    def test_each_lesion_has_its_best_peak_and_the_rest_is_false(self) -> None:
+        # positive slide: peaks are tile 0 (0.9), 2 (0.4), 5 (0.7); lesions over tiles 0 and 2, on the edge of 5, and far away
+        positive = row_of_tiles("a", 7).assign(score=[0.9, 0.1, 0.4, 0.2, 0.3, 0.7, 0.6])
+        negative = row_of_tiles("b", 3).assign(score=[0.8, 0.1, 0.5])
+        unknown = row_of_tiles("c", 3).assign(score=0.99)
+        lesions = [Region("tumour", shapely.box(5, 0, 22, 10)), Region("tumour", shapely.box(20, 2, 23, 4)), Region("tumour", shapely.box(200, 0, 210, 9))]
+        found = detect(
+            pd.concat([positive, negative, unknown]),
+            {"a": 1, "b": 0, "c": 1},
+            {"a": [*lesions, Region("fold", shapely.box(50, 0, 60, 9))]},
+            {"a": 1.0, "b": 1.0, "c": 1.0},
+            SECTION,
+        )
+        assert found.slides == 2
+        assert sorted(found.lesion_scores.tolist()) == [-np.inf, 0.9]
+        assert sorted(found.false_scores.tolist()) == [0.5, 0.7, 0.8]
+
+    def test_without_slides_nothing_is_found(self) -> None:
+        found = detect(row_of_tiles("a", 2).assign(score=0.5), {"a": 1}, {}, {"a": 1.0}, SECTION)
+        assert (len(found.lesion_scores), len(found.false_scores), found.slides) == (0, 0, 0)

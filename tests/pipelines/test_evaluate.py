@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_evidence as tiny
+
+from hnm.errors import EvidenceError, TableError
+from hnm.experiments.tracking import METRICS
+from hnm.params import Evaluate, Round
+from pipelines.evaluate import main
+
+SECTION = Evaluate(resamples=100)
+
+
+class Recorder:
+    """What a stage tells its tracker."""
+
+    def __init__(self) -> None:
+        self.logged: dict[tuple[str, int | None], float | None] = {}
+        self.files: list[str] = []
+
+    def metrics(self, metrics: dict[str, float | None], step: int | None = None) -> None:
+        self.logged |= {(name, step): value for name, value in metrics.items()}
+
+    def file(self, path: Path) -> None:
+        assert path.exists()
+        self.files.append(path.name)
+
+
+def rounds(count: int) -> dict[str, Round]:
+    return {str(r): Round(previous=str(r - 1) if r else None) for r in range(count)}
+
+
+def run(paths: dict[str, Path], count: int = 2) -> Recorder:
+    tracker = Recorder()
+    main(**paths, rounds=rounds(count), evaluate=SECTION, tracker=tracker)
+    return tracker
+
+
+def outputs(paths: dict[str, Path]) -> dict[str, bytes]:
+    root = paths["metrics"].parent
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, Path]:
+    return tiny.write_files(tmp_path)
+
+
+def test_writes_metrics_plots_and_report_and_tells_the_tracker(paths: dict[str, Path]) -> None:
+    tracker = run(paths)
+    metrics = json.loads(paths["metrics"].read_text())
+    assert (metrics["chosen_round"], metrics["test"]["auc"]) == (1, 0.75)
+    assert (paths["plots"] / "roc.csv").exists()
+    assert paths["report"].read_text().startswith("<!doctype html>")
+    assert {name for name, _ in tracker.logged} <= set(METRICS)
+    assert tracker.logged["test/auc", None] == 0.75
+    assert tracker.logged["validation/auc", None] == 1.0
+    assert tracker.logged["round/test_auc", 0] == 0.5
+    assert tracker.logged["round/hard_negatives", 1] == 3
+    assert ("round/hard_negatives", 0) not in tracker.logged
+    assert tracker.files == ["metrics.json", "plots", "report.html"]
+
+
+def test_a_round_left_over_on_disk_is_not_read(paths: dict[str, Path]) -> None:
+    run(paths, 2)
+    before = outputs(paths)
+    assert list(json.loads(before["metrics.json"])["rounds"]) == ["0", "1"]
+    for folder in ("scores", "heads", "encoders", "mined"):
+        for path in (paths[folder] / "2").iterdir():
+            path.write_text("not a table")
+    run(paths, 2)
+    assert outputs(paths) == before
+
+
+def test_order_of_rounds_in_params_does_not_matter(paths: dict[str, Path]) -> None:
+    run(paths)
+    first = outputs(paths)
+    main(**paths, rounds=dict(reversed(rounds(2).items())), evaluate=SECTION, tracker=Recorder())
+    assert outputs(paths) == first
+
+
+def test_threshold_and_round_come_from_validation_alone(paths: dict[str, Path]) -> None:
+    run(paths)
+    before = json.loads(paths["metrics"].read_text())
+    for name in ("0", "1"):
+        path = paths["scores"] / name / "slides.parquet"
+        table = pd.read_parquet(path)
+        table["score"] = np.where(table["slide_id"].str.startswith("te"), 1 - table["score"], table["score"]).astype(np.float32)
+        table.to_parquet(path, index=False)
+    run(paths)
+    after = json.loads(paths["metrics"].read_text())
+    assert (after["chosen_round"], after["threshold"]) == (before["chosen_round"], before["threshold"])
+    assert after["test"]["auc"] == 1 - before["test"]["auc"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("heads/1/history.csv", "history.csv does not exist; run the stage that trains it"),
+        ("encoders/1/history.csv", "history.csv does not exist; run the stage that trains it"),
+        ("heads/0/head.json", "head.json does not exist; run the stage that makes it"),
+        ("scores/1/tiles.parquet", "tiles.parquet does not exist, but a tile scores table is wanted"),
+        ("packs/tr3.h5", "tr3.h5 does not exist; run the stage tiles"),
+    ],
+)
+def test_what_is_missing_is_named(paths: dict[str, Path], tmp_path: Path, lost: str, message: str) -> None:
+    (tmp_path / lost).unlink()
+    with pytest.raises((EvidenceError, TableError), match=message):
+        run(paths)
