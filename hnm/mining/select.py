@@ -44,8 +44,9 @@ def mine(scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, rou
     if sure.empty:
         best = "there is none" if positive.empty else f"best: {positive['score'].max():.3g}"
         raise MiningError(f"no tile of a positive train slide scores above mining.threshold={section.threshold:g} ({best}); lower it or train the head longer")
+    count = budget(section.positive_fraction, section.growth, round_, len(sure))
     mined = [
-        best_tiles(sure, budget(section.positive_fraction, section.growth, round_, len(sure)), section.max_slide_share).assign(role="positive"),
+        within_cap(ranked(sure), count, slide_cap(count, section.max_slide_share)).pipe(ranked).assign(role="positive"),
         negatives(negative, section, round_).assign(role="hard_negative"),
     ]
     table = pd.concat(mined, ignore_index=True).assign(round=round_).astype({"round": "int32", "rank": "int32", "role": "str"})
@@ -63,18 +64,18 @@ def negatives(tiles: pd.DataFrame, section: params.Mining, round_: int) -> pd.Da
     count = budget(section.negative_fraction, section.growth, round_, len(tiles))
     ordered = tiles.sort_values(BEST_FIRST, ascending=[False, False, True, True], kind="stable")
     shuffled = ordered.iloc[np.random.default_rng(seed_of(section.seed, "mining", round_)).permutation(len(ordered))]
+    cap = slide_cap(count, section.max_slide_share)
     match section.policy:
         case "hard":
-            chosen = within_cap(ordered, count, section.max_slide_share)
+            chosen = within_cap(ordered, count, cap)
         case "semi_hard":
             skipped = math.ceil(round(section.skip_fraction * len(ordered), 6))
-            chosen = within_cap(ordered.iloc[skipped:], count, section.max_slide_share)
+            chosen = within_cap(ordered.iloc[skipped:], count, cap)
         case "random":
-            chosen = within_cap(shuffled, count, section.max_slide_share)
+            chosen = within_cap(shuffled, count, cap)
         case "mixed":
-            hard = within_cap(ordered, math.ceil(round(section.hard_share * count, 6)), section.max_slide_share)
-            rest = shuffled.loc[shuffled.index.difference(hard.index, sort=False)]
-            chosen = pd.concat([hard, within_cap(rest, count - len(hard), section.max_slide_share)])
+            hard = within_cap(ordered, math.ceil(round(section.hard_share * count, 6)), cap)
+            chosen = within_cap(pd.concat([hard, shuffled.drop(hard.index)]), count, cap)
         case _:
             chosen = ordered
     return ranked(chosen)
@@ -86,15 +87,14 @@ def budget(fraction: float, growth: float, round_: int, candidates: int) -> int:
     return math.ceil(round(share * candidates, 6))  # 0.07 * 100 is 7.000000000000001
 
 
-def best_tiles(tiles: pd.DataFrame, budget: int, max_slide_share: float) -> pd.DataFrame:
-    """The `budget` best-scoring of `tiles`, with their `rank` from 1."""
-    return ranked(within_cap(tiles.sort_values(BEST_FIRST, ascending=[False, False, True, True], kind="stable"), budget, max_slide_share))
+def slide_cap(budget: int, max_slide_share: float) -> int:
+    """How many tiles of a budget one slide may supply, rounded up."""
+    return math.ceil(round(max_slide_share * budget, 6))
 
 
-def within_cap(ordered: pd.DataFrame, budget: int, max_slide_share: float) -> pd.DataFrame:
-    """The first `budget` of `ordered` tiles, of each slide at most `max_slide_share` of the budget, rounded up; its further tiles give way to other slides'."""
-    cap = math.ceil(round(max_slide_share * budget, 6))
-    return ordered[ordered.groupby("slide_id").cumcount() < cap].head(budget)
+def within_cap(ordered: pd.DataFrame, count: int, cap: int) -> pd.DataFrame:
+    """The first `count` of `ordered` tiles, of each slide at most `cap`; its further tiles give way to other slides'."""
+    return ordered[ordered.groupby("slide_id").cumcount() < cap].head(count)
 
 
 def ranked(tiles: pd.DataFrame) -> pd.DataFrame:
