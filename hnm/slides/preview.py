@@ -115,7 +115,7 @@ def contact_sheet(previews: Sequence[Preview]) -> Image.Image:
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """`text` in at most three lines that fit a cell."""
     lines = [""]
-    for word in text.split():
+    for word in text.replace("µ", "u").split():  # Pillow's font has no µ
         longer = f"{lines[-1]} {word}".strip()
         lines = [*lines[:-1], longer] if font.getlength(longer) < CELL_PX - 8 else [*lines, word]
     return "\n".join(lines[:3])

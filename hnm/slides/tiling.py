@@ -52,7 +52,9 @@ def grid_of(bounds: Box, slide_mpp: tuple[float, float], downsamples: tuple[floa
     Raises `SlideError` (step `tiles`) where the slide is coarser than `tiles.mpp`, or smaller than one tile.
     """
     if max(slide_mpp) > tiles.mpp * (1 + TOLERANCE):
-        raise SlideError(f"its finest level has {max(slide_mpp):.4g} µm per pixel, coarser than tiles.mpp={tiles.mpp:g}; raise that", step="tiles")
+        raise SlideError(
+            f"its finest level has {max(slide_mpp):.4g} µm per pixel, coarser than tiles.mpp={tiles.mpp:g}; raise that or leave the slide out", step="tiles"
+        )
     wanted = (tiles.mpp / slide_mpp[0], tiles.mpp / slide_mpp[1])
     level = finest_sufficient_level(downsamples, min(wanted), TOLERANCE)
     downsample = downsamples[level]
