@@ -30,6 +30,8 @@ def test_sections_that_are_left_out_have_their_defaults() -> None:
         ({"head": {"epochs": 2.5}}, r"head\.epochs=2\.5: input should be a valid integer"),
         ({"head": {"epochs": "40"}}, r"head\.epochs='40': input should be a valid integer"),
         ({"head": {"schedule": "step"}}, r"head\.schedule='step': input should be 'cosine' or 'constant'"),
+        ({"head": {"kind": "attention"}}, r"head\.kind='attention': input should be 'dsmil', 'abmil'"),
+        ({"head": {"kind": "transmil", "attention_features": 100}}, r"head: attention_features=100 must be a multiple of 8 for kind transmil"),
         ({"ranking": {"margin": 1.5}}, r"ranking: margin=1\.5 can never be met by scores"),
         ({"split": {"validation_share": 0.6, "test_share": 0.4}}, r"split: validation_share=0\.6 and test_share=0\.4 leave no train slides"),
         ({"cohort": {"name": "c"}}, r"cohort\.manifest is missing; add it"),

@@ -97,7 +97,7 @@ def _train_epoch(
     head.train()
     parts = []
     for positive, negative in steps:
-        slide_loss, tile_loss, rank_loss = step_losses(head(positive.features), head(negative.features), ranking)
+        slide_loss, tile_loss, rank_loss = step_losses(head, head(positive.features), head(negative.features), ranking)
         loss = section.slide_weight * slide_loss + section.tile_weight * tile_loss + ranking.weight * rank_loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -107,11 +107,11 @@ def _train_epoch(
     return dict(zip(("loss", "slide_loss", "tile_loss", "ranking_loss"), means, strict=True))
 
 
-def step_losses(positive: HeadOutput, negative: HeadOutput, ranking: params.Ranking) -> tuple[Tensor, Tensor, Tensor]:
-    """Slide, tile and ranking loss of one step, unweighted; the first two are means over the two slides."""
+def step_losses(head: Head, positive: HeadOutput, negative: HeadOutput, ranking: params.Ranking) -> tuple[Tensor, Tensor, Tensor]:
+    """Slide, tile and ranking loss of one step, unweighted; the first two are means over the two slides. The tile loss is the head's own."""
     labels = torch.tensor([1.0, 0.0], device=positive.slide_logit.device)
     slide_loss = cross_entropy(torch.stack([positive.slide_logit, negative.slide_logit]), labels)
-    tile_loss = cross_entropy(torch.stack([positive.tile_logits.max(), negative.tile_logits.max()]), labels)
+    tile_loss = (head.tile_loss(positive, 1) + head.tile_loss(negative, 0)) / 2
     ranked = [output.tile_logits.sigmoid() if ranking.on == "score" else output.tile_logits for output in (positive, negative)]
     return slide_loss, tile_loss, ranking_loss(*ranked, margin=ranking.margin, top_k=ranking.top_k)
 

@@ -8,10 +8,10 @@ import torch
 from hnm import params
 from hnm.errors import HeadError
 from hnm.learning.fit_head import LabelledSlide, fit_head, pairs, step_losses, validate
-from hnm.learning.heads import HeadOutput
+from hnm.learning.heads import KINDS, HeadOutput, make_head
 
 RANKING = params.Ranking(top_k=2)
-SECTION = params.Head(epochs=12, patience=12, learning_rate=5e-3, query_features=8)
+SECTION = params.Head(epochs=12, patience=12, learning_rate=5e-3, attention_features=8)
 
 
 def cohort(count: int, seed: int) -> list[LabelledSlide]:
@@ -44,43 +44,57 @@ def test_step_losses_by_hand() -> None:
     zero = torch.tensor(0.0)
     positive = HeadOutput(zero, torch.tensor([0.0, -1.0]), torch.tensor([0.5, 0.5]))
     negative = HeadOutput(torch.tensor(2.0), torch.tensor([-3.0, 1.0, 0.0]), torch.ones(3) / 3)
-    slide, tile, rank = step_losses(positive, negative, params.Ranking(on="logit", margin=1.0, top_k=2))
+    slide, tile, rank = step_losses(make_head(5, SECTION), positive, negative, params.Ranking(on="logit", margin=1.0, top_k=2))
     log2, softplus2, softplus1 = 0.693147, 2.126928, 1.313262  # ln(1 + e^x)
     assert slide.item() == pytest.approx((log2 + softplus2) / 2, abs=1e-5)
     assert tile.item() == pytest.approx((log2 + softplus1) / 2, abs=1e-5)
     assert rank.item() == pytest.approx(1 + 0.5 + 0.5)  # means of the top 2: -0.5 and 0.5
 
 
+def test_the_tile_loss_of_a_step_is_the_heads_own() -> None:
+    positive = HeadOutput(torch.tensor(0.0), torch.tensor([0.0, -1.0]), torch.tensor([0.5, 0.5]))
+    negative = HeadOutput(torch.tensor(2.0), torch.tensor([-3.0, 1.0, 0.0]), torch.ones(3) / 3)
+    tile = step_losses(make_head(5, params.Head(kind="inherit")), positive, negative, RANKING)[1]
+    log2, softplus1, softplus_minus3 = 0.693147, 1.313262, 0.048587  # ln(1 + e^x)
+    assert tile.item() == pytest.approx(((log2 + softplus1) / 2 + (softplus_minus3 + softplus1 + log2) / 3) / 2, abs=1e-5)
+
+
 def test_ranking_on_scores_ranks_sigmoids() -> None:
     positive = HeadOutput(torch.tensor(0.0), torch.tensor([0.0]), torch.ones(1))
     negative = HeadOutput(torch.tensor(0.0), torch.tensor([1.0]), torch.ones(1))
-    assert step_losses(positive, negative, params.Ranking(on="score", margin=0.25, top_k=3))[2].item() == pytest.approx(0.25 - 0.5 + 0.731059, abs=1e-5)
+    rank = step_losses(make_head(5, SECTION), positive, negative, params.Ranking(on="score", margin=0.25, top_k=3))[2]
+    assert rank.item() == pytest.approx(0.25 - 0.5 + 0.731059, abs=1e-5)
 
 
-def test_a_head_learns_what_can_be_learnt_and_keeps_the_best_validation_epoch() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_learns_what_can_be_learnt_and_keeps_the_best_validation_epoch(kind: str) -> None:
     validation = cohort(12, seed=2)
     heard: list[int] = []
-    head, history = fit_head(cohort(24, seed=1), validation, SECTION, RANKING, lambda epoch, metrics: heard.append(epoch))
+    rate = 0.05 if kind in ("mean", "max", "inherit") else 5e-3  # a lone linear layer needs larger weights
+    section = params.Head.model_validate({**SECTION.model_dump(), "kind": kind, "top_k": 2, "instance_tiles": 2, "learning_rate": rate})
+    head, history = fit_head(cohort(24, seed=1), validation, section, RANKING, lambda epoch, metrics: heard.append(epoch))
     best = max(history, key=lambda row: (row["validation_auc"], -row["validation_loss"]))
     assert best["validation_auc"] > 0.9
     assert validate(head, validation) == (best["validation_auc"], best["validation_loss"])
     assert heard == [row["epoch"] for row in history] == list(range(1, len(history) + 1))
 
 
-def test_the_same_seed_gives_the_same_head_bit_by_bit() -> None:
-    states = [fit_head(cohort(8, 1), cohort(6, 2), params.Head(epochs=3, dropout=0.2, query_features=8), RANKING, no_one)[0].state_dict() for _ in range(2)]
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_gives_the_same_head_bit_by_bit(kind: str) -> None:
+    section = params.Head.model_validate({"kind": kind, "epochs": 3, "dropout": 0.2, "attention_features": 8})
+    states = [fit_head(cohort(8, 1), cohort(6, 2), section, RANKING, no_one)[0].state_dict() for _ in range(2)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_training_stops_after_patience_epochs_without_a_better_one() -> None:
-    section = params.Head(epochs=30, patience=2, learning_rate=1e-12, schedule="constant", query_features=8)
+    section = params.Head(epochs=30, patience=2, learning_rate=1e-12, schedule="constant", attention_features=8)
     _, history = fit_head(cohort(8, 1), cohort(6, 2), section, RANKING, no_one)
     best = max(range(len(history)), key=lambda i: (history[i]["validation_auc"], -history[i]["validation_loss"], -i))
     assert len(history) == best + 1 + 2 < 30
 
 
 def test_the_cosine_schedule_is_stepped_once_an_epoch() -> None:
-    _, history = fit_head(cohort(4, 1), cohort(4, 2), params.Head(epochs=4, patience=4, learning_rate=0.1, query_features=4), RANKING, no_one)
+    _, history = fit_head(cohort(4, 1), cohort(4, 2), params.Head(epochs=4, patience=4, learning_rate=0.1, attention_features=4), RANKING, no_one)
     assert [row["learning_rate"] for row in history] == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], abs=1e-6)
 
 
@@ -94,4 +108,4 @@ def test_a_split_of_one_class_is_refused(split: str, label: int) -> None:
 
 def test_a_loss_that_is_no_longer_finite_is_refused() -> None:
     with pytest.raises(HeadError, match=r"not finite in epoch \d+; lower head.learning_rate=1e\+30"):
-        fit_head(cohort(6, 1), cohort(6, 2), params.Head(learning_rate=1e30, query_features=4), RANKING, no_one)
+        fit_head(cohort(6, 1), cohort(6, 2), params.Head(learning_rate=1e30, attention_features=4), RANKING, no_one)

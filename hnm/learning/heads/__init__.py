@@ -1,5 +1,6 @@
 """Heads: the features of one slide to its logit, its tiles' logits and their attention. One file each, one interface."""
 
-from hnm.learning.heads.head import Head, HeadOutput, load_head, make_head, save_head
+from hnm.learning.heads.head import Head, HeadOutput
+from hnm.learning.heads.kinds import KINDS, load_head, make_head, save_head
 
-__all__ = ["Head", "HeadOutput", "load_head", "make_head", "save_head"]
+__all__ = ["KINDS", "Head", "HeadOutput", "load_head", "make_head", "save_head"]

@@ -19,7 +19,7 @@ class DSMIL(Head):
 
     def __init__(self, features: int, section: params.Head) -> None:
         super().__init__(features, section)
-        width = section.query_features
+        width = section.attention_features
         self.tile_stream = nn.Linear(features, 1)
         self.query = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.Tanh())
         self.value = nn.Linear(features, features)

@@ -1,17 +1,12 @@
-"""What every head is: standardised features of one slide in, logits and attention out; and how one is made, kept and read."""
+"""What every head is: standardised features of one slide in, logits and attention out; and the loss of its tiles."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hnm import params
-from hnm.draws import seed_of
-from hnm.errors import HeadError
-from hnm.store import read_json, whole, write_json
 
 
 class HeadOutput(NamedTuple):
@@ -22,7 +17,7 @@ class HeadOutput(NamedTuple):
     tile_logits: Tensor
     """`(tiles,)`"""
     attention: Tensor
-    """`(tiles,)`, sums to 1."""
+    """`(tiles,)`, at least 0, sums to 1."""
 
 
 class Head(nn.Module):
@@ -50,34 +45,15 @@ class Head(nn.Module):
         """`forward` from standardised features `(tiles, features)`; each kind of head has its own."""
         raise NotImplementedError
 
+    def tile_loss(self, output: HeadOutput, label: int) -> Tensor:
+        """The loss that trains the tiles' logits by their slide's label, 0 or 1: the cross-entropy of the highest one.
 
-def make_head(features: int, section: params.Head) -> Head:
-    """A new head of kind `head.kind` for features of this width; its weights are drawn from `head.seed`."""
-    from hnm.learning.heads.dsmil import DSMIL
-
-    kinds = {"dsmil": DSMIL}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(section.seed, "head weights"))
-        return kinds[section.kind](features, section)
+        A positive slide has a positive tile, a negative slide none. A kind whose paper trains its tiles otherwise
+        overrides this.
+        """
+        return cross_entropy(output.tile_logits.max(), label)
 
 
-def save_head(head: Head, section: params.Head, folder: Path) -> None:
-    """The head as `folder/head.json` and `folder/weights.safetensors`; equal heads give equal bytes."""
-    write_json({"features": len(head.mean), "head": section.model_dump(mode="json")}, folder / "head.json")
-    with whole(folder / "weights.safetensors") as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, temporary)
-
-
-def load_head(folder: Path) -> Head:
-    """The head that `save_head` wrote, ready to predict; no pickle is read.
-
-    Raises:
-        HeadError: `folder` holds no head, or one whose record and weights do not fit each other.
-    """
-    record = read_json(folder / "head.json", HeadError)
-    try:
-        head = make_head(record["features"], params.Head.model_validate(record["head"]))
-        head.load_state_dict(load_file(folder / "weights.safetensors"))
-    except (KeyError, TypeError, ValueError, RuntimeError, FileNotFoundError, SafetensorError) as error:
-        raise HeadError(f"{folder} holds no head that can be read ({error}); run the stage that makes it again") from None
-    return head.eval()
+def cross_entropy(logits: Tensor, label: int) -> Tensor:
+    """Mean binary cross-entropy of logits of any shape that all have the label 0 or 1."""
+    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
