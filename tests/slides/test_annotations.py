@@ -101,7 +101,7 @@ def test_covered_shares_by_hand():
     assert covered_shares([], ("tumour",), x, y, 20, 10).tolist() == [0.0, 0.0, 0.0]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 40)] * 4), min_size=1, max_size=6), st.integers(3, 17), st.integers(3, 17))
 def test_covered_shares_as_a_loop_over_pixels(corners, width, height):
     drawn = np.zeros((60, 60), bool)

@@ -3,7 +3,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hnm.errors import CohortError, SlideError
@@ -105,13 +105,12 @@ def test_shares_of_a_split_by_hand():
 patients = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 1)), min_size=30, max_size=90)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(patients, st.integers(0, 1000), st.randoms())
 def test_a_split_is_by_patient_and_not_by_row(slides, seed, random):
     entries = [entry(f"s{i}", label, f"p{patient}") for i, (patient, label) in enumerate(slides)]
     positive = {patient for patient, label in slides if label}
-    if not 3 <= len(positive) <= len({patient for patient, _ in slides}) - 3:
-        return
+    assume(3 <= len(positive) <= len({patient for patient, _ in slides}) - 3)
     splits = splits_of(entries, Split(seed=seed))
     by_patient = {e.patient_id: splits[e.slide_id] for e in entries}
     assert all(by_patient[e.patient_id] == splits[e.slide_id] for e in entries)
@@ -119,7 +118,7 @@ def test_a_split_is_by_patient_and_not_by_row(slides, seed, random):
     assert splits_of(random.sample(entries, len(entries)), Split(seed=seed)) == splits
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(3, 40), st.integers(3, 40), st.integers(0, 1000), st.integers(0, 1))
 def test_one_patient_more_moves_few_others(positives, negatives, seed, label):
     entries = [entry(f"p{i}", 1) for i in range(positives)] + [entry(f"n{i}", 0) for i in range(negatives)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnm.errors import SlideError
@@ -182,6 +182,7 @@ def test_the_nearest_finer_level_is_read(wanted, tolerance, level):
     assert finest_sufficient_level((1.0, 4.0, 16.0), wanted, tolerance) == level
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1.1, 4), max_size=5), st.floats(0.3, 200))
 def test_the_nearest_finer_level_as_a_loop(factors, wanted):
     downsamples = tuple(np.cumprod([1.0, *factors]))
