@@ -72,7 +72,7 @@ def _run_tracked(main: Callable[..., None], stage: str, arguments: dict[str, Pat
 def _die_with_parent() -> None:
     """Ends this process when `dvc repro` is killed; else it would go on and write its outputs later."""
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
+        parent, pr_set_pdeathsig = os.getppid(), 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() == 1:  # the parent died before the call
+        if os.getppid() != parent:  # it died before the call
             os.kill(os.getpid(), signal.SIGKILL)
