@@ -28,7 +28,7 @@ def flags_in(command: str) -> dict[str, str]:
 
 def paths_of(name: str, kind: str) -> list[str]:
     entries = [entry if isinstance(entry, str) else next(iter(entry)) for entry in STAGES[name].get(kind, [])]
-    return [entry for entry in entries if not entry.endswith(".py")]
+    return [entry for entry in entries if not entry.endswith((".py", ".jinja"))]
 
 
 def outs_of(name: str) -> list[str]:

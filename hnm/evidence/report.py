@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hnm.evidence import plots
 from hnm.evidence.evaluation import Evaluation, RoundEvidence, lesion_share, look_alike_share, mined_summary
 from hnm.evidence.heatmap import COLOURS, SlidePicture, slide_picture, tile_picture
-from hnm.evidence.metrics import Number
+from hnm.evidence.metrics import FROC_RATES, Number
 from hnm.evidence.truth import is_lesion
 from hnm.slides.pack import Pack
 
@@ -117,6 +117,7 @@ def render_report(evaluation: Evaluation, open_pack: OpenPack) -> str:
         mined_counts=[" + ".join(f"{summary[role]:,}" for role in ("hard_negatives", "positives")) for summary in summaries],
         encoder_losses=[f"{history['loss'].iloc[-1]:.2f}" for history in histories if history is not None],
         records=_flat(evaluation.chosen.results.records),
+        froc_rates=[f"1/{round(1 / rate)}" if rate < 1 else rate for rate in FROC_RATES],
         settings=_flat({"evaluate": evaluation.section.model_dump(mode="json")}),
     )
 

@@ -1,5 +1,6 @@
 import base64
 import io
+import itertools
 import re
 from collections import Counter
 from dataclasses import replace
@@ -99,7 +100,7 @@ class TestPage:
         levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
         assert levels[0] == 1
         assert levels.count(1) == 1
-        assert all(later - earlier <= 1 for earlier, later in zip(levels, levels[1:], strict=False))
+        assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(levels))
         assert all(head["scope"] in {"col", "row"} for head in page.all("th"))
 
     def test_says_what_the_chosen_round_is_worth(self, page: Page) -> None:

@@ -7,6 +7,7 @@ import pytest
 import tiny_evidence as tiny
 
 from hnm.errors import EvidenceError, TableError
+from hnm.evidence import plots
 from hnm.experiments.tracking import METRICS
 from hnm.params import Evaluate, Round
 from pipelines.evaluate import main
@@ -64,6 +65,14 @@ def test_writes_metrics_plots_and_report_and_tells_the_tracker(paths: dict[str, 
     assert tracker.files == ["metrics.json", "plots", "report.html"]
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the drawing out, which takes most of the time."""
+    for kind in ("png", "svg"):
+        monkeypatch.setattr(plots, kind, lambda draw, evaluation: b"")
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_a_round_left_over_on_disk_is_not_read(paths: dict[str, Path]) -> None:
     run(paths, 2)
     before = outputs(paths)
@@ -75,6 +84,7 @@ def test_a_round_left_over_on_disk_is_not_read(paths: dict[str, Path]) -> None:
     assert outputs(paths) == before
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_order_of_rounds_in_params_does_not_matter(paths: dict[str, Path]) -> None:
     run(paths)
     first = outputs(paths)
@@ -82,6 +92,7 @@ def test_order_of_rounds_in_params_does_not_matter(paths: dict[str, Path]) -> No
     assert outputs(paths) == first
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_threshold_and_round_come_from_validation_alone(paths: dict[str, Path]) -> None:
     run(paths)
     before = json.loads(paths["metrics"].read_text())
@@ -96,6 +107,7 @@ def test_threshold_and_round_come_from_validation_alone(paths: dict[str, Path]) 
     assert after["test"]["auc"] == 1 - before["test"]["auc"]
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
