@@ -4,6 +4,7 @@ VENV := .venv
 PYTHON ?= python3
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
+export OMP_WAIT_POLICY ?= passive
 UI_PORT ?= 5000
 
 .PHONY: help setup demo repro rounds ui test lint test-services clean
