@@ -7,6 +7,8 @@ and brings it to MLflow; what could not be brought stays in `.hnm/spool` until s
     files/         artifacts, as hard links where the file system has them
     alive.lock     held by the stage while it runs
     courier.lock   held by whoever brings the record to MLflow
+    reason.txt     why the last attempt to bring it failed
+    courier.log    what MLflow said meanwhile
 
 Locks vanish with their process, so a killed stage is told from a slow one without looking at process ids.
 """
@@ -128,6 +130,18 @@ class Record:
             os.truncate(path, len(whole_lines[0]) + len(whole_lines[1]))
             self.append("finish", at=events[-1]["time"], status="KILLED")
 
+    def say_reason(self, error: Exception) -> None:
+        """Notes why the record could not be brought; a disk that refuses even this is reason enough to say nothing."""
+        with contextlib.suppress(OSError):
+            (self.folder / "reason.txt").write_text(first_line(error), encoding="utf-8")
+
+    def reason(self) -> str:
+        """Why the record could not be brought; empty where no one knows."""
+        try:
+            return (self.folder / "reason.txt").read_text(encoding="utf-8")
+        except OSError:
+            return ""
+
     def remove(self) -> None:
         """Drops the record, which MLflow now holds."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -137,6 +151,11 @@ class Record:
         if not self._complained:
             print(f"tracking: the record of the run cannot be written ({error}); the stage goes on without it", file=sys.stderr)
             self._complained = True
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an error's message, for a line that says more than that."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -15,9 +15,21 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from hnm.errors import TrackingError
-from hnm.experiments.record import Record
+from hnm.experiments.record import Record, first_line
 from hnm.experiments.state import Outputs, StageState, current_stages, folder_md5, git_tags, locked_stages, md5_of
-from hnm.experiments.tracking import COURIER_SECONDS, Delivery, Tracker, bring_waiting, connect, flat_params, run_name, stage_run
+from hnm.experiments.tracking import (
+    COURIER_SECONDS,
+    Delivery,
+    Tracker,
+    bring_waiting,
+    connect,
+    finished_run,
+    flat_params,
+    run_name,
+    stage_run,
+    store_errors,
+    tracking_uri,
+)
 from hnm.experiments.vocabulary import of_history
 from hnm.store import key_of
 
@@ -48,18 +60,23 @@ class Synced:
 
 
 def sync(root: Path) -> Synced:
-    """Brings what waits in the spool, then makes the runs that the current dvc.lock lacks; a second sync does nothing."""
+    """Brings what waits in the spool, then makes the runs that the current dvc.lock lacks; a second sync does nothing.
+
+    `TrackingError` where the store cannot take them; what was brought until then stays.
+    """
     root = root.resolve()
-    client = connect(root)
-    brought = bring_waiting(root, client, seconds=COURIER_SECONDS)
-    with FileLock(root / ".hnm" / "sync.lock"):
-        states = current_stages(locked_stages(root))
-        if not states:
-            return Synced(brought, missing=["dvc.lock holds no evaluation; run dvc repro"])
-        return _replay(root, client, states, brought)
+    try:
+        client = connect(root)
+        brought = bring_waiting(root, client, seconds=COURIER_SECONDS)
+        with FileLock(root / ".hnm" / "sync.lock"):
+            return _replay(root, client, current_stages(locked_stages(root)), brought)
+    except store_errors() as error:
+        raise TrackingError(f"MLflow at {tracking_uri(root)} does not take the runs: {first_line(error)}; they wait, sync again when it does") from None
 
 
 def _replay(root: Path, client: "MlflowClient", states: Mapping[str, StageState], brought: list[str]) -> Synced:
+    if not states:
+        return Synced(brought, missing=["dvc.lock holds no evaluation; run dvc repro"])
     outputs = Outputs(root)
     experiment = _cohort_name(states)
     replayed: list[str] = []
@@ -68,7 +85,7 @@ def _replay(root: Path, client: "MlflowClient", states: Mapping[str, StageState]
     for name, state in sorted(states.items(), key=lambda item: (item[1].stage == "evaluate", item[0])):
         if state.stage not in TRACKED:
             continue
-        run = _finished_run(client, experiment, "stage_key", state.key)
+        run = finished_run(client, experiment, "hnm.stage_key", state.key)
         if run is None:
             try:
                 made = _replay_stage(root, client, outputs, experiment, state)
@@ -78,7 +95,7 @@ def _replay(root: Path, client: "MlflowClient", states: Mapping[str, StageState]
             if not made:
                 continue
             replayed.append(run_name(state))
-            run = _finished_run(client, experiment, "stage_key", state.key)
+            run = finished_run(client, experiment, "hnm.stage_key", state.key)
         if run is not None:
             runs[name] = run
     return Synced(brought, replayed, _summarise(root, client, outputs, experiment, states, runs, missing), missing)
@@ -126,7 +143,7 @@ def _summarise(
 ) -> str | None:
     """Makes the run that sums up the state, where there is none; its name."""
     key = key_of(stages={name: state.key for name, state in states.items()})
-    if "evaluate" not in runs or _finished_run(client, experiment, "state_key", key):
+    if "evaluate" not in runs or finished_run(client, experiment, "hnm.state_key", key):
         return None
     if late := outdated(states, locked_stages(root), outputs):
         missing.append(f"no summary: {', '.join(late)} ran before their inputs changed; run dvc repro")
@@ -193,14 +210,6 @@ def _folder_of(folder: str, made: Mapping[str, str], outputs: Outputs) -> str | 
         except TrackingError:
             return None
     return folder_md5(files)
-
-
-def _finished_run(client: "MlflowClient", experiment: str, tag: str, value: str) -> "Run | None":
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return None
-    query = f"tags.`hnm.{tag}` = '{value}' and attributes.status = 'FINISHED'"
-    return next(iter(client.search_runs([found.experiment_id], query, order_by=["attributes.start_time"], max_results=1)), None)
 
 
 def _summaries(client: "MlflowClient", experiment_id: str) -> Sequence["Run"]:

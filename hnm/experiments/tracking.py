@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from hnm.errors import TrackingError
 from hnm.experiments.ledger import cost_so_far, dvc_name
-from hnm.experiments.record import Event, Record, flat, waiting_records
+from hnm.experiments.record import Event, Record, first_line, flat, waiting_records
 from hnm.experiments.state import StageState, git_tags, running_stage
 from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation
 from hnm.params import Params
@@ -30,6 +31,7 @@ from hnm.store import project_root, whole
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 STAGE_SECONDS = 5.0
 """Longest that tracking may delay a stage, at its end."""
@@ -112,6 +114,7 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
     if os.environ.get("HNM_TRACKING") == "off":
         yield Tracker(stage, None)
         return
+    began = time.monotonic()
     root = project_root()
     state = running_stage(root, dvc_name(stage, arguments), f"pipelines.{stage}", arguments, sections)
     name = run_name(state)
@@ -119,6 +122,7 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
     with record.alive():
         record.append("start", **stage_run(state, params.cohort.name, {"hnm.kind": "stage", **dvc_experiment(), **git_tags(root)}))
         courier = _send_courier(root, record)
+        patience = max(0.0, STAGE_SECONDS - (time.monotonic() - began))
         status = "FAILED"
         try:
             yield Tracker(stage, record)
@@ -130,7 +134,7 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
             cost = cost_so_far()
             record.append("metrics", step=0, values={"cost/seconds": cost.seconds, "cost/peak_memory_mb": cost.peak_memory_mb})
             record.append("finish", status=status)
-            _await_courier(courier, name, record)
+            _await_courier(courier, name, record, patience)
 
 
 def run_name(state: StageState) -> str:
@@ -177,19 +181,16 @@ def _send_courier(root: Path, record: Record) -> "subprocess.Popen[bytes] | None
         return None
 
 
-def _await_courier(courier: "subprocess.Popen[bytes] | None", name: str, record: Record) -> None:
+def _await_courier(courier: "subprocess.Popen[bytes] | None", name: str, record: Record, seconds: float) -> None:
     """Gives the courier a last moment; says in one line where the run is when that was not enough."""
     if courier is None or courier.stdin is None:
         return
     courier.stdin.close()
-    try:
-        if courier.wait(timeout=STAGE_SECONDS) == 0:
-            return
-    except subprocess.TimeoutExpired:
-        pass
-    print(
-        f"tracking: MLflow has not taken the run {name} yet; it waits in .hnm/spool and goes with the next tracked stage or `hnm track sync`", file=sys.stderr
-    )
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        courier.wait(timeout=seconds)
+    if courier.returncode != 0:
+        reason = "no answer yet" if courier.returncode is None else record.reason() or "its courier was stopped"
+        print(f"tracking: the run {name} waits in .hnm/spool ({reason}); the next tracked stage or `hnm track sync` brings it to MLflow", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- from here on in the courier's process
@@ -289,6 +290,24 @@ def _experiment(client: "MlflowClient", root: Path, name: str) -> str:
         return str(client.create_experiment(name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}))
 
 
+def store_errors() -> tuple[type[Exception], ...]:
+    """What a store that is away, locked or full raises."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, OSError
+
+
+def finished_run(client: "MlflowClient", experiment: str, tag: str, value: str) -> "Run | None":
+    """The first finished run of the experiment whose tag has this value; one that a person has deleted counts, so that it is not made again."""
+    from mlflow.entities import ViewType
+
+    if (found := client.get_experiment_by_name(experiment)) is None:
+        return None
+    query = f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
+    return next(iter(client.search_runs([found.experiment_id], query, ViewType.ALL, 1, ["attributes.start_time"])), None)
+
+
 def bring_waiting(root: Path, client: "MlflowClient", *, seconds: float = 0.0) -> list[str]:
     """Brings the records of stages that have ended, oldest first, closing those whose stage was killed; the names of what was brought.
 
@@ -315,7 +334,10 @@ def serve_ui(port: int) -> NoReturn:
     uri = tracking_uri(root)
     if uri.startswith("http"):
         raise TrackingError(f"the runs are at MLFLOW_TRACKING_URI={uri}; open that page, or unset the variable to see the runs of this repository")
-    bring_waiting(root, connect(root))
+    try:
+        bring_waiting(root, connect(root))
+    except store_errors() as error:
+        raise TrackingError(f"the runs in {uri} cannot be opened: {first_line(error)}") from None
     options = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1", "--backend-store-uri": uri, "--default-artifact-root": (root / "mlruns").as_uri()}
     command = [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
     os.execve(sys.executable, command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
@@ -345,22 +367,14 @@ def _courier(root: Path, record: Record) -> bool:
                 if not others_brought:
                     bring_waiting(root, client)
                     others_brought = True
-            except _store_errors() as error:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            except store_errors() as error:
+                record.say_reason(error)
             if not stage_runs:
                 break
     complete = bool(events) and brought == len(events) and events[-1]["event"] == "finish"
     if complete:
         record.remove()
     return complete
-
-
-def _store_errors() -> tuple[type[Exception], ...]:
-    """What a store that is away, locked or full raises."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, SQLAlchemyError, OSError
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The closed vocabulary of metrics, and what of a stage's outputs goes by which name.
+"""The closed vocabulary of metrics and tags, and what of a stage's outputs goes by which name.
 
 The names are made from the outputs alone, so that a run made afterwards from the files says the same as the run that
 was logged while they were made.
@@ -51,6 +51,20 @@ METRICS = {
     "cost/peak_memory_mb": "largest resident memory of the stage's process or of one of its children, in 10^6 bytes",
 }
 """Metric -> meaning. Before the slash stands what a step counts (`epoch`, `round`), or where a single number comes from."""
+
+TAGS = {
+    "hnm.kind": "`stage`: logged by the stage; `replay`: made afterwards from its outputs; `summary`: one state of the whole pipeline",
+    "hnm.stage": "the stage without its round",
+    "hnm.round": "its round, where it has one",
+    "hnm.stage_key": "digest of the stage's command, params and dependencies; the same in dvc.lock",
+    "hnm.state_key": "of a summary: digest of the keys of all stages",
+    "hnm.run.<stage>.<round>": "of a summary: id of each stage's run",
+    "hnm.git_dirty": "whether tracked files differed from the commit in `mlflow.source.git.commit`, dvc.lock aside",
+    "hnm.dvc_experiment": "name of the DVC experiment that the run belongs to, where it belongs to one",
+    "hnm.not_finite": "the last metric, and its step, that had no finite value and was therefore not logged",
+    "hnm.record": "identity of the record that the run was brought from",
+}
+"""Tag -> meaning."""
 
 Step = tuple[int | None, dict[str, float | None]]
 """A step, None for single numbers, and its metrics by name."""

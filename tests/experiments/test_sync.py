@@ -1,7 +1,9 @@
 """Runs made from dvc.lock, on a small pipeline that the real DVC runs: two rounds of `head`, then `evaluate`."""
 
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +13,11 @@ from typing import Any
 import pytest
 from mlflow.entities import Run
 
+from hnm.errors import TrackingError
 from hnm.experiments.state import Outputs, current_stages, folder_md5, locked_stages, md5_of
 from hnm.experiments.sync import outdated, state_name, sync
 from hnm.experiments.tracking import connect
+from hnm.experiments.vocabulary import TAGS
 
 Repro = Callable[..., None]
 ROOT = Path(__file__).parents[2]
@@ -214,6 +218,12 @@ def test_live_runs_carry_the_key_that_the_lock_gives(made: Path) -> None:
         assert found[name].data.tags["hnm.stage_key"] == locked[stage].key
 
 
+def test_tags_are_those_of_the_vocabulary(made: Path) -> None:
+    used = {re.sub(r"^hnm\.run\..*", "hnm.run.<stage>.<round>", tag) for run in runs(made).values() for tag in run.data.tags if tag.startswith("hnm.")}
+    assert TAGS.keys() - used == {"hnm.git_dirty", "hnm.dvc_experiment"}  # no commit and no experiment here
+    assert used <= TAGS.keys()
+
+
 def test_inputs_are_data_with_dvcs_md5(made: Path) -> None:
     locked = locked_stages(made)
     found = runs(made)
@@ -280,6 +290,22 @@ def test_outputs_that_are_nowhere_are_named(repository: Path, empty_store: Path)
     shutil.rmtree(repository / ".dvc" / "cache")
     md5 = locked_stages(repository)["head@0"].outs["data/heads/0"]
     assert sync(repository).missing[0] == f"head@0: data/heads/0 (md5 {md5}) is neither in the workspace nor in DVC's cache; run dvc pull, then hnm track sync"
+
+
+def test_a_store_that_is_away_is_said_in_one_line(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dead)
+    with pytest.raises(TrackingError, match=rf"^MLflow at {dead} does not take the runs: .*; they wait, sync again when it does$"):
+        sync(repository)
+
+
+def test_a_run_that_was_deleted_is_not_made_again(repository: Path) -> None:
+    client = connect(repository)
+    client.delete_run(runs(repository)["head-r1-dsmil-s0"].info.run_id)
+    assert sync(repository).replayed == []
+    assert "head-r1-dsmil-s0" not in runs(repository)
 
 
 def test_a_changed_param_makes_a_state_that_its_name_tells(repository: Path, repro: Repro) -> None:
