@@ -2,17 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from hnm import params
-from hnm.errors import FinetuneError
 from hnm.experiments.tracking import Tracker
-from hnm.learning.encoder import load_encoder, pick_device, save_encoder
-from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, fit_encoder
-from hnm.learning.history import write_history
-from hnm.slides.pack import Pack
-from hnm.tables import MINED
+from hnm.loop.finetune import finetune_encoder
 from pipelines import stage
 
 
@@ -29,22 +21,11 @@ def main(
     tracker: Tracker,
 ) -> None:
     """Writes the round's encoder and its history; where the policy is to mine nothing, the encoder of the round before."""
-    torch.set_num_threads(compute.threads)
-    torch.use_deterministic_algorithms(True)
-    table = MINED.read(mined).sort_values(["slide_id", "tile", "role"], ignore_index=True)
-    encoder = load_encoder(previous)
-    if mining.policy == "none":
-        save_encoder(encoder, folder)
+    history, tiles = finetune_encoder(mined, packs, previous, folder, finetune=finetune, mining=mining, compute=compute, on_epoch=tracker.epoch)
+    if not history:
         return
-    if table.empty:
-        raise FinetuneError(f"{mined} is empty: nothing was mined; lower mining.threshold or raise the fractions")
-    tiles = np.concatenate([Pack(packs / f"{slide_id}.h5").tiles(own["tile"].tolist()) for slide_id, own in table.groupby("slide_id", sort=True)])
-    roles = np.where(table["role"] == "positive", POSITIVE, NEGATIVE)
-    history = fit_encoder(encoder, tiles, roles, finetune, pick_device(compute.device), tracker.epoch)
-    save_encoder(encoder, folder)
-    write_history(history, folder / "history.csv")
     tracker.model(folder, "encoder")
-    print(f"round {round}: contrastive loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f} on {len(tiles)} mined tiles", flush=True)
+    print(f"round {round}: contrastive loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f} on {tiles} mined tiles", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""Every tile to its feature."""
+
+from pathlib import Path
+
+import torch
+
+from hnm import params
+from hnm.learning import features as feature_files
+from hnm.learning.embed import embed as embed_tiles
+from hnm.learning.encoder import encoder_digest, load_encoder, pick_device
+from hnm.slides.pack import Pack
+from hnm.store import Store, code_version, digest_of, key_of
+from hnm.tables import TILES
+
+
+def embed_slides(packs: Path, index: Path, encoder: Path, features: Path, store: Store, *, embed: params.Embed, compute: params.Compute) -> tuple[int, int]:
+    """Writes one features file a slide into the folder `features`; a slide that `store` has is not embedded again.
+
+    Returns:
+        How many slides were embedded, and how many there are.
+    """
+    torch.set_num_threads(compute.threads)
+    torch.use_deterministic_algorithms(True)
+    device = pick_device(compute.device)
+    causes = {
+        "encoder": encoder_digest(encoder),
+        "embed": embed.model_dump(),
+        "compute": {"device": device.type, "threads": compute.threads},
+        "code": code_version("hnm.loop.embed"),
+    }
+    slide_ids = sorted(TILES.read(index)["slide_id"].unique())
+    kept = {s: store.path("features", key_of(pack=digest_of(packs / f"{s}.h5"), **causes), ".h5") for s in slide_ids}
+    missing = [slide_id for slide_id in slide_ids if not kept[slide_id].exists()]
+    if missing:
+        opened = [Pack(packs / f"{slide_id}.h5") for slide_id in missing]
+        made = embed_tiles(
+            load_encoder(encoder),
+            [len(pack) for pack in opened],
+            lambda slide, first, end: opened[slide].tiles(range(first, end)),
+            batch_tiles=embed.batch_tiles,
+            device=device,
+        )
+        for slide_id, pack, rows in zip(missing, opened, made, strict=True):
+            feature_files.write(rows.astype(embed.dtype), pack.coords, kept[slide_id])
+    features.mkdir(parents=True, exist_ok=True)
+    for slide_id in slide_ids:
+        store.link(kept[slide_id], features / f"{slide_id}.h5")
+    return len(missing), len(slide_ids)

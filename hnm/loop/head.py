@@ -1,0 +1,54 @@
+"""A head trained from slide labels alone, and what it says of every slide and tile."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from hnm import params
+from hnm.learning import features as feature_files
+from hnm.learning.fit_head import LabelledSlide, fit_head
+from hnm.learning.heads import save_head
+from hnm.learning.history import OnEpoch, write_history
+from hnm.learning.predict import predict
+from hnm.tables import LABELS, SLIDE_SCORES, TILE_SCORES, TILES
+
+
+def train_head(
+    features: Path,
+    index: Path,
+    train_labels: Path,
+    validation_labels: Path,
+    folder: Path,
+    tile_scores: Path,
+    slide_scores: Path,
+    *,
+    head: params.Head,
+    ranking: params.Ranking,
+    compute: params.Compute,
+    on_epoch: OnEpoch,
+) -> list[dict[str, float]]:
+    """Writes the head with its history into `folder`, and the scores of all slides and tiles, whatever their split; returns the history."""
+    torch.set_num_threads(compute.threads)
+    torch.use_deterministic_algorithms(True)
+    tiles = TILES.read(index)
+    slides = {slide_id: torch.from_numpy(feature_files.read(features / f"{slide_id}.h5")) for slide_id in tiles["slide_id"].unique()}
+    train, validation = (_labelled(LABELS.read(path), slides) for path in (train_labels, validation_labels))
+    fitted, history = fit_head(train, validation, head, ranking, on_epoch)
+    save_head(fitted, head, folder)
+    write_history(history, folder / "history.csv")
+    slide_table, tile_table = predict(fitted, slides, tiles)
+    SLIDE_SCORES.write(slide_table, slide_scores)
+    TILE_SCORES.write(tile_table, tile_scores)
+    return history
+
+
+def kept_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """The row of the epoch whose weights were kept: the highest validation AUC, then the lower log loss, then the earlier."""
+    return max(history, key=lambda row: (row["validation_auc"], -row["validation_loss"]))
+
+
+def _labelled(labels: pd.DataFrame, slides: dict[str, torch.Tensor]) -> list[LabelledSlide]:
+    """The labelled slides that have tiles; the others are in quarantine."""
+    return [LabelledSlide(slide_id, slides[slide_id], label) for slide_id, label in zip(labels["slide_id"], labels["label"], strict=True) if slide_id in slides]
