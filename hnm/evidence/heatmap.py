@@ -14,7 +14,7 @@ from PIL import Image
 from hnm.slides.annotations import Region
 from hnm.slides.pack import Pack
 
-LONGEST_PX = 900
+LONGEST_PX = 640
 """Longest side of a slide's picture."""
 TILE_PX = 112
 """Longest side of a single tile's picture."""

@@ -309,8 +309,9 @@ class Draws:
         with np.errstate(invalid="ignore", divide="ignore"):
             value = float(statistic(np.ones((1, len(self.patients))))[0])
             resampled = statistic(self.bootstrap)
-            resampled = resampled[np.isfinite(resampled)]
-            if np.ptp(resampled) < 1e-12:
+            # the order of a sum must not decide whether a resample lies below the value
+            value, resampled = round(value, 12), np.round(resampled[np.isfinite(resampled)], 12)
+            if not np.ptp(resampled):
                 if proportion_of:
                     return Number(value, *wilson_bounds(value, proportion_of, self.confidence))
                 return Number(value, reason="all resamples agree")

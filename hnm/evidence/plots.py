@@ -2,11 +2,9 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.style import context as style_context
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from hnm.evidence.evaluation import Evaluation, RoundEvidence, predictions
@@ -24,6 +23,30 @@ from hnm.store import whole
 INK, MUTED, LINE, ACCENT, WARM = "#1f2a37", "#667383", "#d9dfe5", "#1b5e8c", "#b4552d"
 OTHER_ROUNDS = LinearSegmentedColormap.from_list("rounds", ["#c6ced6", "#7d8a97"])
 SYSTEM_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+STYLE: list[str | Path | dict[str, Any]] = [
+    "default",  # not what a matplotlibrc of this machine says
+    {
+        "font.family": "DejaVu Sans",  # shipped with matplotlib: the same layout on every machine
+        "font.size": 9.5,
+        "text.color": INK,
+        "axes.edgecolor": LINE,
+        "axes.labelcolor": MUTED,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#edf0f3",
+        "grid.linewidth": 0.8,
+        "xtick.color": LINE,
+        "ytick.color": LINE,
+        "xtick.labelcolor": MUTED,
+        "ytick.labelcolor": MUTED,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "hnm",
+    },
+]
 WIDE, FLAT, SQUARE = (10.6, 3.7), (10.6, 2.4), (3.6, 3.2)
 """Sizes in inches; the report shows them at 96 pixels an inch or near it."""
 
@@ -68,7 +91,7 @@ def decisions(evidence: RoundEvidence) -> pd.DataFrame:
 def png(draw: Callable[[Evaluation], Figure], evaluation: Evaluation) -> bytes:
     """The drawn figure as PNG without metadata."""
     stream = io.BytesIO()
-    with _style():
+    with style_context(STYLE):
         figure = draw(evaluation)
         FigureCanvasAgg(figure)
         figure.savefig(stream, format="png", dpi=144, metadata={"Software": None})
@@ -78,7 +101,7 @@ def png(draw: Callable[[Evaluation], Figure], evaluation: Evaluation) -> bytes:
 def svg(draw: Callable[[Evaluation], Figure], evaluation: Evaluation) -> bytes:
     """The drawn figure as SVG without metadata; its text stays text, in the reader's own system font."""
     stream = io.BytesIO()
-    with _style():
+    with style_context(STYLE):
         figure = draw(evaluation)
         FigureCanvasSVG(figure)
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -265,33 +288,6 @@ def _joined(histories: Sequence[tuple[str, pd.DataFrame | None]]) -> pd.DataFram
     joined = pd.concat(known, ignore_index=True)
     first = ["step", "round", "epoch"]
     return joined.assign(step=range(1, len(joined) + 1))[first + [column for column in joined.columns if column not in first]]
-
-
-def _style() -> AbstractContextManager[None]:
-    return mpl.rc_context(
-        {
-            **mpl.rcParamsDefault,
-            "font.family": "DejaVu Sans",  # shipped with matplotlib: the same layout on every machine
-            "font.size": 9.5,
-            "text.color": INK,
-            "axes.edgecolor": LINE,
-            "axes.labelcolor": MUTED,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#edf0f3",
-            "grid.linewidth": 0.8,
-            "xtick.color": LINE,
-            "ytick.color": LINE,
-            "xtick.labelcolor": MUTED,
-            "ytick.labelcolor": MUTED,
-            "legend.frameon": False,
-            "legend.fontsize": 8.5,
-            "svg.fonttype": "none",
-            "svg.hashsalt": "hnm",
-        }
-    )
 
 
 def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
