@@ -11,7 +11,8 @@ import numpy.typing as npt
 from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
 from hnm.slides.pack import PackTile, encode, write_pack
-from hnm.slides.reader import OpenSlideReader, RegionError, Slide, Thumbnail, thumbnail
+from hnm.slides.raw_tiles import open_slide
+from hnm.slides.reader import RegionError, Slide, Thumbnail, thumbnail
 from hnm.slides.tiling import Grid, grid_of, tile_pixels, tissue_shares
 from hnm.slides.tissue import Mask, tissue_mask
 
@@ -45,7 +46,7 @@ class Plan:
 
 def cut(cutting: Cutting) -> None:
     """Writes the pack of a slide; `SlideError` says why there is none, and at which step."""
-    with OpenSlideReader(cutting.path) as slide:
+    with open_slide(cutting.path) as slide:
         plan = plan_of(slide, cutting.mpp, cutting.tissue, cutting.tiles)
         write_pack(
             cutting.pack,

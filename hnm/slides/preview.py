@@ -12,7 +12,8 @@ from scipy import ndimage
 from hnm.errors import CohortError, SlideError
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.slides.cutting import Plan, plan_of
-from hnm.slides.reader import RGB, OpenSlideReader, Thumbnail, thumbnail
+from hnm.slides.raw_tiles import open_slide
+from hnm.slides.reader import RGB, Thumbnail, thumbnail
 from hnm.slides.tissue import Mask
 from hnm.slides.workers import each
 from hnm.store import whole
@@ -68,7 +69,7 @@ def preview_cohort(slides: Path, slide_ids: Collection[str] | None, out: Path, *
 
 def preview_slide(sitting: Sitting) -> Preview:
     """Writes the picture of one slide; one that cannot be cut is shown bare, with the reason."""
-    with OpenSlideReader(sitting.path) as slide:
+    with open_slide(sitting.path) as slide:
         bounds, mpp = slide.bounds, sitting.mpp
         view = thumbnail(slide, max(bounds.width * mpp[0], bounds.height * mpp[1]) / SIDE_PX, mpp)
         try:

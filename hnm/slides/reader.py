@@ -101,6 +101,7 @@ class OpenSlideReader:
         self._properties = dict(self._slide.properties)
         self.vendor: str = self._properties.get("openslide.vendor", "unknown")
         self.dimensions: tuple[int, int] = self._slide.dimensions
+        self.level_dimensions: tuple[tuple[int, int], ...] = tuple(self._slide.level_dimensions)
         self.level_downsamples: tuple[float, ...] = tuple(self._slide.level_downsamples)
         self.bounds = _bounds(self._properties, self.dimensions)
         self.background = _background(self._properties)

@@ -1,0 +1,187 @@
+"""The raw-tile path: the JPEG tiles of a TIFF slide decoded at once, without OpenSlide's compositing, for the same pixels in less time.
+
+It serves Aperio and generic TIFF whose levels are plain JPEG tiles. When a slide is opened, regions of each level are
+compared with OpenSlide, the authority; where a byte differs or anything is unusual, OpenSlide reads the slide. So it
+does where a single tile cannot be decoded, or a region lies between the pixels of its level.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import simplejpeg
+import tifffile
+
+from hnm.slides.reader import RGB, OpenSlideReader, RegionError, Slide
+
+VENDORS = frozenset({"aperio", "generic-tiff"})
+"""Formats, in OpenSlide's words, whose levels are the tiles of one TIFF page, side by side."""
+CACHE_BYTES = 64 << 20
+"""Decoded source tiles that are kept: a row of the grid needs those of the row before again."""
+START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
+ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+"""A JPEG segment that states the colours; the byte after it is 0 for RGB, 1 for YCbCr."""
+PHOTOMETRIC = {int(tifffile.PHOTOMETRIC.RGB): b"\x00", int(tifffile.PHOTOMETRIC.YCBCR): b"\x01"}
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the pyramid: a TIFF page of JPEG tiles."""
+
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+    offsets: tuple[int, ...]
+    """Where in the file each tile begins, row by row."""
+    counts: tuple[int, ...]
+    """Bytes of each tile."""
+    head: bytes
+    """What a tile's bytes after its start of image follow: the colours that the page states, and its common tables."""
+
+    @property
+    def columns(self) -> int:
+        """Tiles of a row."""
+        return ceil(self.width / self.tile_width)
+
+
+class RawTileReader:
+    """A slide whose levels are plain JPEG tiles. A context manager; belongs to one process.
+
+    What it does not know itself it asks `authority`, which stays its owner's to close.
+    """
+
+    def __init__(self, path: Path, authority: OpenSlideReader, levels: dict[int, Level]) -> None:
+        """`levels` by their number in `authority`; all others are read through it."""
+        self._authority = authority
+        self._levels = levels
+        self.vendor = authority.vendor
+        self.dimensions = authority.dimensions
+        self.bounds = authority.bounds
+        self.mpp = authority.mpp
+        self.level_downsamples = authority.level_downsamples
+        self.background = authority.background
+        largest = max(3 * level.tile_width * level.tile_height for level in levels.values())
+        self._tile = lru_cache(max(4, CACHE_BYTES // largest))(self._decoded)
+        self._file = path.open("rb", buffering=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the file back."""
+        self._tile.cache_clear()
+        self._file.close()
+
+    def read(self, x: int, y: int, level: int, width: int, height: int) -> RGB:
+        """See `Slide.read`."""
+        downsample = int(self.level_downsamples[level])
+        if level not in self._levels or x % downsample or y % downsample:
+            return self._authority.read(x, y, level, width, height)
+        try:
+            return self._composed(x // downsample, y // downsample, level, width, height)
+        except (ValueError, OSError):  # a damaged tile, or storage that fails: OpenSlide's word on it is the one that counts
+            return self._authority.read(x, y, level, width, height)
+
+    def agrees(self) -> bool:
+        """Whether regions of each level have the very bytes that OpenSlide reads: across the borders of the tile with most detail, and over the last edges."""
+        return all(self._agrees_on(number, level) for number, level in self._levels.items())
+
+    def _agrees_on(self, number: int, level: Level) -> bool:
+        richest = int(np.argmax(level.counts))
+        row, column = divmod(richest, level.columns)
+        corners = {
+            (level.tile_width * column - level.tile_width // 3, level.tile_height * row - level.tile_height // 3),
+            (level.tile_width * column + level.tile_width // 2, level.tile_height * row + level.tile_height // 2),
+            (level.width - level.tile_width // 2, level.height - level.tile_height // 2),
+        }
+        downsample = int(self.level_downsamples[number])
+        for left, top in corners:
+            try:
+                composed = self._composed(left, top, number, level.tile_width, level.tile_height)
+                known = self._authority.read(left * downsample, top * downsample, number, level.tile_width, level.tile_height)
+            except (ValueError, OSError, RegionError):
+                return False
+            if not np.array_equal(composed, known):
+                return False
+        return True
+
+    def _composed(self, left: int, top: int, number: int, width: int, height: int) -> RGB:
+        """`width` x `height` pixels of a level, whose corner is its pixel (left, top)."""
+        level = self._levels[number]
+        right, bottom = min(left + width, level.width), min(top + height, level.height)
+        canvas = np.empty((height, width, 3), np.uint8)
+        if min(left, top) < 0 or (right - left, bottom - top) != (width, height):
+            canvas[:] = self.background
+        for row in range(max(0, top) // level.tile_height, ceil(bottom / level.tile_height)):
+            for column in range(max(0, left) // level.tile_width, ceil(right / level.tile_width)):
+                x, y = column * level.tile_width, row * level.tile_height
+                x0, y0, x1, y1 = max(x, left), max(y, top), min(x + level.tile_width, right), min(y + level.tile_height, bottom)
+                tile = self._tile(number, row * level.columns + column)
+                canvas[y0 - top : y1 - top, x0 - left : x1 - left] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
+        return canvas
+
+    def _decoded(self, number: int, tile: int) -> RGB:
+        """(tile height, tile width, 3); `ValueError` where its bytes are no such JPEG image."""
+        level = self._levels[number]
+        jpeg = os.pread(self._file.fileno(), level.counts[tile], level.offsets[tile])
+        pixels: RGB = simplejpeg.decode_jpeg(level.head + jpeg[len(START_OF_IMAGE) :], colorspace="RGB", fastdct=False, fastupsample=False)
+        if pixels.shape[:2] != (level.tile_height, level.tile_width):
+            raise ValueError(f"tile {tile} of level {number} has {pixels.shape[:2]} pixels")
+        return pixels
+
+
+@contextmanager
+def open_slide(path: Path) -> Iterator[Slide]:
+    """The slide at `path` by the quickest reader that has OpenSlide's pixels; `SlideError` where OpenSlide cannot open it."""
+    with OpenSlideReader(path) as authority:
+        levels = levels_of(path, authority)
+        if not levels:
+            yield authority
+            return
+        with RawTileReader(path, authority, levels) as raw:
+            yield raw if raw.agrees() else authority
+
+
+def levels_of(path: Path, slide: OpenSlideReader) -> dict[int, Level]:
+    """Those levels of `slide` that are pages of plain JPEG tiles and lie on whole pixels of level 0, by number; none where anything is unusual."""
+    if slide.vendor not in VENDORS:
+        return {}
+    try:
+        with tifffile.TiffFile(path) as file:
+            pages = {(page.imagewidth, page.imagelength): page for page in reversed(list(file.pages)) if isinstance(page, tifffile.TiffPage)}
+            found = [pages[size] for size in slide.level_dimensions]
+            if not all(map(_is_plain, found)):
+                return {}
+            return {number: _level(page) for number, page in enumerate(found) if slide.level_downsamples[number].is_integer()}
+    except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError, struct.error):  # it may yet be a slide for OpenSlide
+        return {}
+
+
+def _is_plain(page: tifffile.TiffPage) -> bool:
+    return (
+        page.is_tiled
+        and page.compression == tifffile.COMPRESSION.JPEG
+        and page.photometric in PHOTOMETRIC
+        and (page.samplesperpixel, page.bitspersample, page.planarconfig, page.imagedepth) == (3, 8, tifffile.PLANARCONFIG.CONTIG, 1)
+        and len(page.dataoffsets) == ceil(page.imagewidth / page.tilewidth) * ceil(page.imagelength / page.tilelength)
+        and len(page.dataoffsets) == len(page.databytecounts)
+        and all(page.databytecounts)  # scanners leave blank tiles out, and OpenSlide fills them in each format's own way
+    )
+
+
+def _level(page: tifffile.TiffPage) -> Level:
+    tables = (page.jpegtables or b"").removeprefix(START_OF_IMAGE).removesuffix(END_OF_IMAGE)
+    head = START_OF_IMAGE + ADOBE + PHOTOMETRIC[page.photometric] + tables
+    return Level(page.imagewidth, page.imagelength, page.tilewidth, page.tilelength, tuple(page.dataoffsets), tuple(page.databytecounts), head)
