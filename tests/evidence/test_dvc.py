@@ -1,0 +1,59 @@
+"""What dvc.yaml says of metrics and plots, shown by DVC itself."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_evidence as tiny
+from ruamel.yaml import YAML
+
+from hnm.evidence.evaluation import evaluate_rounds, metrics_of
+from hnm.evidence.plots import write_plots
+from hnm.params import Evaluate
+from hnm.store import write_json
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results under a dvc.yaml with this project's plots."""
+    folder = tmp_path_factory.mktemp("repository")
+    plots = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["plots"]
+    (folder / "dvc.yaml").write_text(json.dumps({"metrics": ["results/metrics.json"], "plots": plots}))
+    evaluation = evaluate_rounds(tiny.cohort(), tiny.rounds(), Evaluate(resamples=100))
+    write_json(metrics_of(evaluation), folder / "results" / "metrics.json")
+    write_plots(evaluation, folder / "results" / "plots")
+    dvc(folder, "init", "--no-scm", "--quiet")
+    return folder
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_metrics_show(repository: Path) -> None:
+    shown: Any = json.loads(dvc(repository, "metrics", "show", "--json"))
+    metrics = shown[""]["data"]["results/metrics.json"]["data"]
+    assert (metrics["chosen_round"], metrics["test"]["auc"], metrics["rounds"]["2"]["test"]["auc"]) == (1, 0.75, 1.0)
+
+
+def test_every_plot_is_drawn(repository: Path) -> None:
+    shown: Any = json.loads(dvc(repository, "plots", "show", "--json"))
+    assert "errors" not in shown  # as of a column that a table has not
+    points = {name: len(drawn[0]["content"]["data"]["values"]) for name, drawn in shown["data"].items() if drawn[0]["type"] == "vega"}
+    assert points == {
+        "ROC of the test slides": 5,
+        "AUC by round": 3 * 3,  # each a line of validation, test and tiles
+        "Calls of the test slides": 4,
+        "Loss of the heads": 3 * 2,
+        "Validation AUC of the heads": 3 * 2,
+        "Loss of the encoders": 2 * 3,
+    }
+    pictures = {name for name, drawn in shown["data"].items() if drawn[0]["type"] == "image"}
+    assert pictures == {f"results/plots/{name}.png" for name in ("auc_by_round", "slide_scores", "tile_scores")}
