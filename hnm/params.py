@@ -6,6 +6,7 @@ environment variable HNM_WORKERS.
 """
 
 import difflib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -227,6 +228,52 @@ class Compute(Section):
     """Torch's threads: its CPU results differ by their number."""
 
 
+class Dimension(Section):
+    """What a study may set one param to: an interval, or choices."""
+
+    low: float | int | None = None
+    high: float | int | None = None
+    """Both ends belong to the interval."""
+    log: bool = False
+    """Draw evenly by the logarithm."""
+    step: float | int | None = None
+    """Draw `low`, `low + step`, … only."""
+    choices: Annotated[tuple[bool | int | float | str, ...], Field(strict=False)] | None = None
+
+    @model_validator(mode="after")
+    def _is_an_interval_or_choices(self) -> "Dimension":
+        if self.choices is not None:
+            if self.log or any(value is not None for value in (self.low, self.high, self.step)):
+                raise ValueError("choices stand alone, without low, high, log and step")
+            if len(set(self.choices)) < max(2, len(self.choices)):
+                raise ValueError(f"choices={list(self.choices)} must be two or more that differ; a param with one value needs no study")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("needs low and high, or choices")
+        if not (math.isfinite(self.low) and math.isfinite(self.high)) or self.low >= self.high:
+            raise ValueError(f"the interval from low={self.low:g} to high={self.high:g} is empty or one point; raise high, or remove the entry")
+        if self.log and (self.step is not None or self.low <= 0):
+            raise ValueError(f"log: true wants low={self.low:g} above 0 and no step")
+        if self.step is not None and not 0 < self.step <= self.high - self.low:
+            raise ValueError(f"step={self.step:g} must be above 0 and leave two values between low={self.low:g} and high={self.high:g}")
+        return self
+
+
+class Tune(Section):
+    """How studies search; no stage depends on it."""
+
+    seeds: Count = 1
+    """A trial's value is the mean over so many seeds: 0, 1, … are added to `head.seed`, `mining.seed` and `finetune.seed`."""
+    pruner: Literal["median", "none"] = "median"
+    """`median` stops a trial whose best round so far is below the median of the earlier trials at the same round."""
+    startup_trials: Count = 8
+    """Trials before suggestions learn from values, and before a trial may be pruned."""
+    seed: Seed = 0
+    """Draws the suggestions."""
+    space: dict[str, Dimension] = {}
+    """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices."""
+
+
 class Round(Section):
     """One round of the loop; round 0 has no predecessor."""
 
@@ -251,6 +298,7 @@ class Params(Section):
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()
     compute: Compute = Compute()
+    tune: Tune = Tune()
 
     @model_validator(mode="after")
     def _rounds_follow_each_other(self) -> "Params":

@@ -74,6 +74,10 @@ def test_only_evaluate_depends_on_test_labels_or_annotations() -> None:
         assert reached == (guarded if name == "evaluate" else set())
 
 
+def test_no_stage_depends_on_how_studies_search() -> None:
+    assert not [name for name in STAGES if "tune" in STAGES[name].get("params", [])]
+
+
 def test_mining_reads_train_labels_alone() -> None:
     assert [path for path in paths_of("mine", "deps") if "labels" in path] == ["data/cohort/labels/train.csv"]
 
@@ -95,4 +99,6 @@ def test_params_yaml_names_every_param_at_its_place() -> None:
     def keys(value: Any) -> Any:
         return {key: keys(inner) for key, inner in value.items()} if isinstance(value, dict) else None
 
-    assert keys({**raw, "rounds": None, "later_rounds": None}) == keys({**params, "rounds": None, "later_rounds": None})
+    for named in (raw, params):
+        named["tune"]["space"] = named["rounds"] = named["later_rounds"] = None
+    assert keys(raw) == keys(params)
