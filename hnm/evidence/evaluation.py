@@ -9,7 +9,7 @@ import pandas as pd
 
 from hnm.draws import seed_of
 from hnm.errors import EvidenceError
-from hnm.evidence.metrics import Number, Predictions, Resampling, auc_gain, choose_threshold, froc, slide_metrics, tile_metrics
+from hnm.evidence.metrics import Number, Predictions, Resampling, auc_gain, choose_threshold, delong_p, froc, slide_metrics, tile_metrics
 from hnm.evidence.truth import LESION, UNCLEAR, Detections, detect, tile_truth
 from hnm.params import Evaluate
 from hnm.slides.annotations import Region
@@ -120,6 +120,8 @@ class Evaluation:
     chosen: RoundEvidence
     gain: Number
     """Test slide AUC of the chosen round over that of round 0, on the same slides."""
+    gain_p: float | None
+    """DeLong's p-value of no gain; it takes slides, not patients, for independent."""
     section: Evaluate
     tile_truth: pd.DataFrame = field(repr=False)
     """slide_id, tile, truth, region of all tiles of labelled slides."""
@@ -139,15 +141,15 @@ def evaluate_rounds(cohort: CohortTruth, rounds: Sequence[RoundResults], section
     for results in rounds:
         evidence.append(_round_evidence(cohort, results, truth, evidence[-1].results.mined if evidence else None, section))
     chosen = max(evidence, key=_validation_rank)
-    gain = auc_gain(predictions(evidence[0].slides["test"]), predictions(chosen.slides["test"]), _resampling(section, "test"))
-    return Evaluation(cohort, evidence, chosen, gain, section, truth)
+    before, after = predictions(evidence[0].slides["test"]), predictions(chosen.slides["test"])
+    return Evaluation(cohort, evidence, chosen, auc_gain(before, after, _resampling(section, "test")), delong_p(before, after), section, truth)
 
 
 def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
     """The content of metrics.json.
 
     `chosen_round`, `threshold`; `test` and `test_tiles`: every metric of the chosen round, with `<metric>_low` and
-    `<metric>_high` (`froc` is the mean over its six rates); `gain`: its test AUC less round 0's; `rounds`: a few metrics
+    `<metric>_high` (`froc` is the mean over its six rates); `gain`: its test AUC less round 0's and DeLong's p-value; `rounds`: a few metrics
     of each round; `funnel`. A number that cannot be given is null, and `<metric>_reason` says why.
     """
     chosen = evaluation.chosen
@@ -156,7 +158,7 @@ def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
         "threshold": round(chosen.threshold, DIGITS),
         "test": {**_flat(chosen.numbers["test"]), **_counts(chosen.slides["test"])},
         "test_tiles": {**_tile_numbers(chosen), **_tile_counts(chosen)},
-        "gain": _flat({"test_auc": evaluation.gain}),
+        "gain": {**_flat({"test_auc": evaluation.gain}), "delong_p": _rounded(evaluation.gain_p)},
         "rounds": {evidence.name: _round_metrics(evidence) for evidence in evaluation.rounds},
         "funnel": evaluation.cohort.funnel(),
     }

@@ -182,6 +182,15 @@ def delong(labels: Labels, scores: Floats) -> tuple[Floats, Floats]:
     return wins_of_positives.mean(axis=1), covariance
 
 
+def delong_p(before: Predictions, after: Predictions) -> float | None:
+    """Two-sided p-value of no difference between two AUCs on the same slides; None where their variance cannot be told or is zero."""
+    if min(np.bincount(after.labels, minlength=2)) < 2:
+        return None
+    (first, second), covariance = delong(after.labels, np.stack([before.scores, after.scores]))
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    return float(2 * norm.sf(abs(second - first) / np.sqrt(variance))) if variance > 1e-12 else None
+
+
 def reliability(slides: Predictions) -> list[dict[str, float]]:
     """The calibration curve: for each bin of equal width that holds slides, their mean score, share of positives and number."""
     bins = _bin_of(slides.scores)

@@ -167,6 +167,18 @@ class TestDelong:
             assert aucs[rater] - aucs[1] == pytest.approx(difference, abs=5e-5)
             assert np.sqrt(covariance[rater, rater] + covariance[1, 1] - 2 * covariance[rater, 1]) == pytest.approx(error, abs=5e-5)
 
+    def test_p_value_of_the_published_example(self) -> None:
+        # chi-square 0.5554 with one degree of freedom, p = 0.4561
+        alb, protein, kg, use = (np.array(column.split(), np.float64) for column in (self.ALB, self.TP, self.KG, self.USE))
+        first, second = (predictions(use.tolist(), scores.tolist()) for scores in (10 - kg, protein))
+        assert metrics.delong_p(first, second) == pytest.approx(0.4561, abs=5e-5)
+        assert metrics.delong_p(first, predictions(use.tolist(), alb.tolist())) == pytest.approx(0.9102, abs=5e-5)
+
+    def test_no_p_value_without_variance(self) -> None:
+        slides = predictions([1, 1, 0, 0], [0.9, 0.6, 0.7, 0.1])
+        assert metrics.delong_p(slides, slides) is None
+        assert metrics.delong_p(predictions([1, 0, 0], [0.9, 0.6, 0.7]), predictions([1, 0, 0], [0.1, 0.6, 0.7])) is None
+
     @settings(max_examples=40, deadline=None)
     @given(st.integers(2, 6), st.integers(2, 6), st.integers(0, 10**6))
     def test_the_definition_in_plain_loops(self, m: int, n: int, seed: int) -> None:
