@@ -168,6 +168,8 @@ class Mining(Section):
     """Factor on both fractions from one round to the next, up to 1 (self-paced)."""
     max_slide_share: PositiveShare = 0.25
     """Largest share of one role's mined tiles that one slide may supply."""
+    max_patient_share: PositiveShare = 0.5
+    """Largest share of one role's mined tiles that the slides of one patient may supply."""
     hard_share: Share = 0.5
     """Policy `mixed`: share of the negatives that is the best-scoring; the rest is random."""
     skip_fraction: Share = 0.05

@@ -158,5 +158,25 @@ MINED = Table(
         "score": _score,
         "logit": _logit,
         "round": pa.Column("int32", pa.Check.ge(1, error="must be at least 1")),
+        "policy": pa.Column(str, _one_of("hard", "semi_hard", "mixed", "random", "all")),
+        "scorer": pa.Column(str, pa.Check.str_matches(r"^[0-9a-f]{16}$", error="must be 16 hexadecimal digits")),  # of the scores that were mined
     },
 )
+
+MINED_SLIDES = Table(
+    "mined slides",
+    ("slide_id",),
+    {
+        "slide_id": _slide_id,
+        "patient_id": pa.Column(str),
+        "label": pa.Column("int64", _one_of(0, 1)),
+        "candidates": pa.Column("int64", _at_least_0),  # its tiles that its role could have mined
+        "mined": pa.Column("int64", _at_least_0),
+        "share": pa.Column("float64", _share),  # of all tiles of its role
+        "hardest": pa.Column("int64", _at_least_0),  # its tiles among the best-scoring of the negative slides; 0 for a positive slide
+        "expected": pa.Column("float64", _at_least_0),  # such tiles, were they spread evenly
+        "chance": pa.Column("float64", _share),  # of so many or more, were they spread by chance
+        "suspect": pa.Column("bool"),
+    },
+)
+"""The train slides, and what each supplies to a mined set."""

@@ -2,22 +2,16 @@
 
 from pathlib import Path
 
-from hnm.mining.audit import summarise
-from hnm.mining.select import mine
+from hnm.loop.mine import mine_tiles
 from hnm.params import Mining
-from hnm.store import write_json
-from hnm.tables import LABELS, MINED, TILE_SCORES
 from pipelines import stage
 
 
-def main(tile_scores: Path, train_labels: Path, mined: Path, summary: Path, round: int, *, mining: Mining) -> None:
-    """Writes the mined tiles of one round and their summary."""
-    scores, labels = TILE_SCORES.read(tile_scores), LABELS.read(train_labels)
-    table = mine(scores, labels, mining, round)
-    MINED.write(table, mined)
-    found = summarise(table, scores, labels, mining, round)
-    write_json(found, summary)
-    print(f"round {round}: mined {found['positive']['tiles']} positives and {found['hard_negative']['tiles']} hard negatives", flush=True)
+def main(tile_scores: Path, train_labels: Path, slides: Path, mined: Path, mined_slides: Path, summary: Path, round: int, *, mining: Mining) -> None:
+    """Writes the mined tiles of one round, what each slide supplies to them, and their summary."""
+    found = mine_tiles(tile_scores, train_labels, slides, mined, mined_slides, summary, round, mining=mining)
+    suspects = f"; suspect slides: {', '.join(found['suspect_slides'])}" if found["suspect_slides"] else ""
+    print(f"round {round}: mined {found['positive']['tiles']} positives and {found['hard_negative']['tiles']} hard negatives{suspects}", flush=True)
 
 
 if __name__ == "__main__":

@@ -143,4 +143,4 @@ class TestPipeline:
         manifest = repository / "data" / "demo" / "slides.csv"
         slide = manifest.parent / pd.read_csv(manifest)["path"][0]
         slide.write_bytes(slide.read_bytes() + b"\0")
-        assert repro(repository) == ["cohort", "tiles", "evaluate"]
+        assert repro(repository) == ["cohort", "tiles", "mine@1", "evaluate"]

@@ -108,9 +108,8 @@ def mined(number: int) -> pd.DataFrame:
     table = pd.DataFrame(picks[number], columns=["role", "slide_id", "tile"]).merge(tiles().drop(columns="tissue"), on=["slide_id", "tile"])
     table["rank"] = table.groupby("role").cumcount() + 1
     table["score"] = np.float32(0.95) - np.float32(0.1) * table["rank"].astype(np.float32)
-    return MINED.check(
-        table.assign(logit=np.float32(1.25), round=number).astype({"tile": "int32", "rank": "int32", "round": "int32", "score": "float32"}), "mined"
-    )
+    table = table.assign(logit=np.float32(1.25), round=number, policy="hard", scorer="0123456789abcdef")
+    return MINED.check(table.astype({"tile": "int32", "rank": "int32", "round": "int32", "score": "float32"}), "mined")
 
 
 def _records() -> dict[str, object]:

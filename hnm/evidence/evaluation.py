@@ -11,6 +11,7 @@ from hnm.draws import seed_of
 from hnm.errors import EvidenceError
 from hnm.evidence.metrics import Number, Predictions, Resampling, auc_gain, choose_threshold, delong_p, froc, slide_metrics, tile_metrics
 from hnm.evidence.truth import LESION, UNCLEAR, Detections, detect, tile_truth
+from hnm.mining.overlap import Overlap, overlap_of
 from hnm.params import Evaluate
 from hnm.slides.annotations import Region
 
@@ -94,6 +95,8 @@ class RoundEvidence:
     """slide_id, tile, x, y, side, patient_id, score, truth, region of the test tiles."""
     mined: pd.DataFrame | None
     """The mined tiles with their `truth`, `region` and `again`: whether the round before had mined them in the same role."""
+    overlap: Overlap | None
+    """Of the mined tiles with those of the round before; None where either has none."""
     detections: Detections
     """The peaks of the test tiles' scores against the lesions."""
     numbers: Mapping[str, Mapping[str, Number]]
@@ -172,7 +175,7 @@ def _round_metrics(evidence: RoundEvidence) -> dict[str, Any]:
         "validation": _flat(validation, bounds_of=("auc",)),
         "test": _flat(test, bounds_of=("auc",)),
         "test_tiles": _tile_numbers(evidence),
-        **({} if evidence.mined is None else {"mined": mined_summary(evidence.mined)}),
+        **({} if evidence.mined is None else {"mined": {**mined_summary(evidence.mined), **_overlap(evidence.overlap)}}),
     }
 
 
@@ -180,7 +183,8 @@ def mined_summary(mined: pd.DataFrame) -> dict[str, Any]:
     """Counts of a round's mined tiles, and the truth that mining did not know, as shares of the tiles of annotated slides.
 
     `look_alike_share`: hard negatives on a drawn region that is no lesion. `lesion_share`: positives on a lesion.
-    `again_share`: mined tiles that the round before had mined in the same role.
+    `again_share`: mined tiles that the round before had mined in the same role. `hard_negative_lesions` counts hard
+    negatives on a lesion: any at all is a wrong label or a wrong annotation.
     """
     hard, positive = (mined[mined["role"] == role] for role in ("hard_negative", "positive"))
     return {
@@ -189,8 +193,13 @@ def mined_summary(mined: pd.DataFrame) -> dict[str, Any]:
         "slides": mined["slide_id"].nunique(),
         "look_alike_share": look_alike_share(hard),
         "lesion_share": lesion_share(positive),
-        "again_share": round(float(mined["again"].mean()), DIGITS),
+        "hard_negative_lesions": int((hard["region"] == LESION).sum()),
+        "again_share": round(float(mined["again"].mean()), DIGITS) if len(mined) else None,
     }
+
+
+def _overlap(overlap: Overlap | None) -> dict[str, float | None]:
+    return {"jaccard": None, "churn": None} if overlap is None else {"jaccard": _rounded(overlap.jaccard), "churn": _rounded(overlap.churn)}
 
 
 def look_alike_share(tiles: pd.DataFrame) -> float | None:
@@ -222,7 +231,8 @@ def _round_evidence(cohort: CohortTruth, results: RoundResults, truth: pd.DataFr
         "test_tiles": tile_metrics(predictions(known.assign(label=known["truth"] == LESION)), _resampling(section, "test tiles")),
     }
     detections = detect(tiles, cohort.label_of, cohort.annotations, cohort.aspects, section)
-    return RoundEvidence(results, threshold, slides, tiles, _mined_truth(results.mined, mined_before, truth), detections, numbers)
+    overlap = None if results.mined is None or mined_before is None else overlap_of(mined_before, results.mined)
+    return RoundEvidence(results, threshold, slides, tiles, _mined_truth(results.mined, mined_before, truth), overlap, detections, numbers)
 
 
 def _scored_slides(cohort: CohortTruth, split: str, results: RoundResults) -> pd.DataFrame:

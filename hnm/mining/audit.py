@@ -1,40 +1,122 @@
-"""What a person can know of a mined set without truth: how many, from where, how sure."""
+"""What a person can know of a mined set without truth: how many, from where, how sure, and which slides look odd."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.stats import hypergeom
 
 from hnm import params
-from hnm.mining.select import budget
+from hnm.mining.select import best_first, budget, tiles_labelled
+from hnm.tables import MINED_SLIDES
+
+BINS = 20
+"""Of the histograms of scores, of equal width from 0 to 1."""
+HARDEST_SHARE = 0.05
+"""Share of the negative slides' tiles that counts as the hardest, whatever the policy and the budget."""
+SUSPECT_LIFT = 3.0
+"""A suspect slide supplies at least so many times the hardest tiles that its size explains."""
+SUSPECT_CHANCE = 0.01
+"""Largest chance that any slide of a cohort without odd slides is called suspect, were tiles independent."""
+DIGITS = 6
 
 
-def summarise(mined: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, round_: int) -> dict[str, Any]:
-    """Counts, budgets, spread over slides and range of scores of a `MINED` table, by role; JSON-ready.
+def summarise(mined: pd.DataFrame, slides: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, round_: int) -> dict[str, Any]:
+    """Counts, budgets, spread over slides and patients, and scores of a `MINED` table, by role; JSON-ready.
 
-    `short_of_budget` counts the tiles that `max_slide_share` kept out without another slide to take their place.
+    `short_of_budget` counts the tiles that the caps kept out without another slide to take their place;
+    `score_histogram` counts the mined tiles, `candidate_histogram` all that the role could have mined, in `BINS` bins.
+
+    Args:
+        mined: the `MINED` table.
+        slides: its `MINED_SLIDES` table.
+        scores: the `TILE_SCORES` table that it was mined from.
+        labels: the `LABELS` of the train slides.
+        section: the settings that it was mined with.
+        round_: its round.
     """
-    train = scores.merge(labels, on="slide_id", validate="many_to_one")
-    positive = len(train[(train["label"] == 1) & (train["score"] > section.threshold)])
-    negative = len(train[train["label"] == 0])
+    positive, negative = (tiles_labelled(label, scores, labels) for label in (1, 0))
+    of_role = {
+        "positive": (positive[positive["score"] > section.threshold], section.positive_fraction, slides[slides["label"] == 1]),
+        "hard_negative": (negative, section.negative_fraction, slides[slides["label"] == 0]),
+    }
     return {
         "round": round_,
         "policy": section.policy,
-        "positive": _role_summary(mined[mined["role"] == "positive"], positive, budget(section.positive_fraction, section.growth, round_, positive)),
-        "hard_negative": _role_summary(mined[mined["role"] == "hard_negative"], negative, budget(section.negative_fraction, section.growth, round_, negative)),
+        "suspect_slides": slides.loc[slides["suspect"], "slide_id"].tolist(),
+        **{
+            role: _role_summary(mined[mined["role"] == role], pool, budget(fraction, section.growth, round_, len(pool)), own)
+            for role, (pool, fraction, own) in of_role.items()
+        },
     }
 
 
-def _role_summary(tiles: pd.DataFrame, candidates: int, budget: int) -> dict[str, Any]:
-    counts = {"candidates": candidates, "tiles": len(tiles), "short_of_budget": max(budget - len(tiles), 0)}
+def slide_supply(mined: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame, patients: Mapping[str, str], section: params.Mining) -> pd.DataFrame:
+    """What each train slide supplies, and which negative slides are suspect: a `MINED_SLIDES` table.
+
+    A negative slide that supplies an odd share of the hardest tiles may carry a wrong label, as normal_086 of
+    CAMELYON16 does, or be full of something that the head takes for tumour, an artefact among others. Of the negative
+    slides' tiles the best-scoring `HARDEST_SHARE` are the hardest. Drawn evenly, a slide's number among them is
+    hypergeometric (binomial with the finite cohort's correction). A slide is suspect when so many or more have a chance
+    below `SUSPECT_CHANCE` over the number of negative slides, so that a large cohort accuses no more slides than a small
+    one, *and* when they are `SUSPECT_LIFT` times what its size explains: neighbouring tiles look alike, so the chance
+    alone, which takes them for independent, would accuse every slide that differs.
+
+    Args:
+        mined: the `MINED` table.
+        scores: the `TILE_SCORES` table that it was mined from.
+        labels: the `LABELS` of the train slides.
+        patients: slide id -> patient id, of the train slides at least.
+        section: the settings that it was mined with.
+    """
+    negative, positive = (tiles_labelled(label, scores, labels) for label in (0, 1))
+    slides = labels.set_index("slide_id").sort_index()
+    hardest = best_first(negative).head(round(HARDEST_SHARE * len(negative)))
+
+    def count(tiles: pd.DataFrame) -> pd.Series:
+        return tiles["slide_id"].value_counts().reindex(slides.index, fill_value=0)
+
+    pool, found, supplied = count(pd.concat([negative, positive[positive["score"] > section.threshold]])), count(hardest), count(mined)
+    is_negative = slides["label"] == 0
+    expected = np.where(is_negative, pool * (len(hardest) / max(len(negative), 1)), 0.0)
+    chance = np.where(is_negative, hypergeom.sf(found - 1, len(negative), len(hardest), pool.where(is_negative, 0)), 1.0)
+    of_role = supplied.groupby(slides["label"]).transform("sum")
+    table = slides.assign(
+        patient_id=[patients[str(slide_id)] for slide_id in slides.index],
+        candidates=pool,
+        mined=supplied,
+        share=np.round(supplied / of_role.clip(lower=1), DIGITS),
+        hardest=found,
+        expected=np.round(expected, DIGITS),
+        chance=[float(f"{value:.{DIGITS}g}") for value in np.clip(chance, 0, 1)],  # the last bits are the machine's
+        suspect=is_negative & (chance * is_negative.sum() < SUSPECT_CHANCE) & (found >= SUSPECT_LIFT * expected),
+    )
+    return MINED_SLIDES.check(table.reset_index(), "mined slides")
+
+
+def _role_summary(tiles: pd.DataFrame, pool: pd.DataFrame, budget: int, slides: pd.DataFrame) -> dict[str, Any]:
+    counts = {
+        "candidates": len(pool),
+        "tiles": len(tiles),
+        "short_of_budget": max(budget - len(tiles), 0),
+        "candidate_histogram": _histogram(pool["score"]),
+    }
     if tiles.empty:
         return counts
-    per_slide = tiles["slide_id"].value_counts()
-    scores = tiles["score"]
+    scores, supplying = tiles["score"], slides[slides["mined"] > 0]
     return {
         **counts,
-        "slides": len(per_slide),
-        "largest_slide_share": round(float(per_slide.max() / len(tiles)), 6),
-        "highest_score": round(float(scores.max()), 6),
-        "median_score": round(float(scores.median()), 6),
-        "lowest_score": round(float(scores.min()), 6),
+        "score_histogram": _histogram(scores),
+        "slides": len(supplying),
+        "patients": supplying["patient_id"].nunique(),
+        "largest_slide_share": round(float(supplying["share"].max()), DIGITS),
+        "largest_patient_share": round(float(supplying.groupby("patient_id")["mined"].sum().max() / len(tiles)), DIGITS),
+        "highest_score": round(float(scores.max()), DIGITS),
+        "median_score": round(float(scores.median()), DIGITS),
+        "lowest_score": round(float(scores.min()), DIGITS),
     }
+
+
+def _histogram(scores: "pd.Series[float]") -> list[int]:
+    return [int(count) for count in np.histogram(scores, bins=BINS, range=(0, 1))[0]]

@@ -80,7 +80,10 @@ class TestNumbers:
             "slides": 3,
             "look_alike_share": 0.5,
             "lesion_share": 0.5,
+            "hard_negative_lesions": 0,
             "again_share": 0.0,
+            "jaccard": None,
+            "churn": None,
         }
         assert rounds["2"]["mined"] == {
             "hard_negatives": 1,
@@ -88,7 +91,10 @@ class TestNumbers:
             "slides": 2,
             "look_alike_share": 1.0,
             "lesion_share": 1.0,
+            "hard_negative_lesions": 0,
             "again_share": 0.5,
+            "jaccard": 0.166667,  # tile 5 of tr3 is one of the five of round 1 and of the two of round 2
+            "churn": 0.5,
         }
         assert "mined" not in rounds["0"]
 

@@ -1,45 +1,26 @@
 """Mining: by hand, against brute force, and as properties."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_scores import chosen, labels_of, scores_of
 
 from hnm import params
 from hnm.errors import MiningError
-from hnm.mining.audit import summarise
-from hnm.mining.select import budget, mine
-from hnm.tables import MINED, TILE_SCORES
-
-
-def scores_of(slides: dict[str, list[float]]) -> pd.DataFrame:
-    rows = [
-        {"slide_id": slide_id, "tile": tile, "x": 10 * tile, "y": 7, "side": 96, "logit": math.log(score / (1 - score)), "score": score, "attention": 0.1}
-        for slide_id, own in slides.items()
-        for tile, score in enumerate(own)
-    ]
-    frame = pd.DataFrame(rows).astype({"tile": "int32", "logit": "float32", "score": "float32", "attention": "float32", "side": "int64"})
-    return TILE_SCORES.check(frame, "scores")
-
-
-def labels_of(labels: dict[str, int]) -> pd.DataFrame:
-    return pd.DataFrame({"slide_id": list(labels), "label": list(labels.values())})
-
-
-def chosen(mined: pd.DataFrame, role: str) -> list[tuple[str, int]]:
-    own = mined[mined["role"] == role].sort_values("rank")
-    return list(zip(own["slide_id"], own["tile"], strict=True))
-
+from hnm.mining.select import budget, mine, scorer_of
+from hnm.tables import MINED
 
 SCORES = scores_of({"n1": [0.9, 0.2, 0.8], "n2": [0.1, 0.85, 0.3], "p1": [0.6, 0.95, 0.4, 0.7], "p2": [0.5, 0.75], "v1": [0.99, 0.98]})
 LABELS = labels_of({"n1": 0, "n2": 0, "p1": 1, "p2": 1})  # v1 is a validation slide: it has no train label
 
 
 def test_mining_by_hand() -> None:
-    mined = mine(SCORES, LABELS, params.Mining(threshold=0.5, positive_fraction=0.5, negative_fraction=0.5, max_slide_share=1.0), 2)
+    mined = mine(SCORES, LABELS, params.Mining(threshold=0.5, positive_fraction=0.5, negative_fraction=0.5, max_slide_share=1.0, max_patient_share=1.0), 2)
     # above 0.5: p1 has 0.6, 0.95, 0.7 and p2 has 0.75; the best half of 4 is 2. Half of the 6 negative tiles is 3
     assert chosen(mined, "positive") == [("p1", 1), ("p2", 1)]
     assert chosen(mined, "hard_negative") == [("n1", 0), ("n2", 1), ("n1", 2)]
@@ -54,27 +35,27 @@ def test_no_slide_supplies_more_than_its_share() -> None:
     assert chosen(mined, "hard_negative") == [("odd", 0), ("odd", 1), ("n1", 0), ("n1", 1)]
 
 
-def test_a_cap_that_leaves_the_budget_short_is_told() -> None:
-    scores = scores_of({"n1": [0.9, 0.8, 0.7, 0.6], "p": [0.9, 0.8]})
-    labels, section = labels_of({"n1": 0, "p": 1}), params.Mining(negative_fraction=1.0, positive_fraction=1.0, max_slide_share=0.5)
-    mined = mine(scores, labels, section, 1)
-    summary = summarise(mined, scores, labels, section, 1)
-    assert summary["hard_negative"] == {
-        "candidates": 4,
-        "tiles": 2,
-        "short_of_budget": 2,
-        "slides": 1,
-        "largest_slide_share": 1.0,
-        "highest_score": 0.9,
-        "median_score": 0.85,
-        "lowest_score": 0.8,
-    }
-    assert summary["positive"]["candidates"] == 2 and summary["round"] == 1
+def test_no_patient_supplies_more_than_its_share() -> None:
+    scores = scores_of({"n1": [0.99, 0.98], "n2": [0.97, 0.96], "n3": [0.5, 0.4], "n4": [0.3, 0.2], "p": [0.9]})
+    labels, section = labels_of({"n1": 0, "n2": 0, "n3": 0, "n4": 0, "p": 1}), params.Mining(negative_fraction=0.5, max_slide_share=0.5, max_patient_share=0.75)
+    mined = mine(scores, labels, section, 1, patients={"n1": "odd", "n2": "odd", "n3": "b", "n4": "c", "p": "d"})
+    assert chosen(mined, "hard_negative") == [("n1", 0), ("n1", 1), ("n2", 0), ("n3", 0)]  # of 4 tiles the patient "odd" supplies 3
+
+
+def test_a_mined_tile_names_its_policy_and_its_scorer() -> None:
+    mined = mine(SCORES, LABELS, params.Mining(policy="mixed", negative_fraction=1.0), 2)
+    assert set(mined["policy"]) == {"mixed"} and set(mined["scorer"]) == {scorer_of(SCORES)}
+
+
+def test_another_head_is_another_scorer() -> None:
+    swapped = SCORES.assign(logit=SCORES["logit"] * np.float32(1.5))
+    assert scorer_of(SCORES) == scorer_of(SCORES.iloc[::-1]) != scorer_of(swapped)
+    assert scorer_of(SCORES) != scorer_of(SCORES.iloc[:-1])
 
 
 def test_ties_go_by_slide_then_tile() -> None:
     scores = scores_of({"b": [0.5, 0.5], "a": [0.5, 0.5], "p": [0.9]})
-    mined = mine(scores, labels_of({"b": 0, "a": 0, "p": 1}), params.Mining(negative_fraction=0.75, max_slide_share=1.0), 1)
+    mined = mine(scores, labels_of({"b": 0, "a": 0, "p": 1}), params.Mining(negative_fraction=0.75, max_slide_share=1.0, max_patient_share=1.0), 1)
     assert chosen(mined, "hard_negative") == [("a", 0), ("a", 1), ("b", 0)]
 
 
@@ -109,7 +90,12 @@ def cohorts(draw: st.DrawFn) -> tuple[pd.DataFrame, pd.DataFrame]:
 @given(cohorts(), st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0, 0.9))
 def test_mining_is_brute_force(cohort: tuple[pd.DataFrame, pd.DataFrame], fraction: float, share: float, threshold: float) -> None:
     scores, labels = cohort
-    mined = mine(scores, labels, params.Mining(threshold=threshold, positive_fraction=fraction, negative_fraction=fraction, max_slide_share=share), 1)
+    mined = mine(
+        scores,
+        labels,
+        params.Mining(threshold=threshold, positive_fraction=fraction, negative_fraction=fraction, max_slide_share=share, max_patient_share=1.0),
+        1,
+    )
     of = dict(zip(labels["slide_id"], labels["label"], strict=True))
     for role, wanted in (("positive", 1), ("hard_negative", 0)):
         pool = [(-row.score, row.slide_id, row.tile) for row in scores.itertuples() if of[row.slide_id] == wanted and (wanted == 0 or row.score > threshold)]
@@ -133,7 +119,10 @@ def test_mining_does_not_depend_on_the_order_of_rows(cohort: tuple[pd.DataFrame,
 @given(cohorts())
 def test_a_higher_threshold_mines_a_subset_of_the_positives_when_all_are_taken(cohort: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     scores, labels = cohort
-    low, high = (set(chosen(mine(scores, labels, params.Mining(threshold=t, positive_fraction=1.0, max_slide_share=1.0), 1), "positive")) for t in (0.2, 0.7))
+    low, high = (
+        set(chosen(mine(scores, labels, params.Mining(threshold=t, positive_fraction=1.0, max_slide_share=1.0, max_patient_share=1.0), 1), "positive"))
+        for t in (0.2, 0.7)
+    )
     assert high <= low
 
 
@@ -142,7 +131,9 @@ MANY_LABELS = labels_of({"n1": 0, "n2": 0, "n3": 0, "p1": 1})
 
 
 def mined_by(**section: object) -> list[tuple[str, int]]:
-    return chosen(mine(MANY, MANY_LABELS, params.Mining(**{"max_slide_share": 1.0, "negative_fraction": 0.25, **section}), 1), "hard_negative")
+    return chosen(
+        mine(MANY, MANY_LABELS, params.Mining(**{"max_slide_share": 1.0, "max_patient_share": 1.0, "negative_fraction": 0.25, **section}), 1), "hard_negative"
+    )
 
 
 def test_semi_hard_passes_over_the_hardest() -> None:
@@ -165,7 +156,7 @@ def test_random_draws_evenly_and_anew_in_each_round_and_seed() -> None:
         for tile in mined_by(policy="random", seed=seed):
             counts[tile] = counts.get(tile, 0) + 1
     assert len(counts) == 12 and all(65 <= count <= 135 for count in counts.values())  # 100 each, give or take 4 deviations
-    section = params.Mining(policy="random", negative_fraction=0.25, max_slide_share=1.0)
+    section = params.Mining(policy="random", negative_fraction=0.25, max_slide_share=1.0, max_patient_share=1.0)
     draws = {tuple(chosen(mine(MANY, MANY_LABELS, section, round_), "hard_negative")) for round_ in (1, 2, 3, 4)}
     assert len(draws) > 1
 
@@ -176,13 +167,18 @@ def test_all_takes_every_negative_tile_and_none_takes_nothing() -> None:
 
 
 @pytest.mark.parametrize("policy", ["hard", "semi_hard", "mixed", "random"])
-@given(cohort=cohorts(), share=st.floats(0.05, 1), fraction=st.floats(0.05, 1))
-def test_no_policy_breaks_the_cap_or_the_budget(policy: str, cohort: tuple[pd.DataFrame, pd.DataFrame], share: float, fraction: float) -> None:
+@given(cohort=cohorts(), share=st.floats(0.05, 1), patient_share=st.floats(0.05, 1), fraction=st.floats(0.05, 1))
+def test_no_policy_breaks_a_cap_or_the_budget(
+    policy: str, cohort: tuple[pd.DataFrame, pd.DataFrame], share: float, patient_share: float, fraction: float
+) -> None:
     scores, labels = cohort
-    section = params.Mining(policy=policy, threshold=0.0, negative_fraction=fraction, max_slide_share=share, hard_share=1.0, skip_fraction=0.0)
-    own = chosen(mine(scores, labels, section, 1), "hard_negative")
+    limits = {"negative_fraction": fraction, "max_slide_share": share, "max_patient_share": patient_share}
+    section = params.Mining(policy=policy, threshold=0.0, hard_share=1.0, skip_fraction=0.0, **limits)
+    patients = {slide_id: f"patient{int(slide_id[1:]) // 4}" for slide_id in labels["slide_id"]}
+    own = chosen(mine(scores, labels, section, 1, patients=patients), "hard_negative")
     pool = scores.merge(labels[labels["label"] == 0], on="slide_id")
     count = budget(fraction, 1.0, 1, len(pool))
     assert len(own) == len(set(own)) <= count
-    assert all(sum(s == slide_id for s, _ in own) <= math.ceil(round(share * count, 6)) for slide_id, _ in own)
+    assert max(Counter(s for s, _ in own).values()) <= math.ceil(round(share * count, 6))
+    assert max(Counter(patients[s] for s, _ in own).values()) <= math.ceil(round(patient_share * count, 6))
     assert {slide_id for slide_id, _ in own} <= set(pool["slide_id"])

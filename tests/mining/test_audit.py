@@ -1,0 +1,100 @@
+"""What a mined set says of itself: by hand, and against the chance in plain loops."""
+
+import json
+from math import comb
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_scores import labels_of, scores_of
+
+from hnm import params
+from hnm.mining.audit import slide_supply, summarise
+from hnm.mining.select import mine
+
+PATIENTS = {"n1": "a", "n2": "b", "n3": "b", "p1": "c"}
+SCORES = scores_of({"n1": [0.93, 0.82, 0.71, 0.04], "n2": [0.61, 0.06], "n3": [0.41], "p1": [0.91, 0.83, 0.2]})
+LABELS = labels_of({"n1": 0, "n2": 0, "n3": 0, "p1": 1})
+
+
+def test_a_summary_by_hand() -> None:
+    section = params.Mining(positive_fraction=1.0, negative_fraction=1.0, max_slide_share=0.4, max_patient_share=0.4)
+    mined = mine(SCORES, LABELS, section, 1, patients=PATIENTS)
+    supply = slide_supply(mined, SCORES, LABELS, PATIENTS, section)
+    summary = summarise(mined, supply, SCORES, LABELS, section, 1)
+    # of 7 negative tiles a slide or patient supplies ceil(2.8) = 3; the positive slide's cap is ceil(0.8) = 1
+    assert summary["hard_negative"] == {
+        "candidates": 7,
+        "tiles": 6,
+        "short_of_budget": 1,
+        "candidate_histogram": [1, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0],
+        "score_histogram": [0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0],
+        "slides": 3,
+        "patients": 2,
+        "largest_slide_share": 0.5,
+        "largest_patient_share": 0.5,
+        "highest_score": 0.93,
+        "median_score": 0.66,
+        "lowest_score": 0.06,
+    }
+    assert summary["positive"]["candidates"] == 2 and summary["positive"]["short_of_budget"] == 1
+    assert (summary["round"], summary["policy"], summary["suspect_slides"]) == (1, "hard", [])
+    by_slide = supply.set_index("slide_id")
+    assert by_slide["candidates"].to_dict() == {"n1": 4, "n2": 2, "n3": 1, "p1": 2}
+    assert by_slide["mined"].to_dict() == {"n1": 3, "n2": 2, "n3": 1, "p1": 1}
+    assert by_slide["share"].to_dict() == {"n1": 0.5, "n2": 0.333333, "n3": 0.166667, "p1": 1.0}
+    assert by_slide["patient_id"].to_dict() == PATIENTS
+
+
+def test_a_round_that_mines_nothing_has_a_summary_too() -> None:
+    section = params.Mining(policy="none")
+    mined = mine(SCORES, LABELS, section, 1)
+    supply = slide_supply(mined, SCORES, LABELS, PATIENTS, section)
+    summary = summarise(mined, supply, SCORES, LABELS, section, 1)
+    assert summary["hard_negative"]["tiles"] == 0 and summary["hard_negative"]["candidates"] == 7
+    assert supply["share"].tolist() == [0.0] * 4
+    json.dumps(summary, allow_nan=False)
+
+
+def many(odd: float, slides: int = 20, tiles: int = 40) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
+    """Negative slides of `tiles` tiles with even scores; the tiles of n07 score `odd` more."""
+    draw = np.random.default_rng(3)
+    scores = {f"n{i:02d}": (draw.uniform(0.1, 0.5, tiles) + (odd if i == 7 else 0)).tolist() for i in range(slides)}
+    return scores_of({**scores, "p": [0.9]}), labels_of({**dict.fromkeys(scores, 0), "p": 1}), {slide_id: slide_id for slide_id in [*scores, "p"]}
+
+
+def supply_of(odd: float) -> pd.DataFrame:
+    scores, labels, patients = many(odd)
+    section = params.Mining(negative_fraction=0.2)
+    return slide_supply(mine(scores, labels, section, 1), scores, labels, patients, section).set_index("slide_id")
+
+
+def test_the_slide_that_supplies_an_odd_share_of_the_hardest_is_suspect() -> None:
+    odd = supply_of(0.4)
+    assert odd.index[odd["suspect"]].tolist() == ["n07"]
+    assert odd.loc["n07", ["hardest", "expected"]].tolist() == [40, 2.0]  # 5 % of 800 tiles are 40, spread over 20 slides of equal size
+    assert not supply_of(0.0)["suspect"].any()
+    assert odd.loc["p", ["hardest", "expected", "chance", "suspect"]].tolist() == [0, 0.0, 1.0, False]
+
+
+def test_two_slides_accuse_nobody() -> None:
+    """One of two slides cannot supply thrice what its size explains."""
+    scores, labels = scores_of({"n1": [0.9] * 60, "n2": [0.1] * 60, "p": [0.9]}), labels_of({"n1": 0, "n2": 0, "p": 1})
+    assert not slide_supply(mine(scores, labels, params.Mining(), 1), scores, labels, {s: s for s in ("n1", "n2", "p")}, params.Mining())["suspect"].any()
+
+
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=6), st.integers(0, 99))
+def test_the_chance_is_that_of_drawing_without_putting_back(sizes: list[int], seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    slides = {f"n{i}": draw.uniform(0.01, 0.99, size).tolist() for i, size in enumerate(sizes)}
+    scores, labels = scores_of({**slides, "p": [0.9]}), labels_of({**dict.fromkeys(slides, 0), "p": 1})
+    supply = slide_supply(mine(scores, labels, params.Mining(), 1), scores, labels, {s: s for s in [*slides, "p"]}, params.Mining()).set_index("slide_id")
+    total = sum(sizes)
+    hardest = round(0.05 * total)
+    for slide_id, size in zip(slides, sizes, strict=True):
+        found = supply.loc[slide_id, "hardest"]
+        tail = sum(comb(size, k) * comb(total - size, hardest - k) for k in range(found, hardest + 1)) / comb(total, hardest)
+        assert supply.loc[slide_id, "chance"] == pytest.approx(tail, rel=1e-5)
+    assert supply["hardest"].sum() == hardest
