@@ -13,6 +13,7 @@ from hnm.params import Tiles, Tissue
 from hnm.slides.pack import PackTile, encode, write_pack
 from hnm.slides.raw_tiles import open_slide
 from hnm.slides.reader import RegionError, Slide, Thumbnail, thumbnail
+from hnm.slides.storage import StorageError
 from hnm.slides.tiling import Grid, grid_of, tile_pixels, tissue_shares
 from hnm.slides.tissue import Mask, tissue_mask
 
@@ -46,6 +47,8 @@ class Plan:
 
 def cut(cutting: Cutting) -> None:
     """Writes the pack of a slide; `SlideError` says why there is none, and at which step."""
+    if not cutting.path.exists():
+        raise StorageError(f"{cutting.path.name} is gone since the cohort was checked; mount its folder, or run again without it")
     with open_slide(cutting.path) as slide:
         plan = plan_of(slide, cutting.mpp, cutting.tissue, cutting.tiles)
         write_pack(

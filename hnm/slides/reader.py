@@ -7,6 +7,7 @@ associated thumbnail may show another scale, or another slide.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ import openslide
 from PIL import Image
 
 from hnm.errors import SlideError
+from hnm.slides.storage import PASSING, StorageError, may_pass
 from hnm.store import key_of
 
 RGB = npt.NDArray[np.uint8]
@@ -119,7 +121,10 @@ class OpenSlideReader:
         self._slide.close()
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> RGB:
-        """See `Slide.read`. After a failure the file is opened anew and read once more, since OpenSlide latches its first error."""
+        """See `Slide.read`. After a failure the file is opened anew and read once more, since OpenSlide latches its first error.
+
+        `StorageError` where the file cannot be opened any more, or OpenSlide says that it is the storage that failed.
+        """
         try:
             return self._read(x, y, level, width, height)
         except openslide.OpenSlideError:
@@ -128,7 +133,8 @@ class OpenSlideReader:
             return self._read(x, y, level, width, height)
         except openslide.OpenSlideError as error:
             self._reopen()
-            raise RegionError(f"region {x=} {y=} {level=} {width=} {height=} cannot be read: {_reason(error, self._path)}", step="tiles") from None
+            kind = StorageError if _blames_storage(error) else RegionError
+            raise kind(f"region {x=} {y=} {level=} {width=} {height=} cannot be read: {_reason(error, self._path)}", step="tiles") from None
 
     def fingerprint(self) -> str:
         """Digest of what identifies the file cheaply: the size and the first 64 KiB of each of its files, OpenSlide's quickhash and the properties.
@@ -153,8 +159,12 @@ class OpenSlideReader:
         return np.asarray(canvas)
 
     def _reopen(self) -> None:
-        self._slide.close()
-        self._slide = _open(self._path)
+        latched = self._slide
+        try:
+            self._slide = _open(self._path)
+        except SlideError as error:  # it could be opened before
+            raise StorageError(str(error)) from None
+        latched.close()
 
 
 def thumbnail(slide: Slide, mpp: float, slide_mpp: tuple[float, float]) -> Thumbnail:
@@ -220,11 +230,18 @@ def _open(path: Path) -> openslide.OpenSlide:
     except openslide.OpenSlideUnsupportedFormatError:
         raise SlideError(f"{path.name} is no slide that OpenSlide can read") from None
     except openslide.OpenSlideError as error:
-        raise SlideError(f"{path.name} cannot be opened: {_reason(error, path)}") from None
+        kind = StorageError if _blames_storage(error) else SlideError
+        raise kind(f"{path.name} cannot be opened: {_reason(error, path)}") from None
 
 
 def _unreadable(path: Path, error: OSError) -> SlideError:
-    return SlideError(f"{path.name} cannot be read: {error.strerror}")
+    kind = StorageError if may_pass(error) else SlideError
+    return kind(f"{path.name} cannot be read: {error.strerror}")
+
+
+def _blames_storage(error: openslide.OpenSlideError) -> bool:
+    """OpenSlide has no codes: it hands the operating system's words on, or says "I/O error"."""
+    return any(words in str(error) for words in ("I/O error", *map(os.strerror, PASSING)))
 
 
 def _reason(error: openslide.OpenSlideError, path: Path) -> str:

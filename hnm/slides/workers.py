@@ -12,6 +12,7 @@ from typing import TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from hnm.errors import ParamsError, SlideError
+from hnm.slides.storage import patiently
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -30,8 +31,9 @@ def worker_count() -> int:
 def each(function: Callable[[Job], Result], jobs: Sequence[Job], *, seconds: float, step: str) -> Iterator[tuple[Job, Result | SlideError]]:
     """Each job with the result of `function(job)`, or the error that costs the slide, in order of completion.
 
-    A job that takes longer than `seconds`, or ends its process, becomes a `SlideError` of `step`. Any other exception
-    is a defect: it ends all. `function` and the jobs are pickled; paths in them must be absolute.
+    A job that takes longer than `seconds`, or ends its process, becomes a `SlideError` of `step`. While storage fails a
+    job is tried again, within its `seconds`. Any other exception is a defect: it ends all. `function` and the jobs are
+    pickled; paths in them must be absolute.
     """
     if not jobs:
         return
@@ -42,7 +44,7 @@ def each(function: Callable[[Job], Result], jobs: Sequence[Job], *, seconds: flo
     context.set_forkserver_preload([function.__module__, "hnm.tables"])
     with ProcessPool(max_workers=workers, initializer=_die_with_parent, context=context) as pool:
         try:
-            job_of: dict[Future[Result | SlideError], Job] = {pool.schedule(function, args=[job], timeout=seconds): job for job in jobs}
+            job_of: dict[Future[Result | SlideError], Job] = {pool.schedule(patiently, args=[function, job], timeout=seconds): job for job in jobs}
             for future in as_completed(job_of):
                 yield job_of[future], _outcome(future, seconds, step)
         except BaseException:
