@@ -27,6 +27,7 @@ demo: setup data/demo/slides.csv repro ## the whole loop on procedural slides, a
 
 repro: | setup ## dvc repro, and the table of rounds
 	dvc repro
+	@hnm track sync
 	@hnm rounds
 
 rounds: | setup ## the table of rounds of the last run
@@ -42,7 +43,7 @@ lint: | setup ## style, types, layers
 	lint-imports
 
 test: lint ## lint, types, layers and the whole suite
-	pytest -n 2 -m 'not services'
+	pytest -n 2 --dist loadfile -m 'not services'
 
 clean: ## everything that runs have made; the slides, the cache and MLflow's runs stay
 	rm -rf results data/cohort data/tiles data/encoders data/features data/heads data/scores data/mined

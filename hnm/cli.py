@@ -70,6 +70,22 @@ def preview(
         typer.echo(path)
 
 
+track = typer.Typer(help="Runs in MLflow.", no_args_is_help=True)
+app.add_typer(track, name="track")
+
+
+@track.command("sync")
+def track_sync() -> None:
+    """Bring waiting runs to MLflow, make those of stages that DVC restored, and the summary of this state."""
+    from hnm.experiments.sync import sync
+    from hnm.store import project_root
+
+    done = sync(project_root())
+    typer.echo(f"runs: {len(done.brought)} brought, {len(done.replayed)} made from files; summary: {done.summary or 'none'}")
+    for reason in done.missing:
+        typer.echo(f"not made: {reason}", err=True)
+
+
 @app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
     """Open MLflow's pages on 127.0.0.1."""

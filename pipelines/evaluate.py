@@ -6,7 +6,7 @@ import pandas as pd
 
 from hnm import params
 from hnm.errors import EvidenceError
-from hnm.evidence.evaluation import CohortTruth, Evaluation, RoundResults, evaluate_rounds, metrics_of, mined_summary
+from hnm.evidence.evaluation import CohortTruth, RoundResults, evaluate_rounds, metrics_of
 from hnm.evidence.plots import write_plots
 from hnm.evidence.report import render_report
 from hnm.experiments.tracking import Tracker
@@ -48,11 +48,12 @@ def main(
     )
     results = [_read_round(name, rounds[name], scores / name, heads / name, encoders / name, mined / name) for name in sorted(rounds, key=int)]
     evaluation = evaluate_rounds(cohort, results, evaluate)
-    write_json(metrics_of(evaluation), metrics)
+    numbers = metrics_of(evaluation)
+    write_json(numbers, metrics)
     write_plots(evaluation, plots)
     with whole(report) as temporary:
         temporary.write_text(render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5")), encoding="utf-8")
-    _track(evaluation, tracker)
+    tracker.evaluation(numbers)
     for path in (metrics, plots, report):
         tracker.file(path)
     auc = evaluation.chosen.numbers["test"]["auc"].value
@@ -80,23 +81,6 @@ def _read_history(folder: Path) -> pd.DataFrame:
         return pd.read_csv(folder / "history.csv")
     except FileNotFoundError:
         raise EvidenceError(f"{folder / 'history.csv'} does not exist; run the stage that trains it (dvc repro)") from None
-
-
-def _track(evaluation: Evaluation, tracker: Tracker) -> None:
-    """Logs the chosen round's numbers, and each round's as steps."""
-    chosen = evaluation.chosen.numbers
-    test = {f"test/{name}": number.value for name, number in chosen["test"].items()}
-    bounds = {"test/auc_low": chosen["test"]["auc"].low, "test/auc_high": chosen["test"]["auc"].high}
-    tiles = {f"test/tile_{name}": number.value for name, number in chosen["test_tiles"].items()}
-    tracker.metrics({"validation/auc": chosen["validation"]["auc"].value, **test, **bounds, **tiles})
-    for step, evidence in enumerate(evaluation.rounds):
-        groups = {"round/validation_auc": "validation", "round/test_auc": "test", "round/test_tile_auc": "test_tiles"}
-        summary = {} if evidence.mined is None else mined_summary(evidence.mined)
-        tracker.metrics(
-            {name: evidence.numbers[group]["auc"].value for name, group in groups.items()}
-            | {f"round/{role}": summary[role] for role in ("positives", "hard_negatives") if role in summary},
-            step=step,
-        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ def fit_encoder(
     A step takes tiles of both roles, half and half, and two views of each. Negatives are anchors with the other
     negatives as their positives; after the warm-up, positives are anchors too. Tiles of no certain label never come
     here: mining leaves them out. Batch normalisation keeps its statistics, as the mined tiles are no fair sample of
-    the cohort. The loss sees a projection that is dropped afterwards (Khosla et al. 2020, section 3.1).
+    the cohort. The loss sees a projection that is dropped afterwards (Khosla et al. 2020, section 3.1); it starts from
+    features standardised as the encoder gave them at first, for all tiles share so much of a feature that raw ones
+    look alike at a low temperature, and the contrast may then collapse.
 
     Args:
         encoder: the encoder of the round before.
@@ -42,11 +44,9 @@ def fit_encoder(
     for role, name in ((NEGATIVE, "hard negatives"), (POSITIVE, "positives")):
         if not (roles == role).any():
             raise FinetuneError(f"the mined set has no {name}; the contrast needs both roles: see mining.threshold and the fractions")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(section.seed, "projection"))
-        width = encoder.record.features
-        projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, section.projection_features))
-    model = nn.Sequential(encoder, projection).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder = encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    projection = _make_projection(_features(encoder, tiles, section.batch_tiles, device), section).to(device)
+    model = nn.Sequential(encoder, projection)
     optimiser = torch.optim.AdamW(model.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay)
     history: list[dict[str, float]] = []
     for epoch in range(1, section.epochs + 1):
@@ -90,6 +90,36 @@ def role_batches(roles: NDArray[np.int64], batch_tiles: int, seed: int, epoch: i
     orders = [np.concatenate([generator.permutation(own) for _ in range(-(-steps * half // len(own)))]) for own in rows]
     for step in range(steps):
         yield np.concatenate([order[step * half : (step + 1) * half] for order in orders])
+
+
+class _Standardise(nn.Module):
+    """Features less their first mean, over their first deviation."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", features.mean(dim=0))
+        self.register_buffer("deviation", features.std(dim=0, unbiased=False).clamp_min(1e-6))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.deviation
+
+
+def _make_projection(features: Tensor, section: params.Finetune) -> nn.Sequential:
+    """Two layers behind the standardisation of `features`; the weights are drawn from the section's seed."""
+    width = features.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(section.seed, "projection"))
+        return nn.Sequential(_Standardise(features), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, section.projection_features))
+
+
+@torch.no_grad()
+def _features(encoder: TileEncoder, tiles: NDArray[np.uint8], batch_tiles: int, device: torch.device) -> Tensor:
+    """The features of the mined tiles before fine-tuning, on the CPU."""
+    batches = [to_input(torch.from_numpy(tiles[first : first + batch_tiles]), device) for first in range(0, len(tiles), batch_tiles)]
+    return torch.cat([encoder.eval()(batch.contiguous(memory_format=torch.channels_last)).float().cpu() for batch in batches])
 
 
 def _freeze_batch_norm(model: nn.Module) -> None:

@@ -8,17 +8,18 @@ import tiny_evidence as tiny
 
 from hnm.errors import EvidenceError, TableError
 from hnm.evidence import plots
-from hnm.experiments.tracking import METRICS
+from hnm.experiments.tracking import METRICS, Tracker
 from hnm.params import Evaluate, Round
 from pipelines.evaluate import main
 
 SECTION = Evaluate(resamples=100)
 
 
-class Recorder:
+class Recorder(Tracker):
     """What a stage tells its tracker."""
 
     def __init__(self) -> None:
+        super().__init__("evaluate", None)
         self.logged: dict[tuple[str, int | None], float | None] = {}
         self.files: list[str] = []
 
