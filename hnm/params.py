@@ -115,7 +115,7 @@ class Head(Section):
     learning_rate: Positive = 2e-4
     weight_decay: NotNegative = 5e-3
     schedule: Literal["cosine", "constant"] = "cosine"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of a tile's features dropped in training."""
     attention_features: Count = 128
     """Width of what is attended by: of the queries (dsmil), the gate (abmil, clam_sb) or the tokens (transmil, a multiple of 8)."""
@@ -142,9 +142,9 @@ class Ranking(Section):
     on: Literal["score", "logit"] = "score"
     """What is ranked: scores in [0, 1], or logits."""
     margin: NotNegative = 0.5
-    top_k: Count = 5
+    top_k: Count = 10
     """A slide with fewer tiles uses those it has."""
-    weight: NotNegative = 1.0
+    weight: NotNegative = 2.0
 
     @model_validator(mode="after")
     def _margin_can_be_met(self) -> "Ranking":
@@ -160,7 +160,7 @@ class Mining(Section):
     """How negatives are chosen; `random` and `all` are the controls, `none` leaves the encoder as it is."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """A positive is a tile of a positive slide whose score exceeds this."""
-    positive_fraction: PositiveShare = 0.5
+    positive_fraction: PositiveShare = 0.1
     """Share of those tiles that is mined, the best first."""
     negative_fraction: PositiveShare = 0.1
     """Share of the negative slides' tiles that is mined, the best-scoring first."""
@@ -194,11 +194,11 @@ class Views(Section):
 class Finetune(Section):
     """Supervised contrastive fine-tuning of the encoder on the mined tiles."""
 
-    epochs: Count = 3
+    epochs: Count = 4
     """Each epoch shows every tile of the more numerous role once."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     """First epochs, in which negatives alone are anchors."""
-    batch_tiles: Annotated[int, Field(ge=4)] = 64
+    batch_tiles: Annotated[int, Field(ge=4)] = 32
     """Tiles of a step, half of each role; each gives two views."""
     learning_rate: Positive = 3e-4
     weight_decay: NotNegative = 1e-4

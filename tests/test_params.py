@@ -13,7 +13,7 @@ MINIMAL: dict[str, Any] = {"rounds": {"0": {}}, "later_rounds": {}, "cohort": {"
 
 def test_sections_that_are_left_out_have_their_defaults() -> None:
     params = check_params(MINIMAL)
-    assert (params.ranking.on, params.ranking.margin, params.ranking.top_k) == ("score", 0.5, 5)
+    assert (params.ranking.on, params.ranking.margin, params.ranking.top_k) == ("score", 0.5, 10)
     assert params.finetune.temperature == 0.07 and params.tiles.tile_px == 224
 
 
