@@ -45,5 +45,9 @@ lint: | setup ## style, types, layers
 test: lint ## lint, types, layers and the whole suite
 	pytest -n 2 --dist loadfile -m 'not services'
 
+test-services: | setup ## what needs a browser; installs Chromium where it may
+	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || echo "no Chromium, and none can be installed"
+	pytest -m services -rs
+
 clean: ## everything that runs have made; the slides, the cache and MLflow's runs stay
 	rm -rf results data/cohort data/tiles data/encoders data/features data/heads data/scores data/mined
