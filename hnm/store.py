@@ -12,9 +12,11 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -125,8 +127,21 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
+@dataclass(frozen=True)
+class Kept:
+    """One result in a store."""
+
+    kind: str
+    path: Path
+    bytes: int
+    used: float
+    """When it was made or last linked, in seconds of the epoch: a link changes its file's time of status, reading does not."""
+    shared: bool
+    """Whether its bytes have other names too, such as a stage's output: removing it frees nothing then."""
+
+
 class Store:
-    """A folder of results, each one file under `kind/ab/abcdef…`; a file that is there is complete."""
+    """A folder of results, each one file (or folder) under `kind/ab/abcdef…`; a file that is there is complete."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -144,6 +159,52 @@ class Store:
         except OSError:
             with whole(target) as temporary:
                 shutil.copyfile(kept, temporary)
+
+    def kept(self) -> list[Kept]:
+        """All results, the least recently used first."""
+        found = (path for path in self.root.rglob("*") if re.fullmatch(r"[0-9a-f]{64}(\.\w+)?", path.name) and path.parent.name == path.name[:2])
+        return sorted(map(self._described, found), key=lambda result: (result.used, result.path))
+
+    def leftovers(self, before: float) -> list[Path]:
+        """Temporary files of writes that were killed: those last written `before` a time, in seconds of the epoch."""
+        return sorted(path for path in self.root.rglob(".*") if path.is_file() and path.stat().st_mtime < before)
+
+    def remove(self, path: Path) -> None:
+        """Removes a result or a leftover; what was linked from it stays."""
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _described(self, path: Path) -> Kept:
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        stats = [file.stat() for file in files] or [path.stat()]
+        kind = path.parent.parent.relative_to(self.root).as_posix()
+        return Kept(kind, path, sum(stat.st_size for stat in stats), max(stat.st_ctime for stat in stats), all(stat.st_nlink > 1 for stat in stats))
+
+
+def expired(kept: Sequence[Kept], *, now: float, max_seconds: float | None = None, max_bytes: float | None = None) -> list[Kept]:
+    """Which results go, of `kept` in order of use: those unused for `max_seconds`, then the least recently used until the rest holds at most `max_bytes`."""
+    left = sum(result.bytes for result in kept)
+    gone = []
+    for result in kept:
+        too_old = max_seconds is not None and now - result.used > max_seconds
+        if too_old or (max_bytes is not None and left > max_bytes):
+            gone.append(result)
+            left -= result.bytes
+    return gone
+
+
+def damaged(kept: Sequence[Kept], checks: Mapping[str, Callable[[Path], object]]) -> dict[Path, HnmError]:
+    """The results that the check of their kind refuses, with its error; kinds without one are not looked at."""
+    refused: dict[Path, HnmError] = {}
+    for result in kept:
+        if check := checks.get(result.kind):
+            try:
+                check(result.path)
+            except HnmError as error:
+                refused[result.path] = error
+    return refused
 
 
 def project_store() -> Store:
