@@ -144,6 +144,19 @@ TILE_SCORES = Table(
 
 SLIDE_SCORES = Table("slide scores", ("slide_id",), {"slide_id": _slide_id, "logit": _logit, "score": _score})
 
+VETOES = Table(
+    "vetoes",
+    ("slide_id", "tile", "x", "y"),
+    {
+        "slide_id": _slide_id,
+        "tile": pa.Column("Int64", _at_least_0, nullable=True),  # its number, or else:
+        "x": pa.Column("Int64", _at_least_0, nullable=True),  # a point in it, in level-0 pixels
+        "y": pa.Column("Int64", _at_least_0, nullable=True),
+        "reason": pa.Column(str),
+    },
+)
+"""Tiles that a person does not want mined."""
+
 MINED = Table(
     "mined tiles",
     ("role", "rank"),

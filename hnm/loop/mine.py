@@ -5,20 +5,23 @@ from typing import Any
 
 from hnm.mining.audit import slide_supply, summarise
 from hnm.mining.select import mine
+from hnm.mining.vetoes import vetoed_tiles, without
 from hnm.params import Mining
 from hnm.store import write_json
 from hnm.tables import LABELS, MINED, MINED_SLIDES, SLIDES, TILE_SCORES
 
 
 def mine_tiles(
-    tile_scores: Path, train_labels: Path, slides: Path, mined: Path, mined_slides: Path, summary: Path, round_: int, *, mining: Mining
+    tile_scores: Path, train_labels: Path, slides: Path, vetoes: Path, mined: Path, mined_slides: Path, summary: Path, round_: int, *, mining: Mining
 ) -> dict[str, Any]:
     """Writes the mined tiles of one round, what each slide supplies to them, and their summary, which it returns."""
     scores, labels, cohort = TILE_SCORES.read(tile_scores), LABELS.read(train_labels), SLIDES.read(slides)
     patients = dict(zip(cohort["slide_id"], cohort["patient_id"], strict=True))
-    table = mine(scores, labels, mining, round_, patients=patients)
-    supply = slide_supply(table, scores, labels, patients, mining)
-    found = summarise(table, supply, scores, labels, mining, round_)
+    vetoed = vetoed_tiles(vetoes, scores, cohort)
+    allowed = without(scores, vetoed)
+    table = mine(scores, labels, mining, round_, patients=patients, vetoed=vetoed)
+    supply = slide_supply(table, allowed, labels, patients, mining)
+    found = {**summarise(table, supply, allowed, labels, mining, round_), "vetoed": int(vetoed["slide_id"].isin(labels["slide_id"]).sum())}
     MINED.write(table, mined)
     MINED_SLIDES.write(supply, mined_slides)
     write_json(found, summary)

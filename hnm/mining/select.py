@@ -11,6 +11,7 @@ import pandas as pd
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import MiningError
+from hnm.mining.vetoes import without
 from hnm.tables import MINED
 
 BEST_FIRST = ["score", "logit", "slide_id", "tile"]
@@ -24,7 +25,15 @@ class Caps:
     patient: int
 
 
-def mine(scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, round_: int, *, patients: Mapping[str, str] | None = None) -> pd.DataFrame:
+def mine(
+    scores: pd.DataFrame,
+    labels: pd.DataFrame,
+    section: params.Mining,
+    round_: int,
+    *,
+    patients: Mapping[str, str] | None = None,
+    vetoed: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """The mined tiles of one round.
 
     *Positives* are the best `positive_fraction` of the positive slides' tiles whose score exceeds `threshold`; *hard
@@ -39,6 +48,7 @@ def mine(scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, rou
         section: the settings.
         round_: the round that the mined tiles are for, from 1.
         patients: slide id -> patient id; where None, each slide is another patient's.
+        vetoed: slide_id and tile of the tiles that must not be mined, in either role.
 
     Returns:
         A `MINED` table; empty where the policy is `none`.
@@ -48,10 +58,13 @@ def mine(scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, rou
     """
     if section.policy == "none":
         return MINED.empty()
-    tiles = scores.assign(patient_id=scores["slide_id"] if patients is None else scores["slide_id"].map(patients))
+    tiles = scores if vetoed is None else without(scores, vetoed)
+    tiles = tiles.assign(patient_id=tiles["slide_id"] if patients is None else tiles["slide_id"].map(patients))
     positive, negative = (tiles_labelled(label, tiles, labels) for label in (1, 0))
     if negative.empty:
-        raise MiningError("no negative train slide has tiles, so there are no hard negatives; add negative slides to the train split")
+        raise MiningError(
+            "no negative train slide has tiles that may be mined, so there are no hard negatives; add negative slides to the train split or lift vetoes"
+        )
     sure = positive[positive["score"] > section.threshold]
     if sure.empty:
         best = "there is none" if positive.empty else f"best: {positive['score'].max():.3g}"

@@ -1,4 +1,4 @@
-"""Polygons that people drew on slides: GeoJSON, checked, and the share of each tile that they cover. Only `evaluate` looks at them."""
+"""Polygons that people drew on slides: GeoJSON, checked, and the share of each tile that they cover."""
 
 import json
 from collections.abc import Collection

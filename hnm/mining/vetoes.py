@@ -1,0 +1,87 @@
+"""Vetoes: tiles that a person does not want mined, from a table or from polygons drawn on slides.
+
+A folder holds `vetoes.csv` (table `VETOES`: a line a tile, by its number or by a point in it) and, where somebody drew
+areas, `<slide_id>.geojson` as QuPath exports it (level-0 pixels; the class is the reason).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import shapely
+
+from hnm.errors import MiningError
+from hnm.slides.annotations import Region, check_inside, covered_shares, read_annotation
+from hnm.tables import VETOES
+
+LISTED = "vetoes.csv"
+
+
+def vetoed_tiles(folder: Path, tiles: pd.DataFrame, slides: pd.DataFrame) -> pd.DataFrame:
+    """slide_id, tile, `reason` of each tile that the vetoes in `folder` forbid; the first reason of several.
+
+    A polygon forbids the tiles whose centre, or more than half of whose area, lies in it. A slide in quarantine has no
+    tiles, and its vetoes forbid nothing.
+
+    Args:
+        folder: the vetoes.
+        tiles: slide_id, tile, x, y and side of all tiles of the cohort.
+        slides: the `SLIDES` table.
+
+    Raises:
+        MiningError: a slide or a tile is unknown, a line names a tile in no way or in two, or a file is none of these.
+        CohortError: a GeoJSON file holds no polygons, or they lie outside their slide.
+    """
+    vetoes = VETOES.read(folder / LISTED)
+    drawn = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix == ".geojson"}
+    if strange := sorted(path.name for path in folder.iterdir() if path.suffix != ".geojson" and path.name != LISTED):
+        raise MiningError(f"{folder / strange[0]} is neither {LISTED} nor <slide_id>.geojson; rename or remove it")
+    for slide_id, where in [*((slide_id, folder / LISTED) for slide_id in vetoes["slide_id"]), *drawn.items()]:
+        if slide_id not in set(slides["slide_id"]):
+            raise MiningError(f"{where}: slide_id={slide_id} is not in the cohort; correct or remove its veto")
+    rows = {str(slide_id): own for slide_id, own in tiles.groupby("slide_id", sort=False)}
+    aspects = dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))
+    sizes = {slide_id: (width, height) for slide_id, width, height in slides[["slide_id", "width", "height"]].itertuples(index=False)}
+    found = [
+        rows[slide_id].loc[_listed(rows[slide_id], aspects[slide_id], tile, x, y, folder / LISTED), ["slide_id", "tile"]].assign(reason=reason)
+        for slide_id, tile, x, y, reason in vetoes.itertuples(index=False)
+        if slide_id in rows
+    ]
+    for slide_id, path in drawn.items():
+        regions = read_annotation(path)
+        check_inside(regions, sizes[slide_id], str(path))
+        if slide_id in rows:
+            own = rows[slide_id]
+            found += [own.loc[_inside(own, aspects[slide_id], region), ["slide_id", "tile"]].assign(reason=region.name) for region in regions]
+    table = pd.concat(found) if found else tiles.iloc[:0][["slide_id", "tile"]].assign(reason="")
+    return table.drop_duplicates(["slide_id", "tile"]).sort_values(["slide_id", "tile"], ignore_index=True)
+
+
+def without(tiles: pd.DataFrame, vetoed: pd.DataFrame) -> pd.DataFrame:
+    """Those of `tiles` that are not `vetoed`."""
+    forbidden = pd.MultiIndex.from_frame(vetoed[["slide_id", "tile"]])
+    return tiles[~pd.MultiIndex.from_frame(tiles[["slide_id", "tile"]]).isin(forbidden)]
+
+
+def _listed(tiles: pd.DataFrame, aspect: float, tile: int | None, x: int | None, y: int | None, where: Path) -> "pd.Series[bool]":
+    """Which of a slide's tiles one line of the table means."""
+    slide_id = tiles["slide_id"].iloc[0]
+    if pd.isna(x) != pd.isna(y) or pd.isna(tile) == pd.isna(x):
+        raise MiningError(f"{where}: a veto of slide_id={slide_id} must name either a tile or a point x, y, but has tile={tile}, x={x}, y={y}; fill in one")
+    if not pd.isna(tile):
+        chosen, name = tiles["tile"] == tile, f"tile={tile}"
+    else:
+        right, lower = tiles["x"] + tiles["side"], tiles["y"] + tiles["side"] * aspect
+        chosen, name = (tiles["x"] <= x) & (right > x) & (tiles["y"] <= y) & (lower > y), f"tile at x={x}, y={y}"
+    if not chosen.any():
+        raise MiningError(f"{where}: slide_id={slide_id} has no {name}; correct or remove the veto (tiles are numbered anew when the section tiles changes)")
+    return chosen
+
+
+def _inside(tiles: pd.DataFrame, aspect: float, region: Region) -> "pd.Series[bool]":
+    """Which of a slide's tiles lie in `region`, by their centre or by most of their area."""
+    x, y, side = (tiles[column].to_numpy() for column in ("x", "y", "side"))
+    width, height = float(side[0]), float(side[0]) * aspect
+    centred = shapely.intersects_xy(region.geometry, x + width / 2, y + height / 2)
+    mostly = covered_shares([region], [region.name], x, y, width, height) > 0.5
+    return pd.Series(np.asarray(centred | mostly), index=tiles.index)
