@@ -160,7 +160,7 @@ class Mining(Section):
     """How negatives are chosen; `random` and `all` are the controls, `none` leaves the encoder as it is."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """A positive is a tile of a positive slide whose score exceeds this."""
-    positive_fraction: PositiveShare = 0.1
+    positive_fraction: PositiveShare = 0.2
     """Share of those tiles that is mined, the best first."""
     negative_fraction: PositiveShare = 0.1
     """Share of the negative slides' tiles that is mined, the best-scoring first."""
