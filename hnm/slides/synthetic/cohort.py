@@ -46,7 +46,7 @@ class _Subject:
     look_alike_share: float
 
 
-def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: int = 2560, odd_slides: bool = True) -> Path:
+def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: int = 2240, odd_slides: bool = True) -> Path:
     """Makes `slides` slides, half of them with tumour, under the folder `out` and returns its manifest, `out`/slides.csv.
 
     Args:
@@ -57,8 +57,9 @@ def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: in
         width_px: level-0 width of the widest slide at 0.5 µm per pixel, at least 512; a slide of 768 is made in 0.3 s.
         odd_slides: whether one negative train slide is empty glass (its place in a cohort is quarantine) and another has pen marks.
 
-    Annotations are GeoJSON polygons in level-0 pixels, `properties.classification.name` "tumour" or "look-alike": tissue that is
-    benign, though its cells are large and crowded. Raises `CohortError` where `slides` or `width_px` is out of range.
+    Annotations are GeoJSON polygons in level-0 pixels, `properties.classification.name` "tumour" or "look-alike": large crowded
+    cells, yet benign, in some negative slides and most positive ones. All slides but the empty glass have one, if with no polygon.
+    Raises `CohortError` where `slides` or `width_px` is out of range.
     """
     if slides < FEWEST_SLIDES or slides % 2:
         raise CohortError(f"a demo cohort of slides={slides} cannot be split with both labels in each; ask for an even number from {FEWEST_SLIDES}")
@@ -69,7 +70,7 @@ def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: in
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(worker_count(), context) as workers:
-        annotated = list(workers.map(make, subjects))
+        list(workers.map(make, subjects))  # raises what a worker raised
     manifest = pd.DataFrame(
         {
             "slide_id": [subject.slide_id for subject in subjects],
@@ -77,7 +78,7 @@ def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: in
             "label": [subject.label for subject in subjects],
             "patient_id": [subject.patient_id for subject in subjects],
             "split": [subject.split for subject in subjects],
-            "annotation": [f"annotations/{subject.slide_id}.geojson" if has else "" for subject, has in zip(subjects, annotated, strict=True)],
+            "annotation": [f"annotations/{subject.slide_id}.geojson" if subject.made_of != "glass" else "" for subject in subjects],
         }
     )
     with whole(out / "slides.csv") as temporary:
@@ -86,7 +87,7 @@ def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: in
 
 
 def _subjects(seed: int, slides: int, odd_slides: bool) -> list[_Subject]:
-    """What is made: labels and splits dealt to shuffled slide ids, tumour shares from 5 to 30 %, small ones more often."""
+    """What is made, by slide id: labels and splits are dealt to shuffled ids; tumour is 4 to 28 % of a positive slide's tissue."""
     dice = Dice(seed_of(seed, "demo", "subjects"))
     held_out = round(slides / 9)
     pairs = slides // 2
@@ -103,22 +104,21 @@ def _subjects(seed: int, slides: int, odd_slides: bool) -> list[_Subject]:
                 label=label,
                 split="test" if pair < held_out else "validation" if pair < 2 * held_out else "train",
                 made_of=ODD_SLIDES.get(pairs - pair, "tissue") if odd_slides and label == 0 else "tissue",
-                tumour_share=label * (0.05 + 0.25 * evenly * evenly),
-                look_alike_share=dice.one(40, 110) / 1000 if label else dice.one(80, 260) / 1000,
+                tumour_share=label * (0.07 + 0.28 * evenly * evenly),
+                look_alike_share=max(dice.one(-60, 60), 0) / 1000 if label else max(dice.one(-80, 120), 0) / 1000,
             )
         )
     return sorted(subjects, key=lambda subject: subject.slide_id)
 
 
-def _make_slide(out: Path, seed: int, width_px: int, subject: _Subject) -> bool:
-    """Writes one slide, and its truth where there is any; returns whether there is."""
+def _make_slide(out: Path, seed: int, width_px: int, subject: _Subject) -> None:
+    """Writes one slide and, unless it is glass, its truth."""
     painting = _paint(seed, width_px, subject)
     with whole(out / "slides" / f"{subject.slide_id}.svs") as temporary:
         _write_svs(painting.pixels, temporary)
-    named = [("tumour", polygon) for polygon in painting.tumour] + [("look-alike", polygon) for polygon in painting.look_alike]
-    if named:
-        write_json({"type": "FeatureCollection", "features": [_feature(*pair) for pair in named]}, out / "annotations" / f"{subject.slide_id}.geojson")
-    return bool(named)
+    if subject.made_of != "glass":
+        features = [_feature("tumour", polygon) for polygon in painting.tumour] + [_feature("look-alike", polygon) for polygon in painting.look_alike]
+        write_json({"type": "FeatureCollection", "features": features}, out / "annotations" / f"{subject.slide_id}.geojson")
 
 
 def _paint(seed: int, width_px: int, subject: _Subject) -> Painting:

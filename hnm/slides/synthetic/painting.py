@@ -33,8 +33,8 @@ class Stain:
     @classmethod
     def drawn(cls, dice: Dice) -> "Stain":
         """A plausible stain."""
-        hue, strengths = dice.one(0, 101), (dice.one(820, 1080), dice.one(760, 1240))
-        haematoxylin = (620 + dice.one(-40, 41), 740 + dice.one(-40, 41), 280 + hue * 3 // 2)
+        hue, strengths = dice.one(0, 71), (dice.one(900, 1060), dice.one(880, 1120))
+        haematoxylin = (620 + dice.one(-25, 26), 740 + dice.one(-25, 26), 280 + hue * 3 // 2)
         eosin = (100 + hue, 880 + dice.one(-30, 31), 360 + hue * 3 // 2)
         brightness = dice.one(239, 248)
         glass = tuple(brightness + dice.one(-3, 4) for _ in range(3))
@@ -84,10 +84,10 @@ def mark_with_pen(dice: Dice, painting: Painting) -> Painting:
 def _islands(dice: Dice, height: int, width: int) -> tuple[Polygon, ...]:
     """One piece of tissue, or two."""
     if dice.one(0, 3):
-        return (star(dice, width // 2, height // 2, width * 30 // 64, height * 30 // 64, 60),)
+        return (star(dice, width // 2, height // 2, width * 36 // 64, height * 36 // 64, 50),)
     return (
-        star(dice, width * 9 // 32, height // 2, width * 17 // 64, height * 30 // 64, 60),
-        star(dice, width * 51 // 64, height // 2, width * 12 // 64, height * 28 // 64, 60),
+        star(dice, width * 8 // 32, height // 2, width * 22 // 64, height * 38 // 64, 50),
+        star(dice, width * 53 // 64, height // 2, width * 14 // 64, height * 36 // 64, 50),
     )
 
 
@@ -132,7 +132,7 @@ def _stains(
     fat = both(ramp(speckle(144), 110, 130), ONE - large, ONE - ramp(depth, 190, 230))
     cellular = both(tissue, ONE - fat)
 
-    cracks = ramp(speckle(5) + speckle(14) // 2 + sinus // 2, 110, 190)
+    cracks = ramp(speckle(5) + speckle(14) // 2 + sinus // 2, 150, 230)
     fibres, slopes, clefts = _fibres(speckle)
     haematoxylin, eosin = blend(130 + speckle(10) // 4 + speckle(3) // 5, 10, cracks), blend(170 + speckle(6) // 4 + speckle(2) // 4, 25, cracks)
     haematoxylin, eosin = blend(haematoxylin, dice.one(80, 150) + speckle(6) // 4, nests), blend(eosin, dice.one(190, 290) + speckle(5) // 3, nests)
