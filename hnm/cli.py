@@ -88,6 +88,47 @@ def track_sync() -> None:
         typer.echo(f"not made: {reason}", err=True)
 
 
+mined = typer.Typer(help="Mined tiles: look at them, and say which are not to be.", no_args_is_help=True)
+app.add_typer(mined, name="mined")
+Round = Annotated[int | None, typer.Option("--round", min=1, help="The last one where none is named.")]
+
+
+@mined.command("suspects")
+def mined_suspects(round_: Round = None) -> None:
+    """List the negative slides that supply an odd share of the hardest tiles, the oddest first."""
+    from hnm.tables import MINED_SLIDES
+
+    table = MINED_SLIDES.read(_mined_folder(round_) / "slides.csv")
+    for slide in table[table["suspect"]].sort_values(["chance", "slide_id"]).itertuples():
+        typer.echo(f"{slide.slide_id}\t{slide.hardest} of the hardest tiles, {slide.expected:.1f} by its size\tpatient {slide.patient_id}")
+    typer.echo(f"{table['suspect'].sum()} of {(table['label'] == 0).sum()} negative slides are suspect")
+
+
+@mined.command("export")
+def mined_export(round_: Round = None, out: Annotated[Path, typer.Option(help="Folder of the files, one a slide.")] = Path("results/mined")) -> None:
+    """Write the mined tiles as GeoJSON for QuPath: outline, role, score."""
+    from hnm.mining.export import export_mined
+    from hnm.store import project_root
+    from hnm.tables import MINED, SLIDES
+
+    slides = SLIDES.read(project_root() / "data" / "cohort" / "slides.parquet")
+    aspects = dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))
+    for path in export_mined(MINED.read(_mined_folder(round_) / "mined.parquet"), aspects, out):
+        typer.echo(path)
+
+
+def _mined_folder(round_: int | None) -> Path:
+    """The folder of a round's mined tiles; of the last round where None."""
+    from hnm.errors import MiningError
+    from hnm.store import project_root
+
+    folder = project_root() / "data" / "mined"
+    rounds = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+    if round_ is None and not rounds:
+        raise MiningError(f"{folder} holds no round; run dvc repro")
+    return folder / str(max(rounds) if round_ is None else round_)
+
+
 store = typer.Typer(help="Results that are kept, so that nothing is computed twice.", no_args_is_help=True)
 app.add_typer(store, name="store")
 

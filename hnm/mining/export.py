@@ -1,0 +1,46 @@
+"""Mined tiles as a person can see them on their slides: GeoJSON that QuPath opens."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hnm.store import write_json
+
+COLOURS = {"positive": [200, 0, 0], "hard_negative": [0, 90, 200]}
+
+
+def export_mined(mined: pd.DataFrame, aspects: Mapping[str, float], folder: Path) -> list[Path]:
+    """Writes `<slide_id>.geojson` for each slide of a `MINED` table into `folder`; returns their paths.
+
+    A tile is an annotation whose outline is in level-0 pixels, whose class is its role and whose measurements are score
+    and rank. A person who deletes the good ones in QuPath and exports the rest has a file of vetoes.
+
+    Args:
+        mined: the `MINED` table.
+        aspects: slide id -> height of a tile over its width, in level-0 pixels.
+        folder: where the files go.
+    """
+    written = []
+    for slide_id, own in mined.sort_values(["slide_id", "tile"]).groupby("slide_id"):
+        path = folder / f"{slide_id}.geojson"
+        features = [_feature(tile, aspects[str(slide_id)]) for tile in own.to_dict("records")]
+        write_json({"type": "FeatureCollection", "features": features}, path)
+        written.append(path)
+    return written
+
+
+def _feature(tile: Mapping[Any, Any], aspect: float) -> dict[str, Any]:
+    left, top = int(tile["x"]), int(tile["y"])
+    right, bottom = left + int(tile["side"]), top + round(tile["side"] * aspect)
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [[[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]]},
+        "properties": {
+            "objectType": "annotation",
+            "name": f"tile {tile['tile']}",
+            "classification": {"name": tile["role"], "color": COLOURS[tile["role"]]},
+            "measurements": {"score": round(float(tile["score"]), 6), "rank": int(tile["rank"])},
+        },
+    }

@@ -1,0 +1,57 @@
+"""`hnm mined`, as it is typed."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny_evidence
+from typer.testing import CliRunner
+
+from hnm.cli import app
+from hnm.tables import MINED, MINED_SLIDES, SLIDES
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of two rounds; n2 is suspect in the second."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    SLIDES.write(tiny_evidence.cohort().slides, tmp_path / "data" / "cohort" / "slides.parquet")
+    for round_ in (1, 2):
+        MINED.write(tiny_evidence.mined(round_), tmp_path / "data" / "mined" / str(round_) / "mined.parquet")
+        table = pd.DataFrame(
+            {
+                "slide_id": ["n1", "n2", "p1"],
+                "patient_id": ["a", "b", "c"],
+                "label": [0, 0, 1],
+                "candidates": 40,
+                "mined": [1, 7, 2],
+                "share": [0.125, 0.875, 1.0],
+                "hardest": [0, 12, 0],
+                "expected": [4.0, 4.0, 0.0],
+                "chance": [1.0, 0.0001, 1.0],
+                "suspect": [False, round_ == 2, False],
+            }
+        )
+        MINED_SLIDES.write(table, tmp_path / "data" / "mined" / str(round_) / "slides.csv")
+    return tmp_path
+
+
+def said(*arguments: str) -> list[str]:
+    return CliRunner().invoke(app, ["mined", *arguments]).output.splitlines()
+
+
+def test_suspects_are_listed_with_what_makes_them_so(root: Path) -> None:
+    assert said("suspects") == ["n2\t12 of the hardest tiles, 4.0 by its size\tpatient b", "1 of 2 negative slides are suspect"]
+    assert said("suspects", "--round", "1") == ["0 of 2 negative slides are suspect"]
+
+
+def test_export_of_the_last_round_or_of_another(root: Path) -> None:
+    assert said("export", "--out", "a") == ["a/tr2.geojson", "a/tr3.geojson"]
+    assert said("export", "--round", "1", "--out", "b") == ["b/tr1.geojson", "b/tr3.geojson", "b/tr4.geojson"]
+    assert (root / "b" / "tr4.geojson").is_file()
+
+
+def test_nothing_mined_yet_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert said("suspects") == [f"error: {tmp_path / 'data' / 'mined'} holds no round; run dvc repro"]
