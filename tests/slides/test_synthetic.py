@@ -72,9 +72,7 @@ def test_each_split_has_small_and_large_tumours() -> None:
     assert (shares.min() < 0.08).all()
     assert (shares.max() > 0.16).all()
     assert subjects.tumour_share.max() <= 0.35
-    negative = subjects[subjects.label == 0]
-    assert (negative.tumour_share == 0).all()
-    assert set(negative.groupby("split").look_alike_share.agg(lambda shares: (shares > 0).sum())) == {2, 3, 7}
+    assert (subjects[subjects.label == 0].tumour_share == 0).all()
 
 
 def test_some_negative_slides_of_each_split_have_look_alikes_and_some_have_none() -> None:
@@ -111,7 +109,7 @@ def test_manifest(cohort: Path) -> None:
     assert sorted(manifest.path) == sorted(file.relative_to(cohort).as_posix() for file in (cohort / "slides").iterdir())
     annotated = manifest[manifest.annotation != ""]
     assert sorted(annotated.annotation) == sorted(file.relative_to(cohort).as_posix() for file in (cohort / "annotations").iterdir())
-    assert set(annotated.slide_id) >= set(manifest[manifest.label == 1].slide_id)
+    assert len(annotated) == 7  # all but the empty glass
 
 
 def test_openslide_sees_an_aperio_slide(cohort: Path) -> None:

@@ -54,11 +54,11 @@ def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: in
             split, annotation; paths relative to `out`). Files that are there are overwritten.
         seed: another seed, another cohort; equal arguments give equal bytes, whatever the machine or HNM_WORKERS.
         slides: even, at least 8; about 2/9 each go to validation and test. Two train patients have two slides.
-        width_px: level-0 width of the widest slide at 0.5 µm per pixel, at least 512; a slide of 768 is made in 0.3 s.
+        width_px: level-0 width of the widest slide at 0.5 µm per pixel, at least 512; a slide of 768 takes about 0.3 s.
         odd_slides: whether one negative train slide is empty glass (its place in a cohort is quarantine) and another has pen marks.
 
     Annotations are GeoJSON polygons in level-0 pixels, `properties.classification.name` "tumour" or "look-alike": large crowded
-    cells, yet benign, in some negative slides and most positive ones. All slides but the empty glass have one, if with no polygon.
+    cells, yet benign, in about half of the slides of either label. All slides but the empty glass have one, if with no polygon.
     Raises `CohortError` where `slides` or `width_px` is out of range.
     """
     if slides < FEWEST_SLIDES or slides % 2:
@@ -87,7 +87,7 @@ def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: in
 
 
 def _subjects(seed: int, slides: int, odd_slides: bool) -> list[_Subject]:
-    """What is made, by slide id: labels and splits are dealt to shuffled ids; tumour is 4 to 28 % of a positive slide's tissue."""
+    """What is made, by slide id: labels and splits are dealt to shuffled ids; tumour is 7 to 35 % of a positive slide's tissue."""
     dice = Dice(seed_of(seed, "demo", "subjects"))
     held_out = round(slides / 9)
     pairs = slides // 2
