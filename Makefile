@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY ?= passive
 UI_PORT ?= 5000
 
-.PHONY: help setup demo repro rounds ui test lint test-services clean
+.PHONY: help setup demo repro rounds ui test lint test-services pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,10 @@ test: lint ## lint, types, layers and the whole suite
 test-services: | setup ## what needs a browser; installs Chromium where it may
 	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || echo "no Chromium, and none can be installed"
 	pytest -m services -rs
+
+pictures: results/report.html ## the README's picture, from the report of the last run; needs Chromium
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir=$$(mktemp -d) --window-size=1200,1330 \
+		--screenshot=docs/images/report.png file://$(CURDIR)/results/report.html 2>/dev/null
 
 clean: ## everything that runs have made; the slides, the cache and MLflow's runs stay
 	rm -rf results data/cohort data/tiles data/encoders data/features data/heads data/scores data/mined
