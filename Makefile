@@ -43,7 +43,7 @@ lint: | setup ## style, types, layers
 	lint-imports
 
 test: lint ## lint, types, layers and the whole suite
-	pytest -n 2 --dist loadfile -m 'not services'
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not services'
 
 test-services: | setup ## what needs a browser; installs Chromium where it may
 	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || echo "no Chromium, and none can be installed"

@@ -154,8 +154,9 @@ class Record:
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of an error's message, for a line that says more than that."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The first line of an error's message, for a line that says more than that; a long one keeps its ends, for the cause often stands last."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else f"{line[:99]} … {line[-98:]}"
 
 
 def _link(source: Path, target: Path) -> None:

@@ -10,8 +10,8 @@ from hnm.errors import HeadError
 from hnm.learning.fit_head import LabelledSlide, fit_head, pairs, step_losses, validate
 from hnm.learning.heads import KINDS, HeadOutput, make_head
 
-RANKING = params.Ranking(top_k=2)
-SECTION = params.Head(epochs=12, patience=12, learning_rate=5e-3, attention_features=8)
+RANKING = params.Ranking(top_k=2, weight=1.0)
+SECTION = params.Head(epochs=12, patience=12, learning_rate=5e-3, dropout=0.0, attention_features=8)
 
 
 def cohort(count: int, seed: int) -> list[LabelledSlide]:
