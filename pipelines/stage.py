@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import inspect
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
@@ -38,6 +39,7 @@ def takes_tracker(main: Callable[..., None]) -> bool:
 def run(main: Callable[..., None]) -> None:
     """Runs the stage `main` with the process's arguments and the params.yaml of the working directory."""
     _die_with_parent()
+    _keep_freed_memory()
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     for name, kind in flags_of(main).items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, required=True)
@@ -76,3 +78,13 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the call
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep the large blocks that are freed: giving each back to the kernel, and zeroing it anew, takes half of an encoder's time."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_top_pad, 64 * 2**20)

@@ -135,13 +135,6 @@ def encoder_digest(folder: Path) -> str:
     return key_of(record=digest_of(folder / "encoder.json"), weights=digest_of(folder / "weights.safetensors"))
 
 
-def pick_device(device: str) -> torch.device:
-    """The device that `compute.device` asks for; `auto` is the GPU where there is one."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise EncoderError("compute.device=cuda, but torch sees no GPU; set compute.device to auto or cpu")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def _from_hub(name: str) -> Any:
     """`name` with timm's own pretrained weights; needs the network on first use."""
     try:

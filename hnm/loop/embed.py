@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import torch
-
 from hnm import params
 from hnm.learning import features as feature_files
+from hnm.learning.compute import set_up_torch
 from hnm.learning.embed import embed as embed_tiles
-from hnm.learning.encoder import encoder_digest, load_encoder, pick_device
+from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.slides.pack import Pack
 from hnm.store import Store, code_version, digest_of, key_of
 from hnm.tables import TILES
@@ -19,9 +18,7 @@ def embed_slides(packs: Path, index: Path, encoder: Path, features: Path, store:
     Returns:
         How many slides were embedded, and how many there are.
     """
-    torch.set_num_threads(compute.threads)
-    torch.use_deterministic_algorithms(True)
-    device = pick_device(compute.device)
+    device = set_up_torch(compute)
     causes = {
         "encoder": encoder_digest(encoder),
         "embed": embed.model_dump(),

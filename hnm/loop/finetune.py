@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hnm import params
 from hnm.errors import FinetuneError
-from hnm.learning.encoder import load_encoder, pick_device, save_encoder
+from hnm.learning.compute import set_up_torch
+from hnm.learning.encoder import load_encoder, save_encoder
 from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, fit_encoder
 from hnm.learning.history import OnEpoch, write_history
 from hnm.slides.pack import Pack
@@ -30,8 +30,7 @@ def finetune_encoder(
     Returns:
         The history, empty where nothing was trained, and the number of mined tiles.
     """
-    torch.set_num_threads(compute.threads)
-    torch.use_deterministic_algorithms(True)
+    device = set_up_torch(compute)
     table = MINED.read(mined).sort_values(["slide_id", "tile", "role"], ignore_index=True)
     encoder = load_encoder(previous)
     if mining.policy == "none":
@@ -41,7 +40,7 @@ def finetune_encoder(
         raise FinetuneError(f"{mined} is empty: nothing was mined; lower mining.threshold or raise the fractions")
     tiles = np.concatenate([Pack(packs / f"{slide_id}.h5").tiles(own["tile"].tolist()) for slide_id, own in table.groupby("slide_id", sort=True)])
     roles = np.where(table["role"] == "positive", POSITIVE, NEGATIVE)
-    history = fit_encoder(encoder, tiles, roles, finetune, pick_device(compute.device), on_epoch)
+    history = fit_encoder(encoder, tiles, roles, finetune, device, on_epoch)
     save_encoder(encoder, folder)
     write_history(history, folder / "history.csv")
     return history, len(tiles)

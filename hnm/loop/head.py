@@ -8,6 +8,7 @@ import torch
 
 from hnm import params
 from hnm.learning import features as feature_files
+from hnm.learning.compute import set_up_torch
 from hnm.learning.fit_head import LabelledSlide, fit_head
 from hnm.learning.heads import save_head
 from hnm.learning.history import OnEpoch, write_history
@@ -30,8 +31,7 @@ def train_head(
     on_epoch: OnEpoch,
 ) -> list[dict[str, float]]:
     """Writes the head with its history into `folder`, and the scores of all slides and tiles, whatever their split; returns the history."""
-    torch.set_num_threads(compute.threads)
-    torch.use_deterministic_algorithms(True)
+    set_up_torch(compute)
     tiles = TILES.read(index)
     slides = {slide_id: torch.from_numpy(feature_files.read(features / f"{slide_id}.h5")) for slide_id in tiles["slide_id"].unique()}
     train, validation = (_labelled(LABELS.read(path), slides) for path in (train_labels, validation_labels))

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from hnm import params
 from hnm.errors import EncoderError
-from hnm.learning.encoder import encoder_digest, import_timm, load_encoder, make_encoder, pick_device, save_encoder
+from hnm.learning.compute import pick_device
+from hnm.learning.encoder import encoder_digest, import_timm, load_encoder, make_encoder, save_encoder
 
 TINY = params.Encoder(name="test_resnet", weights="random")
 
