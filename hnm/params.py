@@ -226,6 +226,8 @@ class Compute(Section):
     """What of the machine can change the last bits of a result."""
 
     device: Literal["auto", "cpu", "cuda"] = "cpu"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the encoder's passes; heads are always trained in float32. `auto` is bfloat16 on a GPU that has it, and float32 on a CPU."""
     threads: Count = 2
     """Torch's threads: its CPU results differ by their number."""
 

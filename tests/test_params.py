@@ -23,7 +23,7 @@ def test_sections_that_are_left_out_have_their_defaults() -> None:
         ({"mining": {"negativ_fraction": 0.2}}, r"mining\.negativ_fraction=0\.2 is not a known param; did you mean mining\.negative_fraction\?"),
         ({"minning": {}}, r"minning=\{\} is not a known param; did you mean mining\?"),
         ({"finetune": {"views": {"blurr": 1}}}, r"finetune\.views\.blurr=1 is not a known param; did you mean finetune\.views\.blur\?"),
-        ({"compute": {"xyz": 1}}, r"compute\.xyz=1 is not a known param; known are compute\.device, compute\.threads"),
+        ({"compute": {"xyz": 1}}, r"compute\.xyz=1 is not a known param; known are compute\.device, compute\.precision, compute\.threads"),
         ({"mining": {"negative_fraction": 1.5}}, r"mining\.negative_fraction=1\.5: input should be less than or equal to 1"),
         ({"mining": {"threshold": float("nan")}}, r"mining\.threshold=nan"),
         ({"head": {"learning_rate": float("inf")}}, r"head\.learning_rate=inf: input should be a finite number"),

@@ -1,4 +1,8 @@
-"""How torch computes: on which device, with how many threads, and the same way each time."""
+"""How torch computes: on which device, in which precision, with how many threads, and the same way each time."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -6,13 +10,35 @@ from hnm import params
 from hnm.errors import EncoderError
 
 
-def set_up_torch(section: params.Compute) -> torch.device:
-    """Fixes torch's threads and its deterministic algorithms for this process, and picks the device."""
+@dataclass(frozen=True)
+class Machine:
+    """Where, and in which precision, an encoder computes."""
+
+    device: torch.device
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass: with `bfloat16`, matrix products and convolutions take and give it; weights stay float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+CPU = Machine(torch.device("cpu"))
+
+
+def set_up_torch(section: params.Compute) -> Machine:
+    """Fixes torch's threads and its deterministic algorithms for this process, and picks device and precision.
+
+    Raises:
+        EncoderError: the section asks for a device or a precision that is not here.
+    """
     torch.set_num_threads(section.threads)
+    # cuBLAS reads it when its first handle is made; without it, deterministic matrix products on a GPU are refused
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # nothing here reads memory that was not written, and filling it takes a fifth of an encoder's time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return pick_device(section.device)
+    device = pick_device(section.device)
+    return Machine(device, pick_precision(section.precision, device))
 
 
 def pick_device(device: str) -> torch.device:
@@ -20,3 +46,17 @@ def pick_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise EncoderError("compute.device=cuda, but torch sees no GPU; set compute.device to auto or cpu")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(precision: str, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """The precision that `compute.precision` asks for; `auto` is bfloat16 on a GPU that computes in it (Ampere or newer), else float32.
+
+    On a CPU bfloat16 must be asked for: with `avx512_bf16` or AMX it is the faster one, elsewhere it is emulated and
+    slower, and a result must not depend on which CPU a stage happens to meet.
+    """
+    has_it = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
+    if precision == "bfloat16" and not has_it:
+        raise EncoderError(f"compute.precision=bfloat16, but {torch.cuda.get_device_name(device)} has no bfloat16; set compute.precision to auto or float32")
+    if precision == "auto":
+        return "bfloat16" if has_it and device.type == "cuda" else "float32"
+    return "bfloat16" if precision == "bfloat16" else "float32"

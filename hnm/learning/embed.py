@@ -9,26 +9,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hnm.learning.compute import Machine
 from hnm.learning.encoder import TileEncoder, to_input
 
 ReadTiles = Callable[[int, int, int], NDArray[np.uint8]]
 """(slide, first tile, end) -> RGB tiles `(tiles, height, width, 3)` of the slide."""
 
 
-def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch_tiles: int, device: torch.device) -> Iterator[NDArray[np.float32]]:
+def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch_tiles: int, machine: Machine) -> Iterator[NDArray[np.float32]]:
     """The features `(tiles, features)` of each slide, in order.
 
     Batches cross slide borders and all have one size (the last is filled up with zeros), so that a feature does not
     depend on which slides are embedded beside it. The next batch is read and decoded while the encoder runs.
 
     Args:
-        encoder: put on `device` and used as it is, in evaluation mode.
+        encoder: put on the machine's device and used as it is, in evaluation mode.
         counts: tiles of each slide, at least 1.
         read: reads the pixels.
         batch_tiles: size of a batch.
-        device: where the encoder runs.
+        machine: where, and in which precision, the encoder runs.
     """
-    encoder = encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    encoder = encoder.to(machine.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     borders = [*range(0, total, batch_tiles), total]
@@ -48,7 +49,7 @@ def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch
             tiles = ahead.pop().result()
             if number + 1 < len(batches):
                 ahead.append(reader.submit(read_batch, *batches[number + 1]))
-            pending = np.concatenate([pending, _forward(encoder, tiles, batch_tiles, device)])
+            pending = np.concatenate([pending, _forward(encoder, tiles, batch_tiles, machine)])
             while slide < len(counts) and len(pending) >= counts[slide]:
                 yield pending[: counts[slide]]
                 pending = pending[counts[slide] :]
@@ -56,9 +57,11 @@ def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch
 
 
 @torch.inference_mode()
-def _forward(encoder: TileEncoder, tiles: Tensor, batch_tiles: int, device: torch.device) -> NDArray[np.float32]:
-    batch = to_input(tiles, device)
+def _forward(encoder: TileEncoder, tiles: Tensor, batch_tiles: int, machine: Machine) -> NDArray[np.float32]:
+    batch = to_input(tiles, machine.device)
     if len(tiles) < batch_tiles:
         batch = torch.cat([batch, batch.new_zeros(batch_tiles - len(tiles), *batch.shape[1:])])
-    features: NDArray[np.float32] = encoder(batch.contiguous(memory_format=torch.channels_last))[: len(tiles)].float().cpu().numpy()
-    return features
+    with machine.autocast():
+        features: Tensor = encoder(batch.contiguous(memory_format=torch.channels_last))
+    rows: NDArray[np.float32] = features[: len(tiles)].float().cpu().numpy()
+    return rows

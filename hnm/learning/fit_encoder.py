@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import FinetuneError
+from hnm.learning.compute import Machine
 from hnm.learning.encoder import TileEncoder, to_input
 from hnm.learning.history import OnEpoch
 from hnm.learning.losses import supervised_contrastive_loss
@@ -19,7 +20,7 @@ NEGATIVE, POSITIVE = 0, 1
 
 
 def fit_encoder(
-    encoder: TileEncoder, tiles: NDArray[np.uint8], roles: NDArray[np.int64], section: params.Finetune, device: torch.device, on_epoch: OnEpoch
+    encoder: TileEncoder, tiles: NDArray[np.uint8], roles: NDArray[np.int64], section: params.Finetune, machine: Machine, on_epoch: OnEpoch
 ) -> list[dict[str, float]]:
     """Fine-tunes `encoder` in place and returns the history: one mapping an epoch.
 
@@ -35,7 +36,7 @@ def fit_encoder(
         tiles: `(tiles, height, width, 3)` RGB of the mined tiles.
         roles: `(tiles,)` `POSITIVE` or `NEGATIVE` (a hard negative).
         section: the settings.
-        device: where to train.
+        machine: where, and in which precision, to train; the loss is always computed in float32.
         on_epoch: told of each epoch.
 
     Raises:
@@ -44,8 +45,9 @@ def fit_encoder(
     for role, name in ((NEGATIVE, "hard negatives"), (POSITIVE, "positives")):
         if not (roles == role).any():
             raise FinetuneError(f"the mined set has no {name}; the contrast needs both roles: see mining.threshold and the fractions")
+    device = machine.device
     encoder = encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    projection = _make_projection(_features(encoder, tiles, section.batch_tiles, device), section).to(device)
+    projection = _make_projection(_features(encoder, tiles, section.batch_tiles, machine), section).to(device)
     model = nn.Sequential(encoder, projection)
     optimiser = torch.optim.AdamW(model.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay)
     history: list[dict[str, float]] = []
@@ -57,7 +59,8 @@ def fit_encoder(
         for step, rows in enumerate(steps):
             pixels = to_input(torch.from_numpy(tiles[rows]), device)
             views = [random_views(pixels, section.views, seed_of(section.seed, "views", epoch, step, view)) for view in range(2)]
-            projected = model(torch.cat(views).contiguous(memory_format=torch.channels_last))
+            with machine.autocast():
+                projected = model(torch.cat(views).contiguous(memory_format=torch.channels_last))
             step_roles = torch.from_numpy(roles[rows]).to(device).repeat(2)
             losses = role_losses(projected, step_roles, temperature=section.temperature)
             loss = losses[NEGATIVE] if epoch <= section.warmup_epochs else losses.mean()
@@ -116,10 +119,11 @@ def _make_projection(features: Tensor, section: params.Finetune) -> nn.Sequentia
 
 
 @torch.no_grad()
-def _features(encoder: TileEncoder, tiles: NDArray[np.uint8], batch_tiles: int, device: torch.device) -> Tensor:
+def _features(encoder: TileEncoder, tiles: NDArray[np.uint8], batch_tiles: int, machine: Machine) -> Tensor:
     """The features of the mined tiles before fine-tuning, on the CPU."""
-    batches = [to_input(torch.from_numpy(tiles[first : first + batch_tiles]), device) for first in range(0, len(tiles), batch_tiles)]
-    return torch.cat([encoder.eval()(batch.contiguous(memory_format=torch.channels_last)).float().cpu() for batch in batches])
+    batches = [to_input(torch.from_numpy(tiles[first : first + batch_tiles]), machine.device) for first in range(0, len(tiles), batch_tiles)]
+    with machine.autocast():
+        return torch.cat([encoder.eval()(batch.contiguous(memory_format=torch.channels_last)).float().cpu() for batch in batches])
 
 
 def _freeze_batch_norm(model: nn.Module) -> None:

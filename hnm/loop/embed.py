@@ -18,11 +18,11 @@ def embed_slides(packs: Path, index: Path, encoder: Path, features: Path, store:
     Returns:
         How many slides were embedded, and how many there are.
     """
-    device = set_up_torch(compute)
+    machine = set_up_torch(compute)
     causes = {
         "encoder": encoder_digest(encoder),
         "embed": embed.model_dump(),
-        "compute": {"device": device.type, "threads": compute.threads},
+        "compute": {"device": machine.device.type, "precision": machine.precision, "threads": compute.threads},
         "code": code_version("hnm.loop.embed"),
     }
     slide_ids = sorted(TILES.read(index)["slide_id"].unique())
@@ -35,7 +35,7 @@ def embed_slides(packs: Path, index: Path, encoder: Path, features: Path, store:
             [len(pack) for pack in opened],
             lambda slide, first, end: opened[slide].tiles(range(first, end)),
             batch_tiles=embed.batch_tiles,
-            device=device,
+            machine=machine,
         )
         for slide_id, pack, rows in zip(missing, opened, made, strict=True):
             feature_files.write(rows.astype(embed.dtype), pack.coords, kept[slide_id])

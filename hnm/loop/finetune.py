@@ -30,7 +30,7 @@ def finetune_encoder(
     Returns:
         The history, empty where nothing was trained, and the number of mined tiles.
     """
-    device = set_up_torch(compute)
+    machine = set_up_torch(compute)
     table = MINED.read(mined).sort_values(["slide_id", "tile", "role"], ignore_index=True)
     encoder = load_encoder(previous)
     if mining.policy == "none":
@@ -40,7 +40,7 @@ def finetune_encoder(
         raise FinetuneError(f"{mined} is empty: nothing was mined; lower mining.threshold or raise the fractions")
     tiles = np.concatenate([Pack(packs / f"{slide_id}.h5").tiles(own["tile"].tolist()) for slide_id, own in table.groupby("slide_id", sort=True)])
     roles = np.where(table["role"] == "positive", POSITIVE, NEGATIVE)
-    history = fit_encoder(encoder, tiles, roles, finetune, device, on_epoch)
+    history = fit_encoder(encoder, tiles, roles, finetune, machine, on_epoch)
     save_encoder(encoder, folder)
     write_history(history, folder / "history.csv")
     return history, len(tiles)

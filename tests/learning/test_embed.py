@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hnm import params
+from hnm.learning.compute import CPU, Machine
 from hnm.learning.embed import embed
 from hnm.learning.encoder import make_encoder, to_input
 
@@ -12,11 +13,8 @@ ENCODER = make_encoder(params.Encoder(name="test_resnet", weights="random"))
 SLIDES = [np.random.default_rng(i).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8) for i, count in enumerate((3, 11, 1, 6))]
 
 
-def features_of(slides: list[np.ndarray], batch_tiles: int = 4) -> list[np.ndarray]:
-    made = embed(
-        ENCODER, [len(tiles) for tiles in slides], lambda slide, first, end: slides[slide][first:end], batch_tiles=batch_tiles, device=torch.device("cpu")
-    )
-    return list(made)
+def features_of(slides: list[np.ndarray], batch_tiles: int = 4, machine: Machine = CPU) -> list[np.ndarray]:
+    return list(embed(ENCODER, [len(tiles) for tiles in slides], lambda slide, first, end: slides[slide][first:end], batch_tiles=batch_tiles, machine=machine))
 
 
 def test_features_are_the_encoder_s_of_each_tile_in_order() -> None:
@@ -35,3 +33,9 @@ def test_features_do_not_depend_on_the_slides_beside() -> None:
 
 def test_no_slides_give_no_features() -> None:
     assert features_of([]) == []
+
+
+def test_bfloat16_gives_the_same_features_to_its_precision() -> None:
+    plain, brief = (np.concatenate(features_of(SLIDES, machine=machine)) for machine in (CPU, Machine(CPU.device, "bfloat16")))
+    assert brief.dtype == np.float32 and not np.array_equal(plain, brief)
+    assert brief == pytest.approx(plain, abs=0.03 * float(np.abs(plain).max()))

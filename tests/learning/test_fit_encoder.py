@@ -8,12 +8,12 @@ import torch
 
 from hnm import params
 from hnm.errors import FinetuneError
+from hnm.learning.compute import CPU, Machine
 from hnm.learning.encoder import TileEncoder, make_encoder
 from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, fit_encoder, role_batches, role_losses
 from hnm.learning.losses import supervised_contrastive_loss
 
 SECTION = params.Finetune(epochs=3, warmup_epochs=1, batch_tiles=8, learning_rate=1e-3, projection_features=16)
-CPU = torch.device("cpu")
 
 
 def encoder() -> TileEncoder:
@@ -86,3 +86,12 @@ def test_a_mined_set_without_a_role_is_refused(role: int, name: str) -> None:
 def test_a_loss_that_is_no_longer_finite_is_refused() -> None:
     with pytest.raises(FinetuneError, match=r"the contrastive loss is nan in epoch \d; lower finetune.learning_rate=1e\+20"):
         fit_encoder(encoder(), *mined(), SECTION.model_copy(update={"learning_rate": 1e20}), CPU, no_one)
+
+
+def test_bfloat16_trains_float32_weights_much_as_float32_does() -> None:
+    losses = []
+    for machine in (CPU, Machine(CPU.device, "bfloat16")):
+        tuned = encoder()
+        losses.append(fit_encoder(tuned, *mined(), SECTION.model_copy(update={"epochs": 1, "learning_rate": 1e-4}), machine, no_one)[0]["loss"])
+        assert {weight.dtype for weight in tuned.parameters()} == {torch.float32}
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.02)
