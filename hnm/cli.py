@@ -197,6 +197,31 @@ def store_verify(remove: Annotated[bool, typer.Option("--remove", help="Remove w
 
 
 @app.command()
+def tune(
+    study: Annotated[str, typer.Option(help="Name; its files are in studies/NAME.")] = "default",
+    trials: Annotated[int | None, typer.Option(min=1, help="Stop at so many finished trials, those of earlier runs among them.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Start no trial after so many seconds.")] = None,
+    storage: Annotated[str | None, typer.Option(help="URL of Optuna's storage; the default is studies/NAME/study.db.")] = None,
+) -> None:
+    """Search the params of tune.space by validation; the same command goes on where it was interrupted."""
+    import re
+
+    from hnm.errors import StudyError
+    from hnm.experiments.study import Limits, StudyFiles, run_study
+    from hnm.experiments.trial import Loop, Upstream
+    from hnm.params import ID, load_params
+    from hnm.store import project_root, project_store
+
+    if not re.match(ID, study):
+        raise StudyError(f"--study {study!r} must match [A-Za-z0-9][A-Za-z0-9._-]*")
+    root = project_root()
+    upstream, files = Upstream(root / "data"), StudyFiles(root / "studies" / study)
+    loop = Loop(upstream, project_store())
+    run_study(files, load_params(root / "params.yaml"), upstream, loop, Limits(trials, timeout), storage=storage, say=typer.echo)
+    typer.echo(f"trials {files.trials.relative_to(root)}, the best in {files.best.relative_to(root)}")
+
+
+@app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
     """Open MLflow's pages on 127.0.0.1."""
     from hnm.experiments.tracking import serve_ui

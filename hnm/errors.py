@@ -51,3 +51,7 @@ class EvidenceError(HnmError):
 
 class TrackingError(HnmError):
     """The tracking store cannot be used as asked."""
+
+
+class StudyError(HnmError):
+    """A study cannot be started, resumed or believed as asked."""

@@ -1,0 +1,176 @@
+"""A trial: the pipeline's own steps from round 0's encoder on, in this process, with every result kept by its causes."""
+
+import csv
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hnm.errors import StudyError
+from hnm.experiments.seal import sealed
+from hnm.learning.encoder import encoder_digest
+from hnm.loop.embed import embed_slides
+from hnm.loop.finetune import finetune_encoder
+from hnm.loop.head import kept_epoch, train_head
+from hnm.loop.mine import mine_tiles
+from hnm.params import Params
+from hnm.store import Store, code_version, digest_of, key_of
+from hnm.tables import LABELS
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What all trials share: the outputs of the stages before round 0's head, in the folder `data`."""
+
+    data: Path
+
+    @property
+    def packs(self) -> Path:
+        """One pack a slide."""
+        return self.data / "tiles" / "packs"
+
+    @property
+    def index(self) -> Path:
+        """The table of all tiles."""
+        return self.data / "tiles" / "index.parquet"
+
+    @property
+    def slides(self) -> Path:
+        """The cohort, which holds no labels."""
+        return self.data / "cohort" / "slides.parquet"
+
+    @property
+    def vetoes(self) -> Path:
+        """The tiles that people do not want mined; beside the folder `data`, because git keeps them."""
+        return self.data.parent / "vetoes"
+
+    @property
+    def encoder(self) -> Path:
+        """Round 0's encoder."""
+        return self.data / "encoders" / "0"
+
+    def labels(self, split: str) -> Path:
+        """The labels of `train` or `validation`."""
+        return self.data / "cohort" / "labels" / f"{split}.csv"
+
+    @property
+    def test_truth(self) -> list[Path]:
+        """What no trial may open."""
+        return [self.labels("test"), self.data / "cohort" / "annotations"]
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Digest of each part by name; `StudyError` where one is missing."""
+        parts = {"tiles": self.index, "packs": self.packs, "slides": self.slides, "vetoes": self.vetoes, "train labels": self.labels("train")}
+        parts |= {"validation labels": self.labels("validation"), "encoder": self.encoder}
+        for path in parts.values():
+            if not path.exists():
+                raise StudyError(f"{path} does not exist, but a study starts from it; run dvc repro first")
+        return {name: encoder_digest(path) if name == "encoder" else digest_of(path) for name, path in parts.items()}
+
+    @cached_property
+    def smallest_auc_step(self) -> float:
+        """The smallest difference of two validation AUCs: half a pair of a positive and a negative slide."""
+        labels = LABELS.read(self.labels("validation"))["label"]
+        return 0.5 / max(int((labels == 1).sum()) * int((labels == 0).sum()), 1)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What validation says of one round."""
+
+    round: int
+    auc: float
+    """Slide AUC of the head's kept epoch, as the stage `head` logs it."""
+    log_loss: float
+    slide_scores: Path
+    """The table `SLIDE_SCORES`."""
+
+    def value(self, smallest_auc_step: float) -> float:
+        """One number that orders rounds by AUC, ties by log loss: AUC - (step / 2) * loss / (1 + loss), so that no loss outweighs a step of AUC."""
+        return self.auc - smallest_auc_step / 2 * self.log_loss / (1 + self.log_loss)
+
+
+class Loop:
+    """Runs the rounds of trials; what trials have in common is made once."""
+
+    def __init__(self, upstream: Upstream, store: Store) -> None:
+        """`StudyError` where a part of `upstream` is missing."""
+        self._upstream = upstream
+        self._digests = upstream.digests
+        self._store = store
+        self._code = {step: code_version(f"hnm.loop.{step}") for step in ("embed", "head", "mine", "finetune")}
+
+    def rounds(self, params: Params) -> Iterator[RoundResult]:
+        """The rounds of one trial, one after the other; `HnmError` where a step cannot go on with these params."""
+        encoder, head = self._upstream.encoder, None
+        for number in range(len(params.rounds)):
+            with sealed(self._upstream.test_truth):
+                if head is not None:
+                    encoder = self._encoder(self._mined(head, number, params), encoder, params)
+                head = self._head(encoder, params)
+                with (head / "head" / "history.csv").open(encoding="utf-8", newline="") as stream:
+                    best = kept_epoch([{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(stream)])
+            yield RoundResult(number, best["validation_auc"], best["validation_loss"], head / "slides.parquet")
+
+    def _head(self, encoder: Path, params: Params) -> Path:
+        """Folder of `head/`, `tiles.parquet` and `slides.parquet`."""
+        upstream, head, ranking, compute = self._upstream, params.head, params.ranking, params.compute
+
+        def make(folder: Path) -> None:
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".features-") as features:
+                embed_slides(upstream.packs, upstream.index, encoder, Path(features), self._store, embed=params.embed, compute=compute)
+                labels = (upstream.labels("train"), upstream.labels("validation"))
+                written = (folder / "head", folder / "tiles.parquet", folder / "slides.parquet")
+                train_head(Path(features), upstream.index, *labels, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold)
+
+        causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"]}
+        return self._kept("heads", "head", make, **causes, **_dumped(params, "embed", "head", "ranking", "compute"))
+
+    def _mined(self, head: Path, number: int, params: Params) -> Path:
+        """Folder of `mined.parquet` and what is told of it."""
+        upstream = self._upstream
+
+        def make(folder: Path) -> None:
+            written = (folder / "mined.parquet", folder / "slides.csv", folder / "summary.json")
+            mine_tiles(head / "tiles.parquet", upstream.labels("train"), upstream.slides, upstream.vetoes, *written, number, mining=params.mining)
+
+        return self._kept("mined", "mine", make, scores=digest_of(head / "tiles.parquet"), round=number, **_dumped(params, "mining"))
+
+    def _encoder(self, mined: Path, previous: Path, params: Params) -> Path:
+        """Folder of the round's encoder."""
+        table = mined / "mined.parquet"
+        finetune, mining, compute = params.finetune, params.mining, params.compute
+
+        def make(folder: Path) -> None:
+            finetune_encoder(table, self._upstream.packs, previous, folder, finetune=finetune, mining=mining, compute=compute, on_epoch=_untold)
+
+        trains = mining.policy != "none"  # all else of the section shows in the table
+        causes = {"mined": digest_of(table), "previous": encoder_digest(previous), "trains": trains}
+        return self._kept("encoders", "finetune", make, **causes, **_dumped(params, "finetune", "compute"))
+
+    def _kept(self, kind: str, step: str, make: Callable[[Path], None], **causes: Any) -> Path:
+        """The folder that `make` fills, made anew only where its causes have not made it before."""
+        kept = self._store.path(f"trials/{kind}", key_of(upstream=self._digests, code=self._code[step], **causes), "")
+        if not kept.is_dir():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".making-") as folder:
+                made = Path(folder) / "made"
+                made.mkdir()
+                make(made)
+                try:
+                    made.rename(kept)
+                except OSError:  # another process was first with the same
+                    if not kept.is_dir():
+                        raise
+        return kept
+
+
+def _untold(epoch: int, metrics: Any) -> None:
+    """A trial's epochs are told to nobody."""
+
+
+def _dumped(params: Params, *sections: str) -> dict[str, Any]:
+    return {name: getattr(params, name).model_dump(mode="json") for name in sections}

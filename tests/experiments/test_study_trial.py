@@ -1,0 +1,133 @@
+"""A trial is the pipeline itself: its numbers, what trials share, and that it cannot see the test split."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny_study import make_upstream, tiny_params
+
+from hnm.errors import MiningError, StudyError
+from hnm.experiments.seal import sealed
+from hnm.experiments.space import with_seed, with_values
+from hnm.experiments.tracking import Tracker
+from hnm.experiments.trial import Loop, RoundResult, Upstream
+from hnm.store import Store, digest_of
+from hnm.tables import LABELS
+from pipelines import embed, finetune, head, mine
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort") / "data"
+    make_upstream(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def kept(store: Store, kind: str) -> set[str]:
+    return {folder.name for folder in (store.root / "trials" / kind).glob("*/*") if not folder.name.startswith(".")}
+
+
+def test_a_trial_yields_what_the_stages_yield(data: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = with_values(tiny_params(), {"ranking.margin": 0.25})
+    rounds = list(Loop(Upstream(data), store).rounds(params))
+    monkeypatch.setenv("HNM_STORE", str(tmp_path / "store"))
+    upstream, tracker, compute = Upstream(data), Tracker("head", None), params.compute
+    encoder = upstream.encoder
+    for number, result in enumerate(rounds):
+        out = tmp_path / str(number)
+        if number:
+            scores, mined = tmp_path / str(number - 1) / "tiles.parquet", out / "mined.parquet"
+            mine.main(
+                scores, upstream.labels("train"), upstream.slides, upstream.vetoes, mined, out / "mined.csv", out / "mined.json", number, mining=params.mining
+            )
+            finetuning = {"finetune": params.finetune, "mining": params.mining, "compute": compute}
+            finetune.main(mined, upstream.packs, encoder, out / "encoder", number, **finetuning, tracker=Tracker("finetune", None))
+            encoder = out / "encoder"
+        embed.main(upstream.packs, upstream.index, encoder, out / "features", embed=params.embed, compute=compute)
+        labels = (upstream.labels("train"), upstream.labels("validation"))
+        written = (out / "head", out / "tiles.parquet", out / "slides.parquet")
+        sections = {"head": params.head, "ranking": params.ranking, "compute": compute}
+        head.main(out / "features", upstream.index, *labels, *written, number, **sections, tracker=tracker)
+        history = pd.read_csv(out / "head" / "history.csv")
+        best = history.sort_values(["validation_auc", "validation_loss", "epoch"], ascending=[False, True, True]).iloc[0]
+        assert (result.auc, result.log_loss) == pytest.approx((best["validation_auc"], best["validation_loss"]), abs=1e-15)
+        assert digest_of(result.slide_scores) == digest_of(out / "slides.parquet")
+
+
+def test_a_trial_that_changes_mining_alone_trains_no_head_of_round_0(data: Path, store: Store) -> None:
+    loop = Loop(Upstream(data), store)
+    first = list(loop.rounds(tiny_params()))
+    before = {kind: kept(store, kind) for kind in ("heads", "mined", "encoders")}
+    second = list(loop.rounds(with_values(tiny_params(), {"mining.negative_fraction": 0.8})))
+    made = {kind: len(kept(store, kind) - before[kind]) for kind in before}
+    assert made == {"heads": 1, "mined": 1, "encoders": 1}
+    assert second[0] == first[0] and second[1].slide_scores != first[1].slide_scores
+    assert list(loop.rounds(tiny_params())) == first and {kind: kept(store, kind) for kind in before} != before
+
+
+def test_mining_that_finds_the_same_tiles_trains_nothing(data: Path, store: Store) -> None:
+    loop = Loop(Upstream(data), store)
+    list(loop.rounds(tiny_params()))
+    before = kept(store, "encoders"), kept(store, "heads")
+    list(loop.rounds(with_values(tiny_params(), {"mining.hard_share": 0.75})))  # of another policy
+    assert (kept(store, "encoders"), kept(store, "heads")) == before
+
+
+def test_another_seed_is_another_trial(data: Path, store: Store) -> None:
+    loop = Loop(Upstream(data), store)
+    first, other = next(loop.rounds(tiny_params())), next(loop.rounds(with_seed(tiny_params(), 1)))
+    assert first.slide_scores != other.slide_scores and first.log_loss != other.log_loss
+
+
+def test_a_step_that_fails_says_so_and_leaves_nothing(data: Path, store: Store) -> None:
+    rounds = Loop(Upstream(data), store).rounds(with_values(tiny_params(), {"mining.threshold": 0.999}))
+    next(rounds)
+    before = kept(store, "mined")
+    with pytest.raises(MiningError, match=r"above mining\.threshold=0\.999"):
+        next(rounds)
+    assert kept(store, "mined") == before
+
+
+def test_an_upstream_that_is_missing_is_named(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(StudyError, match=r"index\.parquet does not exist, but a study starts from it; run dvc repro first"):
+        Loop(Upstream(tmp_path), store)
+
+
+def test_test_labels_cannot_be_opened(data: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of the loop that reaches for them, directly, by a link, or through annotations, fails."""
+    (tmp_path / "link.csv").symlink_to(data / "cohort" / "labels" / "test.csv")
+    annotation = data / "cohort" / "annotations" / "test_1.geojson"
+    reaches = (lambda: LABELS.read(data / "cohort" / "labels" / "test.csv"), lambda: LABELS.read(tmp_path / "link.csv"), annotation.read_text)
+    for reach in reaches:
+        reach()  # anyone may, outside of a trial
+
+        def curious(*args: object, reach: object = reach, **sections: object) -> None:
+            reach()  # type: ignore[operator]
+
+        monkeypatch.setattr("hnm.experiments.trial.train_head", curious)
+        with pytest.raises(StudyError, match=r"holds the truth of the test split, which a study must not see"):
+            next(Loop(Upstream(data), Store(tmp_path / "store")).rounds(tiny_params()))
+        reach()
+
+
+def test_a_seal_leaves_the_rest_open(data: Path) -> None:
+    with sealed(Upstream(data).test_truth):
+        assert len(LABELS.read(Upstream(data).labels("validation"))) == 6
+        with pytest.raises(StudyError), (data / "cohort" / "labels" / ".." / "labels" / "test.csv").open():
+            pass
+
+
+@pytest.mark.parametrize(("better", "worse"), [((0.75, 9.0), (0.625, 0.1)), ((0.75, 0.2), (0.75, 0.3)), ((0.5, 50.0), (0.5, 60.0))])
+def test_a_value_orders_by_auc_and_then_by_log_loss(better: tuple[float, float], worse: tuple[float, float]) -> None:
+    values = [RoundResult(0, *numbers, Path()).value(0.5 / 9) for numbers in (better, worse)]
+    assert values[0] > values[1]
+    assert RoundResult(0, 0.75, 1.0, Path()).value(0.125) == 0.75 - 0.125 / 4
+
+
+def test_the_smallest_step_of_auc_is_half_a_pair(data: Path) -> None:
+    assert Upstream(data).smallest_auc_step == 0.5 / 9
