@@ -205,6 +205,8 @@ class Finetune(Section):
     temperature: Positive = 0.07
     projection_features: Count = 128
     """Output width of the projection that the loss sees; it is dropped afterwards."""
+    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    """First layers of the encoder that keep their weights, as timm groups them: the stem is one, each block or stage after it another."""
     views: Views = Views()
     seed: Seed = 0
 

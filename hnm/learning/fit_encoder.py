@@ -11,7 +11,7 @@ from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import FinetuneError
 from hnm.learning.compute import Machine
-from hnm.learning.encoder import TileEncoder, to_input
+from hnm.learning.encoder import TileEncoder, import_timm, to_input
 from hnm.learning.history import OnEpoch
 from hnm.learning.losses import supervised_contrastive_loss
 from hnm.learning.views import random_views
@@ -40,16 +40,18 @@ def fit_encoder(
         on_epoch: told of each epoch.
 
     Raises:
-        FinetuneError: a role has no tile, or the loss is no longer finite.
+        FinetuneError: a role has no tile, no layer is left to train, or the loss is no longer finite.
     """
     for role, name in ((NEGATIVE, "hard negatives"), (POSITIVE, "positives")):
         if not (roles == role).any():
             raise FinetuneError(f"the mined set has no {name}; the contrast needs both roles: see mining.threshold and the fractions")
     device = machine.device
     encoder = encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    freeze_layers(encoder, section.freeze_layers)
     projection = _make_projection(_features(encoder, tiles, section.batch_tiles, machine), section).to(device)
     model = nn.Sequential(encoder, projection)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay)
     history: list[dict[str, float]] = []
     for epoch in range(1, section.epochs + 1):
         model.train()
@@ -77,6 +79,20 @@ def fit_encoder(
         on_epoch(epoch, row)
     encoder.to("cpu").eval()
     return history
+
+
+def freeze_layers(encoder: TileEncoder, layers: int) -> None:
+    """Keeps the weights of the first `layers` layers, as timm groups them (stem first), out of training.
+
+    Raises:
+        FinetuneError: the encoder has no more layers than that.
+    """
+    groups = import_timm().models.group_parameters(encoder.backbone, encoder.backbone.group_matcher(coarse=True))
+    if layers >= len(groups):
+        raise FinetuneError(f"finetune.freeze_layers={layers} leaves nothing to train: {encoder.record.name} has {len(groups)} layers; lower it")
+    frozen = {name for layer in sorted(groups)[:layers] for name in groups[layer]}
+    for name, weight in encoder.backbone.named_parameters():
+        weight.requires_grad_(name not in frozen)
 
 
 def role_losses(projected: Tensor, roles: Tensor, *, temperature: float) -> Tensor:

@@ -95,3 +95,15 @@ def test_bfloat16_trains_float32_weights_much_as_float32_does() -> None:
         losses.append(fit_encoder(tuned, *mined(), SECTION.model_copy(update={"epochs": 1, "learning_rate": 1e-4}), machine, no_one)[0]["loss"])
         assert {weight.dtype for weight in tuned.parameters()} == {torch.float32}
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_frozen_layers_keep_their_weights_and_the_others_move() -> None:
+    tuned, before = encoder(), encoder().backbone.state_dict()  # test_resnet: a stem and four stages
+    fit_encoder(tuned, *mined(), SECTION.model_copy(update={"freeze_layers": 3, "epochs": 1}), CPU, no_one)
+    moved = {name.split(".")[0] for name, weight in tuned.backbone.state_dict().items() if not torch.equal(weight, before[name])}
+    assert moved == {"layer3", "layer4"}
+
+
+def test_an_encoder_whose_every_layer_is_frozen_is_refused() -> None:
+    with pytest.raises(FinetuneError, match=r"finetune.freeze_layers=5 leaves nothing to train: test_resnet has 5 layers; lower it"):
+        fit_encoder(encoder(), *mined(), SECTION.model_copy(update={"freeze_layers": 5}), CPU, no_one)
