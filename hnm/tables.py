@@ -101,6 +101,8 @@ SLIDES = Table(
         "width": pa.Column("int64", _positive),  # level-0 pixels
         "height": pa.Column("int64", _positive),
         "fingerprint": pa.Column(str),  # of the file: size, header, OpenSlide's quickhash
+        "mask": pa.Column(str),  # a tissue mask from elsewhere, as in the manifest; "" for none
+        "mask_digest": pa.Column(str),
     },
 )
 """The checked cohort. No labels: those are one file a split."""

@@ -38,7 +38,7 @@ def main(
     labels = {slide_id: entry.label for slide_id, entry in entries.items()}
     check_classes(labels, splits, str(manifest))
     folder = manifest.parent.resolve()
-    openings = [Opening(entry.slide_id, folder / entry.path, entry.mpp) for entry in entries.values()]
+    openings = [Opening(entry.slide_id, folder / entry.path, entry.mpp, folder / entry.mask if entry.mask else None) for entry in entries.values()]
     outcomes = {opening.slide_id: outcome for opening, outcome in each(identify, openings, seconds=OPEN_SECONDS, step="open")}
     refused = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, SlideError)}
     opened = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, Identity)}
@@ -79,6 +79,8 @@ def _row(entry: Entry, split: str, identity: Identity) -> dict[str, str | int | 
         "width": identity.dimensions[0],
         "height": identity.dimensions[1],
         "fingerprint": identity.fingerprint,
+        "mask": entry.mask or "",
+        "mask_digest": identity.mask_digest,
     }
 
 

@@ -10,7 +10,7 @@ from rich.progress import track
 from hnm.errors import CohortError, SlideError, TableError
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.slides.cohort import check_quarantine, quarantine_frame
-from hnm.slides.cutting import Cutting, cut
+from hnm.slides.cutting import Cutting, cut, layouts_of
 from hnm.slides.pack import Pack
 from hnm.slides.workers import each
 from hnm.store import code_version, key_of, project_store
@@ -22,22 +22,18 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
     """Cuts each slide into tiles, or says why not; a slide that was cut before comes from the store."""
     before = QUARANTINE.read(unopened)
     table = SLIDES.read(slides)
-    folder = Path(cohort.manifest).parent.resolve()
     store, code = project_store(), code_version("hnm.slides.cutting")
-    cuttings: dict[str, Cutting] = {}
-    for slide_id, path, mpp_x, mpp_y, fingerprint in table[["slide_id", "path", "mpp_x", "mpp_y", "fingerprint"]].itertuples(index=False):
-        sections = {"tissue": tissue.model_dump(mode="json"), "tiles": tiles.model_dump(mode="json")}
-        key = key_of(slide_id=slide_id, fingerprint=fingerprint, mpp=[mpp_x, mpp_y], code=code, **sections)
-        cuttings[slide_id] = Cutting(slide_id, folder / path, (mpp_x, mpp_y), tissue, tiles, store.path("tiles", key, ".h5").absolute())
+    layouts = layouts_of(table, Path(cohort.manifest).parent.resolve(), tissue, tiles)
+    cuttings = {layout.slide_id: Cutting(layout, store.path("tiles", key_of(code=code, **layout.causes()), ".h5").absolute()) for layout in layouts}
     refused: dict[str, SlideError] = {}
     waiting = [cutting for cutting in cuttings.values() if not _is_whole(cutting.pack)]
     terminal = sys.stdout.isatty()
     done = track(each(cut, waiting, seconds=tiles.slide_seconds, step="tiles"), "cutting slides", total=len(waiting), disable=not terminal)
     for number, (cutting, outcome) in enumerate(done, 1):
         if isinstance(outcome, SlideError):
-            refused[cutting.slide_id] = outcome
+            refused[cutting.layout.slide_id] = outcome
         if isinstance(outcome, SlideError) or not terminal:
-            print(f"{number}/{len(waiting)} {cutting.slide_id}: {outcome or 'cut'}", flush=True)
+            print(f"{number}/{len(waiting)} {cutting.layout.slide_id}: {outcome or 'cut'}", flush=True)
     reasons = dict(zip(before["slide_id"], before["reason"], strict=True)) | {slide_id: str(error) for slide_id, error in refused.items()}
     check_quarantine(reasons, len(table) + len(before), cohort.max_quarantined_share)
     if len(refused) == len(cuttings):

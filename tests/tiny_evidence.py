@@ -44,6 +44,8 @@ def cohort(**changes: object) -> CohortTruth:
             "width": 256,
             "height": 192,
             "fingerprint": "f",
+            "mask": "",
+            "mask_digest": "",
         }
     )
     lost = slides.iloc[[0]].assign(slide_id="te5", patient_id="p10", split="test")

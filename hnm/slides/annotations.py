@@ -31,17 +31,22 @@ def read_annotation(path: Path) -> list[Region]:
     A feature is a Polygon or MultiPolygon with `properties.classification.name`. A ring that crosses itself, as
     hand-drawn ones do, is mended. Raises `CohortError` naming the feature.
     """
+    return read_regions(path, "annotation", named=True)
+
+
+def read_regions(path: Path, column: str, *, named: bool) -> list[Region]:
+    """As `read_annotation`, of a file that the manifest's `column` names; unless they must be `named`, features without a class have the name ""."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
-        raise CohortError(f"annotation {path} does not exist; correct the manifest's column annotation") from None
+        raise CohortError(f"{column} {path} does not exist; correct the manifest's column {column}") from None
     except ValueError as error:  # of JSON or of UTF-8
-        raise CohortError(f"annotation {path} is not GeoJSON: {error}") from None
+        raise CohortError(f"{column} {path} is not GeoJSON: {error}") from None
     if isinstance(value, dict):
         value = value.get("features") if value.get("type") == "FeatureCollection" else [value]
     if not isinstance(value, list):
-        raise CohortError(f"annotation {path} is not GeoJSON: it holds no list of features")
-    return [_region(feature, f"annotation {path}, feature {number}") for number, feature in enumerate(value, 1)]
+        raise CohortError(f"{column} {path} is not GeoJSON: it holds no list of features")
+    return [_region(feature, f"{column} {path}, feature {number}", named) for number, feature in enumerate(value, 1)]
 
 
 def check_inside(regions: Collection[Region], dimensions: tuple[int, int], where: str) -> None:
@@ -84,21 +89,23 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no coordinate")
 
 
-def _region(feature: Any, where: str) -> Region:
+def _region(feature: Any, where: str, named: bool) -> Region:
     try:
         name = feature["properties"]["classification"]["name"]
     except (TypeError, KeyError):
         name = None
-    if not isinstance(name, str) or not name:
+    name = name if isinstance(name, str) else ""
+    if named and not name:
         raise CohortError(f"{where} has no name of a class in properties.classification.name; classify it and export again")
-    kind = feature["geometry"].get("type") if isinstance(feature.get("geometry"), dict) else None
+    geometry = feature.get("geometry") if isinstance(feature, dict) else None
+    kind = geometry.get("type") if isinstance(geometry, dict) else None
     if kind not in {"Polygon", "MultiPolygon"}:
         raise CohortError(f"{where} ({name}) is a {kind}, not a Polygon or MultiPolygon; delete it or draw its area")
     try:
-        geometry = shape(feature["geometry"])
+        drawn = shape(geometry)
     except (TypeError, ValueError, IndexError, KeyError, shapely.errors.ShapelyError) as error:
         raise CohortError(f"{where} ({name}) has coordinates that make no polygon: {error}") from None
-    areal = [part for part in shapely.get_parts(shapely.make_valid(geometry)) if part.geom_type in {"Polygon", "MultiPolygon"}]
+    areal = [part for part in shapely.get_parts(shapely.make_valid(drawn)) if part.geom_type in {"Polygon", "MultiPolygon"}]
     if not areal:
         raise CohortError(f"{where} ({name}) encloses no area; delete it or draw it again")
     return Region(name, shapely.normalize(shapely.union_all(areal)))

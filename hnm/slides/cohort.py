@@ -19,10 +19,11 @@ from hnm.draws import seed_of
 from hnm.errors import CohortError, SlideError
 from hnm.params import ID, Split
 from hnm.slides.reader import OpenSlideReader
+from hnm.store import digest_of
 from hnm.tables import QUARANTINE
 
 REQUIRED = ("slide_id", "path", "label")
-OPTIONAL = ("patient_id", "split", "mpp", "annotation")
+OPTIONAL = ("patient_id", "split", "mpp", "annotation", "mask")
 SPLITS = ("train", "validation", "test")
 PLAUSIBLE_MPP = (0.05, 20.0)
 """µm per pixel: finer than any objective resolves, and coarser than any slide scanner."""
@@ -43,6 +44,8 @@ class Entry:
     """µm per pixel that override the file's."""
     annotation: str | None
     """GeoJSON file; a relative path counts from the manifest's folder."""
+    mask: str | None
+    """Tissue mask, an image or GeoJSON; a relative path counts from the manifest's folder."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Opening:
     path: Path
     mpp: float | None
     """µm per pixel that override the file's."""
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Identity:
     mpp: tuple[float, float]
     dimensions: tuple[int, int]
     fingerprint: str
+    mask_digest: str
+    """"" where the slide has no mask from elsewhere."""
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -112,7 +118,7 @@ def check_classes(labels: Mapping[str, int], splits: Mapping[str, str], where: s
 
 
 def identify(opening: Opening) -> Identity:
-    """Opens a slide and takes its identity. Raises `SlideError` of step `open` or `mpp`."""
+    """Opens a slide and takes its identity. Raises `SlideError` of step `open`, `mpp` or, where its mask is missing, `tissue`."""
     with OpenSlideReader(opening.path) as slide:
         known = (opening.mpp, opening.mpp) if opening.mpp is not None else slide.mpp
         if known is None:
@@ -123,7 +129,7 @@ def identify(opening: Opening) -> Identity:
                 " give the true value in the manifest's column mpp",
                 step="mpp",
             )
-        return Identity(slide.vendor, known, slide.dimensions, slide.fingerprint())
+        return Identity(slide.vendor, known, slide.dimensions, slide.fingerprint(), _mask_digest(opening.mask))
 
 
 def check_twins(fingerprints: Mapping[str, str]) -> None:
@@ -159,6 +165,15 @@ def _drawn(patients: list[str], split: Split, kind: str) -> dict[str, str]:
     return dict(zip(patients, names, strict=True))
 
 
+def _mask_digest(mask: Path | None) -> str:
+    if mask is None:
+        return ""
+    try:
+        return digest_of(mask)
+    except OSError as error:
+        raise SlideError(f"its mask {mask.name} cannot be read: {error.strerror}; correct the manifest's column mask", step="tissue") from None
+
+
 def _check_columns(columns: list[str], path: Path) -> None:
     known = REQUIRED + OPTIONAL
     for column in columns:
@@ -191,6 +206,7 @@ def _entry(row: dict[str | None, str | None], where: str) -> Entry:
         cells.get("split"),
         _mpp(cells["mpp"], where) if cells.get("mpp") else None,
         cells.get("annotation") or None,
+        cells.get("mask") or None,
     )
 
 

@@ -1,15 +1,18 @@
 """One slide cut into tiles: file -> thumbnail -> tissue -> grid -> pack."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
+from hnm.slides.masks import read_mask
 from hnm.slides.pack import PackTile, encode, write_pack
 from hnm.slides.raw_tiles import open_slide
 from hnm.slides.reader import RegionError, Slide, Thumbnail, thumbnail
@@ -19,15 +22,31 @@ from hnm.slides.tissue import Mask, tissue_mask
 
 
 @dataclass(frozen=True)
-class Cutting:
-    """What cutting one slide needs to know."""
+class Layout:
+    """What decides where the tiles of one slide lie."""
 
     slide_id: str
     path: Path
     mpp: tuple[float, float]
     """µm per level-0 pixel along x and y: the manifest's or the file's."""
+    fingerprint: str
+    mask: Path | None
+    """A mask from elsewhere, in place of the classical one."""
+    mask_digest: str
     tissue: Tissue
     tiles: Tiles
+
+    def causes(self) -> dict[str, object]:
+        """All that can change this slide's tiles, but the code; places are none of it."""
+        sections = {"tissue": self.tissue.model_dump(mode="json"), "tiles": self.tiles.model_dump(mode="json")}
+        return {"slide_id": self.slide_id, "fingerprint": self.fingerprint, "mpp": self.mpp, "mask": self.mask_digest, **sections}
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """One slide that is to be cut."""
+
+    layout: Layout
     pack: Path
     """Where the pack will lie."""
 
@@ -45,30 +64,48 @@ class Plan:
     """Which tiles of the grid hold enough tissue, ascending."""
 
 
+def layouts_of(slides: pd.DataFrame, folder: Path, tissue: Tissue, tiles: Tiles) -> list[Layout]:
+    """A layout for each row of a `SLIDES` table; `folder` is the manifest's, from which relative paths count."""
+    columns = ["slide_id", "path", "mpp_x", "mpp_y", "fingerprint", "mask", "mask_digest"]
+    return [
+        Layout(slide_id, folder / path, (mpp_x, mpp_y), fingerprint, folder / mask if mask else None, mask_digest, tissue, tiles)
+        for slide_id, path, mpp_x, mpp_y, fingerprint, mask, mask_digest in slides[columns].itertuples(index=False)
+    ]
+
+
+@contextmanager
+def opened(layout: Layout) -> Iterator[Slide]:
+    """The slide of `layout`; `StorageError` where it is gone since its cohort was checked."""
+    if not layout.path.exists():
+        raise StorageError(f"{layout.path.name} is gone since the cohort was checked; mount its folder, or run again without it")
+    with open_slide(layout.path) as slide:
+        yield slide
+
+
 def cut(cutting: Cutting) -> None:
     """Writes the pack of a slide; `SlideError` says why there is none, and at which step."""
-    if not cutting.path.exists():
-        raise StorageError(f"{cutting.path.name} is gone since the cohort was checked; mount its folder, or run again without it")
-    with open_slide(cutting.path) as slide:
-        plan = plan_of(slide, cutting.mpp, cutting.tissue, cutting.tiles)
+    layout = cutting.layout
+    with opened(layout) as slide:
+        plan = plan_of(slide, layout)
         write_pack(
             cutting.pack,
-            cut_tiles(slide, plan, cutting.tiles),
-            slide_id=cutting.slide_id,
+            cut_tiles(slide, plan, layout.tiles),
+            slide_id=layout.slide_id,
             mpp=plan.grid.mpp,
-            tile_px=cutting.tiles.tile_px,
+            tile_px=layout.tiles.tile_px,
             side=plan.grid.side,
             planned=len(plan.kept),
         )
 
 
-def plan_of(slide: Slide, mpp: tuple[float, float], tissue: Tissue, tiles: Tiles) -> Plan:
+def plan_of(slide: Slide, layout: Layout) -> Plan:
     """The tiles of `slide` that hold tissue; `SlideError` where there are none."""
+    mpp, tissue, tiles = layout.mpp, layout.tissue, layout.tiles
     grid = grid_of(slide.bounds, mpp, slide.level_downsamples, tiles)
     view = thumbnail(slide, tissue.mpp, mpp)
     if view.lost.mean() > tiles.max_lost_share:
         raise SlideError(f"{view.lost.mean():.1%} of its area cannot be read, more than tiles.max_lost_share={tiles.max_lost_share:g}", step="tiles")
-    mask = tissue_mask(view.pixels, view.mpp, tissue)
+    mask = read_mask(layout.mask, slide.dimensions, view) if layout.mask else tissue_mask(view.pixels, view.mpp, tissue)
     shares = tissue_shares(grid, mask, view)
     kept = np.flatnonzero(shares >= tiles.min_tissue)
     if not len(kept):

@@ -11,8 +11,7 @@ from scipy import ndimage
 
 from hnm.errors import CohortError, SlideError
 from hnm.params import Cohort, Tiles, Tissue
-from hnm.slides.cutting import Plan, plan_of
-from hnm.slides.raw_tiles import open_slide
+from hnm.slides.cutting import Layout, Plan, layouts_of, opened, plan_of
 from hnm.slides.reader import RGB, Thumbnail, thumbnail
 from hnm.slides.tissue import Mask
 from hnm.slides.workers import each
@@ -29,11 +28,7 @@ OUTLINE, TILE = (0, 150, 60), (20, 60, 200)
 class Sitting:
     """One slide that is to have its picture made."""
 
-    slide_id: str
-    path: Path
-    mpp: tuple[float, float]
-    tissue: Tissue
-    tiles: Tiles
+    layout: Layout
     picture: Path
     """Where the picture will lie."""
 
@@ -51,37 +46,38 @@ def preview_cohort(slides: Path, slide_ids: Collection[str] | None, out: Path, *
     table = SLIDES.read(slides).set_index("slide_id")
     for unknown in sorted(set(slide_ids or []) - set(table.index)):
         raise CohortError(f"slide_id={unknown} is not in {slides}; it may be in quarantine")
-    folder = Path(cohort.manifest).parent.resolve()
-    wanted = table.loc[list(slide_ids or table.index), ["path", "mpp_x", "mpp_y"]]
-    sittings = [
-        Sitting(slide_id, folder / path, (mpp_x, mpp_y), tissue, tiles, (out / f"{slide_id}.png").absolute())
-        for slide_id, path, mpp_x, mpp_y in wanted.itertuples()
-    ]
+    wanted = table.loc[list(slide_ids or table.index)].reset_index()
+    layouts = layouts_of(wanted, Path(cohort.manifest).parent.resolve(), tissue, tiles)
+    sittings = [Sitting(layout, (out / f"{layout.slide_id}.png").absolute()) for layout in layouts]
     previews: dict[str, Preview] = {}
     for sitting, outcome in each(preview_slide, sittings, seconds=tiles.slide_seconds, step="tiles"):
         if isinstance(outcome, SlideError):
-            outcome = Preview(Image.new("RGB", (1, 1)), f"{sitting.slide_id}: {outcome}")
-        previews[sitting.slide_id] = outcome
+            outcome = Preview(Image.new("RGB", (1, 1)), f"{sitting.layout.slide_id}: {outcome}")
+        previews[sitting.layout.slide_id] = outcome
     sheet = out / "contact_sheet.png"
-    _write(contact_sheet([previews[sitting.slide_id] for sitting in sittings]), sheet)
+    _write(contact_sheet([previews[layout.slide_id] for layout in layouts]), sheet)
     return [*(sitting.picture for sitting in sittings if sitting.picture.is_file()), sheet]
 
 
 def preview_slide(sitting: Sitting) -> Preview:
     """Writes the picture of one slide; one that cannot be cut is shown bare, with the reason."""
-    with open_slide(sitting.path) as slide:
-        bounds, mpp = slide.bounds, sitting.mpp
+    layout = sitting.layout
+    with opened(layout) as slide:
+        bounds, mpp = slide.bounds, layout.mpp
         view = thumbnail(slide, max(bounds.width * mpp[0], bounds.height * mpp[1]) / SIDE_PX, mpp)
         try:
-            plan = plan_of(slide, mpp, sitting.tissue, sitting.tiles)
+            plan = plan_of(slide, layout)
         except SlideError as error:
             picture, caption = Image.fromarray(view.pixels), str(error)
         else:
             tissue_mm2 = plan.mask.mean() * bounds.width * bounds.height * mpp[0] * mpp[1] / 1e6
-            picture, caption = Image.fromarray(drawn(view, plan)), f"{len(plan.kept)} tiles, {tissue_mm2:.1f} mm2 of tissue"
+            picture, caption = (
+                Image.fromarray(drawn(view, plan)),
+                f"{len(plan.kept)} tiles, {tissue_mm2:.1f} mm2 of tissue" + (f" ({layout.mask.name})" if layout.mask else ""),
+            )
     _write(picture, sitting.picture)
     picture.thumbnail((CELL_PX - 8, CELL_PX - 8))
-    return Preview(picture, f"{sitting.slide_id}: {caption}")
+    return Preview(picture, f"{layout.slide_id}: {caption}")
 
 
 def drawn(view: Thumbnail, plan: Plan) -> RGB:

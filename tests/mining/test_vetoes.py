@@ -31,6 +31,8 @@ COHORT = SLIDES.check(
             "width": 500,
             "height": 200,
             "fingerprint": "f",
+            "mask": "",
+            "mask_digest": "",
         }
     ),
     "slides",

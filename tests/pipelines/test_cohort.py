@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hnm.tables import LABELS, QUARANTINE, SLIDES
 from pipelines import cohort
 
 COHORT = Cohort(name="c", manifest="in/slides.csv", max_quarantined_share=0.3)
-COLUMNS = ("slide_id", "path", "label", "patient_id", "split", "mpp", "annotation")
+COLUMNS = ("slide_id", "path", "label", "patient_id", "split", "mpp", "annotation", "mask")
 OUTPUTS = ("slides.parquet", "labels/train.csv", "labels/validation.csv", "labels/test.csv", "annotations", "quarantine.csv")
 
 
@@ -47,6 +48,7 @@ def test_the_checked_cohort(rows, tmp_path):
     assert list(slides.index) == sorted(rows)
     assert slides.loc["s02"].drop("fingerprint").to_dict() == {
         "path": "s02.svs", "patient_id": "p", "split": "train", "vendor": "aperio", "mpp_x": 0.25, "mpp_y": 0.25, "width": 100, "height": 80,
+        "mask": "", "mask_digest": "",
     }  # fmt: skip
     assert slides.loc["s05", ["patient_id", "split", "mpp_x"]].tolist() == ["s05", "validation", 0.5]
     assert slides["fingerprint"].is_unique
@@ -135,6 +137,18 @@ def test_an_annotation_of_another_slide_is_refused(rows, tmp_path):
     rows["s01"]["annotation"] = "a.geojson"
     with pytest.raises(CohortError, match=r"annotation a.geojson, feature 1 \(tumour\) lies at x 1000 to 3000, y 10 to 25, outside the slide of 100 x 80"):
         run(rows, tmp_path / "out")
+
+
+def test_masks_from_elsewhere(rows, tmp_path):
+    rows["s01"]["mask"], rows["s03"]["mask"] = "masks/m.png", "masks/none.png"
+    (tmp_path / "in" / "masks").mkdir()
+    (tmp_path / "in" / "masks" / "m.png").write_bytes(b"mask")
+    out = run(rows, tmp_path / "out")
+    slides = SLIDES.read(out / "slides.parquet").set_index("slide_id")
+    assert slides.loc["s01", ["mask", "mask_digest"]].tolist() == ["masks/m.png", hashlib.sha256(b"mask").hexdigest()]
+    assert slides.loc["s00", ["mask", "mask_digest"]].tolist() == ["", ""]
+    reason = "its mask none.png cannot be read: No such file or directory; correct the manifest's column mask"
+    assert QUARANTINE.read(out / "quarantine.csv").to_numpy().tolist() == [["s03", "tissue", reason]]
 
 
 def test_a_manifest_without_splits_is_split(rows, tmp_path):

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -42,7 +43,7 @@ def refresh(folder: Path) -> None:
                 fingerprint = slide.fingerprint()
         except SlideError:
             fingerprint = "unreadable"
-        rows.append((path.stem, path.name, path.stem, "train", "aperio", 1.0, 1.0, 384, 128, fingerprint))
+        rows.append((path.stem, path.name, path.stem, "train", "aperio", 1.0, 1.0, 384, 128, fingerprint, "", ""))
     SLIDES.write(pd.DataFrame(rows, columns=list(SLIDES.columns)), folder / "cohort" / "slides.parquet")
 
 
@@ -150,6 +151,30 @@ def test_a_slide_that_hangs_costs_itself(folder, tiny):
     out = run(folder, tiles=TILES_SECTION.model_copy(update={"slide_seconds": 5.0}))
     assert QUARANTINE.read(out / "quarantine.csv").to_numpy().tolist()[1] == ["stuck", "tiles", "it took longer than 5 s and was given up"]
     assert len(list((out / "packs").iterdir())) == 5
+
+
+def test_a_mask_from_elsewhere_replaces_the_classical_one(folder):
+    """Polygons give s1 the tile at (96, 0) alone; s2's mask is broken; a changed mask cuts its own slide again."""
+    run(folder)
+    known = kept(folder)
+    table = SLIDES.read(folder / "cohort" / "slides.parquet").set_index("slide_id")
+    square = [[[96, 0], [128, 0], [128, 32], [96, 32], [96, 0]]]
+    (folder / "in" / "m.geojson").write_text(json.dumps({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": square}}))
+    (folder / "in" / "broken.png").write_text("no image")
+    table.loc["s1", ["mask", "mask_digest"]] = ["m.geojson", "d1"]
+    table.loc["s2", ["mask", "mask_digest"]] = ["broken.png", "d2"]
+    SLIDES.write(table.reset_index(), folder / "cohort" / "slides.parquet")
+    out = run(folder)
+    index = TILES.read(out / "index.parquet")
+    assert index.loc[index["slide_id"] == "s1", ["x", "y"]].to_numpy().tolist() == [[96, 0]]
+    reason = "its mask broken.png cannot be read: it is no image; correct the manifest's column mask"
+    assert QUARANTINE.read(out / "quarantine.csv").to_numpy().tolist()[1:] == [["s2", "tissue", reason]]
+    before = kept(folder)
+    table.loc["s1", "mask_digest"] = "d3"
+    SLIDES.write(table.reset_index(), folder / "cohort" / "slides.parquet")
+    run(folder)
+    assert known.items() <= before.items() <= kept(folder).items()
+    assert len(kept(folder)) == len(before) + 1
 
 
 def test_too_many_bad_slides_stop_the_stage(folder, tiny):

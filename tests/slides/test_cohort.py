@@ -19,21 +19,21 @@ def manifest(path: Path, *rows, header=("slide_id", "path", "label")) -> Path:
 
 
 def entry(slide_id: str, label: int, patient_id: str | None = None, split: str | None = None) -> Entry:
-    return Entry(slide_id, f"{slide_id}.svs", label, patient_id or slide_id, split, None, None)
+    return Entry(slide_id, f"{slide_id}.svs", label, patient_id or slide_id, split, None, None, None)
 
 
 def test_a_manifest_with_everything(tmp_path):
-    header = ("path", "slide_id", "annotation", "label", "patient_id", "split", "mpp")
-    path = manifest(tmp_path, ("x/a.svs", "a", "a.geojson", 1, "p1", "train", "0.25"), ("/far/b.svs", "b", "", 0, "", "test", ""), header=header)
+    header = ("path", "slide_id", "annotation", "label", "patient_id", "split", "mpp", "mask")
+    path = manifest(tmp_path, ("x/a.svs", "a", "a.geojson", 1, "p1", "train", "0.25", "m.png"), ("/far/b.svs", "b", "", 0, "", "test", "", ""), header=header)
     assert read_manifest(path) == [
-        Entry("a", "x/a.svs", 1, "p1", "train", 0.25, "a.geojson"),
-        Entry("b", "/far/b.svs", 0, "b", "test", None, None),
+        Entry("a", "x/a.svs", 1, "p1", "train", 0.25, "a.geojson", "m.png"),
+        Entry("b", "/far/b.svs", 0, "b", "test", None, None, None),
     ]
 
 
 def test_a_manifest_as_excel_saves_it(tmp_path):
     (tmp_path / "slides.csv").write_bytes("\ufeffslide_id,path,label\r\na, a.svs ,1\r\n".encode())
-    assert read_manifest(tmp_path / "slides.csv") == [Entry("a", "a.svs", 1, "a", None, None, None)]
+    assert read_manifest(tmp_path / "slides.csv") == [Entry("a", "a.svs", 1, "a", None, None, None, None)]
 
 
 @pytest.mark.parametrize(

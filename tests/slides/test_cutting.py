@@ -3,7 +3,7 @@ import pytest
 
 from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
-from hnm.slides.cutting import Cutting, cut, plan_of
+from hnm.slides.cutting import Cutting, Layout, cut, plan_of
 from hnm.slides.pack import Pack
 from hnm.slides.reader import OpenSlideReader
 
@@ -12,7 +12,11 @@ TILES = Tiles(mpp=1.0, tile_px=32, min_tissue=0.5, jpeg_quality=95)
 
 
 def cutting(path, pack, mpp=(1.0, 1.0), **changes):
-    return Cutting("s-1", path, mpp, TISSUE, TILES.model_copy(update=changes), pack)
+    return Cutting(layout(path, mpp, **changes), pack)
+
+
+def layout(path, mpp=(1.0, 1.0), mask=None, **changes):
+    return Layout("s-1", path, mpp, "f", mask, "", TISSUE, TILES.model_copy(update=changes))
 
 
 def test_the_tiles_of_a_slide(tmp_path, tiny):
@@ -41,7 +45,7 @@ def test_axes_of_different_resolution_give_tiles_square_in_micrometres(tmp_path,
     pixels = tiny.painted(256, 320, (0, 0, 320, 256, tiny.STROMA))
     path = tiny.aperio(tmp_path / "a.svs", pixels)
     with OpenSlideReader(path) as slide:
-        plan = plan_of(slide, (0.5, 1.0), TISSUE, TILES)
+        plan = plan_of(slide, layout(path, (0.5, 1.0)))
     assert plan.grid.size == (64.0, 32.0)
     assert len(plan.kept) == 5 * 8
     cut(cutting(path, tmp_path / "a.h5", mpp=(0.5, 1.0)))

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +22,7 @@ def table(tmp_path, tiny, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.aperio(tmp_path / "a.svs", tiny.painted(256, 320, (64, 96, 128, 64, tiny.STROMA)))
     tiny.aperio(tmp_path / "blank.svs", tiny.painted(256, 320))
-    rows = [(slide_id, f"{slide_id}.svs", slide_id, "train", "aperio", 1.0, 1.0, 320, 256, "f") for slide_id in ("blank", "a")]
+    rows = [(slide_id, f"{slide_id}.svs", slide_id, "train", "aperio", 1.0, 1.0, 320, 256, "f", "", "") for slide_id in ("blank", "a")]
     SLIDES.write(pd.DataFrame(rows, columns=list(SLIDES.columns)), tmp_path / "slides.parquet")
     return tmp_path / "slides.parquet"
 
@@ -44,6 +46,18 @@ def test_a_slide_that_cannot_be_cut_is_shown_bare(table, tmp_path):
     paths = preview_cohort(table, None, tmp_path / "out", **SECTIONS)
     assert sorted(path.name for path in paths) == ["a.png", "blank.png", "contact_sheet.png"]
     assert not (np.asarray(Image.open(tmp_path / "out" / "blank.png")) == TILE).all(axis=2).any()
+
+
+def test_a_mask_from_elsewhere_is_shown(table, tmp_path):
+    square = {"type": "Polygon", "coordinates": [[[0, 192], [64, 192], [64, 256], [0, 256], [0, 192]]]}
+    (tmp_path / "m.geojson").write_text(json.dumps({"type": "Feature", "geometry": square}))
+    SLIDES.write(SLIDES.read(table).assign(mask="m.geojson"), table)
+    paths = preview_cohort(table, ["blank"], tmp_path / "out", **SECTIONS)
+    frames = (np.asarray(Image.open(paths[0])) == TILE).all(axis=2)
+    assert frames[192, :64].all()
+    assert frames[192:255, 32].all()
+    assert not frames[:190].any()
+    assert not frames[:, 66:].any()
 
 
 def test_an_unknown_slide(table, tmp_path):
