@@ -198,6 +198,8 @@ class Finetune(Section):
     """Each epoch shows every tile of the more numerous role once."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     """First epochs, in which negatives alone are anchors."""
+    anchors: Literal["negatives", "positives", "both"] = "both"
+    """Whose tiles are anchors after the warm-up."""
     batch_tiles: Annotated[int, Field(ge=4)] = 32
     """Tiles of a step, half of each role; each gives two views."""
     learning_rate: Positive = 3e-4

@@ -14,6 +14,7 @@ METRICS = {
     "epoch/ranking_loss": "patch ranking loss",
     "epoch/negative_loss": "contrastive loss with negatives as anchors",
     "epoch/positive_loss": "contrastive loss with positives as anchors",
+    "epoch/spread": "mean over pairs of views of one less their cosine; 0 where fine-tuning has collapsed",
     "epoch/validation_auc": "slide AUC on validation",
     "epoch/validation_loss": "slide log loss on validation",
     "epoch/learning_rate": "learning rate",

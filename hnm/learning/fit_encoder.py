@@ -1,6 +1,8 @@
 """Fine-tuning the encoder on mined tiles by supervised contrast."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from hnm.errors import FinetuneError
 from hnm.learning.compute import Machine
 from hnm.learning.encoder import TileEncoder, import_timm, to_input
 from hnm.learning.history import OnEpoch
-from hnm.learning.losses import supervised_contrastive_loss
+from hnm.learning.losses import spread, supervised_contrastive_loss
 from hnm.learning.views import random_views
 
 NEGATIVE, POSITIVE = 0, 1
@@ -24,9 +26,9 @@ def fit_encoder(
 ) -> list[dict[str, float]]:
     """Fine-tunes `encoder` in place and returns the history: one mapping an epoch.
 
-    A step takes tiles of both roles, half and half, and two views of each. Negatives are anchors with the other
-    negatives as their positives; after the warm-up, positives are anchors too. Tiles of no certain label never come
-    here: mining leaves them out. Batch normalisation keeps its statistics, as the mined tiles are no fair sample of
+    A step takes tiles of both roles, half and half, and two views of each. In the warm-up negatives are anchors, with
+    the other negatives as their positives; then those that `section.anchors` names. Tiles of no certain label never
+    come here: mining leaves them out. Batch normalisation keeps its statistics, as the mined tiles are no fair sample of
     the cohort. The loss sees a projection that is dropped afterwards (Khosla et al. 2020, section 3.1); it starts from
     features standardised as the encoder gave them at first, for all tiles share so much of a feature that raw ones
     look alike at a low temperature, and the contrast may then collapse.
@@ -56,7 +58,8 @@ def fit_encoder(
     for epoch in range(1, section.epochs + 1):
         model.train()
         _freeze_batch_norm(model)
-        sums = torch.zeros(2)
+        weights = anchor_weights(section, epoch)
+        sums = torch.zeros(3)
         steps = list(role_batches(roles, section.batch_tiles, section.seed, epoch))
         for step, rows in enumerate(steps):
             pixels = to_input(torch.from_numpy(tiles[rows]), device)
@@ -65,16 +68,16 @@ def fit_encoder(
                 projected = model(torch.cat(views).contiguous(memory_format=torch.channels_last))
             step_roles = torch.from_numpy(roles[rows]).to(device).repeat(2)
             losses = role_losses(projected, step_roles, temperature=section.temperature)
-            loss = losses[NEGATIVE] if epoch <= section.warmup_epochs else losses.mean()
+            loss = losses @ weights.to(device)
             if not torch.isfinite(loss):
                 raise FinetuneError(f"the contrastive loss is {loss.item()} in epoch {epoch}; lower finetune.learning_rate={section.learning_rate}")
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            sums += losses.detach().cpu()
-        negative, positive = (sums / len(steps)).tolist()
-        total = negative if epoch <= section.warmup_epochs else (negative + positive) / 2
-        row = {"epoch": epoch, "loss": total, "negative_loss": negative, "positive_loss": positive, "learning_rate": section.learning_rate}
+            sums += torch.stack([*losses.detach(), spread(projected.detach())]).cpu()
+        means = sums / len(steps)
+        parts = dict(zip(("negative_loss", "positive_loss", "spread"), means.tolist(), strict=True))
+        row = {"epoch": epoch, "loss": (means[:2] @ weights).item(), **parts, "learning_rate": section.learning_rate}
         history.append(row)
         on_epoch(epoch, row)
     encoder.to("cpu").eval()
@@ -87,12 +90,37 @@ def freeze_layers(encoder: TileEncoder, layers: int) -> None:
     Raises:
         FinetuneError: the encoder has no more layers than that.
     """
-    groups = import_timm().models.group_parameters(encoder.backbone, encoder.backbone.group_matcher(coarse=True))
+    backbone: Any = encoder.backbone
+    groups = import_timm().models.group_parameters(backbone, backbone.group_matcher(coarse=True))
     if layers >= len(groups):
         raise FinetuneError(f"finetune.freeze_layers={layers} leaves nothing to train: {encoder.record.name} has {len(groups)} layers; lower it")
     frozen = {name for layer in sorted(groups)[:layers] for name in groups[layer]}
     for name, weight in encoder.backbone.named_parameters():
         weight.requires_grad_(name not in frozen)
+
+
+def anchor_weights(section: params.Finetune, epoch: int) -> Tensor:
+    """Weights `(2,)` in the loss of the negatives and of the positives as anchors."""
+    anchors = "negatives" if epoch <= section.warmup_epochs else section.anchors
+    return {"negatives": torch.tensor([1.0, 0.0]), "positives": torch.tensor([0.0, 1.0]), "both": torch.tensor([0.5, 0.5])}[anchors]
+
+
+def collapse_of(history: Sequence[Mapping[str, float]], section: params.Finetune) -> str | None:
+    """What to say of a training that ended with all views at one point, or None.
+
+    There every similarity is the same, so that the loss is ln(rows - 1) and has no gradient left. The loss sees
+    similarities in units of the temperature: views lie at one point where their spread is below a tenth of it.
+    """
+    last = history[-1]
+    if last["spread"] >= section.temperature / 10:
+        return None
+    rows = 4 * (section.batch_tiles // 2)
+    return (
+        f"fine-tuning has collapsed: all views of mined tiles lie at one point (spread {last['spread']:.2g}), where the contrastive loss is "
+        f"ln(rows - 1) = {math.log(rows - 1):.3f} (it is {last['loss']:.3f}) and nothing more is learnt; the roles could not be told apart: "
+        f"lower finetune.learning_rate={section.learning_rate:g}, raise finetune.temperature={section.temperature:g}, "
+        "or mine surer tiles (a higher mining.threshold, smaller fractions, a head trained longer)"
+    )
 
 
 def role_losses(projected: Tensor, roles: Tensor, *, temperature: float) -> Tensor:

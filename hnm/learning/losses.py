@@ -27,7 +27,7 @@ def supervised_contrastive_loss(features: Tensor, roles: Tensor, anchors: Tensor
 
     For anchor i with positives P(i), the other rows of its role, and contrast A(i), all other rows:
     `-1/|P(i)| sum_{p in P(i)} log(exp(z_i z_p / t) / sum_{a in A(i)} exp(z_i z_a / t))`, meant over the anchors that
-    have a positive; 0 where none has. Computed in float32 by log-sum-exp, whatever the input's type.
+    have a positive; 0 where none has. Computed by log-sum-exp, of half-precision input in float32.
 
     Args:
         features: `(rows, features)` projections; normalised here. The views of one tile are rows of their own.
@@ -36,7 +36,7 @@ def supervised_contrastive_loss(features: Tensor, roles: Tensor, anchors: Tensor
         temperature: t.
     """
     with torch.autocast(features.device.type, enabled=False):
-        unit = torch.nn.functional.normalize(features.float(), dim=1)
+        unit = unit_rows(features)
         itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
         logits = (unit @ unit.T / temperature).masked_fill(itself, -torch.inf)
         log_share = (logits - logits.logsumexp(dim=1, keepdim=True)).masked_fill(itself, 0)
@@ -45,3 +45,19 @@ def supervised_contrastive_loss(features: Tensor, roles: Tensor, anchors: Tensor
         counted = anchors & (counts > 0)
         losses = -(log_share * positives).sum(dim=1)[counted] / counts[counted]
         return losses.sum() / max(len(losses), 1)
+
+
+def spread(features: Tensor) -> Tensor:
+    """How far rows point apart: the mean over pairs of rows of one less their cosine; 0 where all point to one place, 1 where they are at right angles.
+
+    Args:
+        features: `(rows, features)`, two rows at least.
+    """
+    unit = unit_rows(features)
+    rows = len(unit)
+    return 1 - (unit.sum(dim=0).square().sum() - rows) / (rows * (rows - 1))
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """`features`, each row of length 1, in float32 at least."""
+    return torch.nn.functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)

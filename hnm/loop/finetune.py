@@ -1,5 +1,6 @@
 """The encoder of the round before, fine-tuned on the mined tiles."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from hnm import params
 from hnm.errors import FinetuneError
 from hnm.learning.compute import set_up_torch
 from hnm.learning.encoder import load_encoder, save_encoder
-from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, fit_encoder
+from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, collapse_of, fit_encoder
 from hnm.learning.history import OnEpoch, write_history
 from hnm.slides.pack import Pack
 from hnm.tables import MINED
@@ -27,6 +28,8 @@ def finetune_encoder(
 ) -> tuple[list[dict[str, float]], int]:
     """Writes the round's encoder and its history into `folder`; where the policy is to mine nothing, the encoder of the round before.
 
+    A training that collapsed is logged as a warning.
+
     Returns:
         The history, empty where nothing was trained, and the number of mined tiles.
     """
@@ -41,6 +44,8 @@ def finetune_encoder(
     tiles = np.concatenate([Pack(packs / f"{slide_id}.h5").tiles(own["tile"].tolist()) for slide_id, own in table.groupby("slide_id", sort=True)])
     roles = np.where(table["role"] == "positive", POSITIVE, NEGATIVE)
     history = fit_encoder(encoder, tiles, roles, finetune, machine, on_epoch)
+    if collapse := collapse_of(history, finetune):
+        logging.getLogger(__name__).warning(collapse)
     save_encoder(encoder, folder)
     write_history(history, folder / "history.csv")
     return history, len(tiles)

@@ -10,7 +10,7 @@ from hnm import params
 from hnm.errors import FinetuneError
 from hnm.learning.compute import CPU, Machine
 from hnm.learning.encoder import TileEncoder, make_encoder
-from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, fit_encoder, role_batches, role_losses
+from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, anchor_weights, collapse_of, fit_encoder, role_batches, role_losses
 from hnm.learning.losses import supervised_contrastive_loss
 
 SECTION = params.Finetune(epochs=3, warmup_epochs=1, batch_tiles=8, learning_rate=1e-3, projection_features=16)
@@ -53,6 +53,7 @@ def test_fine_tuning_lowers_the_loss_and_tells_of_each_epoch() -> None:
     history = fit_encoder(encoder(), *mined(), SECTION.model_copy(update={"epochs": 8}), CPU, lambda epoch, metrics: heard.append((epoch, metrics["loss"])))
     assert heard == [(row["epoch"], row["loss"]) for row in history] and [row["epoch"] for row in history] == list(range(1, 9))
     assert history[-1]["negative_loss"] < history[0]["negative_loss"] - 0.1
+    assert collapse_of(history, SECTION) is None and history[-1]["spread"] > 0.02
     assert history[0]["loss"] == history[0]["negative_loss"]  # warm-up: negatives alone are anchors
     assert history[1]["loss"] == pytest.approx((history[1]["negative_loss"] + history[1]["positive_loss"]) / 2)
 
@@ -107,3 +108,25 @@ def test_frozen_layers_keep_their_weights_and_the_others_move() -> None:
 def test_an_encoder_whose_every_layer_is_frozen_is_refused() -> None:
     with pytest.raises(FinetuneError, match=r"finetune.freeze_layers=5 leaves nothing to train: test_resnet has 5 layers; lower it"):
         fit_encoder(encoder(), *mined(), SECTION.model_copy(update={"freeze_layers": 5}), CPU, no_one)
+
+
+@pytest.mark.parametrize(("anchors", "weights"), [("negatives", [1.0, 0.0]), ("positives", [0.0, 1.0]), ("both", [0.5, 0.5])])
+def test_the_anchors_are_the_negatives_in_the_warm_up_and_then_those_asked_for(anchors: str, weights: list[float]) -> None:
+    section = params.Finetune.model_validate({"warmup_epochs": 2, "anchors": anchors})
+    assert [anchor_weights(section, epoch).tolist() for epoch in (1, 2, 3, 4)] == [[1.0, 0.0]] * 2 + [weights] * 2
+
+
+def test_anchors_choose_the_loss() -> None:
+    section = SECTION.model_copy(update={"epochs": 1, "warmup_epochs": 0, "anchors": "positives"})
+    (row,) = fit_encoder(encoder(), *mined(), section, CPU, no_one)
+    assert row["loss"] == row["positive_loss"] != row["negative_loss"]
+
+
+def test_roles_that_cannot_be_told_apart_collapse_and_it_is_said() -> None:
+    tiles = np.random.default_rng(0).integers(0, 150, (24, 32, 32, 3)).astype(np.uint8)
+    section = SECTION.model_copy(update={"learning_rate": 3e-3})
+    history = fit_encoder(encoder(), tiles, np.array([NEGATIVE, POSITIVE] * 12), section, CPU, no_one)
+    assert history[-1]["loss"] == pytest.approx(np.log(15), abs=0.01)
+    warning = collapse_of(history, section)
+    assert warning is not None and "ln(rows - 1) = 2.708 (it is 2.70" in warning
+    assert "lower finetune.learning_rate=0.003, raise finetune.temperature=0.07, or mine surer tiles" in warning

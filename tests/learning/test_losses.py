@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hnm.learning.losses import ranking_loss, supervised_contrastive_loss
+from hnm.learning.losses import ranking_loss, spread, supervised_contrastive_loss
 
 values = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=9)
 
@@ -69,11 +69,11 @@ def test_ranking_loss_is_its_formula(positive: list[float], negative: list[float
 @given(st.data(), st.integers(2, 8), st.floats(0.05, 2))
 def test_contrastive_loss_is_its_formula(data: st.DataObject, count: int, temperature: float) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10_000)))
-    rows = torch.randn(count, 3, generator=generator)
+    rows = torch.randn(count, 3, generator=generator, dtype=torch.float64)
     roles = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
     anchors = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
     loss = supervised_contrastive_loss(rows, torch.tensor(roles), torch.tensor(anchors), temperature=temperature)
-    assert loss.item() == pytest.approx(contrast_in_loops(rows.tolist(), roles, anchors, temperature), rel=1e-4, abs=1e-5)
+    assert loss.item() == pytest.approx(contrast_in_loops(rows.tolist(), roles, anchors, temperature), rel=1e-9, abs=1e-9)
 
 
 def test_contrastive_loss_by_hand() -> None:
@@ -99,3 +99,26 @@ def test_contrastive_loss_stays_finite_at_a_cold_temperature_and_in_bfloat16() -
     with torch.autocast("cpu", torch.bfloat16):
         half = supervised_contrastive_loss(rows.bfloat16(), roles, torch.ones(8, dtype=torch.bool), temperature=0.07)
     assert half.dtype == torch.float32 and half.item() == pytest.approx(plain.item(), rel=1e-6)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 8))
+def test_contrastive_loss_of_bfloat16_rows_is_the_formula_of_their_values(seed: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, 5, generator=generator).bfloat16().requires_grad_()
+    roles, anchors = torch.randint(2, (2, count), generator=generator)
+    loss = supervised_contrastive_loss(rows, roles, anchors.bool(), temperature=0.07)
+    assert loss.item() == pytest.approx(contrast_in_loops(rows.tolist(), roles.tolist(), anchors.tolist(), 0.07), rel=1e-4, abs=1e-4)
+    loss.backward()
+    assert rows.grad is not None and torch.isfinite(rows.grad).all()
+
+
+def test_contrastive_loss_of_views_at_one_point_is_ln_of_the_other_rows() -> None:
+    rows = torch.tensor([[0.3, -0.4]]).repeat(6, 1)
+    loss = supervised_contrastive_loss(rows, torch.tensor([0, 1, 0, 1, 1, 1]), torch.ones(6, dtype=torch.bool), temperature=0.07)
+    assert loss.item() == pytest.approx(math.log(5))
+
+
+def test_spread_by_hand() -> None:
+    # cosines of the three pairs: 0, -1, 0
+    assert spread(torch.tensor([[2.0, 0.0], [0.0, 1.0], [-3.0, 0.0]])).item() == pytest.approx(1 + 1 / 3)
+    assert spread(torch.tensor([[2.0, 1.0], [4.0, 2.0]])).item() == pytest.approx(0, abs=1e-6)
