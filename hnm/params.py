@@ -127,7 +127,15 @@ class Head(Section):
     """Weight of the cross-entropy of the slide logit."""
     tile_weight: NotNegative = 0.5
     """Weight of the tile loss: the cross-entropy of the highest tile logit, but for `clam_sb` and `inherit`, which have their own."""
+    score_folds: Annotated[int, Field(ge=0)] = 0
+    """Folds of the train slides for `mining.scores: cross_fitted`, each one more head to train; 0 trains none."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _folds_leave_slides(self) -> "Head":
+        if self.score_folds == 1:
+            raise ValueError("score_folds=1 leaves no slides to train on; take 2 or more, or 0 for none")
+        return self
 
     @model_validator(mode="after")
     def _tokens_can_be_shared(self) -> "Head":
@@ -158,6 +166,8 @@ class Mining(Section):
 
     policy: Literal["hard", "semi_hard", "mixed", "random", "all", "none"] = "hard"
     """How negatives are chosen; `random` and `all` are the controls, `none` leaves the encoder as it is."""
+    scores: Literal["in_sample", "cross_fitted"] = "in_sample"
+    """By which head a tile is scored: the round's, which was trained on its slide, or one that was not (`head.score_folds`)."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """A positive is a tile of a positive slide whose score exceeds this."""
     positive_fraction: PositiveShare = 0.2
@@ -315,6 +325,12 @@ class Params(Section):
             raise ValueError(f'rounds must count from "0" without a gap, each naming its predecessor, but are {sorted(self.rounds)}')
         if self.later_rounds != {r: round_ for r, round_ in self.rounds.items() if r != "0"}:
             raise ValueError(f'later_rounds must be the rounds after "0", but are {sorted(self.later_rounds)}; write them once and merge them into rounds')
+        return self
+
+    @model_validator(mode="after")
+    def _scores_are_made(self) -> "Params":
+        if self.mining.scores == "cross_fitted" and not self.head.score_folds:
+            raise ValueError("mining.scores=cross_fitted needs head.score_folds of 2 or more, but it is 0; set it to 5")
         return self
 
 

@@ -11,11 +11,13 @@ from pipelines import stage
 def main(
     features: Path,
     index: Path,
+    cohort: Path,
     train_labels: Path,
     validation_labels: Path,
     folder: Path,
     tile_scores: Path,
     slide_scores: Path,
+    cross_fitted: Path,
     round: int,
     *,
     head: params.Head,
@@ -23,9 +25,9 @@ def main(
     compute: params.Compute,
     tracker: Tracker,
 ) -> None:
-    """Writes the head, its history, and the scores of all slides and tiles, whatever their split."""
-    labels = (train_labels, validation_labels)
-    history = train_head(features, index, *labels, folder, tile_scores, slide_scores, head=head, ranking=ranking, compute=compute, on_epoch=tracker.epoch)
+    """Writes the head, its history, the scores of all slides and tiles, whatever their split, and the cross-fitted ones of the train slides' tiles."""
+    inputs, written = (features, index, cohort, train_labels, validation_labels), (folder, tile_scores, slide_scores, cross_fitted)
+    history = train_head(*inputs, *written, head=head, ranking=ranking, compute=compute, on_epoch=tracker.epoch)
     best = kept_epoch(history)
     tracker.metrics({"validation/auc": best["validation_auc"], "validation/loss": best["validation_loss"]})
     tracker.model(folder, "head")

@@ -8,10 +8,20 @@ from pipelines import stage
 
 
 def main(
-    tile_scores: Path, train_labels: Path, slides: Path, vetoes: Path, mined: Path, mined_slides: Path, summary: Path, round: int, *, mining: Mining
+    tile_scores: Path,
+    cross_fitted: Path,
+    train_labels: Path,
+    slides: Path,
+    vetoes: Path,
+    mined: Path,
+    mined_slides: Path,
+    summary: Path,
+    round: int,
+    *,
+    mining: Mining,
 ) -> None:
     """Writes the mined tiles of one round, what each slide supplies to them, and their summary."""
-    found = mine_tiles(tile_scores, train_labels, slides, vetoes, mined, mined_slides, summary, round, mining=mining)
+    found = mine_tiles(tile_scores, cross_fitted, train_labels, slides, vetoes, mined, mined_slides, summary, round, mining=mining)
     suspects = f"; suspect slides: {', '.join(found['suspect_slides'])}" if found["suspect_slides"] else ""
     print(f"round {round}: mined {found['positive']['tiles']} positives and {found['hard_negative']['tiles']} hard negatives{suspects}", flush=True)
 

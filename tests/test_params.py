@@ -32,6 +32,8 @@ def test_sections_that_are_left_out_have_their_defaults() -> None:
         ({"head": {"schedule": "step"}}, r"head\.schedule='step': input should be 'cosine' or 'constant'"),
         ({"head": {"kind": "attention"}}, r"head\.kind='attention': input should be 'dsmil', 'abmil'"),
         ({"head": {"kind": "transmil", "attention_features": 100}}, r"head: attention_features=100 must be a multiple of 8 for kind transmil"),
+        ({"head": {"score_folds": 1}}, r"head: score_folds=1 leaves no slides to train on; take 2 or more, or 0 for none"),
+        ({"mining": {"scores": "cross_fitted"}}, r"mining\.scores=cross_fitted needs head\.score_folds of 2 or more, but it is 0; set it to 5"),
         ({"ranking": {"margin": 1.5}}, r"ranking: margin=1\.5 can never be met by scores"),
         ({"split": {"validation_share": 0.6, "test_share": 0.4}}, r"split: validation_share=0\.6 and test_share=0\.4 leave no train slides"),
         ({"cohort": {"name": "c"}}, r"cohort\.manifest is missing; add it"),

@@ -116,15 +116,15 @@ class Loop:
             yield RoundResult(number, best["validation_auc"], best["validation_loss"], head / "slides.parquet")
 
     def _head(self, encoder: Path, params: Params) -> Path:
-        """Folder of `head/`, `tiles.parquet` and `slides.parquet`."""
+        """Folder of `head/`, `tiles.parquet`, `slides.parquet` and `cross_fitted.parquet`."""
         upstream, head, ranking, compute = self._upstream, params.head, params.ranking, params.compute
 
         def make(folder: Path) -> None:
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".features-") as features:
                 embed_slides(upstream.packs, upstream.index, encoder, Path(features), self._store, embed=params.embed, compute=compute)
                 labels = (upstream.labels("train"), upstream.labels("validation"))
-                written = (folder / "head", folder / "tiles.parquet", folder / "slides.parquet")
-                train_head(Path(features), upstream.index, *labels, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold)
+                written = (folder / "head", folder / "tiles.parquet", folder / "slides.parquet", folder / "cross_fitted.parquet")
+                train_head(Path(features), upstream.index, upstream.slides, *labels, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold)
 
         causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"]}
         return self._kept("heads", "head", make, **causes, **_dumped(params, "embed", "head", "ranking", "compute"))
@@ -132,12 +132,13 @@ class Loop:
     def _mined(self, head: Path, number: int, params: Params) -> Path:
         """Folder of `mined.parquet` and what is told of it."""
         upstream = self._upstream
+        scores = (head / "tiles.parquet", head / "cross_fitted.parquet")
 
         def make(folder: Path) -> None:
             written = (folder / "mined.parquet", folder / "slides.csv", folder / "summary.json")
-            mine_tiles(head / "tiles.parquet", upstream.labels("train"), upstream.slides, upstream.vetoes, *written, number, mining=params.mining)
+            mine_tiles(*scores, upstream.labels("train"), upstream.slides, upstream.vetoes, *written, number, mining=params.mining)
 
-        return self._kept("mined", "mine", make, scores=digest_of(head / "tiles.parquet"), round=number, **_dumped(params, "mining"))
+        return self._kept("mined", "mine", make, scores=[digest_of(table) for table in scores], round=number, **_dumped(params, "mining"))
 
     def _encoder(self, mined: Path, previous: Path, params: Params) -> Path:
         """Folder of the round's encoder."""

@@ -9,28 +9,35 @@ import torch
 from hnm import params
 from hnm.learning import features as feature_files
 from hnm.learning.compute import set_up_torch
+from hnm.learning.cross_fit import cross_fitted_scores
 from hnm.learning.fit_head import LabelledSlide, fit_head
 from hnm.learning.heads import save_head
 from hnm.learning.history import OnEpoch, write_history
 from hnm.learning.predict import predict
-from hnm.tables import LABELS, SLIDE_SCORES, TILE_SCORES, TILES
+from hnm.tables import LABELS, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
 
 def train_head(
     features: Path,
     index: Path,
+    cohort: Path,
     train_labels: Path,
     validation_labels: Path,
     folder: Path,
     tile_scores: Path,
     slide_scores: Path,
+    cross_fitted: Path,
     *,
     head: params.Head,
     ranking: params.Ranking,
     compute: params.Compute,
     on_epoch: OnEpoch,
 ) -> list[dict[str, float]]:
-    """Writes the head with its history into `folder`, and the scores of all slides and tiles, whatever their split; returns the history."""
+    """Writes the head with its history into `folder`, and scores; returns the history.
+
+    The scores are those of all slides and tiles, whatever their split, and the cross-fitted ones of the train slides'
+    tiles, a table without rows where `head.score_folds` is 0.
+    """
     set_up_torch(compute)
     tiles = TILES.read(index)
     slides = {slide_id: torch.from_numpy(feature_files.read(features / f"{slide_id}.h5")) for slide_id in tiles["slide_id"].unique()}
@@ -41,6 +48,9 @@ def train_head(
     slide_table, tile_table = predict(fitted, slides, tiles)
     SLIDE_SCORES.write(slide_table, slide_scores)
     TILE_SCORES.write(tile_table, tile_scores)
+    known = SLIDES.read(cohort)
+    patients = dict(zip(known["slide_id"], known["patient_id"], strict=True))
+    TILE_SCORES.write(cross_fitted_scores(train, patients, validation, tiles, head, ranking), cross_fitted)
     return history
 
 

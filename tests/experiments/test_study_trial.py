@@ -42,17 +42,16 @@ def test_a_trial_yields_what_the_stages_yield(data: Path, store: Store, tmp_path
         out = tmp_path / str(number)
         if number:
             scores, mined = tmp_path / str(number - 1) / "tiles.parquet", out / "mined.parquet"
-            mine.main(
-                scores, upstream.labels("train"), upstream.slides, upstream.vetoes, mined, out / "mined.csv", out / "mined.json", number, mining=params.mining
-            )
+            inputs = (scores, scores.with_name("cross_fitted.parquet"), upstream.labels("train"), upstream.slides, upstream.vetoes)
+            mine.main(*inputs, mined, out / "mined.csv", out / "mined.json", number, mining=params.mining)
             finetuning = {"finetune": params.finetune, "mining": params.mining, "compute": compute}
             finetune.main(mined, upstream.packs, encoder, out / "encoder", number, **finetuning, tracker=Tracker("finetune", None))
             encoder = out / "encoder"
         embed.main(upstream.packs, upstream.index, encoder, out / "features", embed=params.embed, compute=compute)
         labels = (upstream.labels("train"), upstream.labels("validation"))
-        written = (out / "head", out / "tiles.parquet", out / "slides.parquet")
+        written = (out / "head", out / "tiles.parquet", out / "slides.parquet", out / "cross_fitted.parquet")
         sections = {"head": params.head, "ranking": params.ranking, "compute": compute}
-        head.main(out / "features", upstream.index, *labels, *written, number, **sections, tracker=tracker)
+        head.main(out / "features", upstream.index, upstream.slides, *labels, *written, number, **sections, tracker=tracker)
         history = pd.read_csv(out / "head" / "history.csv")
         best = history.sort_values(["validation_auc", "validation_loss", "epoch"], ascending=[False, True, True]).iloc[0]
         assert (result.auc, result.log_loss) == pytest.approx((best["validation_auc"], best["validation_loss"]), abs=1e-15)

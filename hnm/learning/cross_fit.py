@@ -1,0 +1,69 @@
+"""Cross-fitted scores: each train slide's tiles scored by a head that was not trained on that slide."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from hnm import params
+from hnm.draws import seed_of
+from hnm.errors import HeadError
+from hnm.learning.fit_head import LabelledSlide, fit_head
+from hnm.learning.predict import predict
+from hnm.tables import TILE_SCORES
+
+
+def cross_fitted_scores(
+    train: Sequence[LabelledSlide],
+    patients: Mapping[str, str],
+    validation: Sequence[LabelledSlide],
+    tiles: pd.DataFrame,
+    section: params.Head,
+    ranking: params.Ranking,
+) -> pd.DataFrame:
+    """The `TILE_SCORES` of the train slides, each slide's by the head of its fold; empty where `head.score_folds` is 0.
+
+    A head has learnt the labels of its own train slides, and with many features and few slides some of them by heart:
+    in sample, the hardest negatives are those that it did not get round to, and the surest positives any tiles of
+    positive slides. The head of a fold is trained as any other, its epoch chosen on validation, on all train slides but
+    the fold's. The logits of two folds come from two heads, and differ by what these differ.
+
+    Args:
+        train: the labelled train slides.
+        patients: slide id -> patient id, of the train slides at least.
+        validation: the labelled validation slides.
+        tiles: the `TILES` index.
+        section: the head's settings.
+        ranking: the ranking loss's.
+
+    Raises:
+        HeadError: fewer patients than folds have slides of a label, or as `fit_head`.
+    """
+    tables = [TILE_SCORES.empty()]
+    if section.score_folds:
+        for others, own in score_folds(train, patients, section.score_folds, section.seed):
+            head, _ = fit_head(others, validation, section, ranking, _untold)
+            features = {slide.slide_id: slide.features for slide in own}
+            tables.append(predict(head, features, tiles[tiles["slide_id"].isin(list(features))])[1])
+    return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+def score_folds(
+    train: Sequence[LabelledSlide], patients: Mapping[str, str], folds: int, seed: int
+) -> Iterator[tuple[list[LabelledSlide], list[LabelledSlide]]]:
+    """(slides to train on, slides to score) of each fold: a patient's slides share a fold, labels are spread evenly."""
+    for label in (0, 1):
+        known = {patients[slide.slide_id] for slide in train if slide.label == label}
+        if len(known) < folds:
+            raise HeadError(
+                f"head.score_folds={folds}, but train slides with label {label} and tiles are of {len(known)} patients; lower it, or add slides of others"
+            )
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed_of(seed, "score folds") % 2**32)
+    parts = splitter.split(np.zeros(len(train)), [slide.label for slide in train], [patients[slide.slide_id] for slide in train])
+    for others, own in parts:
+        yield [train[i] for i in others], [train[i] for i in own]
+
+
+def _untold(epoch: int, metrics: Mapping[str, float]) -> None:
+    """The epochs of a fold's head are told to nobody."""
