@@ -40,6 +40,8 @@ class Cohort(Section):
     """CSV of the slides, from the repository's root; its relative paths count from its own folder."""
     max_quarantined_share: Share = 0.1
     """Largest share of the manifest's slides that may be quarantined before a stage stops."""
+    mpp_from_objective: bool = False
+    """Whether a slide whose file states no µm per pixel takes them from its objective power: 0.25 of 40, 0.5 of 20, 1 of 10."""
 
 
 class Split(Section):

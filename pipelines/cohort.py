@@ -38,11 +38,17 @@ def main(
     labels = {slide_id: entry.label for slide_id, entry in entries.items()}
     check_classes(labels, splits, str(manifest))
     folder = manifest.parent.resolve()
-    openings = [Opening(entry.slide_id, folder / entry.path, entry.mpp, folder / entry.mask if entry.mask else None) for entry in entries.values()]
+    openings = [
+        Opening(entry.slide_id, folder / entry.path, entry.mpp, folder / entry.mask if entry.mask else None, cohort.mpp_from_objective)
+        for entry in entries.values()
+    ]
     outcomes = {opening.slide_id: outcome for opening, outcome in each(identify, openings, seconds=OPEN_SECONDS, step="open")}
     refused = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, SlideError)}
     opened = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, Identity)}
     print(f"{len(entries)} slides found, {len(opened)} opened, {len(refused)} in quarantine")
+    for slide_id, identity in sorted(opened.items()):
+        if identity.objective_power is not None:
+            print(f"{slide_id}: {identity.mpp[0]:g} µm per pixel, from its objective power {identity.objective_power:g}")
     check_quarantine({slide_id: str(error) for slide_id, error in refused.items()}, len(entries), cohort.max_quarantined_share)
     labels = {slide_id: labels[slide_id] for slide_id in opened}
     check_classes(labels, splits, f"{manifest}, without the slides in quarantine")

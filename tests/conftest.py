@@ -44,14 +44,15 @@ def halved(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((pixels.shape[1] // 2, pixels.shape[0] // 2), Image.Resampling.BOX))
 
 
-def write_aperio(path: Path, pixels: np.ndarray, mpp: float | None = 1.0, levels: int = 1, tile: int = 64) -> Path:
+def write_aperio(path: Path, pixels: np.ndarray, mpp: float | None = 1.0, levels: int = 1, tile: int = 64, power: float | None = 20) -> Path:
     """A lossless Aperio slide; each level has half the side of the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = pixels.shape[:2]
+    known = (f"|AppMag = {power}" if power else "") + (f"|MPP = {mpp}" if mpp else "")
     with tifffile.TiffWriter(path) as file:
         for level in range(levels):
             size = f"{width}x{height} [0,0 {width}x{height}] (64x64)" + (f" -> {pixels.shape[1]}x{pixels.shape[0]}" if level else "")
-            text = f"Aperio Image Library v11.2.1 \r\n{size} JPEG/RGB Q=90" + (f"|AppMag = 20|MPP = {mpp}" if mpp and not level else "")
+            text = f"Aperio Image Library v11.2.1 \r\n{size} JPEG/RGB Q=90" + (known if not level else "")
             file.write(pixels, tile=(tile, tile), photometric="rgb", compression="deflate", description=text, metadata=None)
             pixels = halved(pixels)
     return path

@@ -27,6 +27,8 @@ OPTIONAL = ("patient_id", "split", "mpp", "annotation", "mask")
 SPLITS = ("train", "validation", "test")
 PLAUSIBLE_MPP = (0.05, 20.0)
 """µm per pixel: finer than any objective resolves, and coarser than any slide scanner."""
+OBJECTIVE_MPP = {40.0: 0.25, 20.0: 0.5, 10.0: 1.0}
+"""Objective power -> the µm per pixel that scanners have with it, within about a tenth."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Opening:
     mpp: float | None
     """µm per pixel that override the file's."""
     mask: Path | None = None
+    mpp_from_objective: bool = False
+    """Whether the objective power may tell the µm per pixel of a file that does not."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Identity:
 
     vendor: str
     mpp: tuple[float, float]
+    objective_power: float | None
+    """Where `mpp` comes from it, and not from the file or the manifest."""
     dimensions: tuple[int, int]
     fingerprint: str
     mask_digest: str
@@ -120,16 +126,29 @@ def check_classes(labels: Mapping[str, int], splits: Mapping[str, str], where: s
 def identify(opening: Opening) -> Identity:
     """Opens a slide and takes its identity. Raises `SlideError` of step `open`, `mpp` or, where its mask is missing, `tissue`."""
     with OpenSlideReader(opening.path) as slide:
-        known = (opening.mpp, opening.mpp) if opening.mpp is not None else slide.mpp
+        known, power = (opening.mpp, opening.mpp) if opening.mpp is not None else slide.mpp, None
         if known is None:
-            raise SlideError("its file states no µm per pixel; give them in the manifest's column mpp", step="mpp")
+            if slide.objective_power is None or not opening.mpp_from_objective:
+                raise SlideError(
+                    "its file states no µm per pixel; give them in the manifest's column mpp"
+                    + (f", or set cohort.mpp_from_objective: its objective has power {slide.objective_power:g}" if slide.objective_power else ""),
+                    step="mpp",
+                )
+            power = slide.objective_power
+            if power not in OBJECTIVE_MPP:
+                raise SlideError(
+                    f"its file states no µm per pixel, and its objective power {power:g} is none of {', '.join(f'{known:g}' for known in OBJECTIVE_MPP)};"
+                    " give the µm per pixel in the manifest's column mpp",
+                    step="mpp",
+                )
+            known = (OBJECTIVE_MPP[power], OBJECTIVE_MPP[power])
         if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in known):
             raise SlideError(
                 f"its file states {known[0]:.4g} x {known[1]:.4g} µm per pixel, not within {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g};"
                 " give the true value in the manifest's column mpp",
                 step="mpp",
             )
-        return Identity(slide.vendor, known, slide.dimensions, slide.fingerprint(), _mask_digest(opening.mask))
+        return Identity(slide.vendor, known, power, slide.dimensions, slide.fingerprint(), _mask_digest(opening.mask))
 
 
 def check_twins(fingerprints: Mapping[str, str]) -> None:

@@ -108,6 +108,7 @@ class OpenSlideReader:
         self.bounds = _bounds(self._properties, self.dimensions)
         self.background = _background(self._properties)
         self.mpp = _mpp(self._properties)
+        self.objective_power = _objective_power(self._properties)
         self._is_ycbcr = is_mislabelled_ycbcr(path, self._properties)
 
     def __enter__(self) -> Self:
@@ -268,6 +269,14 @@ def _background(properties: dict[str, str]) -> tuple[int, int, int]:
 def _mpp(properties: dict[str, str]) -> tuple[float, float] | None:
     x, y = (properties.get(f"openslide.mpp-{axis}") for axis in ("x", "y"))
     return None if x is None or y is None else (float(x), float(y))
+
+
+def _objective_power(properties: dict[str, str]) -> float | None:
+    """Magnification of the objective as the file states it; None where it states no number."""
+    try:
+        return float(properties["openslide.objective-power"])
+    except (KeyError, ValueError):
+        return None
 
 
 def is_mislabelled_ycbcr(path: Path, properties: dict[str, str]) -> bool:

@@ -82,7 +82,11 @@ def test_bad_slides_go_to_quarantine_and_the_others_go_on(rows, tmp_path, tiny):
     out = run(rows, tmp_path / "out")
     assert QUARANTINE.read(out / "quarantine.csv").to_numpy().tolist() == [
         ["s02", "open", "s02.svs is no slide that OpenSlide can read"],
-        ["s05", "mpp", "its file states no µm per pixel; give them in the manifest's column mpp"],
+        [
+            "s05",
+            "mpp",
+            "its file states no µm per pixel; give them in the manifest's column mpp, or set cohort.mpp_from_objective: its objective has power 20",
+        ],
         ["s08", "open", "gone.svs does not exist"],
     ]
     assert len(SLIDES.read(out / "slides.parquet")) == 9
@@ -149,6 +153,13 @@ def test_masks_from_elsewhere(rows, tmp_path):
     assert slides.loc["s00", ["mask", "mask_digest"]].tolist() == ["", ""]
     reason = "its mask none.png cannot be read: No such file or directory; correct the manifest's column mask"
     assert QUARANTINE.read(out / "quarantine.csv").to_numpy().tolist() == [["s03", "tissue", reason]]
+
+
+def test_a_slide_may_take_its_mpp_from_its_objective_power(rows, tmp_path, tiny, capsys):
+    tiny.aperio(tmp_path / "in" / "s05.svs", tiny.painted(80, 100, seed=5), mpp=None, power=40)
+    slides = SLIDES.read(run(rows, tmp_path / "out", COHORT.model_copy(update={"mpp_from_objective": True})) / "slides.parquet").set_index("slide_id")
+    assert slides.loc["s05", ["mpp_x", "mpp_y"]].tolist() == [0.25, 0.25]
+    assert "s05: 0.25 µm per pixel, from its objective power 40\n" in capsys.readouterr().out
 
 
 def test_a_manifest_without_splits_is_split(rows, tmp_path):

@@ -184,7 +184,10 @@ def test_an_identity(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("mpp", "message"),
     [
-        (None, "its file states no µm per pixel; give them in the manifest's column mpp"),
+        (
+            None,
+            "its file states no µm per pixel; give them in the manifest's column mpp, or set cohort.mpp_from_objective: its objective has power 20",
+        ),
         (352.8, "its file states 352.8 x 352.8 µm per pixel, not within 0.05 and 20"),
     ],
 )
@@ -194,3 +197,22 @@ def test_a_slide_without_a_plausible_mpp(tmp_path, tiny, mpp, message):
         identify(Opening("a", path, None))
     assert caught.value.step == "mpp"
     assert identify(Opening("a", path, 0.5)).mpp == (0.5, 0.5)
+
+
+def test_mpp_from_a_plausible_objective_power(tmp_path, tiny):
+    def opening(power, mpp=None, allowed=True):
+        return Opening("a", tiny.aperio(tmp_path / f"{power}-{mpp}.svs", tiny.painted(100, 130), mpp=mpp, power=power), None, None, allowed)
+
+    for power, mpp in ((40, 0.25), (20, 0.5), (10, 1.0)):
+        identity = identify(opening(power))
+        assert (identity.mpp, identity.objective_power) == ((mpp, mpp), power)
+    stated = identify(opening(20, mpp=0.47))
+    assert (stated.mpp, stated.objective_power) == ((0.47, 0.47), None)
+    for wrong, message in (
+        (opening(15), "its objective power 15 is none of 40, 20, 10; give the µm per pixel in the manifest's column mpp"),
+        (opening(None), "its file states no µm per pixel; give them in the manifest's column mpp$"),
+        (opening(20, mpp=352.8), "its file states 352.8 x 352.8 µm per pixel, not within"),
+    ):
+        with pytest.raises(SlideError, match=message) as caught:
+            identify(wrong)
+        assert caught.value.step == "mpp"

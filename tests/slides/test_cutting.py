@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
@@ -62,6 +64,31 @@ def test_pixels_come_from_the_nearest_finer_level(tmp_path, tiny):
         assert pack.coords.tolist() == [[64, 64], [128, 64], [64, 128], [128, 128]]
         assert pack.side == 64
         assert np.abs(pack.tiles([3])[0].astype(int) - slide.read(128, 128, 1, 32, 32)).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("slide_mpp", "level", "corners"), [(0.5, 0, [(x, y) for y in (0, 64, 128) for x in (0, 64, 128, 192)]), (0.25, 1, [(0, 0), (128, 0)])]
+)
+def test_a_pyramid_whose_steps_are_no_powers_of_two(tmp_path, slide_mpp, level, corners):
+    """Levels of 300, 100 and 33 pixels: tiles of 2 level-0 pixels a pixel come from level 0, of 4 from level 1, and show the same."""
+    y, x = np.mgrid[:210, :300]
+    pixels = np.stack([120 + x // 4, 60 + y // 4, 160 + (x + y) // 10], axis=2).astype(np.uint8)
+    path = tmp_path / "a.svs"
+    with tifffile.TiffWriter(path) as file:
+        for size in ((300, 210), (100, 70), (33, 23)):
+            text = f"Aperio Image Library v11.2.1 \r\n300x210 [0,0 300x210] (64x64) -> {size[0]}x{size[1]} JPEG/RGB Q=90"
+            shrunk = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+            file.write(shrunk, tile=(64, 64), photometric="rgb", compression="deflate", description=text, metadata=None)
+    with OpenSlideReader(path) as slide:
+        assert plan_of(slide, layout(path, (slide_mpp, slide_mpp), min_tissue=0.0)).grid.level == level
+    cut(cutting(path, tmp_path / "a.h5", mpp=(slide_mpp, slide_mpp), min_tissue=0.0))
+    with Pack(tmp_path / "a.h5") as pack:
+        assert pack.coords.tolist() == [list(corner) for corner in corners]
+        factor = round(1 / slide_mpp)
+        for (left, top), tile in zip(pack.coords, pack.tiles(range(len(pack))), strict=True):
+            region = pixels[top : top + 32 * factor, left : left + 32 * factor]
+            expected = region.reshape(32, factor, 32, factor, 3).mean((1, 3))
+            assert np.abs(tile - expected).max() < 5
 
 
 def test_lost_tiles_are_left_out_and_counted(tmp_path, tiny):

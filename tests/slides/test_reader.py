@@ -3,12 +3,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnm.errors import SlideError
 from hnm.slides import reader
+from hnm.slides.raw_tiles import open_slide
 from hnm.slides.reader import Box, OpenSlideReader, RegionError, files_of, finest_sufficient_level, thumbnail
 
 
@@ -175,6 +178,36 @@ def test_a_thumbnail_marks_what_cannot_be_read(tmp_path, tiny):
     assert view.lost.sum() < 1.6 * 32 * 32
     assert (view.pixels[view.lost] == 255).all()
     assert np.abs(view.pixels[~view.lost] - np.array(tiny.STROMA)).max() < 6
+
+
+def test_jpeg_2000(tmp_path):
+    y, x = np.mgrid[:128, :192]
+    pixels = np.stack([x, y, (x + y) // 2], axis=2).astype(np.uint8)
+    text = "Aperio Image Library v11.2.1 \r\n192x128 [0,0 192x128] (64x64) J2K/KDU Q=70|AppMag = 40|MPP = 0.25"
+    tifffile.imwrite(
+        tmp_path / "j.svs", pixels, tile=(64, 64), photometric="rgb", compression="aperio_jp2000_rgb", compressionargs={"level": 0}, description=text,
+        metadata=None,
+    )  # fmt: skip
+    with open_slide(tmp_path / "j.svs") as slide:
+        assert (slide.vendor, slide.mpp) == ("aperio", (0.25, 0.25))
+        assert np.abs(slide.read(50, 30, 0, 100, 90).astype(int) - pixels[30:120, 50:150]).max() <= 1
+
+
+def test_an_associated_thumbnail_is_not_trusted(tmp_path, tiny):
+    """The file's own thumbnail shows another slide; ours shows the pyramid."""
+    pixels = tiny.painted(128, 192, (64, 0, 64, 128, tiny.STROMA))
+    text = "Aperio Image Library v11.2.1 \r\n192x128"
+    with tifffile.TiffWriter(tmp_path / "a.svs") as file:
+        options = {"photometric": "rgb", "compression": "jpeg", "metadata": None}
+        file.write(pixels, tile=(64, 64), description=f"{text} [0,0 192x128] (64x64) JPEG/RGB Q=90|AppMag = 20|MPP = 1.0", **options)
+        file.write(np.full((32, 48, 3), (20, 200, 20), np.uint8), rowsperstrip=16, description=f"{text} -> 48x32 - ", **options)
+    with openslide.OpenSlide(tmp_path / "a.svs") as raw:
+        assert set(raw.associated_images) == {"thumbnail"}
+    with OpenSlideReader(tmp_path / "a.svs") as slide:
+        view = thumbnail(slide, 8.0, (1.0, 1.0))
+    assert view.pixels.shape == (16, 24, 3)
+    assert np.abs(view.pixels[:, 9:15].astype(int) - np.array(tiny.STROMA)).max() < 8
+    assert np.abs(view.pixels[:, :7].astype(int) - np.array(tiny.GLASS)).max() < 8
 
 
 @pytest.mark.parametrize(("wanted", "tolerance", "level"), [(0.5, 0, 0), (1, 0, 0), (3.9, 0, 0), (4, 0, 1), (15.9, 0, 1), (15.9, 0.02, 2), (1e6, 0, 2)])
