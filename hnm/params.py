@@ -93,6 +93,8 @@ class Encoder(Section):
 
     name: str = "tf_efficientnet_lite0"
     """Any timm model."""
+    source: Literal["pretrained", "simclr"] = "pretrained"
+    """`simclr` goes on from the weights below, on the cohort's own train tiles (section `simclr`)."""
     weights: str = "package"
     """`package` (ImageNet weights of tf_efficientnet_lite0, from a Python package), `hub` (timm's own), `random`, or the path of a safetensors file."""
     seed: Seed = 0
@@ -203,7 +205,38 @@ class Views(Section):
     """Share of the views that are blurred."""
 
 
-class Finetune(Section):
+class Contrast(Section):
+    """What the two trainings of an encoder by contrast share."""
+
+    epochs: Count
+    batch_tiles: Annotated[int, Field(ge=4)]
+    """Tiles of a step; each gives two views."""
+    learning_rate: Positive
+    schedule: Literal["cosine", "constant"]
+    """Of the learning rate; `cosine` ends at 0."""
+    weight_decay: NotNegative = 1e-4
+    temperature: Positive
+    projection_features: Count = 128
+    """Output width of the projection that the loss sees; it is dropped afterwards."""
+    views: Views
+    seed: Seed = 0
+
+
+class Simclr(Contrast):
+    """SimCLR pre-training of round 0's encoder, where `encoder.source` is `simclr`."""
+
+    epochs: Count = 20
+    max_tiles: Count = 100_000
+    """Most tiles that are trained on, drawn from those of all train slides."""
+    batch_tiles: Annotated[int, Field(ge=4)] = 128
+    """Tiles of a step; each gives two views."""
+    learning_rate: Positive = 3e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    temperature: Positive = 0.5
+    views: Views = Views(min_crop=0.25)
+
+
+class Finetune(Contrast):
     """Supervised contrastive fine-tuning of the encoder on the mined tiles."""
 
     epochs: Count = 4
@@ -215,14 +248,11 @@ class Finetune(Section):
     batch_tiles: Annotated[int, Field(ge=4)] = 32
     """Tiles of a step, half of each role; each gives two views."""
     learning_rate: Positive = 3e-4
-    weight_decay: NotNegative = 1e-4
+    schedule: Literal["cosine", "constant"] = "constant"
     temperature: Positive = 0.07
-    projection_features: Count = 128
-    """Output width of the projection that the loss sees; it is dropped afterwards."""
     freeze_layers: Annotated[int, Field(ge=0)] = 0
     """First layers of the encoder that keep their weights, as timm groups them: the stem is one, each block or stage after it another."""
     views: Views = Views()
-    seed: Seed = 0
 
 
 class Evaluate(Section):
@@ -311,6 +341,7 @@ class Params(Section):
     tissue: Tissue = Tissue()
     tiles: Tiles = Tiles()
     encoder: Encoder = Encoder()
+    simclr: Simclr = Simclr()
     embed: Embed = Embed()
     head: Head = Head()
     ranking: Ranking = Ranking()

@@ -225,7 +225,7 @@ def _histories(evaluation: Evaluation, histories: Sequence[tuple[str, pd.DataFra
     panels = figure.subplots(1, len(columns))
     for axes, (column, label) in zip(panels, columns.items(), strict=True):
         for name, history in histories:
-            if history is not None:
+            if history is not None and column in history:  # SimCLR's has no anchors of a role
                 axes.plot(history["epoch"], history[column], marker="o", markersize=2.5, **styles[name])
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)

@@ -7,35 +7,33 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import FinetuneError
 from hnm.learning.compute import Machine
-from hnm.learning.encoder import TileEncoder, import_timm, to_input
+from hnm.learning.contrast import ReadTiles, Rows, train_by_contrast
+from hnm.learning.encoder import TileEncoder, import_timm
 from hnm.learning.history import OnEpoch
-from hnm.learning.losses import spread, supervised_contrastive_loss
-from hnm.learning.views import random_views
+from hnm.learning.losses import supervised_contrastive_loss
 
 NEGATIVE, POSITIVE = 0, 1
 
 
 def fit_encoder(
-    encoder: TileEncoder, tiles: NDArray[np.uint8], roles: NDArray[np.int64], section: params.Finetune, machine: Machine, on_epoch: OnEpoch
+    encoder: TileEncoder, read: ReadTiles, roles: NDArray[np.int64], section: params.Finetune, machine: Machine, on_epoch: OnEpoch
 ) -> list[dict[str, float]]:
-    """Fine-tunes `encoder` in place and returns the history: one mapping an epoch.
+    """Fine-tunes `encoder` in place by `train_by_contrast` and returns the history: one mapping an epoch.
 
     A step takes tiles of both roles, half and half, and two views of each. In the warm-up negatives are anchors, with
     the other negatives as their positives; then those that `section.anchors` names. Tiles of no certain label never
-    come here: mining leaves them out. Batch normalisation keeps its statistics, as the mined tiles are no fair sample of
-    the cohort. The loss sees a projection that is dropped afterwards (Khosla et al. 2020, section 3.1); it starts from
-    features standardised as the encoder gave them at first, for all tiles share so much of a feature that raw ones
-    look alike at a low temperature, and the contrast may then collapse.
+    come here: mining leaves them out. Batch normalisation keeps its statistics, as the mined tiles are no fair sample
+    of the cohort.
 
     Args:
         encoder: the encoder of the round before.
-        tiles: `(tiles, height, width, 3)` RGB of the mined tiles.
+        read: reads the RGB tiles of rows of the mined set.
         roles: `(tiles,)` `POSITIVE` or `NEGATIVE` (a hard negative).
         section: the settings.
         machine: where, and in which precision, to train; the loss is always computed in float32.
@@ -47,41 +45,17 @@ def fit_encoder(
     for role, name in ((NEGATIVE, "hard negatives"), (POSITIVE, "positives")):
         if not (roles == role).any():
             raise FinetuneError(f"the mined set has no {name}; the contrast needs both roles: see mining.threshold and the fractions")
-    device = machine.device
-    encoder = encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     freeze_layers(encoder, section.freeze_layers)
-    projection = _make_projection(_features(encoder, tiles, section.batch_tiles, machine), section).to(device)
-    model = nn.Sequential(encoder, projection)
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay)
-    history: list[dict[str, float]] = []
-    for epoch in range(1, section.epochs + 1):
-        model.train()
-        _freeze_batch_norm(model)
-        weights = anchor_weights(section, epoch)
-        sums = torch.zeros(3)
-        steps = list(role_batches(roles, section.batch_tiles, section.seed, epoch))
-        for step, rows in enumerate(steps):
-            pixels = to_input(torch.from_numpy(tiles[rows]), device)
-            views = [random_views(pixels, section.views, seed_of(section.seed, "views", epoch, step, view)) for view in range(2)]
-            with machine.autocast():
-                projected = model(torch.cat(views).contiguous(memory_format=torch.channels_last))
-            step_roles = torch.from_numpy(roles[rows]).to(device).repeat(2)
-            losses = role_losses(projected, step_roles, temperature=section.temperature)
-            loss = losses @ weights.to(device)
-            if not torch.isfinite(loss):
-                raise FinetuneError(f"the contrastive loss is {loss.item()} in epoch {epoch}; lower finetune.learning_rate={section.learning_rate}")
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            sums += torch.stack([*losses.detach(), spread(projected.detach())]).cpu()
-        means = sums / len(steps)
-        parts = dict(zip(("negative_loss", "positive_loss", "spread"), means.tolist(), strict=True))
-        row = {"epoch": epoch, "loss": (means[:2] @ weights).item(), **parts, "learning_rate": section.learning_rate}
-        history.append(row)
-        on_epoch(epoch, row)
-    encoder.to("cpu").eval()
-    return history
+
+    def batches(epoch: int) -> list[Rows]:
+        return list(role_batches(roles, section.batch_tiles, section.seed, epoch))
+
+    def loss_of(projected: Tensor, rows: Rows, epoch: int) -> dict[str, Tensor]:
+        losses = role_losses(projected, torch.from_numpy(roles[rows]).to(projected.device), temperature=section.temperature)
+        loss = losses @ anchor_weights(section, epoch).to(losses.device)
+        return {"loss": loss, "negative_loss": losses[NEGATIVE], "positive_loss": losses[POSITIVE]}
+
+    return train_by_contrast(encoder, read, len(roles), batches, loss_of, section, machine, on_epoch, name="finetune", frozen_batch_norm=True)
 
 
 def freeze_layers(encoder: TileEncoder, layers: int) -> None:
@@ -137,40 +111,3 @@ def role_batches(roles: NDArray[np.int64], batch_tiles: int, seed: int, epoch: i
     orders = [np.concatenate([generator.permutation(own) for _ in range(-(-steps * half // len(own)))]) for own in rows]
     for step in range(steps):
         yield np.concatenate([order[step * half : (step + 1) * half] for order in orders])
-
-
-class _Standardise(nn.Module):
-    """Features less their first mean, over their first deviation."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, features: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", features.mean(dim=0))
-        self.register_buffer("deviation", features.std(dim=0, unbiased=False).clamp_min(1e-6))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.deviation
-
-
-def _make_projection(features: Tensor, section: params.Finetune) -> nn.Sequential:
-    """Two layers behind the standardisation of `features`; the weights are drawn from the section's seed."""
-    width = features.shape[1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(section.seed, "projection"))
-        return nn.Sequential(_Standardise(features), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, section.projection_features))
-
-
-@torch.no_grad()
-def _features(encoder: TileEncoder, tiles: NDArray[np.uint8], batch_tiles: int, machine: Machine) -> Tensor:
-    """The features of the mined tiles before fine-tuning, on the CPU."""
-    batches = [to_input(torch.from_numpy(tiles[first : first + batch_tiles]), machine.device) for first in range(0, len(tiles), batch_tiles)]
-    with machine.autocast():
-        return torch.cat([encoder.eval()(batch.contiguous(memory_format=torch.channels_last)).float().cpu() for batch in batches])
-
-
-def _freeze_batch_norm(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()

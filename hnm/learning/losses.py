@@ -47,6 +47,20 @@ def supervised_contrastive_loss(features: Tensor, roles: Tensor, anchors: Tensor
         return losses.sum() / max(len(losses), 1)
 
 
+def nt_xent_loss(features: Tensor, tiles: Tensor, *, temperature: float) -> Tensor:
+    """SimCLR's normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), the mean over all views.
+
+    `-log(exp(z_i z_j / t) / sum_{k != i} exp(z_i z_k / t))` for view i and the other view j of its tile: supervised
+    contrast in which every tile is a role of its own and every view an anchor.
+
+    Args:
+        features: `(views, features)` projections; normalised here.
+        tiles: `(views,)` the tile of each view; each comes twice.
+        temperature: t.
+    """
+    return supervised_contrastive_loss(features, tiles, torch.ones_like(tiles, dtype=torch.bool), temperature=temperature)
+
+
 def spread(features: Tensor) -> Tensor:
     """How far rows point apart: the mean over pairs of rows of one less their cosine; 0 where all point to one place, 1 where they are at right angles.
 

@@ -7,7 +7,7 @@ from hnm.learning import features as feature_files
 from hnm.learning.compute import set_up_torch
 from hnm.learning.embed import embed as embed_tiles
 from hnm.learning.encoder import encoder_digest, load_encoder
-from hnm.slides.pack import Pack
+from hnm.loop.packs import Packs
 from hnm.store import Store, code_version, digest_of, key_of
 from hnm.tables import TILES
 
@@ -29,16 +29,16 @@ def embed_slides(packs: Path, index: Path, encoder: Path, features: Path, store:
     kept = {s: store.path("features", key_of(pack=digest_of(packs / f"{s}.h5"), **causes), ".h5") for s in slide_ids}
     missing = [slide_id for slide_id in slide_ids if not kept[slide_id].exists()]
     if missing:
-        opened = [Pack(packs / f"{slide_id}.h5") for slide_id in missing]
+        supply = Packs(packs)
         made = embed_tiles(
             load_encoder(encoder),
-            [len(pack) for pack in opened],
-            lambda slide, first, end: opened[slide].tiles(range(first, end)),
+            [len(supply.pack(slide_id)) for slide_id in missing],
+            lambda slide, first, end: supply.pack(missing[slide]).tiles(range(first, end)),
             batch_tiles=embed.batch_tiles,
             machine=machine,
         )
-        for slide_id, pack, rows in zip(missing, opened, made, strict=True):
-            feature_files.write(rows.astype(embed.dtype), pack.coords, kept[slide_id])
+        for slide_id, rows in zip(missing, made, strict=True):
+            feature_files.write(rows.astype(embed.dtype), supply.pack(slide_id).coords, kept[slide_id])
     features.mkdir(parents=True, exist_ok=True)
     for slide_id in slide_ids:
         store.link(kept[slide_id], features / f"{slide_id}.h5")

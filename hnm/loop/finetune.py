@@ -11,7 +11,7 @@ from hnm.learning.compute import set_up_torch
 from hnm.learning.encoder import load_encoder, save_encoder
 from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, collapse_of, fit_encoder
 from hnm.learning.history import OnEpoch, write_history
-from hnm.slides.pack import Pack
+from hnm.loop.packs import Packs
 from hnm.tables import MINED
 
 
@@ -41,9 +41,9 @@ def finetune_encoder(
         return [], 0
     if table.empty:
         raise FinetuneError(f"{mined} is empty: nothing was mined; lower mining.threshold or raise the fractions")
-    tiles = np.concatenate([Pack(packs / f"{slide_id}.h5").tiles(own["tile"].tolist()) for slide_id, own in table.groupby("slide_id", sort=True)])
+    supply, slide_ids, tiles = Packs(packs), table["slide_id"].to_numpy(np.str_), table["tile"].to_numpy(np.int64)
     roles = np.where(table["role"] == "positive", POSITIVE, NEGATIVE)
-    history = fit_encoder(encoder, tiles, roles, finetune, machine, on_epoch)
+    history = fit_encoder(encoder, lambda rows: supply.tiles(slide_ids[rows], tiles[rows]), roles, finetune, machine, on_epoch)
     if collapse := collapse_of(history, finetune):
         logging.getLogger(__name__).warning(collapse)
     save_encoder(encoder, folder)

@@ -9,6 +9,7 @@ import torch
 from hnm import params
 from hnm.errors import FinetuneError
 from hnm.learning.compute import CPU, Machine
+from hnm.learning.contrast import ReadTiles
 from hnm.learning.encoder import TileEncoder, make_encoder
 from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, anchor_weights, collapse_of, fit_encoder, role_batches, role_losses
 from hnm.learning.losses import supervised_contrastive_loss
@@ -20,11 +21,11 @@ def encoder() -> TileEncoder:
     return make_encoder(params.Encoder(name="test_resnet", weights="random"))
 
 
-def mined() -> tuple[np.ndarray, np.ndarray]:
+def mined() -> tuple[ReadTiles, np.ndarray]:
     """12 dark and 5 light noisy tiles."""
     generator = np.random.default_rng(0)
     roles = np.array([NEGATIVE] * 12 + [POSITIVE] * 5)
-    return (generator.integers(0, 80, (17, 32, 32, 3)) + 120 * roles[:, None, None, None]).astype(np.uint8), roles
+    return (generator.integers(0, 80, (17, 32, 32, 3)) + 120 * roles[:, None, None, None]).astype(np.uint8).__getitem__, roles
 
 
 def no_one(epoch: int, metrics: object) -> None:
@@ -79,9 +80,9 @@ def test_the_same_seed_gives_the_same_encoder_bit_by_bit() -> None:
 
 @pytest.mark.parametrize(("role", "name"), [(NEGATIVE, "hard negatives"), (POSITIVE, "positives")])
 def test_a_mined_set_without_a_role_is_refused(role: int, name: str) -> None:
-    tiles, roles = mined()
+    read, roles = mined()
     with pytest.raises(FinetuneError, match=f"the mined set has no {name}; the contrast needs both roles"):
-        fit_encoder(encoder(), tiles[roles != role], roles[roles != role], SECTION, CPU, no_one)
+        fit_encoder(encoder(), read, roles[roles != role], SECTION, CPU, no_one)
 
 
 def test_a_loss_that_is_no_longer_finite_is_refused() -> None:
@@ -125,7 +126,7 @@ def test_anchors_choose_the_loss() -> None:
 def test_roles_that_cannot_be_told_apart_collapse_and_it_is_said() -> None:
     tiles = np.random.default_rng(0).integers(0, 150, (24, 32, 32, 3)).astype(np.uint8)
     section = SECTION.model_copy(update={"learning_rate": 3e-3})
-    history = fit_encoder(encoder(), tiles, np.array([NEGATIVE, POSITIVE] * 12), section, CPU, no_one)
+    history = fit_encoder(encoder(), tiles.__getitem__, np.array([NEGATIVE, POSITIVE] * 12), section, CPU, no_one)
     assert history[-1]["loss"] == pytest.approx(np.log(15), abs=0.01)
     warning = collapse_of(history, section)
     assert warning is not None and "ln(rows - 1) = 2.708 (it is 2.70" in warning

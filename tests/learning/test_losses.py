@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hnm.learning.losses import ranking_loss, spread, supervised_contrastive_loss
+from hnm.learning.losses import nt_xent_loss, ranking_loss, spread, supervised_contrastive_loss
 
 values = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=9)
 
@@ -122,3 +122,20 @@ def test_spread_by_hand() -> None:
     # cosines of the three pairs: 0, -1, 0
     assert spread(torch.tensor([[2.0, 0.0], [0.0, 1.0], [-3.0, 0.0]])).item() == pytest.approx(1 + 1 / 3)
     assert spread(torch.tensor([[2.0, 1.0], [4.0, 2.0]])).item() == pytest.approx(0, abs=1e-6)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5), st.floats(0.05, 2))
+def test_nt_xent_loss_is_its_formula(seed: int, count: int, temperature: float) -> None:
+    """Chen et al. 2020, equation 1 and algorithm 1, view by view."""
+    views = torch.randn(2 * count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    tiles = torch.arange(count).repeat(2)
+    unit = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in views.tolist()]
+
+    def exponential(i: int, j: int) -> float:
+        return math.exp(sum(a * b for a, b in zip(unit[i], unit[j], strict=True)) / temperature)
+
+    total = 0.0
+    for i in range(2 * count):
+        j = (i + count) % (2 * count)
+        total += -math.log(exponential(i, j) / sum(exponential(i, k) for k in range(2 * count) if k != i))
+    assert nt_xent_loss(views, tiles, temperature=temperature).item() == pytest.approx(total / (2 * count), rel=1e-9, abs=1e-9)

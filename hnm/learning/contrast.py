@@ -1,0 +1,168 @@
+"""Training an encoder by contrast: the loop that fine-tuning and SimCLR share."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hnm import params
+from hnm.draws import seed_of
+from hnm.errors import FinetuneError
+from hnm.learning.compute import Machine
+from hnm.learning.encoder import TileEncoder, to_input
+from hnm.learning.history import OnEpoch
+from hnm.learning.losses import spread
+from hnm.learning.views import random_views
+
+Rows = NDArray[np.int64]
+"""Numbers of training tiles, from 0."""
+
+ReadTiles = Callable[[Rows], NDArray[np.uint8]]
+"""Rows -> RGB tiles `(rows, height, width, 3)`; called from other threads."""
+
+LossOf = Callable[[Tensor, Rows, int], dict[str, Tensor]]
+"""(projected views `(views, features)`, the row of each view, epoch) -> `loss`, and what else of a step the history is to tell."""
+
+SAMPLE = 4096
+"""Most tiles whose features set the projection's standardisation."""
+
+
+def train_by_contrast(
+    encoder: TileEncoder,
+    read: ReadTiles,
+    count: int,
+    batches: Callable[[int], Sequence[Rows]],
+    loss_of: LossOf,
+    section: params.Contrast,
+    machine: Machine,
+    on_epoch: OnEpoch,
+    *,
+    name: str,
+    frozen_batch_norm: bool,
+) -> list[dict[str, float]]:
+    """Trains those weights of `encoder` that require a gradient, in place, and returns the history: one mapping an epoch.
+
+    A step draws two views of each of its tiles. The loss sees a projection of the features that is dropped afterwards
+    (Chen et al. 2020, section 4.2; Khosla et al. 2020, section 3.1); it starts from features standardised as the
+    encoder gave them at first, for all tiles share so much of a feature that raw ones look alike at a low temperature,
+    and the contrast may then collapse. Tiles are read and decoded in the background, a few steps ahead.
+
+    Args:
+        encoder: put on the machine's device for the training, and back on the CPU.
+        read: reads tiles.
+        count: how many tiles there are.
+        batches: epoch, from 1 -> the rows of each step.
+        loss_of: the loss of a step.
+        section: the settings.
+        machine: where, and in which precision, to train; the loss is computed in float32.
+        on_epoch: told of each epoch.
+        name: the section's name in params.yaml.
+        frozen_batch_norm: whether batch normalisation keeps its statistics.
+
+    Raises:
+        FinetuneError: the loss is no longer finite.
+    """
+    encoder = encoder.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sample = np.linspace(0, count - 1, min(count, SAMPLE)).astype(np.int64)
+    projection = _make_projection(_features(encoder, read, sample, section.batch_tiles, machine), section).to(machine.device)
+    model = nn.Sequential(encoder, projection)
+    optimiser = torch.optim.AdamW(
+        [weight for weight in model.parameters() if weight.requires_grad], lr=section.learning_rate, weight_decay=section.weight_decay
+    )
+    history: list[dict[str, float]] = []
+    for epoch in range(1, section.epochs + 1):
+        model.train()
+        if frozen_batch_norm:
+            _freeze_batch_norm(model)
+        steps = batches(epoch)
+        sums: dict[str, Tensor] = {}
+        for step, (rows, tiles) in enumerate(read_ahead(read, steps)):
+            rate = learning_rate(section, epoch - 1 + step / len(steps))
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            pixels = to_input(tiles, machine.device)
+            views = [random_views(pixels, section.views, seed_of(section.seed, "views", epoch, step, view)) for view in range(2)]
+            with machine.autocast():
+                projected = model(torch.cat(views).contiguous(memory_format=torch.channels_last))
+            parts = loss_of(projected, np.tile(rows, 2), epoch)
+            loss = parts["loss"]
+            if not torch.isfinite(loss):
+                raise FinetuneError(f"the contrastive loss is {loss.item()} in epoch {epoch}; lower {name}.learning_rate={section.learning_rate:g}")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            for part, value in {**parts, "spread": spread(projected.detach())}.items():
+                sums[part] = sums.get(part, torch.zeros((), device=value.device)) + value.detach()
+        row = {"epoch": epoch, **{part: (value / len(steps)).item() for part, value in sums.items()}, "learning_rate": learning_rate(section, epoch - 1)}
+        history.append(row)
+        on_epoch(epoch, row)
+    encoder.to("cpu").eval()
+    return history
+
+
+def learning_rate(section: params.Contrast, epochs: float) -> float:
+    """The learning rate after so many epochs, a fraction among them; on a cosine it ends at 0."""
+    return section.learning_rate * ((1 + math.cos(math.pi * epochs / section.epochs)) / 2 if section.schedule == "cosine" else 1.0)
+
+
+def read_ahead(read: ReadTiles, batches: Iterable[Rows], *, ahead: int = 4) -> Iterator[tuple[Rows, Tensor]]:
+    """Each batch with its tiles, in order; up to `ahead` of them are read while the caller is busy with one."""
+    with ThreadPoolExecutor(max_workers=ahead) as pool:
+        waiting: deque[tuple[Rows, Future[NDArray[np.uint8]]]] = deque()
+        for rows in batches:
+            waiting.append((rows, pool.submit(read, rows)))
+            if len(waiting) > ahead:
+                yield _arrived(waiting)
+        while waiting:
+            yield _arrived(waiting)
+
+
+def _arrived(waiting: deque[tuple[Rows, Future[NDArray[np.uint8]]]]) -> tuple[Rows, Tensor]:
+    rows, tiles = waiting.popleft()
+    return rows, torch.from_numpy(tiles.result())
+
+
+class _Standardise(nn.Module):
+    """Features less their first mean, over their first deviation."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", features.mean(dim=0))
+        self.register_buffer("deviation", features.std(dim=0, unbiased=False).clamp_min(1e-6))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.deviation
+
+
+def _make_projection(features: Tensor, section: params.Contrast) -> nn.Sequential:
+    """Two layers behind the standardisation of `features`; the weights are drawn from the section's seed."""
+    width = features.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(section.seed, "projection"))
+        return nn.Sequential(_Standardise(features), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, section.projection_features))
+
+
+@torch.no_grad()
+def _features(encoder: TileEncoder, read: ReadTiles, rows: Rows, batch_tiles: int, machine: Machine) -> Tensor:
+    """The features of the tiles `rows` before the training, on the CPU."""
+    encoder.eval()
+    made = []
+    for _, tiles in read_ahead(read, (rows[first : first + batch_tiles] for first in range(0, len(rows), batch_tiles))):
+        with machine.autocast():
+            features = encoder(to_input(tiles, machine.device).contiguous(memory_format=torch.channels_last))
+        made.append(features.float().cpu())
+    return torch.cat(made)
+
+
+def _freeze_batch_norm(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

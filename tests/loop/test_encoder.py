@@ -1,0 +1,75 @@
+"""Round 0's encoder from files: which tiles SimCLR sees, and what pretrained weights do without."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hnm import params
+from hnm.learning.encoder import encoder_digest, load_encoder, make_encoder
+from hnm.loop import encoder as loop
+from hnm.loop.packs import Packs
+from hnm.slides.pack import PackTile, encode, write_pack
+
+SECTION = params.Encoder(name="test_resnet", weights="random")
+
+
+def make_cohort(folder: Path) -> None:
+    """Slides a and c are train, b is not, and d, in quarantine, has no pack; every tile of a slide has a shade of its own."""
+    for number, (slide_id, count) in enumerate({"a": 3, "b": 4, "c": 2}.items()):
+        shades = [np.full((32, 32, 3), 20 + 60 * number + 10 * tile, np.uint8) for tile in range(count)]
+        tiles = [PackTile(32 * tile, 0, 1.0, encode(shade, 95)) for tile, shade in enumerate(shades)]
+        write_pack(folder / "packs" / f"{slide_id}.h5", tiles, slide_id=slide_id, mpp=0.5, tile_px=32, side=32, planned=count)
+    (folder / "train.csv").write_text("slide_id,label\na,0\nc,1\nd,1\n")
+
+
+def run(folder: Path, **changes: object) -> list[dict[str, float]]:
+    simclr = params.Simclr(epochs=1, batch_tiles=4, projection_features=8, max_tiles=int(changes.pop("max_tiles", 9)))
+    return loop.first_encoder(
+        folder / "packs",
+        folder / "train.csv",
+        folder / "encoder",
+        encoder=SECTION.model_copy(update=changes),
+        simclr=simclr,
+        compute=params.Compute(threads=1),
+        on_epoch=lambda epoch, metrics: None,
+    )
+
+
+def test_pretrained_weights_read_no_tile_and_have_no_history(tmp_path: Path) -> None:
+    assert run(tmp_path) == []
+    assert [path.name for path in sorted((tmp_path / "encoder").iterdir())] == ["encoder.json", "weights.safetensors"]
+    assert torch.equal(load_encoder(tmp_path / "encoder").backbone.state_dict()["layer1.0.conv1.weight"], make_encoder(SECTION).backbone.state_dict()["layer1.0.conv1.weight"])
+
+
+def test_simclr_trains_and_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    digests = []
+    for name in ("one", "two"):
+        make_cohort(tmp_path / name)
+        (row,) = run(tmp_path / name, source="simclr")
+        assert (tmp_path / name / "encoder" / "history.csv").read_text().startswith("epoch,loss,spread,learning_rate\n") and np.isfinite(row["loss"])
+        digests.append(encoder_digest(tmp_path / name / "encoder"))
+    run(tmp_path)
+    assert digests[0] == digests[1] != encoder_digest(tmp_path / "encoder")
+
+
+@pytest.mark.parametrize(("max_tiles", "count"), [(9, 5), (3, 3)])
+def test_simclr_sees_train_tiles_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_tiles: int, count: int) -> None:
+    make_cohort(tmp_path)
+    seen: list[int] = []
+
+    def fit(encoder: object, read: object, tiles: int, *others: object) -> list[dict[str, float]]:
+        seen.extend(read(np.arange(tiles)).mean(axis=(1, 2, 3)).round().astype(int).tolist())  # type: ignore[operator]
+        return [{"epoch": 1, "loss": 0.0}]
+
+    monkeypatch.setattr(loop, "fit_simclr", fit)
+    run(tmp_path, source="simclr", max_tiles=max_tiles)
+    assert len(seen) == count and set(seen) <= {20, 30, 40, 140, 150}
+
+
+def test_tiles_come_in_the_order_asked_for_however_few_packs_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_cohort(tmp_path)
+    monkeypatch.setattr("hnm.loop.packs.OPEN", 1)
+    pixels = Packs(tmp_path / "packs").tiles(np.array(["c", "a", "b", "a"]), np.array([1, 2, 0, 0]))
+    assert pixels.mean(axis=(1, 2, 3)).round().tolist() == [150, 40, 80, 20]
