@@ -188,6 +188,10 @@ class Mining(Section):
     """Policy `mixed`: share of the negatives that is the best-scoring; the rest is random."""
     skip_fraction: Share = 0.05
     """Policy `semi_hard`: share of the negative slides' tiles that is passed over as too hard, the best-scoring first."""
+    max_similarity: PositiveShare = 1.0
+    """A hard negative whose feature has a higher cosine than this to one already mined is passed over as its near-duplicate; 1 passes over none."""
+    max_positive_similarity: PositiveShare = 1.0
+    """A positive whose feature has a higher cosine than this to a hard negative is struck out; 1 strikes out none."""
     seed: Seed = 0
     """Draws what is random in the policies `mixed` and `random`."""
 

@@ -178,6 +178,22 @@ MINED = Table(
     },
 )
 
+PASSED_OVER = Table(
+    "passed-over tiles",
+    ("role", "slide_id", "tile"),
+    {
+        "role": MINED.columns["role"],
+        "slide_id": _slide_id,
+        "tile": _tile,
+        "x": _corner,
+        "y": _corner,
+        "side": pa.Column("int64", _positive),
+        "score": _score,
+        "reason": pa.Column(str, _one_of("near_duplicate", "like_hard_negative")),
+    },
+)
+"""Tiles that would have been mined, had a guard not refused them."""
+
 MINED_SLIDES = Table(
     "mined slides",
     ("slide_id",),

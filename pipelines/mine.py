@@ -13,15 +13,17 @@ def main(
     train_labels: Path,
     slides: Path,
     vetoes: Path,
+    features: Path,
     mined: Path,
     mined_slides: Path,
+    passed_over: Path,
     summary: Path,
     round: int,
     *,
     mining: Mining,
 ) -> None:
-    """Writes the mined tiles of one round, what each slide supplies to them, and their summary."""
-    found = mine_tiles(tile_scores, cross_fitted, train_labels, slides, vetoes, mined, mined_slides, summary, round, mining=mining)
+    """Writes the mined tiles of one round, what each slide supplies to them, what guards refused, and their summary."""
+    found = mine_tiles(tile_scores, cross_fitted, train_labels, slides, vetoes, features, mined, mined_slides, passed_over, summary, round, mining=mining)
     suspects = f"; suspect slides: {', '.join(found['suspect_slides'])}" if found["suspect_slides"] else ""
     print(f"round {round}: mined {found['positive']['tiles']} positives and {found['hard_negative']['tiles']} hard negatives{suspects}", flush=True)
 

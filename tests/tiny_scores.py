@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 
+from hnm.mining.similarity import TileReader
 from hnm.tables import TILE_SCORES
 
 
@@ -27,3 +29,14 @@ def chosen(mined: pd.DataFrame, role: str) -> list[tuple[str, int]]:
     """(slide id, tile) of the mined tiles of one role, best first."""
     own = mined[mined["role"] == role].sort_values("rank")
     return list(zip(own["slide_id"], own["tile"], strict=True))
+
+
+def features_of(degrees: dict[str, list[float]]) -> TileReader:
+    """Reads features of two numbers: tile n of a slide points to its n-th angle, and is as long as n + 1."""
+    angles = {slide_id: np.radians(own) for slide_id, own in degrees.items()}
+
+    def read(slide_id: str, tiles: np.ndarray) -> np.ndarray:
+        own = angles[slide_id][tiles]
+        return (np.stack([np.cos(own), np.sin(own)], axis=1) * (tiles[:, None] + 1)).astype(np.float32)
+
+    return read

@@ -1,5 +1,6 @@
 """A trial: the pipeline's own steps from round 0's encoder on, in this process, with every result kept by its causes."""
 
+import contextlib
 import csv
 import tempfile
 from collections.abc import Callable, Iterator
@@ -109,7 +110,7 @@ class Loop:
         for number in range(len(params.rounds)):
             with sealed(self._upstream.test_truth):
                 if head is not None:
-                    encoder = self._encoder(self._mined(head, number, params), encoder, params)
+                    encoder = self._encoder(self._mined(head, encoder, number, params), encoder, params)
                 head = self._head(encoder, params)
                 with (head / "head" / "history.csv").open(encoding="utf-8", newline="") as stream:
                     best = kept_epoch([{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(stream)])
@@ -120,25 +121,27 @@ class Loop:
         upstream, head, ranking, compute = self._upstream, params.head, params.ranking, params.compute
 
         def make(folder: Path) -> None:
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".features-") as features:
-                embed_slides(upstream.packs, upstream.index, encoder, Path(features), self._store, embed=params.embed, compute=compute)
+            with self._features(encoder, folder.parent, params) as features:
                 labels = (upstream.labels("train"), upstream.labels("validation"))
                 written = (folder / "head", folder / "tiles.parquet", folder / "slides.parquet", folder / "cross_fitted.parquet")
-                train_head(Path(features), upstream.index, upstream.slides, *labels, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold)
+                train_head(features, upstream.index, upstream.slides, *labels, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold)
 
         causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"]}
         return self._kept("heads", "head", make, **causes, **_dumped(params, "embed", "head", "ranking", "compute"))
 
-    def _mined(self, head: Path, number: int, params: Params) -> Path:
-        """Folder of `mined.parquet` and what is told of it."""
+    def _mined(self, head: Path, encoder: Path, number: int, params: Params) -> Path:
+        """Folder of `mined.parquet` and what is told of it; `encoder` is the one whose features `head` scored."""
         upstream = self._upstream
         scores = (head / "tiles.parquet", head / "cross_fitted.parquet")
 
         def make(folder: Path) -> None:
-            written = (folder / "mined.parquet", folder / "slides.csv", folder / "summary.json")
-            mine_tiles(*scores, upstream.labels("train"), upstream.slides, upstream.vetoes, *written, number, mining=params.mining)
+            with self._features(encoder, folder.parent, params) as features:
+                read = (*scores, upstream.labels("train"), upstream.slides, upstream.vetoes, features)
+                written = (folder / "mined.parquet", folder / "slides.csv", folder / "passed_over.csv", folder / "summary.json")
+                mine_tiles(*read, *written, number, mining=params.mining)
 
-        return self._kept("mined", "mine", make, scores=[digest_of(table) for table in scores], round=number, **_dumped(params, "mining"))
+        causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "scores": [digest_of(table) for table in scores]}
+        return self._kept("mined", "mine", make, **causes, round=number, **_dumped(params, "mining", "embed", "compute"))
 
     def _encoder(self, mined: Path, previous: Path, params: Params) -> Path:
         """Folder of the round's encoder."""
@@ -151,6 +154,14 @@ class Loop:
         trains = mining.policy != "none"  # all else of the section shows in the table
         causes = {"mined": digest_of(table), "previous": encoder_digest(previous), "trains": trains}
         return self._kept("encoders", "finetune", make, **causes, **_dumped(params, "finetune", "compute"))
+
+    @contextlib.contextmanager
+    def _features(self, encoder: Path, beside: Path, params: Params) -> Iterator[Path]:
+        """A folder of all slides' features, for as long as the block lasts: links to those that the store keeps."""
+        upstream = self._upstream
+        with tempfile.TemporaryDirectory(dir=beside, prefix=".features-") as features:
+            embed_slides(upstream.packs, upstream.index, encoder, Path(features), self._store, embed=params.embed, compute=params.compute)
+            yield Path(features)
 
     def _kept(self, kind: str, step: str, make: Callable[[Path], None], **causes: Any) -> Path:
         """The folder that `make` fills, made anew only where its causes have not made it before."""

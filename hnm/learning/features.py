@@ -18,20 +18,29 @@ def write(features: NDArray[Any], coords: NDArray[np.int64], path: Path) -> None
         file.create_dataset("coords", data=coords)
 
 
-def read(path: Path) -> NDArray[np.float32]:
-    """The features `(tiles, features)` of a slide, as float32.
+def read(path: Path, tiles: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    """The features `(tiles, features)` of a slide, as float32; of `tiles` alone, in that order, where they are given.
 
     Raises:
-        TableError: the file is missing, torn or holds no features, or a feature is not finite.
+        TableError: the file is missing, torn or holds no features, or lacks a tile, or a feature is not finite.
     """
     try:
         with h5py.File(path, "r") as file:
-            features: NDArray[np.float32] = file["features"][:].astype(np.float32)
+            if tiles is None:
+                features: NDArray[np.float32] = file["features"][:].astype(np.float32)
+            else:
+                rows, back = np.unique(tiles, return_inverse=True)
+                if len(rows) and rows[-1] >= len(file["features"]):
+                    raise TableError(
+                        f"{path} holds {len(file['features'])} tiles, not tile {rows[-1]}; it is of another index of tiles, run the stage embed again"
+                    )
+                features = file["features"][rows].astype(np.float32)[back]
     except FileNotFoundError:
         raise TableError(f"{path} does not exist; run the stage embed (dvc repro)") from None
     except (OSError, KeyError) as error:
         raise TableError(f"{path} holds no features that can be read ({error}); delete it and run the stage embed again") from None
     if not np.isfinite(features).all():
         row = int(np.argmin(np.isfinite(features).all(axis=1)))
+        row = row if tiles is None else int(tiles[row])
         raise TableError(f"{path}: the feature of tile {row} is not finite; embed with embed.dtype=float32, or look at the encoder")
     return features

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hnm.errors import MiningError
+from hnm.learning import features as feature_files
 from hnm.mining.audit import slide_supply, summarise
 from hnm.mining.select import mine
 from hnm.mining.vetoes import vetoed_tiles, without
 from hnm.params import Mining
 from hnm.store import write_json
-from hnm.tables import LABELS, MINED, MINED_SLIDES, SLIDES, TILE_SCORES
+from hnm.tables import LABELS, MINED, MINED_SLIDES, PASSED_OVER, SLIDES, TILE_SCORES
 
 
 def mine_tiles(
@@ -18,17 +22,20 @@ def mine_tiles(
     train_labels: Path,
     slides: Path,
     vetoes: Path,
+    features: Path,
     mined: Path,
     mined_slides: Path,
+    passed_over: Path,
     summary: Path,
     round_: int,
     *,
     mining: Mining,
 ) -> dict[str, Any]:
-    """Writes the mined tiles of one round, what each slide supplies to them, and their summary, which it returns.
+    """Writes the mined tiles of one round, what each slide supplies to them, what guards refused, and their summary, which it returns.
 
     Raises:
         MiningError: `mining.scores` asks for cross-fitted scores, of which there are none; or as `mine`.
+        TableError: a table or a file of features cannot be read.
     """
     tiles, labels, cohort = TILE_SCORES.read(tile_scores), LABELS.read(train_labels), SLIDES.read(slides)
     scores = tiles if mining.scores == "in_sample" else TILE_SCORES.read(cross_fitted)
@@ -37,10 +44,15 @@ def mine_tiles(
     patients = dict(zip(cohort["slide_id"], cohort["patient_id"], strict=True))
     vetoed = vetoed_tiles(vetoes, tiles, cohort)
     allowed = without(scores, vetoed)
-    table = mine(scores, labels, mining, round_, patients=patients, vetoed=vetoed)
-    supply = slide_supply(table, allowed, labels, patients, mining)
-    found = {**summarise(table, supply, allowed, labels, mining, round_), "vetoed": int(vetoed["slide_id"].isin(labels["slide_id"]).sum())}
-    MINED.write(table, mined)
+
+    def read_features(slide_id: str, tiles: NDArray[np.int64]) -> NDArray[np.float32]:
+        return feature_files.read(features / f"{slide_id}.h5", tiles)
+
+    found = mine(scores, labels, mining, round_, patients=patients, vetoed=vetoed, features=read_features)
+    supply = slide_supply(found.tiles, allowed, labels, patients, mining)
+    told = {**summarise(found, supply, allowed, labels, mining, round_), "vetoed": int(vetoed["slide_id"].isin(labels["slide_id"]).sum())}
+    MINED.write(found.tiles, mined)
     MINED_SLIDES.write(supply, mined_slides)
-    write_json(found, summary)
-    return found
+    PASSED_OVER.write(found.passed_over, passed_over)
+    write_json(told, summary)
+    return told

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import hypergeom
 
 from hnm import params
-from hnm.mining.select import best_first, budget, tiles_labelled
+from hnm.mining.select import Mined, best_first, budget, tiles_labelled
 from hnm.tables import MINED_SLIDES
 
 BINS = 20
@@ -22,14 +22,15 @@ SUSPECT_CHANCE = 0.01
 DIGITS = 6
 
 
-def summarise(mined: pd.DataFrame, slides: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, round_: int) -> dict[str, Any]:
-    """Counts, budgets, spread over slides and patients, and scores of a `MINED` table, by role; JSON-ready.
+def summarise(mined: Mined, slides: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, round_: int) -> dict[str, Any]:
+    """Counts, budgets, spread over slides and patients, and scores of a mined set, by role; JSON-ready.
 
-    `short_of_budget` counts the tiles that the caps kept out without another slide to take their place;
+    `short_of_budget` counts the tiles that caps and guards kept out without another to take their place, `passed_over`
+    by reason those that guards refused;
     `score_histogram` counts the mined tiles, `candidate_histogram` all that the role could have mined, in `BINS` bins.
 
     Args:
-        mined: the `MINED` table.
+        mined: what was mined.
         slides: its `MINED_SLIDES` table.
         scores: the `TILE_SCORES` table that it was mined from.
         labels: the `LABELS` of the train slides.
@@ -45,10 +46,7 @@ def summarise(mined: pd.DataFrame, slides: pd.DataFrame, scores: pd.DataFrame, l
         "round": round_,
         "policy": section.policy,
         "suspect_slides": slides.loc[slides["suspect"], "slide_id"].tolist(),
-        **{
-            role: _role_summary(mined[mined["role"] == role], pool, budget(fraction, section.growth, round_, len(pool)), own)
-            for role, (pool, fraction, own) in of_role.items()
-        },
+        **{role: _role_summary(role, mined, pool, budget(fraction, section.growth, round_, len(pool)), own) for role, (pool, fraction, own) in of_role.items()},
     }
 
 
@@ -95,11 +93,13 @@ def slide_supply(mined: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame
     return MINED_SLIDES.check(table.reset_index(), "mined slides")
 
 
-def _role_summary(tiles: pd.DataFrame, pool: pd.DataFrame, budget: int, slides: pd.DataFrame) -> dict[str, Any]:
+def _role_summary(role: str, mined: Mined, pool: pd.DataFrame, budget: int, slides: pd.DataFrame) -> dict[str, Any]:
+    tiles, passed_over = (table[table["role"] == role] for table in mined)
     counts = {
         "candidates": len(pool),
         "tiles": len(tiles),
         "short_of_budget": max(budget - len(tiles), 0),
+        "passed_over": passed_over["reason"].value_counts().to_dict(),
         "candidate_histogram": _histogram(pool["score"]),
     }
     if tiles.empty:

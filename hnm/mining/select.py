@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,18 +11,22 @@ import pandas as pd
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import MiningError
+from hnm.mining.similarity import TileReader, likest
 from hnm.mining.vetoes import without
-from hnm.tables import MINED
+from hnm.mining.walk import Caps, Guards, Walk
+from hnm.tables import MINED, PASSED_OVER
 
 BEST_FIRST = ["score", "logit", "slide_id", "tile"]
+LIKE_HARD_NEGATIVE = "like_hard_negative"
 
 
-@dataclass(frozen=True)
-class Caps:
-    """How many tiles of one role one slide and one patient may supply."""
+class Mined(NamedTuple):
+    """What was mined, and what guards refused on the way."""
 
-    slide: int
-    patient: int
+    tiles: pd.DataFrame
+    """The table `MINED`."""
+    passed_over: pd.DataFrame
+    """The table `PASSED_OVER`: better tiles than some mined ones, or positives that are like a hard negative."""
 
 
 def mine(
@@ -33,7 +37,8 @@ def mine(
     *,
     patients: Mapping[str, str] | None = None,
     vetoed: pd.DataFrame | None = None,
-) -> pd.DataFrame:
+    features: TileReader | None = None,
+) -> Mined:
     """The mined tiles of one round.
 
     *Positives* are the best `positive_fraction` of the positive slides' tiles whose score exceeds `threshold`; *hard
@@ -42,6 +47,11 @@ def mine(
     patient more than `max_patient_share`, so that a few odd slides cannot supply most of it; where that leaves a budget
     short, the mined set is smaller. Ties go by slide id, then tile.
 
+    In that order a hard negative whose feature has a cosine above `max_similarity` to one already taken is passed over
+    as its near-duplicate, and the next takes its place. A positive whose feature has a cosine above
+    `max_positive_similarity` to any mined hard negative is struck out, and nothing takes its place: what looks like a
+    tile that is truly negative is no sure positive.
+
     Args:
         scores: a `TILE_SCORES` table; its tiles of slides without a label here are never mined.
         labels: the `LABELS` of the train slides.
@@ -49,16 +59,17 @@ def mine(
         round_: the round that the mined tiles are for, from 1.
         patients: slide id -> patient id; where None, each slide is another patient's.
         vetoed: slide_id and tile of the tiles that must not be mined, in either role.
-
-    Returns:
-        A `MINED` table; empty where the policy is `none`.
+        features: reads features of the encoder that made the scores; where both similarities are 1, it is not called.
 
     Raises:
         MiningError: a role has no tile; the message says which param would let some in.
     """
+    compared = [f"mining.{name}={limit:g}" for name in ("max_similarity", "max_positive_similarity") if (limit := getattr(section, name)) < 1]
+    if compared and features is None:
+        raise MiningError(f"{' and '.join(compared)} compare features, but none can be read here; pass a reader of features, or set 1")
     if section.policy == "none":
-        return MINED.empty()
-    tiles = scores if vetoed is None else without(scores, vetoed)
+        return Mined(MINED.empty(), PASSED_OVER.empty())
+    tiles = (scores if vetoed is None else without(scores, vetoed)).reset_index(drop=True)
     tiles = tiles.assign(patient_id=tiles["slide_id"] if patients is None else tiles["slide_id"].map(patients))
     positive, negative = (tiles_labelled(label, tiles, labels) for label in (1, 0))
     if negative.empty:
@@ -69,18 +80,17 @@ def mine(
     if sure.empty:
         best = "there is none" if positive.empty else f"best: {positive['score'].max():.3g}"
         raise MiningError(f"no tile of a positive train slide scores above mining.threshold={section.threshold:g} ({best}); lower it or train the head longer")
-    count = budget(section.positive_fraction, section.growth, round_, len(sure))
-    mined = [
-        within_caps(best_first(sure), count, caps_of(count, section)).pipe(ranked).assign(role="positive"),
-        negatives(negative, section, round_).assign(role="hard_negative"),
-    ]
-    table = pd.concat(mined, ignore_index=True).assign(round=round_, policy=section.policy, scorer=scorer_of(scores))
-    return table.astype({"round": "int32", "rank": "int32", "role": "str"})[list(MINED.columns)]
+    hard, duplicates = negatives(negative, section, round_, features)
+    surest, lookalikes = positives(sure, hard, section, round_, features)
+    table = pd.concat([surest.assign(role="positive"), hard.assign(role="hard_negative")], ignore_index=True)
+    table = table.assign(round=round_, policy=section.policy, scorer=scorer_of(scores)).astype({"round": "int32", "rank": "int32", "role": "str"})
+    passed_over = pd.concat([lookalikes.assign(role="positive"), duplicates.assign(role="hard_negative")], ignore_index=True)
+    return Mined(table[list(MINED.columns)], passed_over.astype({"role": "str", "reason": "str"})[list(PASSED_OVER.columns)])
 
 
 def tiles_labelled(label: int, tiles: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     """Those of `tiles` whose slide has this label."""
-    return tiles.merge(labels[labels["label"] == label], on="slide_id", validate="many_to_one")
+    return tiles[tiles["slide_id"].isin(labels.loc[labels["label"] == label, "slide_id"])]
 
 
 def scorer_of(scores: pd.DataFrame) -> str:
@@ -96,37 +106,67 @@ def scorer_of(scores: pd.DataFrame) -> str:
     return digest.hexdigest()[:16]
 
 
-def negatives(tiles: pd.DataFrame, section: params.Mining, round_: int) -> pd.DataFrame:
-    """The mined ones of the negative slides' tiles, by policy, with their `rank` by score from 1.
+def negatives(tiles: pd.DataFrame, section: params.Mining, round_: int, features: TileReader | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The mined ones of the negative slides' tiles, by policy, with their `rank` by score from 1; and the near-duplicates passed over, with the `reason`.
 
     `hard` takes the best-scoring; `semi_hard` the best-scoring below the top `skip_fraction`; `random` any, drawn
     anew in each round; `mixed` a `hard_share` of the budget by `hard` and the rest by `random` from what is left; `all`
-    every tile, whatever the fraction and the caps. At one budget `random` is the control that a claim for the others
-    must beat, and `all` the one for its cost.
+    every tile, whatever the fraction, the caps and the likeness. At one budget `random` is the control that a claim for
+    the others must beat, and `all` the one for its cost.
 
     Args:
         tiles: the candidates, with `patient_id`.
         section: the settings; its policy is not `none`.
         round_: the round that the tiles are for, from 1.
+        features: reads features; not called where `max_similarity` is 1.
     """
     count = budget(section.negative_fraction, section.growth, round_, len(tiles))
     ordered = best_first(tiles)
     shuffled = ordered.iloc[np.random.default_rng(seed_of(section.seed, "mining", round_)).permutation(len(ordered))]
-    caps = caps_of(count, section)
+    walk = Walk(tiles, caps_of(count, section), Guards(features=features if section.max_similarity < 1 else None, max_similarity=section.max_similarity))
     match section.policy:
         case "hard":
-            chosen = within_caps(ordered, count, caps)
+            walk.go(ordered, count)
         case "semi_hard":
-            skipped = math.ceil(round(section.skip_fraction * len(ordered), 6))
-            chosen = within_caps(ordered.iloc[skipped:], count, caps)
+            walk.go(ordered.iloc[math.ceil(round(section.skip_fraction * len(ordered), 6)) :], count)
         case "random":
-            chosen = within_caps(shuffled, count, caps)
+            walk.go(shuffled, count)
         case "mixed":
-            hard = within_caps(ordered, math.ceil(round(section.hard_share * count, 6)), caps)
-            chosen = within_caps(pd.concat([hard, shuffled.drop(hard.index)]), count, caps)
+            walk.go(ordered, math.ceil(round(section.hard_share * count, 6)))
+            walk.go(shuffled, count)
         case _:
-            chosen = ordered
-    return ranked(chosen)
+            return ranked(ordered), walk.refused
+    return ranked(walk.taken), walk.refused
+
+
+def positives(
+    tiles: pd.DataFrame, hard: pd.DataFrame, section: params.Mining, round_: int, features: TileReader | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The mined ones of the positive slides' tiles, with their `rank` by score from 1; and those struck out, with the `reason`.
+
+    Args:
+        tiles: the candidates, which score above the threshold, with `patient_id`.
+        hard: the mined hard negatives.
+        section: the settings.
+        round_: the round that the tiles are for, from 1.
+        features: reads features; not called where `max_positive_similarity` is 1.
+
+    Raises:
+        MiningError: all are struck out.
+    """
+    count = budget(section.positive_fraction, section.growth, round_, len(tiles))
+    walk = Walk(tiles, caps_of(count, section), Guards())
+    walk.go(best_first(tiles), count)
+    if features is None or section.max_positive_similarity == 1:
+        return ranked(walk.taken), walk.refused
+    likeness = likest(walk.taken, hard, features)
+    struck = likeness > section.max_positive_similarity
+    if struck.all():
+        raise MiningError(
+            f"each of the {len(struck)} positives is more like a hard negative than mining.max_positive_similarity={section.max_positive_similarity:g}"
+            f" (the least like: {likeness.min():.3g}); raise it"
+        )
+    return ranked(walk.taken[~struck]), pd.concat([walk.refused, walk.taken[struck].assign(reason=LIKE_HARD_NEGATIVE)])
 
 
 def budget(fraction: float, growth: float, round_: int, candidates: int) -> int:
@@ -138,12 +178,6 @@ def budget(fraction: float, growth: float, round_: int, candidates: int) -> int:
 def caps_of(budget: int, section: params.Mining) -> Caps:
     """The caps of a role with this budget, rounded up."""
     return Caps(*(math.ceil(round(share * budget, 6)) for share in (section.max_slide_share, section.max_patient_share)))
-
-
-def within_caps(ordered: pd.DataFrame, count: int, caps: Caps) -> pd.DataFrame:
-    """The first `count` of `ordered` tiles that keep both caps; further tiles of a full slide or patient give way to others'."""
-    ordered = ordered[ordered.groupby("slide_id").cumcount() < caps.slide]
-    return ordered[ordered.groupby("patient_id").cumcount() < caps.patient].head(count)
 
 
 def best_first(tiles: pd.DataFrame) -> pd.DataFrame:

@@ -10,24 +10,27 @@ import pytest
 import tiny_evidence as tiny
 
 from hnm import params
-from hnm.errors import MiningError
+from hnm.errors import MiningError, TableError
+from hnm.learning import features as feature_files
 from hnm.loop.mine import mine_tiles
 from hnm.mining.select import scorer_of
-from hnm.tables import LABELS, MINED, MINED_SLIDES, SLIDES, TILE_SCORES
+from hnm.tables import LABELS, MINED, MINED_SLIDES, PASSED_OVER, SLIDES, TILE_SCORES
+
+EVERY = params.Mining(threshold=0.3, negative_fraction=1.0, max_slide_share=1.0, max_patient_share=1.0)
 
 
-def mined_with(folder: Path, *vetoes: str, scores: str = "in_sample", cross_fitted: pd.DataFrame | None = None) -> dict[str, Any]:
+def mined_with(folder: Path, *vetoes: str, section: params.Mining = EVERY, scorer: int = 1, cross_fitted: pd.DataFrame | None = None) -> dict[str, Any]:
+    """Mines round 2 from what the head of round `scorer` says."""
     truth = tiny.cohort()
     tables, labels, slides = (folder / "tiles.parquet", folder / "cross_fitted.parquet"), folder / "train.csv", folder / "slides.parquet"
-    TILE_SCORES.write(tiny.rounds(1)[0].tile_scores, tables[0])
+    TILE_SCORES.write(tiny.rounds(2)[scorer].tile_scores, tables[0])
     TILE_SCORES.write(TILE_SCORES.empty() if cross_fitted is None else cross_fitted, tables[1])
     LABELS.write(truth.labels["train"], labels)
     SLIDES.write(truth.slides, slides)
-    (folder / "vetoes").mkdir()
+    (folder / "vetoes").mkdir(exist_ok=True)
     (folder / "vetoes" / "vetoes.csv").write_text("\n".join(["slide_id,tile,x,y,reason", *vetoes]) + "\n")
-    section = params.Mining.model_validate({"scores": scores, "threshold": 0.3, "negative_fraction": 1.0, "max_slide_share": 1.0, "max_patient_share": 1.0})
-    written = (folder / "mined.parquet", folder / "slides.csv", folder / "summary.json")
-    return mine_tiles(*tables, labels, slides, folder / "vetoes", *written, 2, mining=section)
+    written = (folder / "mined.parquet", folder / "slides.csv", folder / "passed_over.csv", folder / "summary.json")
+    return mine_tiles(*tables, labels, slides, folder / "vetoes", folder / "features", *written, 2, mining=section)
 
 
 def test_what_is_written_fits_together_and_heeds_vetoes(tmp_path: Path) -> None:
@@ -40,13 +43,44 @@ def test_what_is_written_fits_together_and_heeds_vetoes(tmp_path: Path) -> None:
     assert (found["vetoed"], found["round"], found["hard_negative"]["tiles"], found["hard_negative"]["short_of_budget"]) == (2, 2, 20, 0)
     assert slides["mined"].to_dict() == {**mined["slide_id"].value_counts().to_dict()} | {s: 0 for s in slides.index if s not in set(mined["slide_id"])}
     assert slides.loc[["tr3", "tr4"], "share"].tolist() == [0.5, 0.5] and set(slides.index) == {"tr1", "tr2", "tr3", "tr4"}
+    assert PASSED_OVER.read(tmp_path / "passed_over.csv").empty
+
+
+def test_near_duplicates_are_told_by_role_and_reason(tmp_path: Path) -> None:
+    for slide_id in ("tr1", "tr2", "tr3", "tr4"):  # tile n of tr3 and tile n of tr4 are one picture; no positive is like them
+        plane = np.eye(24, dtype=np.float16)[:11] if slide_id in ("tr3", "tr4") else np.eye(24, dtype=np.float16)[13:]
+        feature_files.write(plane, np.zeros((11, 2), np.int64), tmp_path / "features" / f"{slide_id}.h5")
+    found = mined_with(tmp_path, section=EVERY.model_copy(update={"max_similarity": 0.99, "max_positive_similarity": 0.99}))
+    told, passed_over = found["hard_negative"], PASSED_OVER.read(tmp_path / "passed_over.csv")
+    assert (told["tiles"], told["short_of_budget"], told["passed_over"]) == (11, 11, {"near_duplicate": 11})
+    assert found["positive"]["passed_over"] == {} and len(passed_over) == 11 and set(passed_over["tile"]) == set(range(11))
+
+
+def test_a_limit_without_features_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"features/tr\d.h5 does not exist; run the stage embed"):
+        mined_with(tmp_path, section=EVERY.model_copy(update={"max_similarity": 0.99}))
+
+
+def test_round_2_names_the_head_of_round_1_that_it_was_mined_by(tmp_path: Path) -> None:
+    """Swapped for another, the digest differs on every tile, and with it what is mined."""
+    section = EVERY.model_copy(update={"negative_fraction": 0.2})
+    sets = {}
+    for name, scorer in (("one", 1), ("again", 1), ("swapped", 0)):
+        (tmp_path / name).mkdir()
+        mined_with(tmp_path / name, section=section, scorer=scorer)
+        sets[name] = MINED.read(tmp_path / name / "mined.parquet")
+        assert set(sets[name]["round"]) == {2} and sets[name]["scorer"].nunique() == 1
+    assert sets["one"].equals(sets["again"])
+    assert not set(sets["one"]["scorer"]) & set(sets["swapped"]["scorer"])
+    tiles = [set(zip(s["slide_id"], s["tile"], strict=True)) for s in (sets["one"], sets["swapped"])]
+    assert tiles[0] != tiles[1]
 
 
 def test_cross_fitted_scores_are_mined_where_asked_for(tmp_path: Path) -> None:
     tiles = tiny.rounds(1)[0].tile_scores
     train = tiles[tiles["slide_id"].isin(["tr1", "tr2", "tr3", "tr4"])]
     turned = train.assign(score=1 - train["score"], logit=-train["logit"])
-    mined_with(tmp_path, "te1,0,,,a tile that has no cross-fitted score", scores="cross_fitted", cross_fitted=turned)
+    mined_with(tmp_path, "te1,0,,,a tile that has no cross-fitted score", section=EVERY.model_copy(update={"scores": "cross_fitted"}), cross_fitted=turned)
     mined = MINED.read(tmp_path / "mined.parquet")
     expected = mined.merge(turned, on=["slide_id", "tile"], suffixes=("", "_expected"))
     assert np.array_equal(expected["score"], expected["score_expected"]) and len(expected) == len(mined)
@@ -55,4 +89,4 @@ def test_cross_fitted_scores_are_mined_where_asked_for(tmp_path: Path) -> None:
 
 def test_cross_fitted_scores_that_nobody_made_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(MiningError, match=r"mining\.scores=cross_fitted, but .*cross_fitted\.parquet holds no scores; set head\.score_folds to 2 or more"):
-        mined_with(tmp_path, scores="cross_fitted")
+        mined_with(tmp_path, section=EVERY.model_copy(update={"scores": "cross_fitted"}))

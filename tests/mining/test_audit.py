@@ -6,13 +6,14 @@ from math import comb
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_scores import labels_of, scores_of
 
 from hnm import params
 from hnm.mining.audit import slide_supply, summarise
 from hnm.mining.select import mine
+from hnm.tables import MINED
 
 PATIENTS = {"n1": "a", "n2": "b", "n3": "b", "p1": "c"}
 SCORES = scores_of({"n1": [0.93, 0.82, 0.71, 0.04], "n2": [0.61, 0.06], "n3": [0.41], "p1": [0.91, 0.83, 0.2]})
@@ -22,13 +23,14 @@ LABELS = labels_of({"n1": 0, "n2": 0, "n3": 0, "p1": 1})
 def test_a_summary_by_hand() -> None:
     section = params.Mining(positive_fraction=1.0, negative_fraction=1.0, max_slide_share=0.4, max_patient_share=0.4)
     mined = mine(SCORES, LABELS, section, 1, patients=PATIENTS)
-    supply = slide_supply(mined, SCORES, LABELS, PATIENTS, section)
+    supply = slide_supply(mined.tiles, SCORES, LABELS, PATIENTS, section)
     summary = summarise(mined, supply, SCORES, LABELS, section, 1)
     # of 7 negative tiles a slide or patient supplies ceil(2.8) = 3; the positive slide's cap is ceil(0.8) = 1
     assert summary["hard_negative"] == {
         "candidates": 7,
         "tiles": 6,
         "short_of_budget": 1,
+        "passed_over": {},
         "candidate_histogram": [1, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0],
         "score_histogram": [0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0],
         "slides": 3,
@@ -51,7 +53,7 @@ def test_a_summary_by_hand() -> None:
 def test_a_round_that_mines_nothing_has_a_summary_too() -> None:
     section = params.Mining(policy="none")
     mined = mine(SCORES, LABELS, section, 1)
-    supply = slide_supply(mined, SCORES, LABELS, PATIENTS, section)
+    supply = slide_supply(mined.tiles, SCORES, LABELS, PATIENTS, section)
     summary = summarise(mined, supply, SCORES, LABELS, section, 1)
     assert summary["hard_negative"]["tiles"] == 0 and summary["hard_negative"]["candidates"] == 7
     assert supply["share"].tolist() == [0.0] * 4
@@ -68,7 +70,7 @@ def many(odd: float, slides: int = 20, tiles: int = 40) -> tuple[pd.DataFrame, p
 def supply_of(odd: float) -> pd.DataFrame:
     scores, labels, patients = many(odd)
     section = params.Mining(negative_fraction=0.2)
-    return slide_supply(mine(scores, labels, section, 1), scores, labels, patients, section).set_index("slide_id")
+    return slide_supply(mine(scores, labels, section, 1).tiles, scores, labels, patients, section).set_index("slide_id")
 
 
 def test_the_slide_that_supplies_an_odd_share_of_the_hardest_is_suspect() -> None:
@@ -82,15 +84,16 @@ def test_the_slide_that_supplies_an_odd_share_of_the_hardest_is_suspect() -> Non
 def test_two_slides_accuse_nobody() -> None:
     """One of two slides cannot supply thrice what its size explains."""
     scores, labels = scores_of({"n1": [0.9] * 60, "n2": [0.1] * 60, "p": [0.9]}), labels_of({"n1": 0, "n2": 0, "p": 1})
-    assert not slide_supply(mine(scores, labels, params.Mining(), 1), scores, labels, {s: s for s in ("n1", "n2", "p")}, params.Mining())["suspect"].any()
+    assert not slide_supply(mine(scores, labels, params.Mining(), 1).tiles, scores, labels, {s: s for s in ("n1", "n2", "p")}, params.Mining())["suspect"].any()
 
 
+@settings(max_examples=12)
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=6), st.integers(0, 99))
 def test_the_chance_is_that_of_drawing_without_putting_back(sizes: list[int], seed: int) -> None:
     draw = np.random.default_rng(seed)
     slides = {f"n{i}": draw.uniform(0.01, 0.99, size).tolist() for i, size in enumerate(sizes)}
     scores, labels = scores_of({**slides, "p": [0.9]}), labels_of({**dict.fromkeys(slides, 0), "p": 1})
-    supply = slide_supply(mine(scores, labels, params.Mining(), 1), scores, labels, {s: s for s in [*slides, "p"]}, params.Mining()).set_index("slide_id")
+    supply = slide_supply(MINED.empty(), scores, labels, {s: s for s in [*slides, "p"]}, params.Mining()).set_index("slide_id")
     total = sum(sizes)
     hardest = round(0.05 * total)
     for slide_id, size in zip(slides, sizes, strict=True):

@@ -1,7 +1,7 @@
 """Two mined sets compared, by hand and against sets."""
 
 import pandas as pd
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnm.mining.overlap import overlap_by_slide, overlap_of
@@ -26,6 +26,7 @@ def test_by_hand() -> None:
     ]
 
 
+@settings(max_examples=20)
 @given(TILES, TILES)
 def test_against_sets(before: set[tuple[str, str, int]], after: set[tuple[str, str, int]]) -> None:
     overlap = overlap_of(table(before), table(after))

@@ -2,25 +2,29 @@
 
 import math
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_scores import chosen, labels_of, scores_of
+from tiny_scores import chosen, features_of, labels_of, scores_of
 
 from hnm import params
 from hnm.errors import MiningError
-from hnm.mining.select import budget, mine, scorer_of
-from hnm.tables import MINED
+from hnm.mining.select import budget, mine, negatives, scorer_of
+from hnm.tables import MINED, PASSED_OVER
+
+UNCAPPED = {"max_slide_share": 1.0, "max_patient_share": 1.0}
+few = settings(max_examples=12)  # an example costs tens of milliseconds, nearly all of them in pandas
 
 SCORES = scores_of({"n1": [0.9, 0.2, 0.8], "n2": [0.1, 0.85, 0.3], "p1": [0.6, 0.95, 0.4, 0.7], "p2": [0.5, 0.75], "v1": [0.99, 0.98]})
 LABELS = labels_of({"n1": 0, "n2": 0, "p1": 1, "p2": 1})  # v1 is a validation slide: it has no train label
 
 
 def test_mining_by_hand() -> None:
-    mined = mine(SCORES, LABELS, params.Mining(threshold=0.5, positive_fraction=0.5, negative_fraction=0.5, max_slide_share=1.0, max_patient_share=1.0), 2)
+    mined = mine(SCORES, LABELS, params.Mining(threshold=0.5, positive_fraction=0.5, negative_fraction=0.5, **UNCAPPED), 2).tiles
     # above 0.5: p1 has 0.6, 0.95, 0.7 and p2 has 0.75; the best half of 4 is 2. Half of the 6 negative tiles is 3
     assert chosen(mined, "positive") == [("p1", 1), ("p2", 1)]
     assert chosen(mined, "hard_negative") == [("n1", 0), ("n2", 1), ("n1", 2)]
@@ -31,19 +35,19 @@ def test_mining_by_hand() -> None:
 def test_no_slide_supplies_more_than_its_share() -> None:
     scores = scores_of({"odd": [0.99, 0.98, 0.97, 0.96], "n1": [0.5, 0.4], "n2": [0.3, 0.2], "p": [0.9]})
     section = params.Mining(negative_fraction=0.5, max_slide_share=0.5)
-    mined = mine(scores, labels_of({"odd": 0, "n1": 0, "n2": 0, "p": 1}), section, 1)
+    mined = mine(scores, labels_of({"odd": 0, "n1": 0, "n2": 0, "p": 1}), section, 1).tiles
     assert chosen(mined, "hard_negative") == [("odd", 0), ("odd", 1), ("n1", 0), ("n1", 1)]
 
 
 def test_no_patient_supplies_more_than_its_share() -> None:
     scores = scores_of({"n1": [0.99, 0.98], "n2": [0.97, 0.96], "n3": [0.5, 0.4], "n4": [0.3, 0.2], "p": [0.9]})
     labels, section = labels_of({"n1": 0, "n2": 0, "n3": 0, "n4": 0, "p": 1}), params.Mining(negative_fraction=0.5, max_slide_share=0.5, max_patient_share=0.75)
-    mined = mine(scores, labels, section, 1, patients={"n1": "odd", "n2": "odd", "n3": "b", "n4": "c", "p": "d"})
+    mined = mine(scores, labels, section, 1, patients={"n1": "odd", "n2": "odd", "n3": "b", "n4": "c", "p": "d"}).tiles
     assert chosen(mined, "hard_negative") == [("n1", 0), ("n1", 1), ("n2", 0), ("n3", 0)]  # of 4 tiles the patient "odd" supplies 3
 
 
 def test_a_mined_tile_names_its_policy_and_its_scorer() -> None:
-    mined = mine(SCORES, LABELS, params.Mining(policy="mixed", negative_fraction=1.0), 2)
+    mined = mine(SCORES, LABELS, params.Mining(policy="mixed", negative_fraction=1.0), 2).tiles
     assert set(mined["policy"]) == {"mixed"} and set(mined["scorer"]) == {scorer_of(SCORES)}
 
 
@@ -55,7 +59,7 @@ def test_another_head_is_another_scorer() -> None:
 
 def test_ties_go_by_slide_then_tile() -> None:
     scores = scores_of({"b": [0.5, 0.5], "a": [0.5, 0.5], "p": [0.9]})
-    mined = mine(scores, labels_of({"b": 0, "a": 0, "p": 1}), params.Mining(negative_fraction=0.75, max_slide_share=1.0, max_patient_share=1.0), 1)
+    mined = mine(scores, labels_of({"b": 0, "a": 0, "p": 1}), params.Mining(negative_fraction=0.75, **UNCAPPED), 1).tiles
     assert chosen(mined, "hard_negative") == [("a", 0), ("a", 1), ("b", 0)]
 
 
@@ -87,15 +91,12 @@ def cohorts(draw: st.DrawFn) -> tuple[pd.DataFrame, pd.DataFrame]:
     return scores_of(slides), labels_of({f"s{i}": i % 2 for i in range(count)})
 
 
+@few
 @given(cohorts(), st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0, 0.9))
 def test_mining_is_brute_force(cohort: tuple[pd.DataFrame, pd.DataFrame], fraction: float, share: float, threshold: float) -> None:
     scores, labels = cohort
-    mined = mine(
-        scores,
-        labels,
-        params.Mining(threshold=threshold, positive_fraction=fraction, negative_fraction=fraction, max_slide_share=share, max_patient_share=1.0),
-        1,
-    )
+    section = params.Mining(threshold=threshold, positive_fraction=fraction, negative_fraction=fraction, max_slide_share=share, max_patient_share=1.0)
+    mined = mine(scores, labels, section, 1).tiles
     of = dict(zip(labels["slide_id"], labels["label"], strict=True))
     for role, wanted in (("positive", 1), ("hard_negative", 0)):
         pool = [(-row.score, row.slide_id, row.tile) for row in scores.itertuples() if of[row.slide_id] == wanted and (wanted == 0 or row.score > threshold)]
@@ -108,21 +109,20 @@ def test_mining_is_brute_force(cohort: tuple[pd.DataFrame, pd.DataFrame], fracti
         assert chosen(mined, role) == expected
 
 
+@settings(max_examples=6)
 @given(cohorts(), st.integers(0, 1000))
 def test_mining_does_not_depend_on_the_order_of_rows(cohort: tuple[pd.DataFrame, pd.DataFrame], seed: int) -> None:
     scores, labels = cohort
     shuffled = scores.iloc[np.random.default_rng(seed).permutation(len(scores))]
     section = params.Mining(threshold=0.1, negative_fraction=0.3)
-    pd.testing.assert_frame_equal(mine(scores, labels, section, 1), mine(shuffled, labels, section, 1))
+    pd.testing.assert_frame_equal(mine(scores, labels, section, 1).tiles, mine(shuffled, labels, section, 1).tiles)
 
 
+@few
 @given(cohorts())
 def test_a_higher_threshold_mines_a_subset_of_the_positives_when_all_are_taken(cohort: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     scores, labels = cohort
-    low, high = (
-        set(chosen(mine(scores, labels, params.Mining(threshold=t, positive_fraction=1.0, max_slide_share=1.0, max_patient_share=1.0), 1), "positive"))
-        for t in (0.2, 0.7)
-    )
+    low, high = (set(chosen(mine(scores, labels, params.Mining(threshold=t, positive_fraction=1.0, **UNCAPPED), 1).tiles, "positive")) for t in (0.2, 0.7))
     assert high <= low
 
 
@@ -131,9 +131,7 @@ MANY_LABELS = labels_of({"n1": 0, "n2": 0, "n3": 0, "p1": 1})
 
 
 def mined_by(**section: object) -> list[tuple[str, int]]:
-    return chosen(
-        mine(MANY, MANY_LABELS, params.Mining(**{"max_slide_share": 1.0, "max_patient_share": 1.0, "negative_fraction": 0.25, **section}), 1), "hard_negative"
-    )
+    return chosen(mine(MANY, MANY_LABELS, params.Mining(**{**UNCAPPED, "negative_fraction": 0.25, **section}), 1).tiles, "hard_negative")
 
 
 def test_semi_hard_passes_over_the_hardest() -> None:
@@ -143,7 +141,7 @@ def test_semi_hard_passes_over_the_hardest() -> None:
 
 def test_mixed_takes_its_share_of_the_hardest_and_the_rest_at_random_from_what_is_left() -> None:
     hardest = mined_by(policy="hard", negative_fraction=0.25)
-    for seed in range(5):
+    for seed in range(3):
         mixed = mined_by(policy="mixed", negative_fraction=0.5, hard_share=0.5, seed=seed)
         assert len(set(mixed)) == 6 and set(hardest) <= set(mixed)
     assert mined_by(policy="mixed", hard_share=1.0) == hardest
@@ -151,23 +149,29 @@ def test_mixed_takes_its_share_of_the_hardest_and_the_rest_at_random_from_what_i
 
 
 def test_random_draws_evenly_and_anew_in_each_round_and_seed() -> None:
-    counts: dict[tuple[str, int], int] = {}
-    for seed in range(400):
-        for tile in mined_by(policy="random", seed=seed):
-            counts[tile] = counts.get(tile, 0) + 1
-    assert len(counts) == 12 and all(65 <= count <= 135 for count in counts.values())  # 100 each, give or take 4 deviations
-    section = params.Mining(policy="random", negative_fraction=0.25, max_slide_share=1.0, max_patient_share=1.0)
-    draws = {tuple(chosen(mine(MANY, MANY_LABELS, section, round_), "hard_negative")) for round_ in (1, 2, 3, 4)}
-    assert len(draws) > 1
+    pool = scores_of({"n": [0.05 + 0.9 * i / 300 for i in range(300)]}).assign(patient_id="p")
+
+    def drawn(seed: int, round_: int) -> set[int]:
+        return set(negatives(pool, params.Mining(policy="random", negative_fraction=0.5, seed=seed, **UNCAPPED), round_)[0]["tile"])
+
+    draws = [drawn(seed, round_) for seed in (0, 1) for round_ in (1, 2)]
+    assert all(len(draw) == 150 and 55 <= len([tile for tile in draw if tile >= 150]) <= 95 for draw in draws)  # 75, give or take 4.6 deviations
+    assert all(55 <= len(one & other) <= 95 for one, other in combinations(draws, 2))  # as two draws that know nothing of each other
 
 
 def test_all_takes_every_negative_tile_and_none_takes_nothing() -> None:
     assert len(mined_by(policy="all", max_slide_share=0.1)) == 12
-    assert mine(MANY, MANY_LABELS, params.Mining(policy="none"), 1).empty
+    assert mine(MANY, MANY_LABELS, params.Mining(policy="none"), 1).tiles.empty
 
 
-@pytest.mark.parametrize("policy", ["hard", "semi_hard", "mixed", "random"])
-@given(cohort=cohorts(), share=st.floats(0.05, 1), patient_share=st.floats(0.05, 1), fraction=st.floats(0.05, 1))
+@few
+@given(
+    policy=st.sampled_from(["hard", "semi_hard", "mixed", "random"]),
+    cohort=cohorts(),
+    share=st.floats(0.05, 1),
+    patient_share=st.floats(0.05, 1),
+    fraction=st.floats(0.05, 1),
+)
 def test_no_policy_breaks_a_cap_or_the_budget(
     policy: str, cohort: tuple[pd.DataFrame, pd.DataFrame], share: float, patient_share: float, fraction: float
 ) -> None:
@@ -175,10 +179,58 @@ def test_no_policy_breaks_a_cap_or_the_budget(
     limits = {"negative_fraction": fraction, "max_slide_share": share, "max_patient_share": patient_share}
     section = params.Mining(policy=policy, threshold=0.0, hard_share=1.0, skip_fraction=0.0, **limits)
     patients = {slide_id: f"patient{int(slide_id[1:]) // 4}" for slide_id in labels["slide_id"]}
-    own = chosen(mine(scores, labels, section, 1, patients=patients), "hard_negative")
+    own = chosen(mine(scores, labels, section, 1, patients=patients).tiles, "hard_negative")
     pool = scores.merge(labels[labels["label"] == 0], on="slide_id")
     count = budget(fraction, 1.0, 1, len(pool))
     assert len(own) == len(set(own)) <= count
     assert max(Counter(s for s, _ in own).values()) <= math.ceil(round(share * count, 6))
     assert max(Counter(patients[s] for s, _ in own).values()) <= math.ceil(round(patient_share * count, 6))
     assert {slide_id for slide_id, _ in own} <= set(pool["slide_id"])
+
+
+ALIKE = params.Mining(threshold=0.5, positive_fraction=1.0, negative_fraction=0.5, max_similarity=0.9, max_positive_similarity=0.9, **UNCAPPED)
+DIRECTIONS = {"n1": [0, 50, 3], "n2": [20, 10, 90], "p1": [5, 60, 0, 130], "p2": [0, 100]}  # degrees in the plane; the cosine of 25.8 is 0.9
+FEATURES = features_of(DIRECTIONS)
+
+
+def test_near_duplicates_give_way_and_positives_like_a_hard_negative_are_struck_out() -> None:
+    # by score: n1's 0 (0 degrees), n2's 1 (10), n1's 2 (3), n2's 2 (90), n1's 1 (50), n2's 0 (20); the budget is 3
+    mined, passed_over = mine(SCORES, LABELS, ALIKE, 1, features=FEATURES)
+    assert chosen(mined, "hard_negative") == [("n1", 0), ("n2", 2), ("n1", 1)]
+    # above 0.5: p1's 1 (60 degrees: 10 from a hard negative), p2's 1 (100: 10), p1's 3 (130: 40), p1's 0 (5: 5)
+    assert chosen(mined, "positive") == [("p1", 3)] and mined.loc[mined["role"] == "positive", "rank"].tolist() == [1]
+    assert sorted(passed_over[["role", "slide_id", "tile", "reason"]].itertuples(index=False, name=None)) == [
+        ("hard_negative", "n1", 2, "near_duplicate"),
+        ("hard_negative", "n2", 1, "near_duplicate"),
+        ("positive", "p1", 0, "like_hard_negative"),
+        ("positive", "p1", 1, "like_hard_negative"),
+        ("positive", "p2", 1, "like_hard_negative"),
+    ]
+    PASSED_OVER.check(passed_over, "passed over")
+
+
+def test_limits_of_1_read_no_feature() -> None:
+    def unread(slide_id: str, tiles: object) -> np.ndarray:
+        raise AssertionError
+
+    mined, passed_over = mine(SCORES, LABELS, params.Mining(), 1, features=unread)
+    assert len(mined) and passed_over.empty
+    PASSED_OVER.check(passed_over, "passed over")
+
+
+def test_near_duplicates_of_the_hard_part_are_not_drawn_at_random_either() -> None:
+    section = params.Mining(policy="mixed", hard_share=0.5, threshold=0.5, negative_fraction=1.0, max_similarity=0.9, **UNCAPPED)
+    mined, passed_over = mine(SCORES, LABELS, section, 1, features=FEATURES)
+    assert chosen(mined, "hard_negative") == [("n1", 0), ("n2", 2), ("n1", 1)]  # three of six: 0, 90 and 50 degrees
+    assert sorted(zip(passed_over["slide_id"], passed_over["tile"], strict=True)) == [("n1", 2), ("n2", 0), ("n2", 1)]  # each told once
+
+
+def test_a_limit_without_features_is_an_error() -> None:
+    with pytest.raises(MiningError, match=r"mining.max_similarity=0.9 compare features, but none can be read here; pass a reader of features, or set 1"):
+        mine(SCORES, LABELS, params.Mining(max_similarity=0.9), 1)
+
+
+def test_positives_that_are_all_like_hard_negatives_are_an_error_with_the_least_like() -> None:
+    section = ALIKE.model_copy(update={"max_positive_similarity": 0.7})
+    with pytest.raises(MiningError, match=r"each of the 4 positives .* mining.max_positive_similarity=0.7 \(the least like: 0.766\); raise it"):
+        mine(SCORES, LABELS, section, 1, features=FEATURES)  # 130 degrees are 40 from 90: cosine 0.766

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_scores import chosen, labels_of, scores_of
 
@@ -110,13 +110,14 @@ LABELS = labels_of({"n1": 0, "n2": 0, "p1": 1})
 KEYS = st.sampled_from([("n1", 0), ("n1", 1), ("n1", 2), ("n2", 0), ("p1", 0), ("p1", 2)])
 
 
+@settings(max_examples=10)
 @given(st.sets(KEYS), st.sampled_from(["hard", "semi_hard", "mixed", "random", "all"]), st.integers(0, 9))
 def test_a_vetoed_tile_is_never_mined(keys: set[tuple[str, int]], policy: str, seed: int) -> None:
     forbidden = pd.DataFrame(sorted(keys), columns=["slide_id", "tile"]).astype({"tile": "int32"})
     section = params.Mining(
         policy=policy, negative_fraction=1.0, positive_fraction=1.0, max_slide_share=1.0, max_patient_share=1.0, skip_fraction=0.0, seed=seed
     )
-    mined = mine(SCORES, LABELS, section, 1, vetoed=forbidden)
+    mined = mine(SCORES, LABELS, section, 1, vetoed=forbidden).tiles
     expected = {(slide_id, tile) for slide_id, tile in zip(SCORES["slide_id"], SCORES["tile"], strict=True)} - keys
     assert {*chosen(mined, "positive"), *chosen(mined, "hard_negative")} == expected
     assert set(mined["scorer"]) == {scorer_of(SCORES)}
