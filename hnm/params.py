@@ -92,11 +92,11 @@ class Encoder(Section):
     """Round 0's encoder, which saw no labels."""
 
     name: str = "tf_efficientnet_lite0"
-    """Any timm model."""
+    """Any timm model, or `resnet18_instance_norm`, `uni`, `uni2-h`, `virchow2`, `h-optimus-0`, `phikon` (hnm/learning/catalogue.py)."""
     source: Literal["pretrained", "simclr"] = "pretrained"
     """`simclr` goes on from the weights below, on the cohort's own train tiles (section `simclr`)."""
     weights: str = "package"
-    """`package` (ImageNet weights of tf_efficientnet_lite0, from a Python package), `hub` (timm's own), `random`, or the path of a safetensors file."""
+    """`package` (ImageNet weights of tf_efficientnet_lite0, from a Python package), `hub` (the model's own), `random`, or the path of a checkpoint."""
     seed: Seed = 0
     """Draws the weights where they are `random`."""
 

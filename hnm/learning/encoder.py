@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import EncoderError
+from hnm.learning.catalogue import CATALOGUE, Named
 from hnm.store import digest_of, key_of, read_json, whole, write_json
 
 _LIBRARIES: list[torch.library.Library] = []
@@ -49,7 +50,7 @@ class EncoderRecord:
     """What must be known beside the weights to use an encoder."""
 
     name: str
-    """timm's name of the architecture."""
+    """timm's name of the architecture, or one of `CATALOGUE`."""
     weights: str
     """Where round 0's weights came from: `package`, `hub`, `random` or `file`."""
     mean: tuple[float, ...]
@@ -61,7 +62,7 @@ class EncoderRecord:
 
 
 class TileEncoder(nn.Module):
-    """A timm backbone behind its normalisation."""
+    """A timm backbone between its normalisation and its pooling."""
 
     mean: Tensor
     std: Tensor
@@ -74,8 +75,16 @@ class TileEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(record.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Features `(tiles, features)` of RGB tiles `(tiles, 3, height, width)` in [0, 1]."""
+        """Features `(tiles, features)` of RGB tiles `(tiles, 3, height, width)` in [0, 1].
+
+        Raises:
+            EncoderError: the backbone cannot take tiles of this size.
+        """
+        _check_side(self.backbone, self.record.name, tiles.shape[-1])
         features: Tensor = self.backbone((tiles - self.mean) / self.std)
+        if _known(self.record.name).pooling == "class_and_mean":
+            prefix: Any = self.backbone.num_prefix_tokens
+            features = torch.cat([features[:, 0], features[:, prefix:].mean(dim=1)], dim=1)
         return features
 
 
@@ -90,21 +99,30 @@ def make_encoder(section: params.Encoder) -> TileEncoder:
     Raises:
         EncoderError: timm does not know the model, or the weights cannot be had or do not fit.
     """
-    timm = import_timm()
-    if not timm.is_model(section.name):
+    timm, known = import_timm(), _known(section.name)
+    if not timm.is_model(known.architecture):
         close = timm.list_models(f"*{section.name.split('_')[0]}*")[:5]
-        raise EncoderError(f"encoder.name={section.name!r} is no timm model; " + (f"similar are {', '.join(close)}" if close else "see timm.list_models()"))
+        raise EncoderError(
+            f"encoder.name={section.name!r} is no timm model, nor one of {', '.join(CATALOGUE)}; "
+            + (f"similar are {', '.join(close)}" if close else "see timm.list_models()")
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(section.seed, "encoder"))
-        backbone = _from_hub(section.name) if section.weights == "hub" else timm.create_model(section.name, pretrained=False, num_classes=0)
-    mean, std, source = tuple(backbone.default_cfg["mean"]), tuple(backbone.default_cfg["std"]), section.weights
+        whole_model = section.weights == "hub" and section.name not in CATALOGUE
+        backbone = _from_timm(section.name) if whole_model else _build(known)
+    own = backbone.default_cfg
+    mean, std, source = (known.mean, known.std, section.weights) if section.name in CATALOGUE else (tuple(own["mean"]), tuple(own["std"]), section.weights)
     if section.weights == "package":
         _load_package_weights(backbone, section.name)
         mean = std = (0.5, 0.5, 0.5)  # x / 127.5 - 1, as the package's network was trained
+    elif section.weights == "hub" and section.name in CATALOGUE:
+        path = _download(section.name, known)
+        _load_state(backbone, known.names(_read_weights(path)), str(path))
     elif section.weights not in {"random", "hub"}:
-        _load_state(backbone, _read_weights(Path(section.weights)), section.weights)
+        _load_state(backbone, known.names(_read_weights(Path(section.weights))), section.weights)
         source = "file"
-    return TileEncoder(backbone, EncoderRecord(section.name, source, mean, std, backbone.num_features)).eval()
+    features = backbone.num_features * (2 if known.pooling == "class_and_mean" else 1)
+    return TileEncoder(backbone, EncoderRecord(section.name, source, mean, std, features)).eval()
 
 
 def save_encoder(encoder: TileEncoder, folder: Path) -> None:
@@ -125,7 +143,7 @@ def load_encoder(folder: Path) -> TileEncoder:
         record = EncoderRecord(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
     except (KeyError, TypeError) as error:
         raise EncoderError(f"{folder / 'encoder.json'} is no encoder record: {error}; run the stage that makes it again") from None
-    backbone = import_timm().create_model(record.name, pretrained=False, num_classes=0)
+    backbone = _build(_known(record.name))
     _load_state(backbone, _read_weights(folder / "weights.safetensors"), str(folder))
     return TileEncoder(backbone, record).eval()
 
@@ -135,7 +153,35 @@ def encoder_digest(folder: Path) -> str:
     return key_of(record=digest_of(folder / "encoder.json"), weights=digest_of(folder / "weights.safetensors"))
 
 
-def _from_hub(name: str) -> Any:
+def _known(name: str) -> Named:
+    """The catalogue's entry, or the plain timm model of that name."""
+    return CATALOGUE.get(name) or Named(name)
+
+
+def _build(known: Named) -> Any:
+    """The backbone without its classifier, its weights drawn from torch's generator."""
+    timm = import_timm()
+
+    def option(name: str, value: Any) -> Any:
+        return getattr(timm.layers, value, None) or getattr(nn, value) if name.endswith("_layer") else value
+
+    options = {name: option(name, value) for name, value in known.options.items()}
+    return timm.create_model(known.architecture, pretrained=False, num_classes=0, **options)
+
+
+def _check_side(backbone: nn.Module, name: str, side: int) -> None:
+    """Refuses tiles that a backbone which cuts them into patches cannot take."""
+    patches: Any = getattr(backbone, "patch_embed", None)
+    patch, size = getattr(patches, "patch_size", None), getattr(patches, "img_size", None)
+    if size and getattr(patches, "strict_img_size", False) and side != size[0]:
+        raise EncoderError(f"the encoder {name!r} takes tiles of {size[0]} px alone, not of {side}; set tiles.tile_px to {size[0]}")
+    if patch and side % patch[0]:
+        raise EncoderError(
+            f"the encoder {name!r} cuts tiles into patches of {patch[0]} px, which do not fill {side} px; set tiles.tile_px to a multiple, best 224"
+        )
+
+
+def _from_timm(name: str) -> Any:
     """`name` with timm's own pretrained weights; needs the network on first use."""
     try:
         return import_timm().create_model(name, pretrained=True, num_classes=0)
@@ -143,7 +189,29 @@ def _from_hub(name: str) -> Any:
         raise EncoderError(
             f"encoder.weights=hub: the weights of {name!r} cannot be had ({type(error).__name__}: {error}); "
             "check the network and, for gated models, your access (huggingface-cli login), "
-            "or set encoder.weights to package or to a safetensors file"
+            "or set encoder.weights to package or to the path of its weights"
+        ) from error
+
+
+def _download(name: str, known: Named) -> Path:
+    """The hub's file of the weights of an encoder of the catalogue, downloaded on first use."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if not known.hub:
+        raise EncoderError(f"encoder.weights=hub: the weights of {name!r} are not on the hub; set encoder.weights to the path of a checkpoint, or to random")
+    page = f"https://huggingface.co/{known.hub}"
+    try:
+        return Path(hf_hub_download(known.hub, known.file))
+    except (GatedRepoError, RepositoryNotFoundError) as error:  # the hub hides gated repositories from those without access
+        raise EncoderError(
+            f"encoder.weights=hub: the hub does not hand out the weights of {name!r} (licence: {known.licence}); accept the licence at {page} and set "
+            f"HF_TOKEN to a token of that account, or download {known.file} there and set encoder.weights to its path"
+        ) from error
+    except Exception as error:  # the hub's client raises whatever its transport raises
+        raise EncoderError(
+            f"encoder.weights=hub: the weights of {name!r} cannot be had from {page} ({type(error).__name__}: {error}); check the network, "
+            f"or download {known.file} on a machine that has one{' (accept the licence first)' if known.gated else ''} and set encoder.weights to its path"
         ) from error
 
 
@@ -161,12 +229,26 @@ def _load_package_weights(backbone: nn.Module, name: str) -> None:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a checkpoint that `torch.load` reads as tensors alone, running no code."""
     if not path.is_file():
         raise EncoderError(f"the weights {path} do not exist; give a safetensors file, or set encoder.weights to package, hub or random")
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise EncoderError(f"{path} is not a safetensors file ({error}); pickled weights are not read: convert them with safetensors.torch.save_file") from None
+    except SafetensorError:
+        pass
+    try:
+        found = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # an unpickler raises whatever its bytes make it raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EncoderError(
+            f"{path} is neither a safetensors file nor a checkpoint of tensors alone ({reason}); other pickles are not read, for they can run code: "
+            "save its tensors with safetensors.torch.save_file"
+        ) from None
+    for key in ("state_dict", "model"):
+        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
+    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise EncoderError(f"{path} holds no tensors by name, but {type(found).__name__}; save the network's state_dict()")
+    return found
 
 
 def _load_state(backbone: nn.Module, state: dict[str, Tensor], where: str) -> None:

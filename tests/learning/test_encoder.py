@@ -91,7 +91,7 @@ def test_a_pickle_is_not_read_whatever_its_name(tmp_path: Path) -> None:
 
     for name in ("w.safetensors", "w.pth"):
         (tmp_path / name).write_bytes(pickle.dumps(Hostile()))
-        with pytest.raises(EncoderError, match=r"is not a safetensors file .* pickled weights are not read"):
+        with pytest.raises(EncoderError, match=r"is neither a safetensors file nor a checkpoint of tensors alone .* other pickles are not read"):
             make_encoder(TINY.model_copy(update={"weights": str(tmp_path / name)}))
     assert not canary.exists()
 
@@ -99,7 +99,7 @@ def test_a_pickle_is_not_read_whatever_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        (params.Encoder(name="resnet81"), r"encoder.name='resnet81' is no timm model"),
+        (params.Encoder(name="resnet81"), r"encoder.name='resnet81' is no timm model, nor one of resnet18_instance_norm, uni, .*; see timm.list_models"),
         (params.Encoder(name="resnet18"), r"package has weights for tf_efficientnet_lite0 alone, not for 'resnet18'"),
         (params.Encoder(name="test_resnet", weights="nowhere.safetensors"), r"the weights nowhere.safetensors do not exist; give a safetensors file"),
     ],

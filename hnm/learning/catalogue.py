@@ -1,0 +1,145 @@
+"""Encoders with names of their own: how timm builds them, where their weights lie, under which licence, and how their tensors are named."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NON_COMMERCIAL = "CC BY-NC-ND 4.0"
+
+
+def resnet_names(state: State) -> dict[str, Tensor]:
+    """A SimCLR checkpoint of DSMIL's authors by timm's names.
+
+    Their network is torchvision's ResNet less its classifier as one sequence, `features.0` to `features.7`, and the two
+    layers `l1`, `l2` of the projection, which an encoder has not. Checkpoints with torchvision's own names, under
+    `module.`, `backbone.` or `encoder.` or under nothing, are taken too; a classifier or projection is dropped.
+    """
+    places = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+    named = {}
+    for name, tensor in state.items():
+        plain = re.sub(r"^(module\.|backbone\.|encoder\.)+", "", name)
+        if match := re.match(r"features\.(\d+)\.", plain):
+            plain = f"{places.get(match[1], match[0])}.{plain[match.end() :]}"
+        if not plain.startswith(("l1.", "l2.", "fc.", "projection_head.")):
+            named[plain] = tensor
+    return named
+
+
+def vision_transformer_names(state: State) -> dict[str, Tensor]:
+    """A vision transformer of the package transformers by timm's names; query, key and value become one matrix, a pooler is dropped."""
+    places = {
+        "embeddings.cls_token": "cls_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.patch_embeddings.projection": "patch_embed.proj",
+        "layernorm": "norm",
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        "attention.output.dense": "attn.proj",
+        "intermediate.dense": "mlp.fc1",
+        "output.dense": "mlp.fc2",
+    }
+    named: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = name.removeprefix("vit.")
+        block = re.match(r"encoder\.layer\.(\d+)\.", plain)
+        prefix, inner = (f"blocks.{block[1]}.", plain[block.end() :]) if block else ("", plain)
+        place, _, kind = inner.rpartition(".")
+        if inner in places:
+            named[places[inner]] = tensor
+        elif place == "attention.attention.query":
+            parts = [state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
+            named[f"{prefix}attn.qkv.{kind}"] = torch.cat(parts)
+        elif place not in {"attention.attention.key", "attention.attention.value", "pooler.dense"}:
+            named[f"{prefix}{places.get(place, place)}.{kind}"] = tensor
+    return named
+
+
+@dataclass(frozen=True)
+class Named:
+    """An encoder with a name of its own."""
+
+    architecture: str
+    """timm's name."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What timm is told beside it; layers by their names in `timm.layers` or `torch.nn`."""
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
+    pooling: Literal["timm", "class_and_mean"] = "timm"
+    """How tokens become a feature: as timm's model does, or the class token beside the mean of the patch tokens."""
+    hub: str = ""
+    """Repository on the Hugging Face hub; empty where weights come by path alone."""
+    file: str = "pytorch_model.bin"
+    licence: str = ""
+    gated: bool = False
+    """Whether the hub asks to accept the licence, with an account, before it hands the weights out."""
+    names: Callable[[State], dict[str, Tensor]] = dict
+    """Brings a checkpoint's names to timm's."""
+
+
+CATALOGUE: Mapping[str, Named] = {
+    # Li et al. 2021 (DSMIL) and Huang et al. 2024: pixels in [0, 1] without normalisation, norms without weights
+    "resnet18_instance_norm": Named("resnet18", {"norm_layer": "InstanceNorm2d"}, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), names=resnet_names),
+    "uni": Named("vit_large_patch16_224", {"init_values": 1e-5, "dynamic_img_size": True}, hub="MahmoodLab/UNI", licence=NON_COMMERCIAL, gated=True),
+    "uni2-h": Named(
+        "vit_giant_patch14_224",
+        {
+            "img_size": 224,
+            "patch_size": 14,
+            "depth": 24,
+            "num_heads": 24,
+            "init_values": 1e-5,
+            "embed_dim": 1536,
+            "mlp_ratio": 2.66667 * 2,
+            "no_embed_class": True,
+            "mlp_layer": "SwiGLUPacked",
+            "act_layer": "SiLU",
+            "reg_tokens": 8,
+            "dynamic_img_size": True,
+        },
+        hub="MahmoodLab/UNI2-h",
+        licence=NON_COMMERCIAL,
+        gated=True,
+    ),
+    "virchow2": Named(
+        "vit_huge_patch14_224",
+        {
+            "img_size": 224,
+            "init_values": 1e-5,
+            "mlp_ratio": 5.3375,
+            "mlp_layer": "SwiGLUPacked",
+            "act_layer": "SiLU",
+            "reg_tokens": 4,
+            "global_pool": "",
+            "dynamic_img_size": True,
+        },
+        pooling="class_and_mean",
+        hub="paige-ai/Virchow2",
+        licence=NON_COMMERCIAL,
+        gated=True,
+    ),
+    "h-optimus-0": Named(
+        "vit_giant_patch14_reg4_dinov2",
+        {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": True},
+        mean=(0.707223, 0.578729, 0.703617),
+        std=(0.211883, 0.230117, 0.177517),
+        hub="bioptimus/H-optimus-0",
+        licence="Apache-2.0",
+        gated=True,
+    ),
+    "phikon": Named(
+        "vit_base_patch16_224",
+        {"dynamic_img_size": True},
+        hub="owkin/phikon",
+        file="model.safetensors",
+        licence="Owkin non-commercial licence",
+        names=vision_transformer_names,
+    ),
+}
+"""Name -> encoder. Architectures, options and normalisations are those of the hub's model cards and config files."""
