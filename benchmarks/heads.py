@@ -36,8 +36,10 @@ SETTINGS = {
     "mean": {"learning_rate": 1e-2, "slide_weight": 1.0, "tile_weight": 0.0},
     "max": {"learning_rate": 1e-2, "slide_weight": 1.0, "tile_weight": 0.0},
     "inherit": {"learning_rate": 1e-2, "slide_weight": 0.5, "tile_weight": 0.5},
+    "mined": {},
 }
-"""The losses' weights as each paper has them (inherit has none), without the ranking loss; a linear head takes larger steps."""
+"""The losses' weights as each paper has them (inherit has none), without the ranking loss; a linear head takes larger steps.
+`mined` learns from all instances."""
 
 LITERATURE = {
     "musk1": {"dsmil": "0.932 ± 0.023", "abmil": "0.900 ± 0.050"},

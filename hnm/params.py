@@ -112,7 +112,8 @@ class Embed(Section):
 class Head(Section):
     """The multiple-instance head, trained from scratch in each round."""
 
-    kind: Literal["dsmil", "abmil", "transmil", "clam_sb", "mean", "max", "inherit"] = "dsmil"
+    kind: Literal["dsmil", "abmil", "transmil", "clam_sb", "mean", "max", "inherit", "mined"] = "dsmil"
+    """`mined` is solved on the mined tiles: of what follows it heeds `patience`, `top_k` and `score_folds` alone."""
     epochs: Count = 40
     patience: Count = 10
     """Epochs without a better validation AUC (ties: log loss) before training stops."""
@@ -124,7 +125,7 @@ class Head(Section):
     attention_features: Count = 128
     """Width of what is attended by: of the queries (dsmil), the gate (abmil, clam_sb) or the tokens (transmil, a multiple of 8)."""
     top_k: Count = 10
-    """Kind `inherit`: tiles whose mean logit is the slide logit; a slide with fewer uses those it has."""
+    """Kinds `inherit` and `mined`: tiles whose mean logit is the slide logit; a slide with fewer uses those it has."""
     instance_tiles: Count = 8
     """Kind `clam_sb`: how many of the most and of the least attended tiles the tile loss sees."""
     slide_weight: NotNegative = 0.5

@@ -1,15 +1,17 @@
-"""Stage `encoder`: round 0's encoder, which saw no labels."""
+"""Stage `encoder`: what round 0 starts from, an encoder that saw no labels and no mined tiles."""
 
 from pathlib import Path
 
 from hnm.experiments.tracking import Tracker
 from hnm.loop.encoder import first_encoder
 from hnm.params import Compute, Encoder, Simclr
+from hnm.tables import MINED
 from pipelines import stage
 
 
-def main(packs: Path, train_labels: Path, folder: Path, *, encoder: Encoder, simclr: Simclr, compute: Compute, tracker: Tracker) -> None:
-    """Writes the encoder; only SimCLR reads tiles, those of the train slides."""
+def main(packs: Path, train_labels: Path, folder: Path, mined: Path, *, encoder: Encoder, simclr: Simclr, compute: Compute, tracker: Tracker) -> None:
+    """Writes the encoder, and a table of mined tiles without rows; only SimCLR reads tiles, those of the train slides."""
+    MINED.write(MINED.empty(), mined)
     history = first_encoder(packs, train_labels, folder, encoder=encoder, simclr=simclr, compute=compute, on_epoch=tracker.epoch)
     if not history:
         return

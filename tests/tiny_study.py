@@ -9,7 +9,7 @@ import pandas as pd
 from hnm.learning.encoder import make_encoder, save_encoder
 from hnm.params import Encoder, Params, check_params
 from hnm.slides.pack import Pack, PackTile, encode, write_pack
-from hnm.tables import LABELS, SLIDES, TILES, VETOES
+from hnm.tables import LABELS, MINED, SLIDES, TILES, VETOES
 
 TILE_PX = 16
 SLIDES_OF = {"train": 6, "validation": 6, "test": 4}
@@ -56,5 +56,6 @@ def make_upstream(data: Path) -> None:
     SLIDES.write(pd.DataFrame(slides), data / "cohort" / "slides.parquet")
     (data / "cohort" / "annotations").mkdir()
     (data / "cohort" / "annotations" / "test_1.geojson").write_text("{}")
+    MINED.write(MINED.empty(), data / "mined" / "0" / "mined.parquet")
     VETOES.write(VETOES.empty(), data.parent / "vetoes" / "vetoes.csv")
     save_encoder(make_encoder(Encoder(name="test_resnet", weights="random")), data / "encoders" / "0")

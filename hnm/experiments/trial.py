@@ -52,6 +52,11 @@ class Upstream:
         """Round 0's encoder."""
         return self.data / "encoders" / "0"
 
+    @property
+    def mined(self) -> Path:
+        """Round 0's mined tiles, a table without rows."""
+        return self.data / "mined" / "0" / "mined.parquet"
+
     def labels(self, split: str) -> Path:
         """The labels of `train` or `validation`."""
         return self.data / "cohort" / "labels" / f"{split}.csv"
@@ -64,7 +69,14 @@ class Upstream:
     @cached_property
     def digests(self) -> dict[str, str]:
         """Digest of each part by name; `StudyError` where one is missing."""
-        parts = {"tiles": self.index, "packs": self.packs, "slides": self.slides, "vetoes": self.vetoes, "train labels": self.labels("train")}
+        parts = {
+            "tiles": self.index,
+            "packs": self.packs,
+            "slides": self.slides,
+            "vetoes": self.vetoes,
+            "mined": self.mined,
+            "train labels": self.labels("train"),
+        }
         parts |= {"validation labels": self.labels("validation"), "encoder": self.encoder}
         for path in parts.values():
             if not path.exists():
@@ -106,17 +118,18 @@ class Loop:
 
     def rounds(self, params: Params) -> Iterator[RoundResult]:
         """The rounds of one trial, one after the other; `HnmError` where a step cannot go on with these params."""
-        encoder, head = self._upstream.encoder, None
+        encoder, mined, head = self._upstream.encoder, self._upstream.mined, None
         for number in range(len(params.rounds)):
             with sealed(self._upstream.test_truth):
                 if head is not None:
-                    encoder = self._encoder(self._mined(head, encoder, number, params), encoder, params)
-                head = self._head(encoder, params)
+                    mined = self._mined(head, encoder, number, params) / "mined.parquet"
+                    encoder = self._encoder(mined, encoder, params)
+                head = self._head(encoder, mined, params)
                 with (head / "head" / "history.csv").open(encoding="utf-8", newline="") as stream:
                     best = kept_epoch([{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(stream)])
             yield RoundResult(number, best["validation_auc"], best["validation_loss"], head / "slides.parquet")
 
-    def _head(self, encoder: Path, params: Params) -> Path:
+    def _head(self, encoder: Path, mined: Path, params: Params) -> Path:
         """Folder of `head/`, `tiles.parquet`, `slides.parquet` and `cross_fitted.parquet`."""
         upstream, head, ranking, compute = self._upstream, params.head, params.ranking, params.compute
 
@@ -124,9 +137,11 @@ class Loop:
             with self._features(encoder, folder.parent, params) as features:
                 labels = (upstream.labels("train"), upstream.labels("validation"))
                 written = (folder / "head", folder / "tiles.parquet", folder / "slides.parquet", folder / "cross_fitted.parquet")
-                train_head(features, upstream.index, upstream.slides, *labels, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold)
+                inputs = (features, upstream.index, upstream.slides, mined, *labels)
+                train_head(*inputs, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold)
 
-        causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"]}
+        learns = digest_of(mined) if head.kind == "mined" else None  # no other kind looks at the mined tiles
+        causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "mined": learns}
         return self._kept("heads", "head", make, **causes, **_dumped(params, "embed", "head", "ranking", "compute"))
 
     def _mined(self, head: Path, encoder: Path, number: int, params: Params) -> Path:
@@ -145,14 +160,13 @@ class Loop:
 
     def _encoder(self, mined: Path, previous: Path, params: Params) -> Path:
         """Folder of the round's encoder."""
-        table = mined / "mined.parquet"
         finetune, mining, compute = params.finetune, params.mining, params.compute
 
         def make(folder: Path) -> None:
-            finetune_encoder(table, self._upstream.packs, previous, folder, finetune=finetune, mining=mining, compute=compute, on_epoch=_untold)
+            finetune_encoder(mined, self._upstream.packs, previous, folder, finetune=finetune, mining=mining, compute=compute, on_epoch=_untold)
 
         trains = mining.policy != "none"  # all else of the section shows in the table
-        causes = {"mined": digest_of(table), "previous": encoder_digest(previous), "trains": trains}
+        causes = {"mined": digest_of(mined), "previous": encoder_digest(previous), "trains": trains}
         return self._kept("encoders", "finetune", make, **causes, **_dumped(params, "finetune", "compute"))
 
     @contextlib.contextmanager

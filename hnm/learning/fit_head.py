@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import HeadError
-from hnm.learning.heads import Head, HeadOutput, make_head
+from hnm.learning.heads import Head, HeadOutput, Mined, make_head
 from hnm.learning.history import OnEpoch
 from hnm.learning.losses import ranking_loss
 
@@ -26,6 +26,8 @@ class LabelledSlide:
     features: Tensor
     """`(tiles, features)` float32"""
     label: int
+    mined: Tensor | None = None
+    """`(mined,)` the numbers of its tiles that were mined for the round; None where no slide's were, as in round 0. Only `Mined` looks at them."""
 
 
 def fit_head(
@@ -35,10 +37,10 @@ def fit_head(
 
     A step takes one positive and one negative slide. An epoch shows every slide: those of the smaller class are drawn
     again until the larger class is through. The best epoch has the highest validation AUC; ties go to the lower
-    validation log loss, then to the earlier epoch.
+    validation log loss, then to the earlier epoch. An epoch of the kind `mined` is one of its penalties.
 
     Raises:
-        HeadError: train or validation lacks a class, or the loss is no longer finite.
+        HeadError: train, its mined tiles or validation lack a class, or the loss is no longer finite.
     """
     for split, slides in (("train", train), ("validation", validation)):
         for label in (0, 1):
@@ -47,24 +49,17 @@ def fit_head(
                     f"no {split} slide with label {label} has tiles; the head needs both classes: add slides or look into data/tiles/quarantine.csv"
                 )
     head = make_head(train[0].features.shape[1], section)
-    everything = torch.cat([slide.features for slide in train])
-    head.standardise(everything.mean(dim=0), everything.std(dim=0, unbiased=False))
-    optimiser = torch.optim.Adam(head.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, section.epochs) if section.schedule == "cosine" else None
+    _standardise(head, train)
     history: list[dict[str, float]] = []
     best_rank, best_state = (-np.inf, -np.inf), copy.deepcopy(head.state_dict())
     best_epoch = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(section.seed, "head dropout"))
-        for epoch in range(1, section.epochs + 1):
-            rate = optimiser.param_groups[0]["lr"]
-            losses = _train_epoch(head, optimiser, pairs(train, section.seed, epoch), section, ranking)
-            if scheduler:
-                scheduler.step()
+        for epoch, losses in enumerate(_penalties(head, train) if isinstance(head, Mined) else _epochs(head, train, section, ranking), 1):
             if not all(torch.isfinite(weight).all() for weight in head.parameters()) or not np.isfinite(losses["loss"]):
                 raise HeadError(f"the head's weights or loss are not finite in epoch {epoch}; lower head.learning_rate={section.learning_rate:g}")
             auc, log_loss = validate(head, validation)
-            row = {"epoch": epoch, **losses, "validation_auc": auc, "validation_loss": log_loss, "learning_rate": rate}
+            row = {"epoch": epoch, **losses, "validation_auc": auc, "validation_loss": log_loss}
             history.append(row)
             on_epoch(epoch, row)
             if (auc, -log_loss) > best_rank:
@@ -73,6 +68,33 @@ def fit_head(
                 break
     head.load_state_dict(best_state)
     return head.eval(), history
+
+
+def _standardise(head: Head, train: Sequence[LabelledSlide]) -> None:
+    everything = torch.cat([slide.features for slide in train])
+    head.standardise(everything.mean(dim=0), everything.std(dim=0, unbiased=False))
+
+
+def _epochs(head: Head, train: Sequence[LabelledSlide], section: params.Head, ranking: params.Ranking) -> Iterator[dict[str, float]]:
+    """Trains epoch by epoch; yields the learning rate and the mean losses of each."""
+    optimiser = torch.optim.Adam(head.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, section.epochs) if section.schedule == "cosine" else None
+    for epoch in range(1, section.epochs + 1):
+        rate = optimiser.param_groups[0]["lr"]
+        losses = _train_epoch(head, optimiser, pairs(train, section.seed, epoch), section, ranking)
+        if scheduler:
+            scheduler.step()
+        yield {**losses, "learning_rate": rate}
+
+
+def _penalties(head: Mined, train: Sequence[LabelledSlide]) -> Iterator[dict[str, float]]:
+    """Solves the head for each of its penalties on the mined tiles, or on all tiles where none were mined; yields its losses."""
+    taught = [slide.features if slide.mined is None else slide.features[slide.mined] for slide in train]
+    for label in (0, 1):
+        if not any(len(tiles) for slide, tiles in zip(train, taught, strict=True) if slide.label == label):
+            raise HeadError(f"head.kind=mined, but no tile of a train slide with label {label} was mined; mine more tiles, or take another kind of head")
+    for loss, cross_entropy_ in head.solve(taught, [slide.label for slide in train]):
+        yield {"loss": loss, "tile_loss": cross_entropy_}
 
 
 def pairs(train: Sequence[LabelledSlide], seed: int, epoch: int) -> Iterator[tuple[LabelledSlide, LabelledSlide]]:

@@ -14,13 +14,14 @@ from hnm.learning.fit_head import LabelledSlide, fit_head
 from hnm.learning.heads import save_head
 from hnm.learning.history import OnEpoch, write_history
 from hnm.learning.predict import predict
-from hnm.tables import LABELS, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
+from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
 
 def train_head(
     features: Path,
     index: Path,
     cohort: Path,
+    mined: Path,
     train_labels: Path,
     validation_labels: Path,
     folder: Path,
@@ -41,7 +42,8 @@ def train_head(
     set_up_torch(compute)
     tiles = TILES.read(index)
     slides = {slide_id: torch.from_numpy(feature_files.read(features / f"{slide_id}.h5")) for slide_id in tiles["slide_id"].unique()}
-    train, validation = (_labelled(LABELS.read(path), slides) for path in (train_labels, validation_labels))
+    tiles_mined = MINED.read(mined)
+    train, validation = (_labelled(LABELS.read(path), slides, tiles_mined) for path in (train_labels, validation_labels))
     fitted, history = fit_head(train, validation, head, ranking, on_epoch)
     save_head(fitted, head, folder)
     write_history(history, folder / "history.csv")
@@ -59,6 +61,12 @@ def kept_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
     return max(history, key=lambda row: (row["validation_auc"], -row["validation_loss"]))
 
 
-def _labelled(labels: pd.DataFrame, slides: dict[str, torch.Tensor]) -> list[LabelledSlide]:
-    """The labelled slides that have tiles; the others are in quarantine."""
-    return [LabelledSlide(slide_id, slides[slide_id], label) for slide_id, label in zip(labels["slide_id"], labels["label"], strict=True) if slide_id in slides]
+def _labelled(labels: pd.DataFrame, slides: dict[str, torch.Tensor], mined: pd.DataFrame) -> list[LabelledSlide]:
+    """The labelled slides that have tiles, with those of them that were mined; the other slides are in quarantine."""
+    numbers = {str(slide_id): torch.tensor(sorted(own), dtype=torch.int64) for slide_id, own in mined.groupby("slide_id")["tile"]}
+    none = None if mined.empty else torch.empty(0, dtype=torch.int64)
+    return [
+        LabelledSlide(slide_id, slides[slide_id], label, numbers.get(slide_id, none))
+        for slide_id, label in zip(labels["slide_id"], labels["label"], strict=True)
+        if slide_id in slides
+    ]

@@ -32,12 +32,13 @@ def kept(store: Store, kind: str) -> set[str]:
     return {folder.name for folder in (store.root / "trials" / kind).glob("*/*") if not folder.name.startswith(".")}
 
 
-def test_a_trial_yields_what_the_stages_yield(data: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = with_values(tiny_params(), {"ranking.margin": 0.25})
+@pytest.mark.parametrize("kind", ["dsmil", "mined"])
+def test_a_trial_yields_what_the_stages_yield(kind: str, data: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = with_values(tiny_params(), {"ranking.margin": 0.25, "head.kind": kind})
     rounds = list(Loop(Upstream(data), store).rounds(params))
     monkeypatch.setenv("HNM_STORE", str(tmp_path / "store"))
     upstream, tracker, compute = Upstream(data), Tracker("head", None), params.compute
-    encoder = upstream.encoder
+    encoder, mined = upstream.encoder, upstream.mined
     for number, result in enumerate(rounds):
         out = tmp_path / str(number)
         if number:
@@ -52,7 +53,7 @@ def test_a_trial_yields_what_the_stages_yield(data: Path, store: Store, tmp_path
         labels = (upstream.labels("train"), upstream.labels("validation"))
         written = (out / "head", out / "tiles.parquet", out / "slides.parquet", out / "cross_fitted.parquet")
         sections = {"head": params.head, "ranking": params.ranking, "compute": compute}
-        head.main(out / "features", upstream.index, upstream.slides, *labels, *written, number, **sections, tracker=tracker)
+        head.main(out / "features", upstream.index, upstream.slides, mined, *labels, *written, number, **sections, tracker=tracker)
         history = pd.read_csv(out / "head" / "history.csv")
         best = history.sort_values(["validation_auc", "validation_loss", "epoch"], ascending=[False, True, True]).iloc[0]
         assert (result.auc, result.log_loss) == pytest.approx((best["validation_auc"], best["validation_loss"]), abs=1e-15)

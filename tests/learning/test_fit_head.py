@@ -1,6 +1,7 @@
 """Training a head: which slides a step sees, which epoch is kept, what is refused."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +85,28 @@ def test_the_same_seed_gives_the_same_head_bit_by_bit(kind: str) -> None:
     section = params.Head.model_validate({"kind": kind, "epochs": 3, "dropout": 0.2, "attention_features": 8})
     states = [fit_head(cohort(8, 1), cohort(6, 2), section, RANKING, no_one)[0].state_dict() for _ in range(2)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_mined_head_learns_from_the_mined_tiles_alone() -> None:
+    section = params.Head(kind="mined", top_k=2)
+    slides = [replace(slide, mined=torch.tensor([0, 2] if slide.label else [1, 4, 5])) for slide in cohort(8, 1)]
+    head, history = fit_head(slides, cohort(6, 2), section, RANKING, no_one)
+    noisy = [replace(slide, features=slide.features.clone()) for slide in slides]
+    for slide in noisy:
+        others = [tile for tile in range(len(slide.features)) if tile not in slide.mined]  # type: ignore[operator]
+        slide.features[others] = slide.features[others].flip(0)  # the standardisation is of all tiles
+    again, same = fit_head(noisy, cohort(6, 2), section, RANKING, no_one)
+    assert [row["tile_loss"] for row in history] == pytest.approx([row["tile_loss"] for row in same], rel=2e-4)
+    assert torch.allclose(head.classifier.weight, again.classifier.weight, atol=1e-3)  # type: ignore[union-attr,arg-type]
+    everything = fit_head(cohort(8, 1), cohort(6, 2), section, RANKING, no_one)[1]
+    assert all(row["tile_loss"] > mined["tile_loss"] + 0.01 for row, mined in zip(everything, history, strict=True))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_mined_head_without_mined_tiles_of_a_label_is_refused(label: int) -> None:
+    slides = [replace(slide, mined=torch.arange(0 if slide.label == label else 2)) for slide in cohort(8, 1)]
+    with pytest.raises(HeadError, match=f"head.kind=mined, but no tile of a train slide with label {label} was mined; mine more tiles, or take another"):
+        fit_head(slides, cohort(6, 2), params.Head(kind="mined"), RANKING, no_one)
 
 
 def test_training_stops_after_patience_epochs_without_a_better_one() -> None:

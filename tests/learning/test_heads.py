@@ -7,12 +7,14 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hnm import params
 from hnm.errors import HeadError
-from hnm.learning.heads import KINDS, Head, HeadOutput, load_head, make_head, save_head
+from hnm.learning.heads import KINDS, Head, HeadOutput, Mined, load_head, make_head, save_head
+from hnm.learning.heads.mined import PENALTIES
 from hnm.learning.heads.transmil import nystroem_attention, pseudo_inverse, segment_means
 
 Vector = list[float]
@@ -109,12 +111,12 @@ class TestEquations:
         tile_logits = [hand.linear("instance_classifier", h)[0] for h in hidden]
         assert_says(head(features(5)), hand.linear("classifier", weighted(attention, hidden))[0], tile_logits, attention)
 
-    def test_mean_max_and_inherit(self) -> None:
+    def test_mean_max_inherit_and_mined(self) -> None:
         x = features(5).tolist()
-        for kind in ("mean", "max", "inherit"):
+        for kind in ("mean", "max", "inherit", "mined"):
             head = double(kind)
             tile_logits = [ByHand(head).linear("classifier", row)[0] for row in x]
-            best = sorted(range(5), key=lambda i: -tile_logits[i])[: {"mean": 5, "max": 1, "inherit": 3}[kind]]
+            best = sorted(range(5), key=lambda i: -tile_logits[i])[: {"mean": 5, "max": 1, "inherit": 3, "mined": 3}[kind]]
             attention = [1 / len(best) if i in best else 0.0 for i in range(5)]
             assert_says(head(features(5)), sum(tile_logits[i] for i in best) / len(best), tile_logits, attention)
 
@@ -269,6 +271,37 @@ class TestTileLoss:
         assert self.loss("clam_sb", 1, tiles=1) == pytest.approx(svm(2.0, 1), abs=1e-6)
 
 
+class TestMined:
+    """The logistic regression of the mined tiles, against scikit-learn's."""
+
+    def test_each_penalty_is_solved(self) -> None:
+        head, rows = double("mined"), features(40) * torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0, 1.0]) + 1
+        assert isinstance(head, Mined)
+        head.standardise(rows.mean(dim=0), rows.std(dim=0, unbiased=False))
+        labels = (features(40, seed=4)[:, 0] + rows[:, 1] > 2.5).long()
+        order = labels.argsort(stable=True)
+        zeros = int((labels == 0).sum())
+        slides = [rows[order[:zeros]], rows[order[zeros:][:3]], rows[:0], rows[order[zeros:][3:]]]
+        assert 3 < zeros < 37 and 2 * zeros != 40
+        for penalty, (loss, entropy) in zip(PENALTIES, head.solve(slides, [0, 1, 1, 1]), strict=True):
+            regression = LogisticRegression(C=1 / penalty / 40, class_weight="balanced", tol=1e-10, max_iter=10_000)
+            regression.fit(((rows - head.mean) / head.scale).numpy(), labels.numpy())
+            assert head.classifier.weight[0].tolist() == pytest.approx(regression.coef_[0].tolist(), abs=2e-3)
+            assert head.classifier.bias.item() == pytest.approx(regression.intercept_[0], abs=2e-3)
+            of_tiles = [math.log1p(math.exp((1 - 2 * t) * u)) for t, u in zip(labels.tolist(), head(rows).tile_logits.tolist(), strict=True)]
+            by_role = [[value for value, t in zip(of_tiles, labels.tolist(), strict=True) if t == role] for role in (0, 1)]
+            assert entropy == pytest.approx(sum(sum(values) / len(values) / 2 for values in by_role))
+            assert loss == pytest.approx(entropy + penalty / 2 * float((regression.coef_**2).sum()), rel=1e-3)
+
+    def test_a_heavier_penalty_gives_smaller_weights_and_a_higher_cross_entropy(self) -> None:
+        head, entropies, norms = double("mined"), [], []
+        assert isinstance(head, Mined)
+        for _, entropy in head.solve([features(9), features(14, seed=5) + 0.5], [0, 1]):
+            entropies.append(entropy)
+            norms.append(head.classifier.weight.norm().item())
+        assert entropies == sorted(entropies, reverse=True) and norms == sorted(norms)
+
+
 class TestGradients:
     """Which weights a loss trains: nothing but what its formula holds."""
 
@@ -282,6 +315,7 @@ class TestGradients:
             ("mean", {"classifier"}, {"classifier"}),
             ("max", {"classifier"}, {"classifier"}),
             ("inherit", {"classifier"}, {"classifier"}),
+            ("mined", {"classifier"}, {"classifier"}),
         ],
     )
     def test_of_the_slide_logit_and_the_tile_loss(self, kind: str, by_slide: set[str], by_tiles: set[str] | None) -> None:
@@ -294,7 +328,7 @@ class TestGradients:
         loss(head, head(features(6))).backward()
         return {name.split(".")[0] for name, weight in head.named_parameters() if weight.grad is not None and weight.grad.abs().max() > 0}
 
-    @pytest.mark.parametrize(("kind", "count"), [("mean", 6), ("max", 1), ("inherit", 3)])
+    @pytest.mark.parametrize(("kind", "count"), [("mean", 6), ("max", 1), ("inherit", 3), ("mined", 3)])
     def test_the_slide_logit_moves_the_attended_tiles_alone(self, kind: str, count: int) -> None:
         head, rows = double(kind), features(6).requires_grad_()
         output = head(rows)
@@ -315,7 +349,7 @@ class TestEveryKind:
     def test_a_slide_of_one_tile_attends_to_it(self, kind: str) -> None:
         output = double(kind)(features(1))
         assert output.attention.tolist() == [1.0]
-        if kind in ("abmil", "mean", "max", "inherit"):
+        if kind in ("abmil", "mean", "max", "inherit", "mined"):
             assert output.slide_logit.item() == pytest.approx(output.tile_logits.item())
 
     def test_comes_back_from_its_files_bit_by_bit(self, kind: str, tmp_path: Path) -> None:

@@ -2,5 +2,6 @@
 
 from hnm.learning.heads.head import Head, HeadOutput
 from hnm.learning.heads.kinds import KINDS, load_head, make_head, save_head
+from hnm.learning.heads.mined import Mined
 
-__all__ = ["KINDS", "Head", "HeadOutput", "load_head", "make_head", "save_head"]
+__all__ = ["KINDS", "Head", "HeadOutput", "Mined", "load_head", "make_head", "save_head"]

@@ -16,6 +16,7 @@ from hnm.learning.heads.head import Head
 from hnm.learning.heads.inherit import Inherit
 from hnm.learning.heads.max import Max
 from hnm.learning.heads.mean import Mean
+from hnm.learning.heads.mined import Mined
 from hnm.learning.heads.transmil import TransMIL
 from hnm.store import read_json, whole, write_json
 
@@ -27,6 +28,7 @@ KINDS: dict[str, type[Head]] = {
     "mean": Mean,
     "max": Max,
     "inherit": Inherit,
+    "mined": Mined,
 }
 """`head.kind` -> its class."""
 
