@@ -257,6 +257,8 @@ class Finetune(Contrast):
     temperature: Positive = 0.07
     freeze_layers: Annotated[int, Field(ge=0)] = 0
     """First layers of the encoder that keep their weights, as timm groups them: the stem is one, each block or stage after it another."""
+    adapter_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of low-rank adapters (LoRA) that are trained in place of the linear layers' weights, for large vision transformers; 0 trains all weights."""
     views: Views = Views()
 
 

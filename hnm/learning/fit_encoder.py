@@ -12,6 +12,7 @@ from torch import Tensor
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import FinetuneError
+from hnm.learning.adapters import add_adapters, merge_adapters
 from hnm.learning.compute import Machine
 from hnm.learning.contrast import ReadTiles, Rows, train_by_contrast
 from hnm.learning.encoder import TileEncoder, import_timm
@@ -29,7 +30,7 @@ def fit_encoder(
     A step takes tiles of both roles, half and half, and two views of each. In the warm-up negatives are anchors, with
     the other negatives as their positives; then those that `section.anchors` names. Tiles of no certain label never
     come here: mining leaves them out. Batch normalisation keeps its statistics, as the mined tiles are no fair sample
-    of the cohort.
+    of the cohort. With an `adapter_rank` low-rank adapters of the linear layers are trained, and merged at the end.
 
     Args:
         encoder: the encoder of the round before.
@@ -46,6 +47,8 @@ def fit_encoder(
         if not (roles == role).any():
             raise FinetuneError(f"the mined set has no {name}; the contrast needs both roles: see mining.threshold and the fractions")
     freeze_layers(encoder, section.freeze_layers)
+    if section.adapter_rank:
+        add_adapters(encoder.backbone, section.adapter_rank, section.seed)
 
     def batches(epoch: int) -> list[Rows]:
         return list(role_batches(roles, section.batch_tiles, section.seed, epoch))
@@ -55,7 +58,9 @@ def fit_encoder(
         loss = losses @ anchor_weights(section, epoch).to(losses.device)
         return {"loss": loss, "negative_loss": losses[NEGATIVE], "positive_loss": losses[POSITIVE]}
 
-    return train_by_contrast(encoder, read, len(roles), batches, loss_of, section, machine, on_epoch, name="finetune", frozen_batch_norm=True)
+    history = train_by_contrast(encoder, read, len(roles), batches, loss_of, section, machine, on_epoch, name="finetune", frozen_batch_norm=True)
+    merge_adapters(encoder.backbone)
+    return history
 
 
 def freeze_layers(encoder: TileEncoder, layers: int) -> None:
