@@ -166,6 +166,17 @@ class Ranking(Section):
         return self
 
 
+class Screen(Section):
+    """What is not mined for its pixels; each measure is a number in [0, 1], and a limit of 1 lets every tile in."""
+
+    max_pen_share: PositiveShare = 1.0
+    """Largest share of a tile in a pen's colour."""
+    max_blur: PositiveShare = 1.0
+    """Largest blur: 0 is sharp, 1 has no edges; tissue in focus depends on `tiles.mpp`."""
+    max_fold_share: PositiveShare = 1.0
+    """Largest share of a tile that is much denser than the rest of its tissue."""
+
+
 class Mining(Section):
     """Which tiles of the train slides are mined."""
 
@@ -193,6 +204,7 @@ class Mining(Section):
     """A hard negative whose feature has a higher cosine than this to one already mined is passed over as its near-duplicate; 1 passes over none."""
     max_positive_similarity: PositiveShare = 1.0
     """A positive whose feature has a higher cosine than this to a hard negative is struck out; 1 strikes out none."""
+    screen: Screen = Screen()
     seed: Seed = 0
     """Draws what is random in the policies `mixed` and `random`."""
 

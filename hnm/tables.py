@@ -189,7 +189,7 @@ PASSED_OVER = Table(
         "y": _corner,
         "side": pa.Column("int64", _positive),
         "score": _score,
-        "reason": pa.Column(str, _one_of("near_duplicate", "like_hard_negative")),
+        "reason": pa.Column(str, _one_of("pen", "blur", "fold", "near_duplicate", "like_hard_negative")),
     },
 )
 """Tiles that would have been mined, had a guard not refused them."""

@@ -14,6 +14,7 @@ def main(
     slides: Path,
     vetoes: Path,
     features: Path,
+    packs: Path,
     mined: Path,
     mined_slides: Path,
     passed_over: Path,
@@ -23,7 +24,9 @@ def main(
     mining: Mining,
 ) -> None:
     """Writes the mined tiles of one round, what each slide supplies to them, what guards refused, and their summary."""
-    found = mine_tiles(tile_scores, cross_fitted, train_labels, slides, vetoes, features, mined, mined_slides, passed_over, summary, round, mining=mining)
+    found = mine_tiles(
+        tile_scores, cross_fitted, train_labels, slides, vetoes, features, packs, mined, mined_slides, passed_over, summary, round, mining=mining
+    )
     suspects = f"; suspect slides: {', '.join(found['suspect_slides'])}" if found["suspect_slides"] else ""
     print(f"round {round}: mined {found['positive']['tiles']} positives and {found['hard_negative']['tiles']} hard negatives{suspects}", flush=True)
 

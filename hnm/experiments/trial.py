@@ -151,7 +151,7 @@ class Loop:
 
         def make(folder: Path) -> None:
             with self._features(encoder, folder.parent, params) as features:
-                read = (*scores, upstream.labels("train"), upstream.slides, upstream.vetoes, features)
+                read = (*scores, upstream.labels("train"), upstream.slides, upstream.vetoes, features, upstream.packs)
                 written = (folder / "mined.parquet", folder / "slides.csv", folder / "passed_over.csv", folder / "summary.json")
                 mine_tiles(*read, *written, number, mining=params.mining)
 

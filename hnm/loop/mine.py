@@ -12,6 +12,7 @@ from hnm.mining.audit import slide_supply, summarise
 from hnm.mining.select import mine
 from hnm.mining.vetoes import vetoed_tiles, without
 from hnm.params import Mining
+from hnm.slides.pack import Pack
 from hnm.store import write_json
 from hnm.tables import LABELS, MINED, MINED_SLIDES, PASSED_OVER, SLIDES, TILE_SCORES
 
@@ -23,6 +24,7 @@ def mine_tiles(
     slides: Path,
     vetoes: Path,
     features: Path,
+    packs: Path,
     mined: Path,
     mined_slides: Path,
     passed_over: Path,
@@ -35,7 +37,7 @@ def mine_tiles(
 
     Raises:
         MiningError: `mining.scores` asks for cross-fitted scores, of which there are none; or as `mine`.
-        TableError: a table or a file of features cannot be read.
+        TableError: a table, a file of features or a pack cannot be read.
     """
     tiles, labels, cohort = TILE_SCORES.read(tile_scores), LABELS.read(train_labels), SLIDES.read(slides)
     scores = tiles if mining.scores == "in_sample" else TILE_SCORES.read(cross_fitted)
@@ -48,7 +50,11 @@ def mine_tiles(
     def read_features(slide_id: str, tiles: NDArray[np.int64]) -> NDArray[np.float32]:
         return feature_files.read(features / f"{slide_id}.h5", tiles)
 
-    found = mine(scores, labels, mining, round_, patients=patients, vetoed=vetoed, features=read_features)
+    def read_pixels(slide_id: str, tiles: NDArray[np.int64]) -> NDArray[np.uint8]:
+        with Pack(packs / f"{slide_id}.h5") as pack:
+            return pack.tiles(tiles)
+
+    found = mine(scores, labels, mining, round_, patients=patients, vetoed=vetoed, features=read_features, pixels=read_pixels)
     supply = slide_supply(found.tiles, allowed, labels, patients, mining)
     told = {**summarise(found, supply, allowed, labels, mining, round_), "vetoed": int(vetoed["slide_id"].isin(labels["slide_id"]).sum())}
     MINED.write(found.tiles, mined)

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,8 @@ import pandas as pd
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import MiningError
-from hnm.mining.similarity import TileReader, likest
+from hnm.mining.screen import flaws_of
+from hnm.mining.similarity import TileReader, likest, read_tiles
 from hnm.mining.vetoes import without
 from hnm.mining.walk import Caps, Guards, Walk
 from hnm.tables import MINED, PASSED_OVER
@@ -38,6 +39,7 @@ def mine(
     patients: Mapping[str, str] | None = None,
     vetoed: pd.DataFrame | None = None,
     features: TileReader | None = None,
+    pixels: TileReader | None = None,
 ) -> Mined:
     """The mined tiles of one round.
 
@@ -50,7 +52,8 @@ def mine(
     In that order a hard negative whose feature has a cosine above `max_similarity` to one already taken is passed over
     as its near-duplicate, and the next takes its place. A positive whose feature has a cosine above
     `max_positive_similarity` to any mined hard negative is struck out, and nothing takes its place: what looks like a
-    tile that is truly negative is no sure positive.
+    tile that is truly negative is no sure positive. A tile of either role that `screen` refuses for its pixels is passed
+    over, and the next takes its place.
 
     Args:
         scores: a `TILE_SCORES` table; its tiles of slides without a label here are never mined.
@@ -60,13 +63,12 @@ def mine(
         patients: slide id -> patient id; where None, each slide is another patient's.
         vetoed: slide_id and tile of the tiles that must not be mined, in either role.
         features: reads features of the encoder that made the scores; where both similarities are 1, it is not called.
+        pixels: reads pixels; where `screen` is off, it is not called.
 
     Raises:
         MiningError: a role has no tile; the message says which param would let some in.
     """
-    compared = [f"mining.{name}={limit:g}" for name in ("max_similarity", "max_positive_similarity") if (limit := getattr(section, name)) < 1]
-    if compared and features is None:
-        raise MiningError(f"{' and '.join(compared)} compare features, but none can be read here; pass a reader of features, or set 1")
+    _check_readers(section, features, pixels)
     if section.policy == "none":
         return Mined(MINED.empty(), PASSED_OVER.empty())
     tiles = (scores if vetoed is None else without(scores, vetoed)).reset_index(drop=True)
@@ -80,11 +82,11 @@ def mine(
     if sure.empty:
         best = "there is none" if positive.empty else f"best: {positive['score'].max():.3g}"
         raise MiningError(f"no tile of a positive train slide scores above mining.threshold={section.threshold:g} ({best}); lower it or train the head longer")
-    hard, duplicates = negatives(negative, section, round_, features)
-    surest, lookalikes = positives(sure, hard, section, round_, features)
+    hard, hard_refused = negatives(negative, section, round_, features, pixels)
+    surest, sure_refused = positives(sure, hard, section, round_, features, pixels)
     table = pd.concat([surest.assign(role="positive"), hard.assign(role="hard_negative")], ignore_index=True)
     table = table.assign(round=round_, policy=section.policy, scorer=scorer_of(scores)).astype({"round": "int32", "rank": "int32", "role": "str"})
-    passed_over = pd.concat([lookalikes.assign(role="positive"), duplicates.assign(role="hard_negative")], ignore_index=True)
+    passed_over = pd.concat([sure_refused.assign(role="positive"), hard_refused.assign(role="hard_negative")], ignore_index=True)
     return Mined(table[list(MINED.columns)], passed_over.astype({"role": "str", "reason": "str"})[list(PASSED_OVER.columns)])
 
 
@@ -106,12 +108,14 @@ def scorer_of(scores: pd.DataFrame) -> str:
     return digest.hexdigest()[:16]
 
 
-def negatives(tiles: pd.DataFrame, section: params.Mining, round_: int, features: TileReader | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The mined ones of the negative slides' tiles, by policy, with their `rank` by score from 1; and the near-duplicates passed over, with the `reason`.
+def negatives(
+    tiles: pd.DataFrame, section: params.Mining, round_: int, features: TileReader | None = None, pixels: TileReader | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The mined ones of the negative slides' tiles, by policy, with their `rank` by score from 1; and those passed over, with the `reason`.
 
     `hard` takes the best-scoring; `semi_hard` the best-scoring below the top `skip_fraction`; `random` any, drawn
     anew in each round; `mixed` a `hard_share` of the budget by `hard` and the rest by `random` from what is left; `all`
-    every tile, whatever the fraction, the caps and the likeness. At one budget `random` is the control that a claim for
+    every tile, whatever the fraction, the caps and the guards. At one budget `random` is the control that a claim for
     the others must beat, and `all` the one for its cost.
 
     Args:
@@ -119,11 +123,16 @@ def negatives(tiles: pd.DataFrame, section: params.Mining, round_: int, features
         section: the settings; its policy is not `none`.
         round_: the round that the tiles are for, from 1.
         features: reads features; not called where `max_similarity` is 1.
+        pixels: reads pixels; not called where `screen` is off.
+
+    Raises:
+        MiningError: `screen` refuses all.
     """
     count = budget(section.negative_fraction, section.growth, round_, len(tiles))
     ordered = best_first(tiles)
     shuffled = ordered.iloc[np.random.default_rng(seed_of(section.seed, "mining", round_)).permutation(len(ordered))]
-    walk = Walk(tiles, caps_of(count, section), Guards(features=features if section.max_similarity < 1 else None, max_similarity=section.max_similarity))
+    guards = Guards(_screen(section, pixels), features if section.max_similarity < 1 else None, section.max_similarity)
+    walk = Walk(tiles, caps_of(count, section), guards)
     match section.policy:
         case "hard":
             walk.go(ordered, count)
@@ -136,13 +145,19 @@ def negatives(tiles: pd.DataFrame, section: params.Mining, round_: int, features
             walk.go(shuffled, count)
         case _:
             return ranked(ordered), walk.refused
+    _check_taken(walk, "hard negatives")
     return ranked(walk.taken), walk.refused
 
 
 def positives(
-    tiles: pd.DataFrame, hard: pd.DataFrame, section: params.Mining, round_: int, features: TileReader | None = None
+    tiles: pd.DataFrame,
+    hard: pd.DataFrame,
+    section: params.Mining,
+    round_: int,
+    features: TileReader | None = None,
+    pixels: TileReader | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The mined ones of the positive slides' tiles, with their `rank` by score from 1; and those struck out, with the `reason`.
+    """The mined ones of the positive slides' tiles, with their `rank` by score from 1; and those passed over or struck out, with the `reason`.
 
     Args:
         tiles: the candidates, which score above the threshold, with `patient_id`.
@@ -150,13 +165,15 @@ def positives(
         section: the settings.
         round_: the round that the tiles are for, from 1.
         features: reads features; not called where `max_positive_similarity` is 1.
+        pixels: reads pixels; not called where `screen` is off.
 
     Raises:
-        MiningError: all are struck out.
+        MiningError: `screen` refuses all, or all are struck out.
     """
     count = budget(section.positive_fraction, section.growth, round_, len(tiles))
-    walk = Walk(tiles, caps_of(count, section), Guards())
+    walk = Walk(tiles, caps_of(count, section), Guards(_screen(section, pixels)))
     walk.go(best_first(tiles), count)
+    _check_taken(walk, "positives")
     if features is None or section.max_positive_similarity == 1:
         return ranked(walk.taken), walk.refused
     likeness = likest(walk.taken, hard, features)
@@ -188,3 +205,25 @@ def best_first(tiles: pd.DataFrame) -> pd.DataFrame:
 def ranked(tiles: pd.DataFrame) -> pd.DataFrame:
     """`tiles` from best to worst score, with their `rank` from 1."""
     return best_first(tiles).assign(rank=range(1, len(tiles) + 1))
+
+
+def _screen(section: params.Mining, pixels: TileReader | None) -> Callable[[pd.DataFrame], list[str]] | None:
+    """What refuses tiles for their pixels; None where the screen is off."""
+    if pixels is None or section.screen == params.Screen():
+        return None
+    return lambda tiles: flaws_of(read_tiles(tiles, pixels), section.screen)
+
+
+def _check_readers(section: params.Mining, features: TileReader | None, pixels: TileReader | None) -> None:
+    compared = [f"mining.{name}={limit:g}" for name in ("max_similarity", "max_positive_similarity") if (limit := getattr(section, name)) < 1]
+    if compared and features is None:
+        raise MiningError(f"{' and '.join(compared)} compare features, but none can be read here; pass a reader of features, or set 1")
+    screened = [f"mining.screen.{name}={limit:g}" for name, limit in section.screen if limit < 1]
+    if screened and pixels is None:
+        raise MiningError(f"{' and '.join(screened)} look at pixels, but none can be read here; pass a reader of pixels, or set 1")
+
+
+def _check_taken(walk: Walk, what: str) -> None:
+    if walk.taken.empty and len(walk.refused):
+        counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(walk.refused["reason"].value_counts().items()))
+        raise MiningError(f"mining.screen refuses each of the {len(walk.refused)} tiles that could be {what} ({counts}); raise its limits")

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from hnm.mining.similarity import TileReader, Units, cosines, highest_cosine, read_tiles, units
@@ -27,7 +26,7 @@ class Caps:
 class Guards:
     """What refuses a candidate that the caps let in; nothing, where both are None."""
 
-    flaws: Callable[[pd.DataFrame], npt.NDArray[np.str_]] | None = None
+    flaws: Callable[[pd.DataFrame], list[str]] | None = None
     """(candidates,): why each is refused for its pixels; "" where it is not."""
     features: TileReader | None = None
     """Reads features; where None, no candidate is a near-duplicate."""
@@ -70,7 +69,7 @@ class Walk:
     def _step(self, step: pd.DataFrame, count: int) -> None:
         if step.empty:
             return
-        reasons = np.full(len(step), "", object) if self._guards.flaws is None else self._guards.flaws(step).astype(object)
+        reasons = [""] * len(step) if self._guards.flaws is None else self._guards.flaws(step)
         alike, near = np.zeros((len(step), len(step)), bool), np.zeros(len(step), bool)
         features = None
         if self._guards.features is not None:

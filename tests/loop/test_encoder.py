@@ -40,7 +40,9 @@ def run(folder: Path, **changes: object) -> list[dict[str, float]]:
 def test_pretrained_weights_read_no_tile_and_have_no_history(tmp_path: Path) -> None:
     assert run(tmp_path) == []
     assert [path.name for path in sorted((tmp_path / "encoder").iterdir())] == ["encoder.json", "weights.safetensors"]
-    assert torch.equal(load_encoder(tmp_path / "encoder").backbone.state_dict()["layer1.0.conv1.weight"], make_encoder(SECTION).backbone.state_dict()["layer1.0.conv1.weight"])
+    assert torch.equal(
+        load_encoder(tmp_path / "encoder").backbone.state_dict()["layer1.0.conv1.weight"], make_encoder(SECTION).backbone.state_dict()["layer1.0.conv1.weight"]
+    )
 
 
 def test_simclr_trains_and_equal_input_gives_equal_bytes(tmp_path: Path) -> None:

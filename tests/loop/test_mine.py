@@ -13,7 +13,9 @@ from hnm import params
 from hnm.errors import MiningError, TableError
 from hnm.learning import features as feature_files
 from hnm.loop.mine import mine_tiles
+from hnm.mining.screen import pen_share
 from hnm.mining.select import scorer_of
+from hnm.slides.pack import Pack
 from hnm.tables import LABELS, MINED, MINED_SLIDES, PASSED_OVER, SLIDES, TILE_SCORES
 
 EVERY = params.Mining(threshold=0.3, negative_fraction=1.0, max_slide_share=1.0, max_patient_share=1.0)
@@ -30,7 +32,7 @@ def mined_with(folder: Path, *vetoes: str, section: params.Mining = EVERY, score
     (folder / "vetoes").mkdir(exist_ok=True)
     (folder / "vetoes" / "vetoes.csv").write_text("\n".join(["slide_id,tile,x,y,reason", *vetoes]) + "\n")
     written = (folder / "mined.parquet", folder / "slides.csv", folder / "passed_over.csv", folder / "summary.json")
-    return mine_tiles(*tables, labels, slides, folder / "vetoes", folder / "features", *written, 2, mining=section)
+    return mine_tiles(*tables, labels, slides, folder / "vetoes", folder / "features", folder / "packs", *written, 2, mining=section)
 
 
 def test_what_is_written_fits_together_and_heeds_vetoes(tmp_path: Path) -> None:
@@ -54,6 +56,18 @@ def test_near_duplicates_are_told_by_role_and_reason(tmp_path: Path) -> None:
     told, passed_over = found["hard_negative"], PASSED_OVER.read(tmp_path / "passed_over.csv")
     assert (told["tiles"], told["short_of_budget"], told["passed_over"]) == (11, 11, {"near_duplicate": 11})
     assert found["positive"]["passed_over"] == {} and len(passed_over) == 11 and set(passed_over["tile"]) == set(range(11))
+
+
+def test_the_screen_reads_the_pixels_of_the_packs(tmp_path: Path) -> None:
+    tiny.write_packs(tmp_path / "packs")  # plain colours, from (200, 110, 40) of tr3's tile 0 to (110, 110, 190): from tile 7 on they are blue
+    found = mined_with(tmp_path, section=EVERY.model_copy(update={"screen": params.Screen(max_pen_share=0.5)}))
+    hard = PASSED_OVER.read(tmp_path / "passed_over.csv").query("role == 'hard_negative'")
+    assert found["hard_negative"]["passed_over"] == {"pen": len(hard)} and found["hard_negative"]["tiles"] == 22 - len(hard)
+    for slide_id, tile in [(s, t) for s in ("tr3", "tr4") for t in range(11)]:
+        with Pack(tmp_path / "packs" / f"{slide_id}.h5") as pack:
+            refused = pen_share(pack.tiles([tile])[0]) > 0.5
+        assert refused == ((hard["slide_id"] == slide_id) & (hard["tile"] == tile)).any()
+    assert 0 < len(hard) < 22
 
 
 def test_a_limit_without_features_names_the_file(tmp_path: Path) -> None:

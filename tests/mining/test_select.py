@@ -234,3 +234,30 @@ def test_positives_that_are_all_like_hard_negatives_are_an_error_with_the_least_
     section = ALIKE.model_copy(update={"max_positive_similarity": 0.7})
     with pytest.raises(MiningError, match=r"each of the 4 positives .* mining.max_positive_similarity=0.7 \(the least like: 0.766\); raise it"):
         mine(SCORES, LABELS, section, 1, features=FEATURES)  # 130 degrees are 40 from 90: cosine 0.766
+
+
+def inked(slide_id: str, tiles: np.ndarray) -> np.ndarray:
+    """Pixels: tile 0 of n1 and tile 3 of p1 are under a green pen."""
+    pens = {"n1": 0, "p1": 3}
+    pixels = np.full((len(tiles), 16, 16, 3), (214, 140, 190), np.uint8)
+    pixels[tiles == pens.get(slide_id, -1)] = (30, 150, 110)
+    return pixels
+
+
+def test_tiles_that_the_screen_refuses_give_way_in_either_role() -> None:
+    section = params.Mining(threshold=0.5, positive_fraction=0.5, negative_fraction=0.5, screen=params.Screen(max_pen_share=0.5), **UNCAPPED)
+    mined, passed_over = mine(SCORES, LABELS, section, 1, pixels=inked)
+    assert chosen(mined, "hard_negative") == [("n2", 1), ("n1", 2), ("n2", 2)]  # not n1's 0, the best
+    assert chosen(mined, "positive") == [("p1", 1), ("p2", 1)]  # p1's 3 comes third, and the budget is 2
+    assert passed_over[["role", "slide_id", "tile", "reason"]].to_numpy().tolist() == [["hard_negative", "n1", 0, "pen"]]
+
+
+def test_a_screen_that_refuses_everything_is_an_error_with_the_counts() -> None:
+    section = params.Mining(negative_fraction=1.0, screen=params.Screen(max_blur=0.99), **UNCAPPED)
+    with pytest.raises(MiningError, match=r"mining.screen refuses each of the 6 tiles that could be hard negatives \(blur: 6\); raise its limits"):
+        mine(SCORES, LABELS, section, 1, pixels=inked)
+
+
+def test_a_screen_without_pixels_is_an_error() -> None:
+    with pytest.raises(MiningError, match=r"mining.screen.max_blur=0.5 look at pixels, but none can be read here; pass a reader of pixels, or set 1"):
+        mine(SCORES, LABELS, params.Mining(screen=params.Screen(max_blur=0.5)), 1)

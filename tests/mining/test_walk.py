@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,7 +51,7 @@ def test_against_plain_loops(case: tuple[pd.DataFrame, np.ndarray, Caps, int], f
                 refused[tile] = "near_duplicate"
             else:
                 expected.append(tile)
-    going = Walk(frame, caps, Guards(lambda tiles: tiles["flaw"].to_numpy(str), lambda _, tiles: features[tiles], LIMIT))
+    going = Walk(frame, caps, Guards(lambda tiles: tiles["flaw"].tolist(), lambda _, tiles: features[tiles], LIMIT))
     going.go(frame, min(first, count))
     going.go(frame if first >= count else frame.iloc[::-1], count)
     assert going.taken["tile"].tolist() == expected
@@ -81,11 +80,11 @@ def test_the_length_of_a_step_changes_nothing(monkeypatch: pytest.MonkeyPatch, l
 def test_no_more_is_read_than_the_walk_comes_to() -> None:
     read: list[int] = []
 
-    def pixels_of(tiles: pd.DataFrame) -> Any:
+    def flaws_of(tiles: pd.DataFrame) -> list[str]:
         read.extend(tiles["tile"])
-        return np.where(tiles["tile"] < 40, "pen", "")
+        return ["pen" if tile < 40 else "" for tile in tiles["tile"]]
 
-    going = Walk(plain(5000), Caps(50, 50), Guards(flaws=pixels_of))
+    going = Walk(plain(5000), Caps(50, 50), Guards(flaws=flaws_of))
     going.go(plain(5000), 50)
     assert going.taken["tile"].tolist() == list(range(40, 90)) and len(going.refused) == 40
     assert read == list(range(90))  # 50 that the budget wants, then the 40 that are missing
