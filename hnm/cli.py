@@ -62,6 +62,37 @@ def rounds() -> None:
 
 
 @app.command()
+def compare(
+    states: Annotated[list[str], typer.Argument(help="Git revisions, DVC experiments, MLflow summaries, `workspace`; the first is the reference.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Compare states by their test slides: gain with interval, DeLong, McNemar, slides that changed sides, params, cost."""
+    import json
+
+    from rich.console import Console
+
+    from hnm.evidence.comparison import State, compare_states, comparison_json, comparison_markdown, comparison_tables, notes
+    from hnm.experiments.lineage import read_state
+    from hnm.params import load_params
+    from hnm.store import project_root
+
+    root = project_root()
+    found = [State(past.name, past.slides, past.test, past.params, past.seconds) for past in (read_state(root, name) for name in states)]
+    comparison = compare_states(found, load_params(root / "params.yaml").evaluate)
+    if json_:
+        typer.echo(json.dumps(comparison_json(comparison), indent=2))
+    elif markdown:
+        typer.echo(comparison_markdown(comparison))
+    else:
+        console = Console()
+        for table in comparison_tables(comparison):
+            console.print(table)
+        for note in notes(comparison):
+            console.print(note)
+
+
+@app.command()
 def preview(
     slide_ids: Annotated[list[str] | None, typer.Argument(help="Slides of the cohort; all when none is named.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("results/preview"),

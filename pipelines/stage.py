@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hnm.errors import HnmError
 from hnm.experiments.ledger import cost_so_far, dvc_name, write_cost
+from hnm.experiments.state import running_stage
 from hnm.params import Params, load_params
 from hnm.store import project_root
 
@@ -52,7 +53,9 @@ def run(main: Callable[..., None]) -> None:
             _run_tracked(main, stage, arguments, sections, params)
         else:
             main(**arguments, **sections)
-        write_cost(project_root(), dvc_name(stage, arguments), cost_so_far())
+        name = dvc_name(stage, arguments)
+        state = running_stage(project_root(), name, f"pipelines.{stage}", arguments, sections)
+        write_cost(project_root(), name, state.key, cost_so_far())
     except HnmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -55,7 +55,7 @@ def write_plots(evaluation: Evaluation, folder: Path) -> None:
     """Every table as CSV and every figure as PNG, in `folder`."""
     for name, table in tables_of(evaluation).items():
         with whole(folder / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
+            table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.9g")  # a float32 comes back whole, so that scores tie where they tied
     for name, draw in FIGURES.items():
         with whole(folder / f"{name}.png") as temporary:
             temporary.write_bytes(png(draw, evaluation))

@@ -1,7 +1,7 @@
 """The ledger of cost: what each stage's last execution on this machine took.
 
 Seconds and memory differ from run to run, so they never enter a stage's outputs, which are hashed. They lie in
-`.hnm/cost/`, which git ignores, one file a stage, and are logged to the stage's MLflow run.
+`.hnm/cost/`, which git ignores, one file a stage and one for each of its keys, and are logged to the stage's MLflow run.
 """
 
 import json
@@ -41,12 +41,23 @@ def dvc_name(stage: str, arguments: Mapping[str, Path | int]) -> str:
     return f"{stage}@{arguments['round']}" if "round" in arguments else stage
 
 
-def write_cost(root: Path, name: str, cost: Cost) -> None:
-    """Enters the cost of the stage `name` (DVC's name) into the ledger of the repository `root`."""
-    write_json({"stage": name, **asdict(cost)}, root / ".hnm" / "cost" / f"{name}.json")
+def write_cost(root: Path, name: str, key: str, cost: Cost) -> None:
+    """Enters the cost of the stage `name` (DVC's name), whose causes are `key`, into the ledger of the repository `root`."""
+    entry = {"stage": name, **asdict(cost)}
+    write_json(entry, root / ".hnm" / "cost" / f"{name}.json")
+    write_json(entry, _kept(root, key))
 
 
 def stage_seconds(root: Path) -> dict[str, float]:
     """Seconds of each stage's last successful execution on this machine, by DVC's name (`head@1`); a stage that never ran here is missing."""
     entries = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / ".hnm" / "cost").glob("*.json")))
     return {entry["stage"]: entry["seconds"] for entry in entries}
+
+
+def seconds_by_key(root: Path, keys: Mapping[str, str]) -> dict[str, float | None]:
+    """Stage -> seconds of the last execution with its key on this machine, whatever has run since; None where there was none."""
+    return {name: json.loads(_kept(root, key).read_text(encoding="utf-8"))["seconds"] if _kept(root, key).exists() else None for name, key in keys.items()}
+
+
+def _kept(root: Path, key: str) -> Path:
+    return root / ".hnm" / "cost" / "keys" / f"{key}.json"

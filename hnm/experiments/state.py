@@ -65,8 +65,12 @@ class StageState:
 
 def locked_stages(root: Path) -> dict[str, StageState]:
     """The stages of dvc.lock by DVC's name, those of rounds that are no more among them; empty where there is no dvc.lock."""
-    lock = _yaml(root / "dvc.lock").get("stages", {})
-    return {name: state for name, entry in lock.items() if (state := _locked(name, entry)) is not None}
+    return stages_of(_yaml(root / "dvc.lock"))
+
+
+def stages_of(lock: Mapping[str, Any]) -> dict[str, StageState]:
+    """The stages of the content of a dvc.lock by DVC's name."""
+    return {name: state for name, entry in lock.get("stages", {}).items() if (state := _locked(name, entry)) is not None}
 
 
 def current_stages(states: Mapping[str, StageState]) -> dict[str, StageState]:
@@ -133,20 +137,21 @@ class Outputs:
         return files
 
     def _cached(self, md5: str) -> Path:
-        return self._cache / md5[:2] / md5[2:]
+        return self.cache / md5[:2] / md5[2:]
 
     @functools.cached_property
-    def _cache(self) -> Path:
+    def cache(self) -> Path:
+        """DVC's cache: the object of an md5 is the file `ab/cdef…`."""
         command = [sys.executable, "-m", "dvc", "cache", "dir"]
         answer = subprocess.run(command, cwd=self._root, check=True, capture_output=True, text=True)
         return self._root / answer.stdout.strip() / "files" / "md5"
 
 
 def git_tags(root: Path) -> dict[str, str]:
-    """Commit of the code, and whether tracked files differ from it (dvc.lock aside, which every stage changes); empty outside git."""
+    """Commit of the code, and whether tracked files differ from it (dvc.lock and the ledger of test openings aside, which stages change); empty outside git."""
     try:
         commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock", ":(exclude)test_ledger.csv")
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": commit, "hnm.git_dirty": str(bool(changed)).lower()}

@@ -4,15 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from hnm.experiments.ledger import Cost, cost_so_far, dvc_name, stage_seconds, write_cost
+from hnm.experiments.ledger import Cost, cost_so_far, dvc_name, seconds_by_key, stage_seconds, write_cost
 
 
 def test_seconds_by_dvc_name(tmp_path: Path) -> None:
-    write_cost(tmp_path, "head@1", Cost(12.5, 800.0))
-    write_cost(tmp_path, "evaluate", Cost(3.25, 500.0))
-    write_cost(tmp_path, "head@1", Cost(11.0, 900.0))
+    write_cost(tmp_path, "head@1", "k1", Cost(12.5, 800.0))
+    write_cost(tmp_path, "evaluate", "k2", Cost(3.25, 500.0))
+    write_cost(tmp_path, "head@1", "k3", Cost(11.0, 900.0))
     assert stage_seconds(tmp_path) == {"evaluate": 3.25, "head@1": 11.0}
     assert json.loads((tmp_path / ".hnm/cost/head@1.json").read_text()) == {"stage": "head@1", "seconds": 11.0, "peak_memory_mb": 900.0}
+
+
+def test_seconds_of_an_execution_outlive_the_next_one(tmp_path: Path) -> None:
+    write_cost(tmp_path, "head@1", "k1", Cost(12.5, 800.0))
+    write_cost(tmp_path, "head@1", "k3", Cost(11.0, 900.0))
+    assert seconds_by_key(tmp_path, {"head@1": "k1", "mine@1": "k2"}) == {"head@1": 12.5, "mine@1": None}
 
 
 def test_no_ledger_is_empty(tmp_path: Path) -> None:
