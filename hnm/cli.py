@@ -50,12 +50,15 @@ def rounds() -> None:
     from rich.console import Console
 
     from hnm.errors import EvidenceError
+    from hnm.evidence.openings import LEDGER, looks, read_openings
     from hnm.evidence.round_table import round_table
     from hnm.experiments.ledger import stage_seconds
     from hnm.store import project_root, read_json
 
     console = Console()
+    looked = looks(read_openings(project_root() / LEDGER))
     console.print(round_table(read_json(project_root() / "results" / "metrics.json", EvidenceError), stage_seconds(project_root())))
+    console.print(f"test set    opened {looked.openings} times for {looked.states} different results ({LEDGER})")
     console.print("report      results/report.html")
     console.print("runs        make ui            (MLflow)")
     console.print("versions    dvc exp show, dvc metrics diff, dvc plots show")

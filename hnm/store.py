@@ -24,7 +24,19 @@ from typing import Any
 from hnm.errors import HnmError
 
 PLUMBING = frozenset(
-    {"hnm", "hnm.errors", "hnm.params", "hnm.tables", "hnm.store", "hnm.draws", "hnm.experiments", "hnm.experiments.tracking", "pipelines", "pipelines.stage"}
+    {
+        "hnm",
+        "hnm.errors",
+        "hnm.params",
+        "hnm.tables",
+        "hnm.store",
+        "hnm.draws",
+        "hnm.experiments",
+        "hnm.experiments.state",
+        "hnm.experiments.tracking",
+        "pipelines",
+        "pipelines.stage",
+    }
 )
 """Modules whose text changes no result; they are neither code dependencies nor part of a code version."""
 

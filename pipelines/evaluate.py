@@ -1,5 +1,6 @@
 """Stage `evaluate`: what each round is worth. It alone opens test labels and annotations."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -7,12 +8,14 @@ import pandas as pd
 from hnm import params
 from hnm.errors import EvidenceError
 from hnm.evidence.evaluation import CohortTruth, RoundResults, evaluate_rounds, metrics_of
+from hnm.evidence.openings import LEDGER, Looks, Opening, enter_opening, looks, read_openings
 from hnm.evidence.plots import write_plots
 from hnm.evidence.report import render_report
+from hnm.experiments.state import git_tags
 from hnm.experiments.tracking import Tracker
 from hnm.slides.annotations import read_annotation
 from hnm.slides.pack import Pack
-from hnm.store import read_json, whole, write_json
+from hnm.store import digest_of, key_of, project_root, read_json, whole, write_json
 from hnm.tables import LABELS, MINED, QUARANTINE, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 from pipelines import stage
 
@@ -39,6 +42,7 @@ def main(
     tracker: Tracker,
 ) -> None:
     """Writes metrics.json, the plots and the report of the rounds that params.yaml names."""
+    looked = _open_test(project_root(), {name: scores / name / "slides.parquet" for name in rounds})
     cohort = CohortTruth(
         SLIDES.read(slides),
         {"train": LABELS.read(train_labels), "validation": LABELS.read(validation_labels), "test": LABELS.read(test_labels)},
@@ -52,12 +56,21 @@ def main(
     write_json(numbers, metrics)
     write_plots(evaluation, plots)
     with whole(report) as temporary:
-        temporary.write_text(render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5")), encoding="utf-8")
+        temporary.write_text(render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5"), looked), encoding="utf-8")
     tracker.evaluation(numbers)
     for path in (metrics, plots, report):
         tracker.file(path)
     auc = evaluation.chosen.numbers["test"]["auc"].value
     print(f"validation picks round {evaluation.chosen.name}: test AUC {'unknown' if auc is None else format(auc, '.3f')}", flush=True)
+
+
+def _open_test(root: Path, scores: Mapping[str, Path]) -> Looks:
+    """Enters into the ledger that the test labels are about to be opened; how often they were for other scores than these."""
+    state = key_of(scores={name: digest_of(path) for name, path in scores.items()})
+    settings = digest_of(Path("params.yaml"))
+    tags = git_tags(root)
+    enter_opening(root / LEDGER, Opening(state, settings, tags.get("mlflow.source.git.commit", ""), tags.get("hnm.git_dirty", ""), "evaluate"))
+    return looks(read_openings(root / LEDGER), other_than=state)
 
 
 def _read_round(name: str, round_: params.Round, scores: Path, head: Path, encoder: Path, mined: Path) -> RoundResults:

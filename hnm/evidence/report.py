@@ -14,6 +14,7 @@ from hnm.evidence import plots
 from hnm.evidence.evaluation import Evaluation, RoundEvidence, lesion_share, look_alike_share, mined_summary
 from hnm.evidence.heatmap import COLOURS, SlidePicture, slide_picture, tile_picture
 from hnm.evidence.metrics import FROC_RATES, Number
+from hnm.evidence.openings import Looks
 from hnm.evidence.truth import is_lesion
 from hnm.slides.pack import Pack
 
@@ -84,8 +85,8 @@ class Heatmap:
     picture: SlidePicture
 
 
-def render_report(evaluation: Evaluation, open_pack: OpenPack) -> str:
-    """The page as HTML."""
+def render_report(evaluation: Evaluation, open_pack: OpenPack, looked: Looks) -> str:
+    """The page as HTML; `looked` counts the openings of the test labels for other states than this one."""
     environment = Environment(loader=PackageLoader("hnm.evidence", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "number": _number,
@@ -99,6 +100,7 @@ def render_report(evaluation: Evaluation, open_pack: OpenPack) -> str:
     histories = [evidence.results.encoder_history for evidence in evaluation.rounds]
     return environment.get_template("report.html.jinja").render(
         evaluation=evaluation,
+        looked=looked,
         chosen=evaluation.chosen,
         first=evaluation.rounds[0],
         funnel=evaluation.cohort.funnel(),

@@ -12,6 +12,7 @@ import tiny_evidence as tiny
 from PIL import Image
 
 from hnm.evidence.evaluation import Evaluation, evaluate_rounds
+from hnm.evidence.openings import Looks
 from hnm.evidence.report import render_report
 from hnm.params import Evaluate
 from hnm.slides.pack import Pack
@@ -55,8 +56,8 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rendered(evaluation: Evaluation, packs: Path) -> str:
-    return render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5"))
+def rendered(evaluation: Evaluation, packs: Path, looked: Looks = Looks(0, 0)) -> str:  # noqa: B008 - frozen
+    return render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5"), looked)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import tiny_evidence as tiny
 
 from hnm.errors import EvidenceError, TableError
 from hnm.evidence import plots
+from hnm.evidence.openings import read_openings
 from hnm.experiments.tracking import METRICS, Tracker
 from hnm.params import Evaluate, Round
 from pipelines.evaluate import main
@@ -47,7 +48,8 @@ def outputs(paths: dict[str, Path]) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> dict[str, Path]:
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     return tiny.write_files(tmp_path)
 
 
@@ -83,6 +85,27 @@ def test_a_round_left_over_on_disk_is_not_read(paths: dict[str, Path]) -> None:
             path.write_text("not a table")
     run(paths, 2)
     assert outputs(paths) == before
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_every_opening_of_the_test_labels_is_in_the_ledger(paths: dict[str, Path], tmp_path: Path) -> None:
+    run(paths)
+    first = outputs(paths)
+    run(paths)
+    assert outputs(paths) == first and "No other state of the project" in first["report.html"].decode()
+    run(paths, 1)
+    assert "opened 2 times before for 1 other state of the project: this page is look 2" in paths["report"].read_text()
+    openings = read_openings(tmp_path / "test_ledger.csv")
+    assert len(openings) == 3 and openings[0] == openings[1]
+    assert openings[2].state != openings[0].state and openings[2].params == openings[0].params
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_labels_that_cannot_be_read_were_opened_all_the_same(paths: dict[str, Path], tmp_path: Path) -> None:
+    paths["test_labels"].unlink()
+    with pytest.raises(TableError, match=r"test\.csv does not exist"):
+        run(paths)
+    assert len(read_openings(tmp_path / "test_ledger.csv")) == 1
 
 
 @pytest.mark.usefixtures("no_figures")

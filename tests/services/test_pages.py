@@ -15,6 +15,7 @@ import pytest
 import tiny_evidence as tiny
 
 from hnm.evidence.evaluation import evaluate_rounds
+from hnm.evidence.openings import Looks
 from hnm.evidence.report import render_report
 from hnm.params import Evaluate
 from hnm.slides.pack import Pack
@@ -44,7 +45,9 @@ def browser(tmp_path: Path) -> list[str]:
 
 def test_the_report_opens_without_an_error_and_shows_every_picture(browser: list[str], tmp_path: Path) -> None:
     tiny.write_packs(tmp_path / "packs")
-    page = render_report(evaluate_rounds(tiny.cohort(), tiny.rounds(), Evaluate(resamples=100)), lambda slide_id: Pack(tmp_path / "packs" / f"{slide_id}.h5"))
+    page = render_report(
+        evaluate_rounds(tiny.cohort(), tiny.rounds(), Evaluate(resamples=100)), lambda slide_id: Pack(tmp_path / "packs" / f"{slide_id}.h5"), Looks(4, 2)
+    )
     (tmp_path / "report.html").write_text(page.replace("</body>", f"<script>addEventListener('load', () => {{ {COUNT_IMAGES} }})</script></body>"), "utf-8")
     done = subprocess.run([*browser, "--dump-dom", (tmp_path / "report.html").as_uri()], capture_output=True, text=True, timeout=120, check=True)
     title = done.stdout.split("<title>")[1].split("</title>")[0]
