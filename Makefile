@@ -45,8 +45,9 @@ lint: | setup ## style, types, layers
 test: lint ## lint, types, layers and the whole suite
 	pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not services'
 
-test-services: | setup ## what needs a browser; installs Chromium where it may
+test-services: | setup ## what needs a browser, dask or S3; installs them, Chromium where it may
 	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || echo "no Chromium, and none can be installed"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,services]'
 	pytest -m services -rs
 
 pictures: results/report.html ## the README's picture, from the report of the last run; needs Chromium

@@ -1,8 +1,8 @@
 """Every param of the pipeline: its meaning, unit, range and default. params.yaml is checked against this, whole, by every stage.
 
 A section is frozen, knows no other keys than these, and is handed to the stages that name it in their signature.
-What is a property of the machine and cannot change a result (the number of worker processes) is no param: it is the
-environment variable HNM_WORKERS.
+What is a property of the machine and cannot change a result (the number of worker processes, the cluster that reads
+slides) is no param: it is an environment variable, HNM_WORKERS or HNM_EXECUTOR.
 """
 
 import difflib

@@ -31,6 +31,7 @@ PLUMBING = frozenset(
         "hnm.tables",
         "hnm.store",
         "hnm.draws",
+        "hnm.processes",
         "hnm.experiments",
         "hnm.experiments.state",
         "hnm.experiments.tracking",

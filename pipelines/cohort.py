@@ -21,7 +21,9 @@ from hnm.slides.cohort import (
     read_manifest,
     splits_of,
 )
+from hnm.slides.remote import place_of
 from hnm.slides.workers import each
+from hnm.store import Store, project_store
 from hnm.tables import LABELS, QUARANTINE, SLIDES
 from pipelines import stage
 
@@ -38,8 +40,9 @@ def main(
     labels = {slide_id: entry.label for slide_id, entry in entries.items()}
     check_classes(labels, splits, str(manifest))
     folder = manifest.parent.resolve()
+    known = Store(project_store().root.absolute())
     openings = [
-        Opening(entry.slide_id, folder / entry.path, entry.mpp, folder / entry.mask if entry.mask else None, cohort.mpp_from_objective)
+        Opening(entry.slide_id, place_of(entry.path, folder), entry.mpp, folder / entry.mask if entry.mask else None, cohort.mpp_from_objective, known)
         for entry in entries.values()
     ]
     outcomes = {opening.slide_id: outcome for opening, outcome in each(identify, openings, seconds=OPEN_SECONDS, step="open")}

@@ -8,9 +8,7 @@ anything else. A keyword-only `tracker: Tracker` is given the run of this execut
 import argparse
 import ctypes
 import inspect
-import os
 import platform
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from hnm.errors import HnmError
 from hnm.experiments.ledger import cost_so_far, dvc_name, write_cost
 from hnm.experiments.state import running_stage
 from hnm.params import Params, load_params
+from hnm.processes import die_with_parent
 from hnm.store import project_root
 
 
@@ -39,7 +38,7 @@ def takes_tracker(main: Callable[..., None]) -> bool:
 
 def run(main: Callable[..., None]) -> None:
     """Runs the stage `main` with the process's arguments and the params.yaml of the working directory."""
-    _die_with_parent()
+    die_with_parent()
     _keep_freed_memory()
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     for name, kind in flags_of(main).items():
@@ -72,15 +71,6 @@ def _run_tracked(main: Callable[..., None], stage: str, arguments: dict[str, Pat
 
     with track_stage(stage, arguments, sections, params) as tracker:
         main(**arguments, **sections, tracker=tracker)
-
-
-def _die_with_parent() -> None:
-    """Ends this process when `dvc repro` is killed; else it would go on and write its outputs later."""
-    if sys.platform == "linux":
-        parent, pr_set_pdeathsig = os.getppid(), 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _keep_freed_memory() -> None:

@@ -19,7 +19,8 @@ from hnm.draws import seed_of
 from hnm.errors import CohortError, SlideError
 from hnm.params import ID, Split
 from hnm.slides.reader import OpenSlideReader
-from hnm.store import digest_of
+from hnm.slides.remote import fetched, is_url, version_of
+from hnm.store import Store, code_version, digest_of, key_of, read_json, write_json
 from hnm.tables import QUARANTINE
 
 REQUIRED = ("slide_id", "path", "label")
@@ -37,7 +38,7 @@ class Entry:
 
     slide_id: str
     path: str
-    """As written; a relative path counts from the manifest's folder."""
+    """As written: a URL, or a path; a relative one counts from the manifest's folder."""
     label: int
     patient_id: str
     split: str | None
@@ -55,12 +56,26 @@ class Opening:
     """One slide to open."""
 
     slide_id: str
-    path: Path
+    source: str
+    """Absolute path or URL of its file."""
     mpp: float | None
     """µm per pixel that override the file's."""
     mask: Path | None = None
     mpp_from_objective: bool = False
     """Whether the objective power may tell the µm per pixel of a file that does not."""
+    known: Store | None = None
+    """Where what a URL's file states is kept, so that a slide that did not change is not fetched again."""
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a slide's file says of itself, without a look at pixels."""
+
+    vendor: str
+    mpp: tuple[float, float] | None
+    objective_power: float | None
+    dimensions: tuple[int, int]
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -125,30 +140,48 @@ def check_classes(labels: Mapping[str, int], splits: Mapping[str, str], where: s
 
 def identify(opening: Opening) -> Identity:
     """Opens a slide and takes its identity. Raises `SlideError` of step `open`, `mpp` or, where its mask is missing, `tissue`."""
-    with OpenSlideReader(opening.path) as slide:
-        known, power = (opening.mpp, opening.mpp) if opening.mpp is not None else slide.mpp, None
-        if known is None:
-            if slide.objective_power is None or not opening.mpp_from_objective:
-                raise SlideError(
-                    "its file states no µm per pixel; give them in the manifest's column mpp"
-                    + (f", or set cohort.mpp_from_objective: its objective has power {slide.objective_power:g}" if slide.objective_power else ""),
-                    step="mpp",
-                )
-            power = slide.objective_power
-            if power not in OBJECTIVE_MPP:
-                raise SlideError(
-                    f"its file states no µm per pixel, and its objective power {power:g} is none of {', '.join(f'{known:g}' for known in OBJECTIVE_MPP)};"
-                    " give the µm per pixel in the manifest's column mpp",
-                    step="mpp",
-                )
-            known = (OBJECTIVE_MPP[power], OBJECTIVE_MPP[power])
-        if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in known):
-            raise SlideError(
-                f"its file states {known[0]:.4g} x {known[1]:.4g} µm per pixel, not within {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g};"
-                " give the true value in the manifest's column mpp",
-                step="mpp",
-            )
-        return Identity(slide.vendor, known, power, slide.dimensions, slide.fingerprint(), _mask_digest(opening.mask))
+    stated = _stated_at_url(opening.source, opening.known) if is_url(opening.source) and opening.known else _stated(opening.source)
+    mpp, power = (opening.mpp, opening.mpp) if opening.mpp is not None else stated.mpp, None
+    if mpp is None:
+        power, mpp = _power_and_mpp(stated, opening)
+    if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in mpp):
+        raise SlideError(
+            f"its file states {mpp[0]:.4g} x {mpp[1]:.4g} µm per pixel, not within {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g};"
+            " give the true value in the manifest's column mpp",
+            step="mpp",
+        )
+    return Identity(stated.vendor, mpp, power, stated.dimensions, stated.fingerprint, _mask_digest(opening.mask))
+
+
+def _power_and_mpp(stated: Stated, opening: Opening) -> tuple[float, tuple[float, float]]:
+    """The objective power of a file that states no µm per pixel, and those that scanners have with it."""
+    power = stated.objective_power
+    if power is None or not opening.mpp_from_objective:
+        allow = f", or set cohort.mpp_from_objective: its objective has power {power:g}" if power else ""
+        raise SlideError(f"its file states no µm per pixel; give them in the manifest's column mpp{allow}", step="mpp")
+    if power not in OBJECTIVE_MPP:
+        plausible = ", ".join(f"{known:g}" for known in OBJECTIVE_MPP)
+        raise SlideError(
+            f"its file states no µm per pixel, and its objective power {power:g} is none of {plausible}; give the µm per pixel in the manifest's column mpp",
+            step="mpp",
+        )
+    return power, (OBJECTIVE_MPP[power], OBJECTIVE_MPP[power])
+
+
+def _stated(source: str) -> Stated:
+    with fetched(source) as path, OpenSlideReader(path) as slide:
+        return Stated(slide.vendor, slide.mpp, slide.objective_power, slide.dimensions, slide.fingerprint())
+
+
+def _stated_at_url(url: str, store: Store) -> Stated:
+    """As `_stated`, from `store` where the URL has the size and entity tag that it had."""
+    version = version_of(url)
+    kept = store.path("stated", key_of(url=url, size=version.size, etag=version.etag, code=code_version("hnm.slides.reader")), ".json")
+    if not kept.exists():
+        write_json(vars(_stated(url)), kept)
+    value = read_json(kept, SlideError)
+    mpp = value["mpp"] and (value["mpp"][0], value["mpp"][1])
+    return Stated(value["vendor"], mpp, value["objective_power"], (value["dimensions"][0], value["dimensions"][1]), value["fingerprint"])
 
 
 def check_twins(fingerprints: Mapping[str, str]) -> None:
@@ -252,7 +285,7 @@ def _check_unique(entries: Iterable[Entry], path: Path) -> None:
         if entry.slide_id in ids:
             raise CohortError(f"{path}: slide_id={entry.slide_id} stands there twice; give each slide its own")
         ids.add(entry.slide_id)
-        file = os.path.realpath(path.parent / entry.path)
+        file = entry.path if is_url(entry.path) else os.path.realpath(path.parent / entry.path)
         if file in files:
             raise CohortError(f"{path}: slides {files[file]} and {entry.slide_id} are the same file {entry.path}; list it once")
         files[file] = entry.slide_id

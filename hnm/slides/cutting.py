@@ -16,6 +16,7 @@ from hnm.slides.masks import read_mask
 from hnm.slides.pack import PackTile, encode, write_pack
 from hnm.slides.raw_tiles import open_slide
 from hnm.slides.reader import RegionError, Slide, Thumbnail, thumbnail
+from hnm.slides.remote import fetched, place_of
 from hnm.slides.storage import StorageError
 from hnm.slides.tiling import Grid, grid_of, tile_pixels, tissue_shares
 from hnm.slides.tissue import Mask, tissue_mask
@@ -26,7 +27,8 @@ class Layout:
     """What decides where the tiles of one slide lie."""
 
     slide_id: str
-    path: Path
+    source: str
+    """Absolute path or URL of its file."""
     mpp: tuple[float, float]
     """µm per level-0 pixel along x and y: the manifest's or the file's."""
     fingerprint: str
@@ -68,7 +70,7 @@ def layouts_of(slides: pd.DataFrame, folder: Path, tissue: Tissue, tiles: Tiles)
     """A layout for each row of a `SLIDES` table; `folder` is the manifest's, from which relative paths count."""
     columns = ["slide_id", "path", "mpp_x", "mpp_y", "fingerprint", "mask", "mask_digest"]
     return [
-        Layout(slide_id, folder / path, (mpp_x, mpp_y), fingerprint, folder / mask if mask else None, mask_digest, tissue, tiles)
+        Layout(slide_id, place_of(path, folder), (mpp_x, mpp_y), fingerprint, folder / mask if mask else None, mask_digest, tissue, tiles)
         for slide_id, path, mpp_x, mpp_y, fingerprint, mask, mask_digest in slides[columns].itertuples(index=False)
     ]
 
@@ -76,10 +78,11 @@ def layouts_of(slides: pd.DataFrame, folder: Path, tissue: Tissue, tiles: Tiles)
 @contextmanager
 def opened(layout: Layout) -> Iterator[Slide]:
     """The slide of `layout`; `StorageError` where it is gone since its cohort was checked."""
-    if not layout.path.exists():
-        raise StorageError(f"{layout.path.name} is gone since the cohort was checked; mount its folder, or run again without it")
-    with open_slide(layout.path) as slide:
-        yield slide
+    with fetched(layout.source) as path:
+        if not path.exists():
+            raise StorageError(f"{path.name} is gone since the cohort was checked; mount its folder, or run again without it")
+        with open_slide(path) as slide:
+            yield slide
 
 
 def cut(cutting: Cutting) -> None:

@@ -8,7 +8,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -248,7 +248,7 @@ def _labels(path: Path) -> tuple[dict[str, int], str]:
     return known, key
 
 
-def _rows(path: Path, delimiter: str, columns: tuple[str, ...]) -> list[Mapping[str, str]]:
+def _rows(path: Path, delimiter: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = [{str(name): (value or "").strip() for name, value in row.items()} for row in csv.DictReader(stream, delimiter=delimiter)]

@@ -1,21 +1,24 @@
 """Slides are read in worker processes, so that a hang or a crash of a native library costs one slide and not the cohort."""
 
-import ctypes
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
+from functools import partial
 from typing import TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
 from hnm.errors import ParamsError, SlideError
+from hnm.processes import die_with_parent
+from hnm.slides.cluster import each_on_cluster
 from hnm.slides.storage import patiently
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+LOCAL = "local"
 
 
 def worker_count() -> int:
@@ -28,21 +31,39 @@ def worker_count() -> int:
     return int(named)
 
 
+def executor_name() -> str:
+    """Where slides are read: the environment variable HNM_EXECUTOR, or `local`, processes of this machine."""
+    return os.environ.get("HNM_EXECUTOR", LOCAL)
+
+
 def each(function: Callable[[Job], Result], jobs: Sequence[Job], *, seconds: float, step: str) -> Iterator[tuple[Job, Result | SlideError]]:
     """Each job with the result of `function(job)`, or the error that costs the slide, in order of completion.
 
     A job that takes longer than `seconds`, or ends its process, becomes a `SlideError` of `step`. While storage fails a
     job is tried again, within its `seconds`. Any other exception is a defect: it ends all. `function` and the jobs are
-    pickled; paths in them must be absolute.
+    pickled; paths in them must be absolute. Where HNM_EXECUTOR names a cluster, they run there.
     """
     if not jobs:
         return
-    workers = min(worker_count(), len(jobs))
+    if (executor := executor_name()) == LOCAL:
+        yield from _each_here(function, jobs, workers=worker_count(), seconds=seconds, step=step)
+    else:
+        alone = partial(_alone, function, seconds=seconds, step=step)
+        yield from each_on_cluster(alone, jobs, executor=executor, workers=worker_count(), step=step)
+
+
+def _alone(function: Callable[[Job], Result], job: Job, *, seconds: float, step: str) -> Result | SlideError:
+    """The outcome of one job, in a process of its own."""
+    ((_, outcome),) = _each_here(function, [job], workers=1, seconds=seconds, step=step)
+    return outcome
+
+
+def _each_here(function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, seconds: float, step: str) -> Iterator[tuple[Job, Result | SlideError]]:
     # forkserver: workers are forked at once from a clean process, without this one's threads and locks, that has
-    # imported what every stage file imports
+    # imported what every stage file imports, and this program's own module, which each of them would else import anew
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__, "hnm.tables"])
-    with ProcessPool(max_workers=workers, initializer=_die_with_parent, context=context) as pool:
+    context.set_forkserver_preload([function.__module__, "hnm.tables", *_program()])
+    with ProcessPool(max_workers=min(workers, len(jobs)), initializer=die_with_parent, context=context) as pool:
         try:
             job_of: dict[Future[Result | SlideError], Job] = {pool.schedule(patiently, args=[function, job], timeout=seconds): job for job in jobs}
             for future in as_completed(job_of):
@@ -50,6 +71,12 @@ def each(function: Callable[[Job], Result], jobs: Sequence[Job], *, seconds: flo
         except BaseException:
             pool.stop()  # type: ignore[no-untyped-call]
             raise
+
+
+def _program() -> list[str]:
+    """The module that `python -m` runs in this process."""
+    spec = sys.modules["__main__"].__spec__
+    return [] if spec is None or spec.name.endswith("__main__") else [spec.name]
 
 
 def _outcome(future: Future[Result | SlideError], seconds: float, step: str) -> Result | SlideError:
@@ -61,10 +88,3 @@ def _outcome(future: Future[Result | SlideError], seconds: float, step: str) -> 
         return SlideError(f"it took longer than {seconds:g} s and was given up", step=step)
     except ProcessExpired as error:
         return SlideError(f"the process that read it died (exit code {error.exitcode})", step=step)
-
-
-def _die_with_parent() -> None:
-    """Ends a hanging worker when the stage is killed."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

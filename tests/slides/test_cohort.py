@@ -175,10 +175,10 @@ def test_quarantine_rows():
 
 def test_an_identity(tmp_path, tiny):
     path = tiny.aperio(tmp_path / "a.svs", tiny.painted(100, 130), mpp=0.25)
-    identity = identify(Opening("a", path, None))
+    identity = identify(Opening("a", str(path), None))
     assert (identity.vendor, identity.mpp, identity.dimensions) == ("aperio", (0.25, 0.25), (130, 100))
-    assert identify(Opening("a", path, 0.5)).mpp == (0.5, 0.5)
-    assert identify(Opening("a", path, 0.5)).fingerprint == identity.fingerprint
+    assert identify(Opening("a", str(path), 0.5)).mpp == (0.5, 0.5)
+    assert identify(Opening("a", str(path), 0.5)).fingerprint == identity.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -194,14 +194,14 @@ def test_an_identity(tmp_path, tiny):
 def test_a_slide_without_a_plausible_mpp(tmp_path, tiny, mpp, message):
     path = tiny.aperio(tmp_path / "a.svs", tiny.painted(100, 130), mpp=mpp)
     with pytest.raises(SlideError, match=message) as caught:
-        identify(Opening("a", path, None))
+        identify(Opening("a", str(path), None))
     assert caught.value.step == "mpp"
-    assert identify(Opening("a", path, 0.5)).mpp == (0.5, 0.5)
+    assert identify(Opening("a", str(path), 0.5)).mpp == (0.5, 0.5)
 
 
 def test_mpp_from_a_plausible_objective_power(tmp_path, tiny):
     def opening(power, mpp=None, allowed=True):
-        return Opening("a", tiny.aperio(tmp_path / f"{power}-{mpp}.svs", tiny.painted(100, 130), mpp=mpp, power=power), None, None, allowed)
+        return Opening("a", str(tiny.aperio(tmp_path / f"{power}-{mpp}.svs", tiny.painted(100, 130), mpp=mpp, power=power)), None, None, allowed)
 
     for power, mpp in ((40, 0.25), (20, 0.5), (10, 1.0)):
         identity = identify(opening(power))

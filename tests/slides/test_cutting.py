@@ -18,7 +18,7 @@ def cutting(path, pack, mpp=(1.0, 1.0), **changes):
 
 
 def layout(path, mpp=(1.0, 1.0), mask=None, **changes):
-    return Layout("s-1", path, mpp, "f", mask, "", TISSUE, TILES.model_copy(update=changes))
+    return Layout("s-1", str(path), mpp, "f", mask, "", TISSUE, TILES.model_copy(update=changes))
 
 
 def test_the_tiles_of_a_slide(tmp_path, tiny):

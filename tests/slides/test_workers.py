@@ -33,7 +33,7 @@ def test_a_crash_costs_one_slide(monkeypatch):
 
 
 def test_what_is_wrong_with_a_slide_comes_back_with_its_step(tmp_path):
-    ((_, outcome),) = each(identify, [Opening("a", tmp_path / "none.svs", None)], seconds=60, step="tiles")
+    ((_, outcome),) = each(identify, [Opening("a", str(tmp_path / "none.svs"), None)], seconds=60, step="tiles")
     assert isinstance(outcome, SlideError)
     assert (str(outcome), outcome.step) == ("none.svs does not exist", "open")
 
