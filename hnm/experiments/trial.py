@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,6 +101,12 @@ class RoundResult:
     log_loss: float
     slide_scores: Path
     """The table `SLIDE_SCORES`."""
+    tile_scores: Path
+    """The table `TILE_SCORES`."""
+    mined: Path
+    """The table `MINED`, empty in round 0."""
+    finetune_seconds: float
+    """Processor time of fine-tuning; next to none where the encoder was kept from before."""
 
     def value(self, smallest_auc_step: float) -> float:
         """One number that orders rounds by AUC, ties by log loss: AUC - (step / 2) * loss / (1 + loss), so that no loss outweighs a step of AUC."""
@@ -120,14 +127,18 @@ class Loop:
         """The rounds of one trial, one after the other; `HnmError` where a step cannot go on with these params."""
         encoder, mined, head = self._upstream.encoder, self._upstream.mined, None
         for number in range(len(params.rounds)):
+            seconds = 0.0
             with sealed(self._upstream.test_truth):
                 if head is not None:
                     mined = self._mined(head, encoder, number, params) / "mined.parquet"
+                    start = time.process_time()
                     encoder = self._encoder(mined, encoder, params)
+                    seconds = time.process_time() - start
                 head = self._head(encoder, mined, params)
                 with (head / "head" / "history.csv").open(encoding="utf-8", newline="") as stream:
                     best = kept_epoch([{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(stream)])
-            yield RoundResult(number, best["validation_auc"], best["validation_loss"], head / "slides.parquet")
+            scores = (head / "slides.parquet", head / "tiles.parquet")
+            yield RoundResult(number, best["validation_auc"], best["validation_loss"], *scores, mined, seconds)
 
     def _head(self, encoder: Path, mined: Path, params: Params) -> Path:
         """Folder of `head/`, `tiles.parquet`, `slides.parquet` and `cross_fitted.parquet`."""

@@ -35,7 +35,7 @@ class FormulaLoop(Loop):
         for number in range(2):
             if self.stop and len(self.run) == self.stop[0] and number == 0:
                 raise self.stop[1]
-            yield RoundResult(number, 0.5 + 0.25 * number - (params.ranking.margin - 0.75) ** 2 / 4, 0.5 + params.head.seed, Path())
+            yield RoundResult(number, 0.5 + 0.25 * number - (params.ranking.margin - 0.75) ** 2 / 4, 0.5 + params.head.seed, Path(), Path(), Path(), 0.0)
 
 
 def run(folder: Path, upstream: Upstream, loop: Loop, *, trials: int = 6, params: Params | None = None, storage: str | None = None) -> list[str]:

@@ -125,9 +125,9 @@ def test_a_seal_leaves_the_rest_open(data: Path) -> None:
 
 @pytest.mark.parametrize(("better", "worse"), [((0.75, 9.0), (0.625, 0.1)), ((0.75, 0.2), (0.75, 0.3)), ((0.5, 50.0), (0.5, 60.0))])
 def test_a_value_orders_by_auc_and_then_by_log_loss(better: tuple[float, float], worse: tuple[float, float]) -> None:
-    values = [RoundResult(0, *numbers, Path()).value(0.5 / 9) for numbers in (better, worse)]
+    values = [RoundResult(0, *numbers, Path(), Path(), Path(), 0.0).value(0.5 / 9) for numbers in (better, worse)]
     assert values[0] > values[1]
-    assert RoundResult(0, 0.75, 1.0, Path()).value(0.125) == 0.75 - 0.125 / 4
+    assert RoundResult(0, 0.75, 1.0, Path(), Path(), Path(), 0.0).value(0.125) == 0.75 - 0.125 / 4
 
 
 def test_the_smallest_step_of_auc_is_half_a_pair(data: Path) -> None:
