@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY ?= passive
 UI_PORT ?= 5000
 
-.PHONY: help setup demo repro rounds ui test lint test-services pictures clean
+.PHONY: help setup demo repro rounds ui test lint test-services soak pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,12 +43,15 @@ lint: | setup ## style, types, layers
 	lint-imports
 
 test: lint ## lint, types, layers and the whole suite
-	pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not services'
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not services and not soak'
 
 test-services: | setup ## what needs a browser, dask or S3; installs them, Chromium where it may
 	@command -v chromium chromium-browser google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || echo "no Chromium, and none can be installed"
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,services]'
 	pytest -m services -rs
+
+soak: | setup ## stages killed at random moments, on 60 slides: some minutes
+	pytest -m soak -s tests/soak
 
 pictures: results/report.html ## the README's picture, from the report of the last run; needs Chromium
 	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir=$$(mktemp -d) --window-size=1200,1330 \
