@@ -295,6 +295,8 @@ class Compute(Section):
     """Of the encoder's passes; heads are always trained in float32. `auto` is bfloat16 on a GPU that has it, and float32 on a CPU."""
     threads: Count = 2
     """Torch's threads: its CPU results differ by their number."""
+    processes: Count = 1
+    """Processes that share fine-tuning and SimCLR, with a GPU each where there are GPUs; they draw other views than one alone."""
 
 
 class Dimension(Section):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hnm.experiments.tracking import Tracker
 from hnm.loop.encoder import first_encoder
+from hnm.loop.launch import share_among_processes
 from hnm.params import Compute, Encoder, Simclr
 from hnm.tables import MINED
 from pipelines import stage
@@ -20,4 +21,5 @@ def main(packs: Path, train_labels: Path, folder: Path, mined: Path, *, encoder:
 
 
 if __name__ == "__main__":
+    share_among_processes("pipelines.encoder")
     stage.run(main)

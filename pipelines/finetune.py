@@ -5,6 +5,7 @@ from pathlib import Path
 from hnm import params
 from hnm.experiments.tracking import Tracker
 from hnm.loop.finetune import finetune_encoder
+from hnm.loop.launch import share_among_processes
 from pipelines import stage
 
 
@@ -29,4 +30,5 @@ def main(
 
 
 if __name__ == "__main__":
+    share_among_processes("pipelines.finetune")
     stage.run(main)

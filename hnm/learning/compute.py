@@ -1,7 +1,9 @@
 """How torch computes: on which device, in which precision, with how many threads, and the same way each time."""
 
+import contextlib
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,6 +18,10 @@ class Machine:
 
     device: torch.device
     precision: Literal["float32", "bfloat16"] = "float32"
+    rank: int = 0
+    """Which of the processes that train together this one is."""
+    ranks: int = 1
+    """How many they are."""
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass: with `bfloat16`, matrix products and convolutions take and give it; weights stay float32."""
@@ -39,6 +45,38 @@ def set_up_torch(section: params.Compute) -> Machine:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = pick_device(section.device)
     return Machine(device, pick_precision(section.precision, device))
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes: of those that torchrun started the first, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def joined(machine: Machine, processes: int) -> Iterator[Machine]:
+    """This process as one of `processes` that train together, each on a GPU of its own where there are GPUs; torchrun started them.
+
+    Raises:
+        EncoderError: torchrun started another number of processes, or none.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != processes:
+        raise EncoderError(
+            f"compute.processes={processes}, but {started} train here; the stages encoder and finetune start them by themselves, "
+            f"elsewhere use torchrun --nproc-per-node={processes}, or set compute.processes to {started}"
+        )
+    if processes == 1:
+        yield machine
+        return
+    device = machine.device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield replace(machine, device=device, rank=torch.distributed.get_rank(), ranks=processes)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def pick_device(device: str) -> torch.device:

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,10 @@ def train_by_contrast(
     encoder gave them at first, for all tiles share so much of a feature that raw ones look alike at a low temperature,
     and the contrast may then collapse. Tiles are read and decoded in the background, a few steps ahead.
 
+    Where several processes train, each takes its share of a step's tiles, and the loss sees the views of all: loss and
+    gradients are those of one process with the same views. Each process draws views for its own tiles, and batch
+    normalisation that is not frozen takes its statistics from them; its running ones are averaged at the end.
+
     Args:
         encoder: put on the machine's device for the training, and back on the CPU.
         read: reads tiles.
@@ -59,50 +64,112 @@ def train_by_contrast(
         batches: epoch, from 1 -> the rows of each step.
         loss_of: the loss of a step.
         section: the settings.
-        machine: where, and in which precision, to train; the loss is computed in float32.
+        machine: where, in which precision and with how many processes to train; the loss is computed in float32.
         on_epoch: told of each epoch.
         name: the section's name in params.yaml.
         frozen_batch_norm: whether batch normalisation keeps its statistics.
 
     Raises:
-        FinetuneError: the loss is no longer finite.
+        FinetuneError: the loss is no longer finite, or the processes cannot share a step's tiles evenly.
     """
     encoder = encoder.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sample = np.linspace(0, count - 1, min(count, SAMPLE)).astype(np.int64)
     projection = _make_projection(_features(encoder, read, sample, section.batch_tiles, machine), section).to(machine.device)
     model = nn.Sequential(encoder, projection)
-    optimiser = torch.optim.AdamW(
-        [weight for weight in model.parameters() if weight.requires_grad], lr=section.learning_rate, weight_decay=section.weight_decay
-    )
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay)
+    only = (machine.rank,) if machine.ranks > 1 else ()
     history: list[dict[str, float]] = []
     for epoch in range(1, section.epochs + 1):
         model.train()
         if frozen_batch_norm:
             _freeze_batch_norm(model)
-        steps = batches(epoch)
+        steps = [shares_of(rows, machine.ranks, name) for rows in batches(epoch)]
         sums: dict[str, Tensor] = {}
-        for step, (rows, tiles) in enumerate(read_ahead(read, steps)):
+        for step, (_, tiles) in enumerate(read_ahead(read, [shares[machine.rank] for shares in steps])):
             rate = learning_rate(section, epoch - 1 + step / len(steps))
             for group in optimiser.param_groups:
                 group["lr"] = rate
             pixels = to_input(tiles, machine.device)
-            views = [random_views(pixels, section.views, seed_of(section.seed, "views", epoch, step, view)) for view in range(2)]
-            with machine.autocast():
-                projected = model(torch.cat(views).contiguous(memory_format=torch.channels_last))
-            parts = loss_of(projected, np.tile(rows, 2), epoch)
-            loss = parts["loss"]
-            if not torch.isfinite(loss):
-                raise FinetuneError(f"the contrastive loss is {loss.item()} in epoch {epoch}; lower {name}.learning_rate={section.learning_rate:g}")
+            views = [random_views(pixels, section.views, seed_of(section.seed, "views", epoch, step, view, *only)) for view in range(2)]
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            parts = differentiate(model, torch.cat(views), steps[step], loss_of, epoch, machine)
+            if not torch.isfinite(parts["loss"]):
+                raise FinetuneError(f"the contrastive loss is {parts['loss'].item()} in epoch {epoch}; lower {name}.learning_rate={section.learning_rate:g}")
             optimiser.step()
-            for part, value in {**parts, "spread": spread(projected.detach())}.items():
-                sums[part] = sums.get(part, torch.zeros((), device=value.device)) + value.detach()
+            for part, value in parts.items():
+                sums[part] = sums.get(part, torch.zeros((), device=value.device)) + value
         row = {"epoch": epoch, **{part: (value / len(steps)).item() for part, value in sums.items()}, "learning_rate": learning_rate(section, epoch - 1)}
         history.append(row)
         on_epoch(epoch, row)
+    statistics = [] if frozen_batch_norm else [buffer for buffer in encoder.backbone.buffers() if buffer.is_floating_point()]
+    _add_up(statistics, machine)
+    for buffer in statistics:
+        buffer /= machine.ranks
     encoder.to("cpu").eval()
     return history
+
+
+def differentiate(model: nn.Module, views: Tensor, shares: Sequence[Rows], loss_of: LossOf, epoch: int, machine: Machine) -> dict[str, Tensor]:
+    """Loss and spread of one step over all processes, and its gradients in `model`.
+
+    Args:
+        model: views to projections.
+        views: `(views, 3, height, width)` of this process's rows: the first view of each, then the second.
+        shares: the rows of each process.
+        loss_of: the loss of a step.
+        epoch: from 1.
+        machine: which of the processes this is.
+    """
+    with machine.autocast():
+        own = model(views.contiguous(memory_format=torch.channels_last))
+    projected = _gathered(own, machine)
+    parts = loss_of(projected, np.concatenate([np.tile(rows, 2) for rows in shares]), epoch)
+    parts["loss"].backward()  # type: ignore[no-untyped-call]
+    _add_up([weight.grad for weight in model.parameters() if weight.grad is not None], machine)
+    return {part: value.detach() for part, value in {**parts, "spread": spread(projected.detach())}.items()}
+
+
+def shares_of(rows: Rows, ranks: int, name: str) -> list[Rows]:
+    """The rows of a step that each of `ranks` processes takes, as many for each; `name` is the section's for the error."""
+    if len(rows) % ranks:
+        raise FinetuneError(f"a step of {len(rows)} tiles cannot be shared evenly by compute.processes={ranks}; make {name}.batch_tiles a multiple of it")
+    return [rows[rank::ranks] for rank in range(ranks)]
+
+
+class _Gather(torch.autograd.Function):
+    """The rows of all processes, in the order of their ranks; the gradient of a process's own rows goes back to it."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor, machine: Machine) -> Tensor:
+        context.machine = machine
+        parts = [torch.empty_like(rows) for _ in range(machine.ranks)]
+        torch.distributed.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # every process computes the same loss of the same rows, so that its own part of the gradient is the whole loss's
+        return gradient.chunk(context.machine.ranks)[context.machine.rank], None
+
+
+def _gathered(rows: Tensor, machine: Machine) -> Tensor:
+    """The `rows` `(rows, features)` of all processes behind each other, in float32 where there are several; differentiable."""
+    if machine.ranks == 1:
+        return rows
+    joint: Tensor = _Gather.apply(rows.float().contiguous(), machine)  # type: ignore[no-untyped-call]
+    return joint
+
+
+@torch.no_grad()
+def _add_up(tensors: Sequence[Tensor], machine: Machine) -> None:
+    """Puts in place of each tensor its sum over the processes."""
+    if machine.ranks == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def learning_rate(section: params.Contrast, epochs: float) -> float:

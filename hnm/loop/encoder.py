@@ -6,7 +6,7 @@ import numpy as np
 
 from hnm import params
 from hnm.draws import seed_of
-from hnm.learning.compute import set_up_torch
+from hnm.learning.compute import first_process, joined, set_up_torch
 from hnm.learning.encoder import make_encoder, save_encoder
 from hnm.learning.fit_simclr import fit_simclr
 from hnm.learning.history import OnEpoch, write_history
@@ -20,14 +20,16 @@ def first_encoder(
     """Writes round 0's encoder into `folder`, and its history where it was trained.
 
     Of `train_labels` the slide ids alone are used: they say which slides are train. Pretrained weights read no tile.
+    Of several processes (`compute.processes`) the first one writes.
 
     Returns:
-        The history, empty where nothing was trained.
+        The history, empty where nothing was trained or another process tells of it.
     """
     machine = set_up_torch(compute)
     made = make_encoder(encoder)
     if encoder.source == "pretrained":
-        save_encoder(made, folder)
+        if first_process():
+            save_encoder(made, folder)
         return []
     supply = Packs(packs)
     train = [slide_id for slide_id in sorted(LABELS.read(train_labels)["slide_id"]) if (packs / f"{slide_id}.h5").exists()]
@@ -35,7 +37,10 @@ def first_encoder(
     slide_ids, tiles = np.repeat(np.array(train, dtype=np.str_), counts), np.concatenate([np.arange(count) for count in (0, *counts)])
     chosen = np.sort(np.random.default_rng(seed_of(simclr.seed, "simclr tiles")).permutation(len(tiles))[: simclr.max_tiles])
     slide_ids, tiles = slide_ids[chosen], tiles[chosen]
-    history = fit_simclr(made, lambda rows: supply.tiles(slide_ids[rows], tiles[rows]), len(tiles), simclr, machine, on_epoch)
+    with joined(machine, compute.processes) as machine:
+        history = fit_simclr(made, lambda rows: supply.tiles(slide_ids[rows], tiles[rows]), len(tiles), simclr, machine, on_epoch)
+    if not first_process():
+        return []
     save_encoder(made, folder)
     write_history(history, folder / "history.csv")
     return history
