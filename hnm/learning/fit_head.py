@@ -35,20 +35,29 @@ def fit_head(
 ) -> tuple[Head, list[dict[str, float]]]:
     """The head of the best validation epoch, and the history: one mapping an epoch.
 
-    A step takes one positive and one negative slide. An epoch shows every slide: those of the smaller class are drawn
-    again until the larger class is through. The best epoch has the highest validation AUC; ties go to the lower
-    validation log loss, then to the earlier epoch. An epoch of the kind `mined` is one of its penalties.
+    A step takes one slide of each class, of two a positive and a negative one. An epoch shows every slide: those of the
+    smaller classes are drawn again until the largest is through. The best epoch has the highest validation AUC; ties go
+    to the lower validation log loss, then to the earlier epoch. An epoch of the kind `mined` is one of its penalties.
+
+    There are as many classes as the highest label of the train slides says, at least two. Of more than two, each is
+    trained against the rest: the losses are the means over the pairs of a class and another, and so is validation's AUC
+    the mean over the classes.
 
     Raises:
-        HeadError: train, its mined tiles or validation lack a class, or the loss is no longer finite.
+        HeadError: train, its mined tiles or validation lack a class, validation has one more, there are more than the
+            kind of head tells apart, or the loss is no longer finite.
     """
+    classes = max(2, 1 + max((slide.label for slide in train), default=0))
     for split, slides in (("train", train), ("validation", validation)):
-        for label in (0, 1):
+        for label in range(classes):
             if not any(slide.label == label for slide in slides):
                 raise HeadError(
-                    f"no {split} slide with label {label} has tiles; the head needs both classes: add slides or look into data/tiles/quarantine.csv"
+                    f"no {split} slide with label {label} has tiles; the head needs {'both' if classes == 2 else f'all {classes}'} classes: "
+                    "add slides or look into data/tiles/quarantine.csv"
                 )
-    head = make_head(train[0].features.shape[1], section)
+    if strange := [slide for slide in validation if slide.label >= classes]:
+        raise HeadError(f"validation slide {strange[0].slide_id} has label {strange[0].label}, which no train slide has; move slides or correct the label")
+    head = make_head(train[0].features.shape[1], section, classes)
     _standardise(head, train)
     history: list[dict[str, float]] = []
     best_rank, best_state = (-np.inf, -np.inf), copy.deepcopy(head.state_dict())
@@ -81,7 +90,7 @@ def _epochs(head: Head, train: Sequence[LabelledSlide], section: params.Head, ra
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, section.epochs) if section.schedule == "cosine" else None
     for epoch in range(1, section.epochs + 1):
         rate = optimiser.param_groups[0]["lr"]
-        losses = _train_epoch(head, optimiser, pairs(train, section.seed, epoch), section, ranking)
+        losses = _train_epoch(head, optimiser, steps_of(train, section.seed, epoch, head.classes), section, ranking)
         if scheduler:
             scheduler.step()
         yield {**losses, "learning_rate": rate}
@@ -97,13 +106,12 @@ def _penalties(head: Mined, train: Sequence[LabelledSlide]) -> Iterator[dict[str
         yield {"loss": loss, "tile_loss": cross_entropy_}
 
 
-def pairs(train: Sequence[LabelledSlide], seed: int, epoch: int) -> Iterator[tuple[LabelledSlide, LabelledSlide]]:
-    """The steps of an epoch: (positive slide, negative slide). No slide is left out; the smaller class is drawn again."""
+def steps_of(train: Sequence[LabelledSlide], seed: int, epoch: int, classes: int = 2) -> Iterator[tuple[LabelledSlide, ...]]:
+    """The steps of an epoch: a slide of each label, the highest label first. No slide is left out; the smaller classes are drawn again."""
     generator = np.random.default_rng(seed_of(seed, "head pairs", epoch))
-    positive = [slide for slide in train if slide.label == 1]
-    negative = [slide for slide in train if slide.label == 0]
-    steps = max(len(positive), len(negative))
-    yield from zip(_shuffled(positive, steps, generator), _shuffled(negative, steps, generator), strict=True)
+    of_label = [[slide for slide in train if slide.label == label] for label in reversed(range(classes))]
+    steps = max(len(slides) for slides in of_label)
+    yield from zip(*(_shuffled(slides, steps, generator) for slides in of_label), strict=True)
 
 
 def _shuffled(slides: list[LabelledSlide], count: int, generator: np.random.Generator) -> list[LabelledSlide]:
@@ -113,13 +121,13 @@ def _shuffled(slides: list[LabelledSlide], count: int, generator: np.random.Gene
 
 
 def _train_epoch(
-    head: Head, optimiser: torch.optim.Optimizer, steps: Iterator[tuple[LabelledSlide, LabelledSlide]], section: params.Head, ranking: params.Ranking
+    head: Head, optimiser: torch.optim.Optimizer, steps: Iterator[tuple[LabelledSlide, ...]], section: params.Head, ranking: params.Ranking
 ) -> dict[str, float]:
     """One pass; the means over its steps of the loss and of its unweighted parts."""
     head.train()
     parts = []
-    for positive, negative in steps:
-        slide_loss, tile_loss, rank_loss = step_losses(head, head(positive.features), head(negative.features), ranking)
+    for slides in steps:
+        slide_loss, tile_loss, rank_loss = step_losses(head, [head(slide.features) for slide in slides], ranking)
         loss = section.slide_weight * slide_loss + section.tile_weight * tile_loss + ranking.weight * rank_loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -129,8 +137,23 @@ def _train_epoch(
     return dict(zip(("loss", "slide_loss", "tile_loss", "ranking_loss"), means, strict=True))
 
 
-def step_losses(head: Head, positive: HeadOutput, negative: HeadOutput, ranking: params.Ranking) -> tuple[Tensor, Tensor, Tensor]:
-    """Slide, tile and ranking loss of one step, unweighted; the first two are means over the two slides. The tile loss is the head's own."""
+def step_losses(head: Head, outputs: Sequence[HeadOutput], ranking: params.Ranking) -> tuple[Tensor, Tensor, Tensor]:
+    """Slide, tile and ranking loss of one step, unweighted: the means over the pairs of a label that the head has logits for and another.
+
+    Args:
+        head: its tile loss is its own.
+        outputs: what it says of a slide of each label, the highest label first.
+        ranking: the ranking loss's settings.
+    """
+    of_label = outputs[::-1]
+    pairs = [(of_label[label].of(label), other.of(label)) for label in head.labels for other in of_label if other is not of_label[label]]
+    losses = [_pair_losses(head, positive, negative, ranking) for positive, negative in pairs]
+    slide, tile, rank = (torch.stack(parts).mean() for parts in zip(*losses, strict=True))
+    return slide, tile, rank
+
+
+def _pair_losses(head: Head, positive: HeadOutput, negative: HeadOutput, ranking: params.Ranking) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses of a slide of a class and one of another, by the logits of the class; the first two are means over the two slides."""
     labels = torch.tensor([1.0, 0.0], device=positive.slide_logit.device)
     slide_loss = cross_entropy(torch.stack([positive.slide_logit, negative.slide_logit]), labels)
     tile_loss = (head.tile_loss(positive, 1) + head.tile_loss(negative, 0)) / 2
@@ -140,8 +163,13 @@ def step_losses(head: Head, positive: HeadOutput, negative: HeadOutput, ranking:
 
 @torch.inference_mode()
 def validate(head: Head, slides: Sequence[LabelledSlide]) -> tuple[float, float]:
-    """Slide AUC and log loss of a head on labelled slides of both classes."""
+    """Slide AUC and log loss of a head on labelled slides of all classes; of more than two the means over the classes, each against the rest."""
     head.eval()
-    logits = torch.stack([head(slide.features).slide_logit for slide in slides]).cpu()
-    labels = torch.tensor([float(slide.label) for slide in slides])
-    return float(roc_auc_score(labels.numpy(), logits.numpy())), float(cross_entropy(logits, labels))
+    outputs = [head(slide.features) for slide in slides]
+    numbers = []
+    for label in head.labels:
+        logits = torch.stack([output.of(label).slide_logit for output in outputs]).cpu()
+        truth = torch.tensor([float(slide.label == label) for slide in slides])
+        numbers.append((float(roc_auc_score(truth.numpy(), logits.numpy())), float(cross_entropy(logits, truth))))
+    auc, log_loss = (float(np.mean(values)) for values in zip(*numbers, strict=True))
+    return auc, log_loss

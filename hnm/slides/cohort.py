@@ -247,7 +247,7 @@ def _entry(row: dict[str | None, str | None], where: str) -> Entry:
     if not cells["path"]:
         raise CohortError(f"{where}: path is empty")
     if cells["label"] not in {"0", "1"}:
-        raise CohortError(f"{where}: label={cells['label']!r} is not 0 or 1")
+        raise CohortError(f"{where}: label={cells['label']!r} is not 0 or 1; the pipeline tells two classes apart: make one class 1 and the rest 0")
     if "split" in cells and cells["split"] not in SPLITS:
         raise CohortError(f"{where}: split={cells['split']!r} is not one of {', '.join(SPLITS)}; leave the whole column out to have it drawn")
     return Entry(

@@ -8,7 +8,7 @@ import torch
 
 from hnm import params
 from hnm.errors import HeadError
-from hnm.learning.fit_head import LabelledSlide, fit_head, pairs, step_losses, validate
+from hnm.learning.fit_head import LabelledSlide, fit_head, step_losses, steps_of, validate
 from hnm.learning.heads import KINDS, HeadOutput, make_head
 
 RANKING = params.Ranking(top_k=2, weight=1.0)
@@ -33,19 +33,19 @@ def no_one(epoch: int, metrics: object) -> None:
 
 def test_an_epoch_shows_every_slide_and_draws_the_smaller_class_again() -> None:
     slides = [LabelledSlide(f"n{i}", torch.zeros(1, 1), 0) for i in range(7)] + [LabelledSlide(f"p{i}", torch.zeros(1, 1), 1) for i in range(3)]
-    steps = list(pairs(slides, seed=0, epoch=1))
+    steps = list(steps_of(slides, seed=0, epoch=1))
     assert all(positive.label == 1 and negative.label == 0 for positive, negative in steps)
     assert Counter(negative.slide_id for _, negative in steps) == {f"n{i}": 1 for i in range(7)}
     drawn = Counter(positive.slide_id for positive, _ in steps)
     assert sorted(drawn.values()) == [2, 2, 3]
-    assert [n.slide_id for _, n in steps] != [n.slide_id for _, n in pairs(slides, seed=0, epoch=2)]
+    assert [n.slide_id for _, n in steps] != [n.slide_id for _, n in steps_of(slides, seed=0, epoch=2)]
 
 
 def test_step_losses_by_hand() -> None:
     zero = torch.tensor(0.0)
     positive = HeadOutput(zero, torch.tensor([0.0, -1.0]), torch.tensor([0.5, 0.5]))
     negative = HeadOutput(torch.tensor(2.0), torch.tensor([-3.0, 1.0, 0.0]), torch.ones(3) / 3)
-    slide, tile, rank = step_losses(make_head(5, SECTION), positive, negative, params.Ranking(on="logit", margin=1.0, top_k=2))
+    slide, tile, rank = step_losses(make_head(5, SECTION), [positive, negative], params.Ranking(on="logit", margin=1.0, top_k=2))
     log2, softplus2, softplus1 = 0.693147, 2.126928, 1.313262  # ln(1 + e^x)
     assert slide.item() == pytest.approx((log2 + softplus2) / 2, abs=1e-5)
     assert tile.item() == pytest.approx((log2 + softplus1) / 2, abs=1e-5)
@@ -55,7 +55,7 @@ def test_step_losses_by_hand() -> None:
 def test_the_tile_loss_of_a_step_is_the_heads_own() -> None:
     positive = HeadOutput(torch.tensor(0.0), torch.tensor([0.0, -1.0]), torch.tensor([0.5, 0.5]))
     negative = HeadOutput(torch.tensor(2.0), torch.tensor([-3.0, 1.0, 0.0]), torch.ones(3) / 3)
-    tile = step_losses(make_head(5, params.Head(kind="inherit")), positive, negative, RANKING)[1]
+    tile = step_losses(make_head(5, params.Head(kind="inherit")), [positive, negative], RANKING)[1]
     log2, softplus1, softplus_minus3 = 0.693147, 1.313262, 0.048587  # ln(1 + e^x)
     assert tile.item() == pytest.approx(((log2 + softplus1) / 2 + (softplus_minus3 + softplus1 + log2) / 3) / 2, abs=1e-5)
 
@@ -63,7 +63,7 @@ def test_the_tile_loss_of_a_step_is_the_heads_own() -> None:
 def test_ranking_on_scores_ranks_sigmoids() -> None:
     positive = HeadOutput(torch.tensor(0.0), torch.tensor([0.0]), torch.ones(1))
     negative = HeadOutput(torch.tensor(0.0), torch.tensor([1.0]), torch.ones(1))
-    rank = step_losses(make_head(5, SECTION), positive, negative, params.Ranking(on="score", margin=0.25, top_k=3))[2]
+    rank = step_losses(make_head(5, SECTION), [positive, negative], params.Ranking(on="score", margin=0.25, top_k=3))[2]
     assert rank.item() == pytest.approx(0.25 - 0.5 + 0.731059, abs=1e-5)
 
 

@@ -15,21 +15,30 @@ class DSMIL(Head):
     published code's two layers). As the values are linear, the features are pooled first and projected once:
     the same numbers at a fraction of the cost. The two streams stay apart, as in the published training code: the
     slide logit is the slide stream's, and the tile loss trains the tile stream by its highest logit.
+
+    Of more than two classes each has its own tile logits, critical tile, attention and pooled value, and the slide
+    logit of each is linear in the values of all (the published code's convolution); queries and values are shared.
     """
 
-    def __init__(self, features: int, section: params.Head) -> None:
+    def __init__(self, features: int, section: params.Head, classes: int = 2) -> None:
         super().__init__(features, section)
-        width = section.attention_features
-        self.tile_stream = nn.Linear(features, 1)
+        self.classes = classes
+        width, streams = section.attention_features, len(self.labels)
+        self.tile_stream = nn.Linear(features, streams)
         self.query = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.Tanh())
         self.value = nn.Linear(features, features)
-        self.slide_stream = nn.Linear(features, 1)
+        self.slide_stream = nn.Linear(streams * features, streams)
 
     def pool(self, features: Tensor) -> HeadOutput:
         """See `Head.pool`."""
-        tile_logits = self.tile_stream(features).squeeze(1)
-        queries = self.query(features)
+        tile_logits, queries = self.tile_stream(features), self.query(features)
+        attentions = [self.attend(queries, own) for own in tile_logits.unbind(dim=1)]
+        slide_logits = self.slide_stream(torch.cat([self.value(attention @ features) for attention in attentions]))
+        if self.classes == 2:
+            return HeadOutput(slide_logits.squeeze(0), tile_logits.squeeze(1), attentions[0])
+        return HeadOutput(slide_logits, tile_logits, torch.stack(attentions, dim=1))
+
+    def attend(self, queries: Tensor, tile_logits: Tensor) -> Tensor:
+        """The attention `(tiles,)` of one stream: how much each query `(tiles, width)` resembles that of the highest tile logit."""
         critical = queries[tile_logits.argmax()]
-        attention = torch.softmax(queries @ critical / queries.shape[1] ** 0.5, dim=0)
-        slide_logit = self.slide_stream(self.value(attention @ features)).squeeze(0)
-        return HeadOutput(slide_logit, tile_logits, attention)
+        return torch.softmax(queries @ critical / queries.shape[1] ** 0.5, dim=0)

@@ -13,11 +13,17 @@ class HeadOutput(NamedTuple):
     """What a head says of one slide."""
 
     slide_logit: Tensor
-    """`()`: above 0 is positive."""
+    """`()`: above 0 is positive; of a head of several classes `(classes,)`, each against the rest."""
     tile_logits: Tensor
-    """`(tiles,)`"""
+    """`(tiles,)`, or `(tiles, classes)`."""
     attention: Tensor
-    """`(tiles,)`, at least 0, sums to 1."""
+    """`(tiles,)`, at least 0, sums to 1; or `(tiles, classes)`, of which each class's does."""
+
+    def of(self, label: int) -> "HeadOutput":
+        """What is said of one of the head's `labels`, as a head of two classes says it."""
+        if self.slide_logit.ndim == 0:
+            return self
+        return HeadOutput(self.slide_logit[label], self.tile_logits[:, label], self.attention[:, label])
 
 
 class Head(nn.Module):
@@ -25,12 +31,19 @@ class Head(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    classes: int = 2
+    """The labels of slides are 0 to `classes` - 1."""
 
     def __init__(self, features: int, section: params.Head) -> None:
         super().__init__()
         self.dropout = nn.Dropout(section.dropout)
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The labels that the head has logits for: label 1 of two, each one of several."""
+        return (1,) if self.classes == 2 else tuple(range(self.classes))
 
     def standardise(self, mean: Tensor, deviation: Tensor) -> None:
         """Sets the standardisation of the features, each `(features,)`; a constant feature stays as it is."""

@@ -33,16 +33,23 @@ KINDS: dict[str, type[Head]] = {
 """`head.kind` -> its class."""
 
 
-def make_head(features: int, section: params.Head) -> Head:
-    """A new head of kind `head.kind` for features of this width; its weights are drawn from `head.seed`."""
+def make_head(features: int, section: params.Head, classes: int = 2) -> Head:
+    """A new head of kind `head.kind` for features of this width; its weights are drawn from `head.seed`.
+
+    Raises:
+        HeadError: more than two classes, which only DSMIL tells apart.
+    """
+    if classes > 2 and section.kind != "dsmil":
+        raise HeadError(f"head.kind={section.kind} tells two classes apart, but there are {classes}; set head.kind to dsmil")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(section.seed, "head weights"))
-        return KINDS[section.kind](features, section)
+        return DSMIL(features, section, classes) if classes > 2 else KINDS[section.kind](features, section)
 
 
 def save_head(head: Head, section: params.Head, folder: Path) -> None:
     """The head as `folder/head.json` and `folder/weights.safetensors`; equal heads give equal bytes."""
-    write_json({"features": len(head.mean), "head": section.model_dump(mode="json")}, folder / "head.json")
+    classes = {} if head.classes == 2 else {"classes": head.classes}
+    write_json({"features": len(head.mean), **classes, "head": section.model_dump(mode="json")}, folder / "head.json")
     with whole(folder / "weights.safetensors") as temporary:
         save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, temporary)
 
@@ -55,7 +62,7 @@ def load_head(folder: Path) -> Head:
     """
     record = read_json(folder / "head.json", HeadError)
     try:
-        head = make_head(record["features"], params.Head.model_validate(record["head"]))
+        head = make_head(record["features"], params.Head.model_validate(record["head"]), record.get("classes", 2))
         head.load_state_dict(load_file(folder / "weights.safetensors"))
     except (KeyError, TypeError, ValueError, RuntimeError, FileNotFoundError, SafetensorError) as error:
         raise HeadError(f"{folder} holds no head that can be read ({error}); run the stage that makes it again") from None
