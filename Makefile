@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY ?= passive
 UI_PORT ?= 5000
 
-.PHONY: help setup demo repro rounds ui test lint test-services soak pictures clean
+.PHONY: help setup demo repro rounds cv ui test lint test-services soak pictures clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ repro: | setup ## dvc repro, and the table of rounds
 
 rounds: | setup ## the table of rounds of the last run
 	@hnm rounds
+
+cv: | setup ## cross-validation on split.folds folds, over the tiles of the last run
+	hnm cv
 
 ui: | setup ## MLflow's pages on 127.0.0.1:$(UI_PORT)
 	hnm ui --port $(UI_PORT)

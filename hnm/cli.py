@@ -65,6 +65,36 @@ def rounds() -> None:
 
 
 @app.command()
+def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is run.")] = 1) -> None:
+    """Cross-validate: the loop on split.folds folds of the patients; each slide is test once."""
+    import pandas as pd
+    from rich.console import Console
+
+    from hnm.evidence.openings import LEDGER, Opening, enter_opening
+    from hnm.evidence.pooling import out_of_fold, pooled, pooled_table
+    from hnm.experiments.cross_validation import cross_validate
+    from hnm.experiments.state import git_tags
+    from hnm.params import load_params
+    from hnm.store import digest_of, key_of, project_root, project_store, whole, write_json
+
+    root = project_root()
+    params, tags = load_params(root / "params.yaml"), git_tags(root)
+    tables = []
+    for own in cross_validate(root / "data", params, project_store(), seeds, typer.echo):
+        tables.append(out_of_fold(own.slides, seed=own.seed, fold=own.fold))
+        state = key_of(slides=own.slides.to_dict("records"))
+        commit, dirty = tags.get("mlflow.source.git.commit", ""), tags.get("hnm.git_dirty", "")
+        enter_opening(root / LEDGER, Opening(state, digest_of(root / "params.yaml"), commit, dirty, "cv"))
+    table = pd.concat(tables, ignore_index=True)
+    numbers = pooled(table, params.evaluate)
+    with whole(root / "results" / "cv" / "slides.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.9g")
+    write_json(numbers, root / "results" / "cv" / "summary.json")
+    Console().print(pooled_table(numbers))
+    typer.echo("slides results/cv/slides.csv, numbers results/cv/summary.json")
+
+
+@app.command()
 def compare(
     states: Annotated[list[str], typer.Argument(help="Git revisions, DVC experiments, MLflow summaries, `workspace`; the first is the reference.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,

@@ -51,7 +51,15 @@ class Split(Section):
     """Share of the patients, rounded."""
     test_share: PositiveShare = 0.2
     """Share of the patients, rounded."""
+    folds: Annotated[int, Field(ge=0)] = 0
+    """Folds of `hnm cv`, which deals all patients anew; no stage reads it, and 0 is for none."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _folds_leave_train(self) -> "Split":
+        if self.folds in (1, 2):
+            raise ValueError(f"folds={self.folds} leaves no train slides beside validation and test; take 3 or more, or 0 for none")
+        return self
 
     @model_validator(mode="after")
     def _leaves_train(self) -> "Split":
