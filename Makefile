@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY ?= passive
 UI_PORT ?= 5000
 
-.PHONY: help setup demo repro rounds cv ui test lint test-services soak pictures clean
+.PHONY: help setup demo repro rounds cv ui test lint test-services soak pictures clean bench-mining
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,11 @@ test-services: | setup ## what needs a browser, dask or S3; installs them, Chrom
 
 soak: | setup ## stages killed at random moments, on 60 slides: some minutes
 	pytest -m soak -s tests/soak
+
+bench-mining: | setup ## does mining help? COHORTS="name=slides.csv ..."; hours, but it goes on where it stopped; ARGS as in benchmarks/mining.py
+	@test -n "$(COHORTS)" || { echo 'name the cohorts: make bench-mining COHORTS="small=cohorts/small/slides.csv"'; exit 2; }
+	python -m benchmarks.mining $(COHORTS:%=--cohort %) $(ARGS)
+	python -m benchmarks.mining_evidence --out docs/mining_evidence.md --figure docs/images/mining_cost.png
 
 pictures: results/report.html ## the README's picture, from the report of the last run; needs Chromium
 	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir=$$(mktemp -d) --window-size=1200,1330 \

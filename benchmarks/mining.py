@@ -1,0 +1,197 @@
+"""Does mining help? Every policy at every budget, over seeds, on the same slides, with the encoder really fine-tuned.
+
+    python -m benchmarks.mining --cohort small=cohorts/small/slides.csv --policies random hard mixed all --budgets 0.1 --seeds 5
+
+Each *arm* is a pipeline: the stages' own steps with other params, run as a trial of a study is, so that arms share what
+they have in common. A seed is added to `head.seed`, `mining.seed` and `finetune.seed`: arms of one seed differ in what
+the arm names and in nothing else. An arm that is not of the grid of policies and budgets is named by `--arm`:
+
+    --arm "mixed, cross-fitted: mining.policy=mixed mining.scores=cross_fitted"
+
+Each finished arm appends a row a round to `--table`, and its test slides' scores to the parquet file of the same name.
+What the table has is not run again, and what a killed run had made of an arm is used.
+`benchmarks.mining_evidence` makes intervals and the figure.
+
+Columns: `validation_*` and `test_*` are slide metrics, `*_tile_auc` those of tiles; `false_tiles` are the tiles of a
+negative test slide, on average, that outscore the best tile of the median positive one; `purity` is the share of lesion
+tiles among the mined positives; `tile_views` how many views of tiles fine-tuning has shown to the encoder, and
+`finetune_seconds` its processor time; `settings` digests the params that made the row.
+"""
+
+import argparse
+import itertools
+import math
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+from sklearn.metrics import roc_auc_score
+
+from hnm.evidence.truth import LESION, NORMAL, tile_truth
+from hnm.experiments.space import with_seed, with_values
+from hnm.experiments.trial import Loop, RoundResult, Upstream
+from hnm.params import Params, load_params
+from hnm.slides.annotations import read_annotation
+from hnm.store import Store, expired, key_of, whole
+from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to mine: params that differ from params.yaml."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A cohort as the stages before round 0's head leave it, and the truth to judge by."""
+
+    name: str
+    params: Params
+    upstream: Upstream
+    truth: pd.DataFrame
+    """slide_id, tile, truth of all tiles of labelled slides."""
+    slides: Mapping[str, pd.DataFrame]
+    """Split -> slide_id, label, patient_id."""
+
+
+def prepare(name: str, manifest: Path, values: Mapping[str, Any], work: Path) -> Cohort:
+    """Runs the stages up to round 0's encoder in a clone of this repository, with `values` in its params.yaml."""
+    clone = work / name
+    if not clone.exists():
+        subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
+    yaml = YAML()
+    raw = yaml.load(Path("params.yaml").read_text(encoding="utf-8"))
+    for key, value in {**values, "cohort.name": name, "cohort.manifest": str(manifest.resolve())}.items():
+        *path, leaf = key.split(".")
+        section = raw
+        for part in path:
+            section = section[part]
+        section[leaf] = value
+    yaml.dump(raw, clone / "params.yaml")
+    subprocess.run(["dvc", "repro", "encoder"], cwd=clone, check=True)
+    params, upstream = load_params(clone / "params.yaml"), Upstream(clone / "data")
+    table = SLIDES.read(upstream.slides)
+    slides = {split: LABELS.read(upstream.labels(split)).merge(table[["slide_id", "patient_id"]]) for split in SPLITS}
+    annotations = {path.stem: read_annotation(path) for path in (upstream.data / "cohort" / "annotations").glob("*.geojson")}
+    labels = pd.concat(slides.values()).set_index("slide_id")["label"].to_dict()
+    aspects = dict(zip(table["slide_id"], table["mpp_x"] / table["mpp_y"], strict=True))
+    return Cohort(name, params, upstream, tile_truth(TILES.read(upstream.index), labels, annotations, aspects, params.evaluate), slides)
+
+
+def run(cohort: Cohort, arm: Arm, seed: int, store: Store) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
+    """The rows of the table, one a round, and the scores of the test slides."""
+    params = with_seed(with_values(cohort.params, arm.values), seed)
+    settings = key_of(
+        **{section: getattr(params, section).model_dump(mode="json") for section in ("embed", "head", "ranking", "mining", "finetune", "compute")}
+    )
+    rows, scores = [], []
+    for result in Loop(cohort.upstream, store).rounds(params):
+        identity = {"cohort": cohort.name, "arm": arm.name, "seed": seed, "round": result.round}
+        slides = SLIDE_SCORES.read(result.slide_scores)
+        rows.append({**identity, **judge(cohort, result, slides, params), "settings": settings[:12]})
+        scores.append(cohort.slides["test"].merge(slides[["slide_id", "score"]], validate="one_to_one").assign(**identity))
+        print(rows[-1], flush=True)
+    return rows, scores
+
+
+def judge(cohort: Cohort, result: RoundResult, slides: pd.DataFrame, params: Params) -> dict[str, float | None]:
+    """What one round is worth, and what it cost."""
+    tiles, found = TILE_SCORES.read(result.tile_scores).merge(cohort.truth, on=["slide_id", "tile"]), {}
+    for split in ("validation", "test"):
+        scored = cohort.slides[split].merge(slides, on="slide_id", validate="one_to_one")
+        known = tiles[tiles["slide_id"].isin(scored["slide_id"]) & tiles["truth"].isin([LESION, NORMAL])]
+        found[f"{split}_auc"] = float(roc_auc_score(scored["label"], scored["logit"]))
+        found[f"{split}_tile_auc"] = float(roc_auc_score(known["truth"] == LESION, known["logit"]))
+    mined = MINED.read(result.mined).merge(cohort.truth, on=["slide_id", "tile"], validate="one_to_one")
+    found |= {
+        "false_tiles": _false_tiles(tiles.merge(cohort.slides["test"], on="slide_id")),
+        "purity": float((mined[mined["role"] == "positive"]["truth"] == LESION).mean()),
+        "validation_log_loss": result.log_loss,
+        "tile_views": _tile_views(mined, params),
+        "finetune_seconds": round(result.finetune_seconds, 1),
+    }
+    return {name: round(value, 6) for name, value in found.items()}
+
+
+def _false_tiles(tiles: pd.DataFrame) -> float:
+    positive, negative = (tiles[tiles["label"] == label] for label in (1, 0))
+    return float((negative["logit"] > positive.groupby("slide_id")["logit"].max().median()).sum() / negative["slide_id"].nunique())
+
+
+def _tile_views(mined: pd.DataFrame, params: Params) -> int:
+    """Two views of each tile of each step; `hnm.learning.fit_encoder.role_batches` says how many steps there are."""
+    if mined.empty:
+        return 0
+    half = params.finetune.batch_tiles // 2
+    return params.finetune.epochs * math.ceil(mined["role"].value_counts().max() / half) * half * 2 * 2
+
+
+def append(rows: Sequence[Mapping[str, Any]], scores: Sequence[pd.DataFrame], table: Path) -> None:
+    """Adds the rounds of an arm to the table, and to the scores beside it."""
+    held, kept = table.with_suffix(".parquet"), [pd.read_parquet(table.with_suffix(".parquet"))] if table.exists() else []
+    with whole(held) as temporary:
+        pd.concat([*kept, *scores], ignore_index=True).to_parquet(temporary, index=False)
+    before = [pd.read_csv(table)] if table.exists() else []
+    with whole(table) as temporary:
+        pd.concat([*before, pd.DataFrame(rows)]).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def arms_of(options: argparse.Namespace) -> list[Arm]:
+    """The grid of policies and budgets, and the arms by name."""
+    arms = []
+    for policy in options.policies:
+        for budget in [None] if policy in {"all", "none"} else options.budgets:
+            values = {"mining.policy": policy} | ({} if budget is None else {"mining.negative_fraction": budget})
+            arms.append(Arm(policy if budget is None else f"{policy} {budget:g}", values))
+    for text in options.arm:
+        name, _, settings = text.partition(":")
+        arms.append(Arm(name.strip(), settings_of(settings.split())))
+    return arms
+
+
+def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """`param=value`, the value as in YAML."""
+    yaml = YAML(typ="safe")
+    return {name: yaml.load(value) for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def main() -> None:
+    """Runs what the table lacks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cohort", action="append", required=True, help="NAME=MANIFEST, again for more")
+    parser.add_argument("--policies", nargs="*", default=["random", "hard", "mixed", "all"])
+    parser.add_argument("--budgets", nargs="*", type=float, default=[0.1], help="shares of the negatives")
+    parser.add_argument("--arm", action="append", default=[], help="NAME: param=value ..., again for more")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--set", nargs="*", default=[], help="param=value of params.yaml, for all arms")
+    parser.add_argument("--table", type=Path, default=Path("benchmarks/results/mining.csv"))
+    parser.add_argument("--work", type=Path, default=Path(".bench/mining"))
+    parser.add_argument("--keep-gigabytes", type=float, default=20, help="of features and encoders of finished arms")
+    parser.add_argument("--until", help="HH:MM; no arm is begun after it, and the same command goes on later")
+    options = parser.parse_args()
+    cohorts = [prepare(name, Path(manifest), settings_of(options.set), options.work) for name, _, manifest in (text.partition("=") for text in options.cohort)]
+    store = Store(options.work / "store")
+    for seed, cohort, arm in itertools.product(range(options.seeds), cohorts, arms_of(options)):
+        done = pd.read_csv(options.table) if options.table.exists() else pd.DataFrame(columns=["cohort", "arm", "seed"])
+        if ((done["cohort"] == cohort.name) & (done["arm"] == arm.name) & (done["seed"] == seed)).any():
+            continue
+        if options.until and time.strftime("%H:%M") >= options.until:
+            print(f"it is {options.until}: the rest waits for the same command", flush=True)
+            return
+        append(*run(cohort, arm, seed, store), options.table)
+        for kept in expired(store.kept(), now=time.time(), max_bytes=options.keep_gigabytes * 1e9):
+            store.remove(kept.path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What the table of `benchmarks.mining` says: paired differences with intervals, and quality against cost.
+
+    python -m benchmarks.mining_evidence --out docs/mining_evidence.md --figure docs/images/mining_cost.png
+
+Two arms are compared in the same round, on the same slides, over the seeds that both have. The interval of a difference
+of test slide AUCs is a percentile bootstrap that draws seeds and, within their label, patients; that of a tile AUC, of
+false tiles and of purity is Student's over the seeds.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from numpy.typing import NDArray
+from scipy import stats
+
+from hnm.store import whole
+
+Floats = NDArray[np.float64]
+RESAMPLES = 2000
+ARM = ["cohort", "arm", "seed"]
+
+
+def wins(scores: pd.DataFrame, seeds: Sequence[int]) -> tuple[Floats, pd.DataFrame, pd.DataFrame]:
+    """`(seeds, positives, negatives)`: 1 where the positive slide outscores the negative one, 1/2 where they tie; and the two tables of slides."""
+    wide = scores.pivot(index=["slide_id", "label", "patient_id"], columns="seed", values="score")[list(seeds)].sort_index()
+    positive, negative = (wide[wide.index.get_level_values("label") == label] for label in (1, 0))
+    difference = positive.to_numpy().T[:, :, None] - negative.to_numpy().T[:, None, :]
+    return (np.sign(difference) + 1) / 2, positive.index.to_frame(), negative.index.to_frame()
+
+
+def auc_difference(scores: pd.DataFrame, arm: str, against: str) -> tuple[float, float, float, int]:
+    """Mean difference of test slide AUCs, its bounds, and how many seeds both arms have; `scores` are of one cohort and round."""
+    own, other = (scores[scores["arm"] == name] for name in (arm, against))
+    seeds = sorted(set(own["seed"]) & set(other["seed"]))
+    more, positives, negatives = wins(own, seeds)
+    gain = more - wins(other, seeds)[0]
+    generator = np.random.default_rng(0)
+    drawn = []
+    for _ in range(RESAMPLES):
+        seed_weights = generator.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds))) / len(seeds)
+        rows, columns = (_patient_weights(table, generator) for table in (positives, negatives))
+        drawn.append(np.einsum("s,spn,p,n->", seed_weights, gain, rows, columns, optimize=True))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(gain.mean()), float(low), float(high), len(seeds)
+
+
+def _patient_weights(slides: pd.DataFrame, generator: np.random.Generator) -> Floats:
+    """Weights of slides that sum to 1, after patients were drawn with replacement."""
+    patients, of_slide = np.unique(slides["patient_id"], return_inverse=True)
+    weights = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)))[of_slide].astype(np.float64)
+    return weights / weights.sum()
+
+
+def difference(table: pd.DataFrame, column: str, arm: str, against: str) -> tuple[float, float, float]:
+    """Mean difference of a column over the seeds that both arms have, and Student's bounds; `table` is of one cohort and round."""
+    wide = table.pivot(index="seed", columns="arm", values=column)[[arm, against]].dropna()
+    gains = (wide[arm] - wide[against]).to_numpy(np.float64)
+    if len(gains) < 2 or not gains.std():
+        return float(gains.mean()), float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains))
+    return float(gains.mean()), float(gains.mean()) - half, float(gains.mean()) + half
+
+
+def chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """The row of each arm and seed whose round validation picks: the highest slide AUC, then the lower log loss, then the earlier round."""
+    ordered = table.sort_values([*ARM, "validation_auc", "validation_log_loss", "round"], ascending=[True, True, True, False, True, True])
+    return ordered.groupby(ARM, as_index=False).first()
+
+
+def means(table: pd.DataFrame) -> list[str]:
+    """Each arm's figures, round by round, as Markdown."""
+    lines = [
+        "| cohort | round | arm | seeds | validation AUC | test AUC | test tile AUC | false tiles | purity | tile views | fine-tuning, s |",
+        "|" + "---|" * 11,
+    ]
+    shared = table[table["round"] == 0].drop_duplicates(["cohort", "seed"]).assign(arm="before any mining")
+    for (cohort, number, arm), own in pd.concat([shared, table[table["round"] > 0]]).groupby(["cohort", "round", "arm"]):
+        cells = [f"{own[column].mean():.3f} ± {own[column].std(ddof=1):.3f}" for column in ("validation_auc", "test_auc", "test_tile_auc")]
+        cells += [f"{own['false_tiles'].mean():.2f}", "–" if own["purity"].isna().all() else f"{own['purity'].mean():.2f}"]
+        cells += [f"{own['tile_views'].mean():,.0f}", f"{own['finetune_seconds'].mean():.0f}"]
+        lines.append(f"| {cohort} | {number} | {arm} | {len(own)} | {' | '.join(cells)} |")
+    return lines
+
+
+def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str) -> list[str]:
+    """Each arm less `against`, in each round, and in the round that validation picks, as Markdown."""
+    lines = [
+        f"| cohort | round | arm less *{against}* | seeds | test slide AUC | test tile AUC | false tiles | purity |",
+        "|" + "---|" * 8,
+    ]
+    picked = chosen(table)
+    rounds = [(str(number), table[table["round"] == number]) for number in sorted(table["round"].unique()) if number] + [("validation's", picked)]
+    for cohort in sorted(table["cohort"].unique()):
+        for name, of_round in rounds:
+            own = of_round[of_round["cohort"] == cohort]
+            of_slides = scores.merge(own[[*ARM, "round"]])
+            for arm in sorted(set(own["arm"]) - {against}):
+                mean, low, high, seeds = auc_difference(of_slides, arm, against)
+                others = [difference(own, column, arm, against) for column in ("test_tile_auc", "false_tiles", "purity")]
+                cells = [f"{value:+.3f} ({bottom:+.3f} to {top:+.3f})" for value, bottom, top in [(mean, low, high), *others]]
+                lines.append(f"| {cohort} | {name} | {arm} | {seeds} | {' | '.join(cells)} |")
+    return lines
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Test slide AUC against the views of tiles that fine-tuning cost up to then; bars are standard errors over the seeds."""
+    cohorts = sorted(table["cohort"].unique())
+    figure, axes = plt.subplots(1, len(cohorts), figsize=(5.5 * len(cohorts), 4.2), squeeze=False, sharey=True, layout="constrained")
+    for axis, cohort in zip(axes[0], cohorts, strict=True):
+        own = table[table["cohort"] == cohort].sort_values("round")
+        own = own.assign(cost=own.groupby(["arm", "seed"])["tile_views"].cumsum())
+        for arm, of_arm in own[own["round"] > 0].groupby("arm"):
+            by_round = of_arm.groupby("round").agg(cost=("cost", "mean"), auc=("test_auc", "mean"), error=("test_auc", "sem"))
+            axis.errorbar(by_round["cost"], by_round["auc"], by_round["error"], marker="o", capsize=3, label=str(arm))
+        before = own[own["round"] == 0]["test_auc"].mean()
+        axis.axhline(before, color="grey", linestyle=":", label="before any mining")
+        axis.set(xscale="log", xlabel="views of tiles in fine-tuning, over all rounds", title=f"cohort {cohort}")
+    axes[0][0].set_ylabel("test slide AUC")
+    axes[0][-1].legend()
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})
+
+
+def main() -> None:
+    """Writes the tables and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, default=Path("benchmarks/results/mining.csv"))
+    parser.add_argument("--against", default="random 0.1", help="the arm that the others are compared with")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--figure", type=Path, required=True)
+    options = parser.parse_args()
+    table, scores = pd.read_csv(options.table), pd.read_parquet(options.table.with_suffix(".parquet"))
+    with whole(options.out) as temporary:
+        temporary.write_text(
+            "\n".join(
+                [
+                    "## Means ± standard deviation over the seeds",
+                    "",
+                    *means(table),
+                    "",
+                    "## Differences, with 95 % intervals",
+                    "",
+                    *differences(table, scores, options.against),
+                    "",
+                ]
+            ),
+            encoding="utf-8",
+        )
+    draw(table, options.figure)
+
+
+if __name__ == "__main__":
+    main()

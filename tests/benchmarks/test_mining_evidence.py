@@ -1,0 +1,72 @@
+"""The evidence on mining: arms on a tiny cohort, and intervals of differences."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_study import make_upstream, tiny_params
+
+from benchmarks import mining
+from benchmarks import mining_evidence as evidence
+from hnm.experiments.trial import Upstream
+from hnm.store import Store
+from hnm.tables import LABELS, SLIDES, TILES
+
+SCORES = {"a": {0: [0.9, 0.4, 0.5, 0.1], 1: [0.9, 0.8, 0.5, 0.1]}, "b": {0: [0.9, 0.4, 0.5, 0.6], 1: [0.1, 0.8, 0.5, 0.1]}}
+"""Arm -> seed -> scores of two positive and two negative slides."""
+
+
+def scores() -> pd.DataFrame:
+    rows = [
+        {"slide_id": f"s{slide}", "label": int(slide < 2), "patient_id": f"p{slide}", "arm": arm, "seed": seed, "score": score}
+        for arm, by_seed in SCORES.items()
+        for seed, own in by_seed.items()
+        for slide, score in enumerate(own)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_difference_of_two_arms_is_the_mean_over_seeds_of_the_difference_of_their_aucs() -> None:
+    # seed 0: 3/4 against 2/4; seed 1: 4/4 against (1/2 + 2 of the second slide + 0)/4 = 2.5/4
+    mean, low, high, seeds = evidence.auc_difference(scores(), "a", "b")
+    assert mean == pytest.approx((0.25 + 0.375) / 2) and seeds == 2
+    assert -1 <= low <= mean <= high <= 1 and low < high
+    assert evidence.auc_difference(scores(), "a", "a")[:3] == (0, 0, 0)
+
+
+def test_an_interval_over_seeds_is_students() -> None:
+    table = pd.DataFrame({"seed": [0, 1, 2] * 2, "arm": ["a"] * 3 + ["b"] * 3, "purity": [0.5, 0.7, 0.6, 0.4, 0.3, 0.5]})
+    mean, low, high = evidence.difference(table, "purity", "a", "b")  # differences 0.1, 0.4, 0.1: mean 0.2, standard error 0.1
+    assert (mean, low, high) == pytest.approx((0.2, 0.2 - 4.302653 * 0.1, 0.2 + 4.302653 * 0.1))
+
+
+def test_validation_picks_the_round_by_auc_then_loss_then_the_earlier() -> None:
+    rows = [(0, 0.8, 0.5), (1, 0.9, 0.6), (2, 0.9, 0.4), (3, 0.9, 0.4)]
+    table = pd.DataFrame(rows, columns=["round", "validation_auc", "validation_log_loss"]).assign(cohort="c", arm="a", seed=0)
+    assert evidence.chosen(table)["round"].tolist() == [2]
+
+
+def test_false_tiles_outscore_the_best_tile_of_the_median_positive_slide() -> None:
+    rows = [("p", 1, 3.0), ("p", 1, 9.0), ("q", 1, 5.0), ("r", 1, 1.0), ("m", 0, 5.5), ("m", 0, 5.0), ("n", 0, 7.0), ("n", 0, 6.0), ("o", 0, 0.0)]
+    tiles = pd.DataFrame(rows, columns=["slide_id", "label", "logit"])  # best tiles 9, 5, 1: the median is 5
+    assert mining._false_tiles(tiles) == 1.0
+
+
+def test_an_arm_runs_on_a_tiny_cohort_and_its_rows_say_what_it_cost(tmp_path: Path) -> None:
+    make_upstream(tmp_path / "data")
+    upstream, params = Upstream(tmp_path / "data"), tiny_params()
+    patients = SLIDES.read(upstream.slides)[["slide_id", "patient_id"]]
+    slides = {split: LABELS.read(upstream.labels(split)).merge(patients) for split in mining.SPLITS}
+    index = TILES.read(upstream.index)
+    truth = index[["slide_id", "tile"]].assign(truth=np.where(index["tile"] % 3 == 0, "lesion", "normal"))
+    cohort = mining.Cohort("tiny", params, upstream, truth, slides)
+    rows, tested = mining.run(cohort, mining.Arm("hard 0.3", {"mining.policy": "hard", "mining.negative_fraction": 0.3}), 1, Store(tmp_path / "store"))
+    assert [row["round"] for row in rows] == [0, 1] and {row["seed"] for row in rows} == {1}
+    assert rows[0]["tile_views"] == 0 and np.isnan(rows[0]["purity"])
+    # the negative train slides have 5 + 7 + 9 tiles, of which 30 % are 7: at least four steps of 2 + 2 tiles with two views
+    assert rows[1]["tile_views"] >= 4 * 8 and rows[1]["tile_views"] % 8 == 0
+    table = tmp_path / "table.csv"
+    mining.append(rows, tested, table)
+    mining.append([{**row, "seed": 2} for row in rows], [frame.assign(seed=2) for frame in tested], table)
+    assert len(pd.read_csv(table)) == 4 and len(pd.read_parquet(table.with_suffix(".parquet"))) == 4 * len(slides["test"])
