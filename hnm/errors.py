@@ -55,3 +55,7 @@ class TrackingError(HnmError):
 
 class StudyError(HnmError):
     """A study cannot be started, resumed or believed as asked."""
+
+
+class PredictionError(HnmError):
+    """A model cannot be read, or not be used as asked."""

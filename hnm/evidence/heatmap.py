@@ -48,7 +48,7 @@ def slide_picture(pack: Pack, scores: NDArray[np.float32], aspect: float, region
         aspect: height of a tile over its width, in level-0 pixels.
         regions: what is drawn on it; parts outside of the tiles' bounding box are cut off.
     """
-    columns, rows = (_places(pack.coords[:, axis], pack.side * (aspect if axis else 1)) for axis in (0, 1))
+    columns, rows = (places(pack.coords[:, axis], pack.side * (aspect if axis else 1)) for axis in (0, 1))
     across, down = int(columns.max()) + 1, int(rows.max()) + 1
     block = int(np.clip(LONGEST_PX // max(across, down), 1, pack.tile_px))
     mosaic = np.full((down * block, across * block, 3), BACKGROUND, np.uint8)
@@ -83,7 +83,7 @@ def jpeg(pixels: NDArray[np.uint8]) -> bytes:
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=QUALITY, colorspace="RGB", fastdct=False))
 
 
-def _places(corners: NDArray[np.int64], step: float) -> NDArray[np.int64]:
+def places(corners: NDArray[np.int64], step: float) -> NDArray[np.int64]:
     """Column (or row) of each tile from its corners along one axis; `step` may be off by the rounding of corners to whole pixels."""
     distinct = np.unique(corners)
     gaps = np.rint(np.diff(distinct) / step)

@@ -142,7 +142,7 @@ def _summarise(
     root: Path, client: "MlflowClient", outputs: Outputs, experiment: str, states: Mapping[str, StageState], runs: Mapping[str, "Run"], missing: list[str]
 ) -> str | None:
     """Makes the run that sums up the state, where there is none; its name."""
-    key = key_of(stages={name: state.key for name, state in states.items()})
+    key = state_key(states)
     if "evaluate" not in runs or finished_run(client, experiment, "hnm.state_key", key):
         return None
     if late := outdated(states, locked_stages(root), outputs):
@@ -159,6 +159,11 @@ def _summarise(
     with _new_run(root, client, {"experiment": experiment, "name": name, "tags": tags, "params": params, "inputs": []}) as record:
         Tracker("summary", record).evaluation(content)
     return name
+
+
+def state_key(states: Mapping[str, StageState]) -> str:
+    """Digest of a state of the whole pipeline; the tag `hnm.state_key` of its summary."""
+    return key_of(stages={name: state.key for name, state in states.items()})
 
 
 def state_name(params: Mapping[str, str], others: Mapping[str, Mapping[str, str]], key: str) -> str:

@@ -198,7 +198,13 @@ def _await_courier(courier: "subprocess.Popen[bytes] | None", name: str, record:
 
 def connect(root: Path) -> "MlflowClient":
     """A client of the tracking store; the SQLite store is made first, whole and by one process, where it is missing."""
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "GIT_PYTHON_REFRESH": "quiet", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    quiet = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

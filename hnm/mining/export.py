@@ -1,6 +1,6 @@
 """Mined tiles as a person can see them on their slides: GeoJSON that QuPath opens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,17 @@ def export_mined(mined: pd.DataFrame, aspects: Mapping[str, float], folder: Path
     written = []
     for slide_id, own in mined.sort_values(["slide_id", "tile"]).groupby("slide_id"):
         path = folder / f"{slide_id}.geojson"
-        features = [_feature(tile, aspects[str(slide_id)]) for tile in own.to_dict("records")]
+        features = [_mined_feature(tile, aspects[str(slide_id)]) for tile in own.to_dict("records")]
         write_json({"type": "FeatureCollection", "features": features}, path)
         written.append(path)
     return written
 
 
-def _feature(tile: Mapping[Any, Any], aspect: float) -> dict[str, Any]:
+def tile_feature(tile: Mapping[Any, Any], aspect: float, class_name: str, colour: Sequence[int], measurements: Mapping[str, float]) -> dict[str, Any]:
+    """A tile as a GeoJSON feature that QuPath shows: its outline in level-0 pixels, its class in `colour` (RGB), its measurements.
+
+    `tile` has the columns `tile`, `x`, `y`, `side`; `aspect` is its height over its width.
+    """
     left, top = int(tile["x"]), int(tile["y"])
     right, bottom = left + int(tile["side"]), top + round(tile["side"] * aspect)
     return {
@@ -40,7 +44,12 @@ def _feature(tile: Mapping[Any, Any], aspect: float) -> dict[str, Any]:
         "properties": {
             "objectType": "annotation",
             "name": f"tile {tile['tile']}",
-            "classification": {"name": tile["role"], "color": COLOURS[tile["role"]]},
-            "measurements": {"score": round(float(tile["score"]), 6), "rank": int(tile["rank"])},
+            "classification": {"name": class_name, "color": list(colour)},
+            "measurements": dict(measurements),
         },
     }
+
+
+def _mined_feature(tile: Mapping[Any, Any], aspect: float) -> dict[str, Any]:
+    role = tile["role"]
+    return tile_feature(tile, aspect, role, COLOURS[role], {"score": round(float(tile["score"]), 6), "rank": int(tile["rank"])})

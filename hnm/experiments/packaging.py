@@ -1,0 +1,76 @@
+"""A round of the pipeline as a model folder, with the versions of all data that it comes from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hnm.errors import PredictionError
+from hnm.experiments.state import Outputs, StageState, git_tags, locked_stages
+from hnm.params import Cohort, Compute, Embed, Tiles, Tissue
+from hnm.prediction.model import ModelRecord, write_model
+from hnm.store import read_json
+
+
+def package_round(root: Path, round_: int | None, folder: Path) -> ModelRecord:
+    """Writes the model of a round, as dvc.lock names it, into `folder`: from the workspace, or else from DVC's cache.
+
+    Args:
+        root: the repository.
+        round_: the round; None takes the one that validation has chosen.
+        folder: new or empty.
+
+    Raises:
+        PredictionError: the round was not trained and evaluated, or its stages ran on different versions of their inputs.
+    """
+    states = locked_stages(root)
+    if "evaluate" not in states:
+        raise PredictionError(f"{root / 'dvc.lock'} holds no evaluation, which gives a model its threshold; run dvc repro")
+    outputs = Outputs(root)
+    metrics = states["evaluate"].arguments["metrics"]
+    (metrics_file,) = outputs.files(metrics, states["evaluate"].outs[metrics]).values()
+    content = read_json(metrics_file, PredictionError)
+    name = str(content["chosen_round"] if round_ is None else round_)
+    if name not in content["rounds"] or f"head@{name}" not in states:
+        raise PredictionError(f"round {name} was not evaluated; {metrics} knows the rounds {', '.join(sorted(content['rounds'], key=int))}")
+    head, embed = states[f"head@{name}"], states[f"embed@{name}"]
+    numbers = content["rounds"][name]
+    record = ModelRecord(
+        cohort=states["cohort"].params["cohort"]["name"],
+        round=name,
+        threshold=numbers["threshold"],
+        mpp_from_objective=Cohort.model_validate(states["cohort"].params["cohort"]).mpp_from_objective,
+        tissue=Tissue.model_validate(states["tiles"].params["tissue"]),
+        tiles=Tiles.model_validate(states["tiles"].params["tiles"]),
+        embed=Embed.model_validate(embed.params["embed"]),
+        compute=Compute.model_validate(embed.params["compute"]),
+        validation={metric: value for metric, value in numbers["validation"].items() if isinstance(value, float)},
+        versions=versions_of(states, head),
+        commit=_commit(root),
+    )
+    encoder = embed.arguments["encoder"]
+    write_model(record, outputs.files(encoder, embed.deps[encoder]), outputs.files(head.arguments["folder"], head.outs[head.arguments["folder"]]), folder)
+    return record
+
+
+def versions_of(states: Mapping[str, StageState], head: StageState) -> dict[str, str]:
+    """Path -> md5 of the head's outputs and of all data that they come from, by way of the stages that made it.
+
+    Raises:
+        PredictionError: a stage on the way ran on another version than the stage before it has last written.
+    """
+    maker_of = {path: state for state in states.values() for path in state.outs}
+    versions = {head.arguments["folder"]: head.outs[head.arguments["folder"]]}
+    waiting = [head]
+    while waiting:
+        state = waiting.pop()
+        for path, md5 in state.data.items():
+            if (maker := maker_of.get(path)) is not None and maker.outs[path] != md5:
+                raise PredictionError(f"{state.name} ran on {path} of md5 {md5}, but {maker.name} has written {maker.outs[path]} since; run dvc repro")
+            if path not in versions:
+                versions[path] = md5
+                waiting += [maker] if maker is not None else []
+    return dict(sorted(versions.items()))
+
+
+def _commit(root: Path) -> str | None:
+    tags = git_tags(root)
+    return tags["mlflow.source.git.commit"] + ("-dirty" if tags["hnm.git_dirty"] == "true" else "") if tags else None

@@ -1,0 +1,71 @@
+"""What a worker process reads of a slide: its tiles, and an overview for the picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hnm.errors import SlideError
+from hnm.params import Tiles, Tissue
+from hnm.slides.cohort import OBJECTIVE_MPP, PLAUSIBLE_MPP
+from hnm.slides.cutting import Cutting, Layout, cut, opened
+from hnm.slides.reader import OpenSlideReader, Thumbnail, thumbnail
+from hnm.slides.remote import fetched
+
+OVERVIEW_PX = 1200
+"""Longest side of the overview."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One slide that is to be read."""
+
+    slide_id: str
+    source: str
+    """Absolute path or URL of its file."""
+    mpp: float | None
+    """µm per pixel that override the file's."""
+    mpp_from_objective: bool
+    tissue: Tissue
+    tiles: Tiles
+    pack: Path
+    """Where its tiles will lie."""
+
+
+@dataclass(frozen=True)
+class SlideRead:
+    """What was read of a slide, beside its pack."""
+
+    mpp: tuple[float, float]
+    """µm per level-0 pixel along x and y."""
+    fingerprint: str
+    overview: Thumbnail
+
+    @property
+    def aspect(self) -> float:
+        """Height of a tile over its width, in level-0 pixels."""
+        return self.mpp[0] / self.mpp[1]
+
+
+def read_slide(reading: Reading) -> SlideRead:
+    """Writes the pack of a slide; `SlideError` says at which step it cannot be used, and why."""
+    with fetched(reading.source) as path, OpenSlideReader(path) as slide:
+        mpp, fingerprint = _mpp_of(slide, reading), slide.fingerprint()
+    layout = Layout(reading.slide_id, reading.source, mpp, fingerprint, None, "", reading.tissue, reading.tiles)
+    cut(Cutting(layout, reading.pack))
+    with opened(layout) as slide_of_any_kind:
+        bounds = slide_of_any_kind.bounds
+        overview = thumbnail(slide_of_any_kind, max(bounds.width * mpp[0], bounds.height * mpp[1]) / OVERVIEW_PX, mpp)
+    return SlideRead(mpp, fingerprint, overview)
+
+
+def _mpp_of(slide: OpenSlideReader, reading: Reading) -> tuple[float, float]:
+    known = slide.mpp if reading.mpp is None else (reading.mpp, reading.mpp)
+    if known is None and reading.mpp_from_objective and slide.objective_power in OBJECTIVE_MPP:
+        known = (OBJECTIVE_MPP[slide.objective_power], OBJECTIVE_MPP[slide.objective_power])
+    if known is None:
+        raise SlideError("its file states no µm per pixel; give them by --mpp", step="mpp")
+    if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in known):
+        raise SlideError(
+            f"{known[0]:.4g} x {known[1]:.4g} µm per pixel are not within {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g}; give the true value by --mpp",
+            step="mpp",
+        )
+    return known

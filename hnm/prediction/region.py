@@ -1,0 +1,69 @@
+"""From tile scores to areas: the smoothed region that a model takes for positive, and GeoJSON of it and of the top tiles."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from hnm.evidence.heatmap import places
+from hnm.mining.export import tile_feature
+
+REACH = 1.0
+"""Standard deviation in tiles of the Gaussian that smooths scores: a single tile among low ones makes no region."""
+ROUNDING = 0.25
+"""How far corners are rounded, in tiles."""
+COLOUR = [200, 0, 0]
+TOP_TILES = 20
+TILE_CALLED = 0.5
+"""The smoothed tile score from which a place belongs to the region: where the head's tile logit is 0."""
+
+
+def smoothed(scores: NDArray[np.float32], columns: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(tiles,): the mean of each tile's neighbourhood, weighted by a Gaussian of `REACH` tiles; places without a tile weigh nothing."""
+    grid, weight = np.zeros((2, int(rows.max()) + 1, int(columns.max()) + 1))
+    grid[rows, columns], weight[rows, columns] = scores, 1
+    blurred, weights = (ndimage.gaussian_filter(values, REACH, mode="constant", truncate=3) for values in (grid, weight))
+    return np.asarray(blurred[rows, columns] / weights[rows, columns])
+
+
+def positive_region(tiles: pd.DataFrame, aspect: float) -> shapely.MultiPolygon:
+    """Where the smoothed tile scores are at least `TILE_CALLED`: rounded, in whole level-0 pixels; empty where nothing is.
+
+    Args:
+        tiles: the table `TILE_SCORES` of one slide.
+        aspect: height of a tile over its width, in level-0 pixels.
+    """
+    side = int(tiles["side"].iloc[0])
+    size = np.array([side, side * aspect])
+    corners = tiles[["x", "y"]].to_numpy()
+    columns, rows = (places(corners[:, axis], size[axis]) for axis in (0, 1))
+    chosen = corners[smoothed(tiles["score"].to_numpy(), columns, rows) >= TILE_CALLED]
+    # neighbours' corners are rounded to whole pixels: a pixel more closes the gaps between them
+    union = shapely.union_all(shapely.box(*chosen.T, *(chosen + np.ceil(size) + 1).T))
+    reach = ROUNDING * side
+    rounded = union.buffer(reach).buffer(-2 * reach).buffer(reach)
+    polygons = [part for part in shapely.get_parts(shapely.set_precision(rounded, 1.0)) if part.geom_type == "Polygon" and not part.is_empty]
+    return shapely.MultiPolygon([shapely.geometry.polygon.orient(part) for part in polygons])
+
+
+def prediction_geojson(tiles: pd.DataFrame, aspect: float, class_name: str) -> dict[str, Any]:
+    """A FeatureCollection in level-0 pixels that QuPath opens: each part of the positive region, then the `TOP_TILES` best-scoring tiles.
+
+    RFC 7946 asks for degrees and right-handed rings; the unit is QuPath's, the rings are right-handed.
+    """
+    features = [
+        {
+            "type": "Feature",
+            "geometry": json.loads(shapely.to_geojson(part)),
+            "properties": {"objectType": "annotation", "name": f"region {number}", "classification": {"name": class_name, "color": COLOUR}},
+        }
+        for number, part in enumerate(shapely.get_parts(positive_region(tiles, aspect)), 1)
+    ]
+    best = tiles.sort_values(["score", "tile"], ascending=[False, True]).head(TOP_TILES)
+    for rank, tile in enumerate(best.to_dict("records"), 1):
+        features.append(tile_feature(tile, aspect, "top tile", COLOUR, {"score": round(float(tile["score"]), 6), "rank": rank}))
+    return {"type": "FeatureCollection", "features": features}

@@ -1,0 +1,103 @@
+"""Slides to scores: read in worker processes, encoded and scored here, with the very steps of the pipeline."""
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from hnm.errors import PredictionError, SlideError
+from hnm.learning.compute import Machine, set_up_torch
+from hnm.learning.embed import embed
+from hnm.learning.predict import predict
+from hnm.params import Compute
+from hnm.prediction.model import Model
+from hnm.prediction.reading import Reading, SlideRead, read_slide
+from hnm.slides.pack import Pack
+from hnm.slides.remote import place_of
+from hnm.slides.workers import each
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one slide."""
+
+    slide_id: str
+    source: str
+    """Path or URL of its file, as the user gave it."""
+    score: float
+    called: str
+    """The class that the score is called at the model's threshold."""
+    tiles: pd.DataFrame
+    """The table `TILE_SCORES`."""
+    read: SlideRead
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a slide has no prediction."""
+
+    slide_id: str
+    source: str
+    """Path or URL of its file, as the user gave it."""
+    error: SlideError
+
+
+def slide_ids_of(sources: Sequence[str]) -> dict[str, str]:
+    """A slide id for each file, in order: its name without suffix, other characters than an id's as `_`.
+
+    Raises:
+        PredictionError: two files would have one id.
+    """
+    ids: dict[str, str] = {}
+    for source in sources:
+        slide_id = re.sub(r"[^A-Za-z0-9._-]", "_", Path(source).stem).lstrip("._-") or "slide"
+        if slide_id in ids:
+            raise PredictionError(f"{ids[slide_id]} and {source} would both be called {slide_id}; predict them into two folders")
+        ids[slide_id] = source
+    return ids
+
+
+def predict_slides(model: Model, slides: Mapping[str, str], *, mpp: float | None = None, device: str | None = None) -> Iterator[Prediction | Refusal]:
+    """What `model` says of each slide, in order of completion; a slide that cannot be used is refused with its reason, and the others go on.
+
+    Args:
+        model: the model; a slide of its cohort gets the very scores that the pipeline gave it, on the same device and number of threads.
+        slides: slide id -> path or URL of its file.
+        mpp: µm per pixel that override those of the files.
+        device: as `compute.device`; None takes the model's own, or the CPU where that is not here.
+    """
+    record = model.record
+    machine = machine_of(record.compute, device)
+    with tempfile.TemporaryDirectory(prefix="hnm-predict-") as packs:
+        readings = [
+            Reading(slide_id, place_of(source, Path.cwd()), mpp, record.mpp_from_objective, record.tissue, record.tiles, Path(packs) / f"{slide_id}.h5")
+            for slide_id, source in slides.items()
+        ]
+        for reading, outcome in each(read_slide, readings, seconds=record.tiles.slide_seconds, step="tiles"):
+            source = slides[reading.slide_id]
+            if isinstance(outcome, SlideError):
+                yield Refusal(reading.slide_id, source, outcome)
+                continue
+            score, tiles = _scored(model, reading.pack, machine)
+            reading.pack.unlink()
+            yield Prediction(reading.slide_id, source, score, record.classes[score >= record.threshold], tiles, outcome)
+
+
+def machine_of(trained: Compute, device: str | None) -> Machine:
+    """Where a model computes: on `device`, or as it was trained where that is here."""
+    wanted = device or ("auto" if trained.device == "cuda" else trained.device)
+    return set_up_torch(Compute.model_validate({**trained.model_dump(), "device": wanted}))
+
+
+def _scored(model: Model, path: Path, machine: Machine) -> tuple[float, pd.DataFrame]:
+    """Score of the slide, and the table `TILE_SCORES`."""
+    section = model.record.embed
+    with Pack(path) as pack:
+        (features,) = embed(model.encoder, [len(pack)], lambda _, first, end: pack.tiles(range(first, end)), batch_tiles=section.batch_tiles, machine=machine)
+        stored = torch.from_numpy(features.astype(section.dtype).astype("float32"))
+        slide, tiles = predict(model.head, {pack.slide_id: stored}, pack.index())
+    return float(slide["score"].iloc[0]), tiles

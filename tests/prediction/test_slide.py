@@ -1,0 +1,112 @@
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny_model
+from PIL import Image
+
+from hnm.errors import PredictionError, SlideError
+from hnm.params import Compute
+from hnm.prediction.files import PREDICTIONS, write_predictions
+from hnm.prediction.model import read_model
+from hnm.prediction.reading import OVERVIEW_PX, Reading, read_slide
+from hnm.prediction.slide import Prediction, machine_of, predict_slides, slide_ids_of
+from hnm.slides.annotations import read_annotation
+from hnm.slides.pack import Pack
+from hnm.tables import TILE_SCORES
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, tiny):
+    """Four files, of which one can be predicted, and what is written of them."""
+    folder = tmp_path_factory.mktemp("predict")
+    tissue = tiny.painted(128, 384, (32, 32, 96, 64, tiny.STROMA))
+    paths = [
+        tiny.aperio(folder / "good one.svs", tissue),
+        tiny.aperio(folder / "no_mpp.svs", tissue, mpp=None),
+        tiny.aperio(folder / "glass.svs", tiny.painted(128, 384)),
+        folder / "nowhere.svs",
+    ]
+    lines: list[str] = []
+    model = read_model(tiny_model.make_model(folder), "round 1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HNM_WORKERS", "1")
+        write_predictions(model, list(map(str, paths)), folder / "out", say=lines.append)
+    return folder / "out", model, lines, paths
+
+
+def test_each_slide_has_its_row_and_those_that_cannot_be_used_their_reason(written):
+    out, model, lines, paths = written
+    table = PREDICTIONS.read(out / "predictions.csv").set_index("slide_id")
+    assert list(table.index) == ["glass", "good_one", "no_mpp", "nowhere"]
+    assert table["step"].fillna("").to_dict() == {"glass": "tissue", "good_one": "", "no_mpp": "mpp", "nowhere": "open"}
+    assert table.loc["no_mpp", "reason"] == "its file states no µm per pixel; give them by --mpp"
+    assert table.loc["nowhere", "reason"] == "nowhere.svs does not exist"
+    assert table["score"].isna().to_dict() == {"glass": True, "good_one": False, "no_mpp": True, "nowhere": True}
+    good = table.loc["good_one"]
+    assert (good["source"], good["tiles"], good["mpp"], good["threshold"]) == (str(paths[0]), 6, 1.0, 0.375)
+    assert good["called"] == ("positive" if good["score"] >= 0.375 else "negative")
+    assert set(table["model_digest"]) == {model.digest}
+    assert sum("not predicted" in line for line in lines) == 3 and len(lines) == 4
+
+
+def test_the_json_tells_of_which_data_the_model_was_made(written):
+    out, model, _, _ = written
+    told = json.loads((out / "predictions.json").read_text())
+    assert told["model"]["versions"] == {"data/mined/1/mined.parquet": "0f" * 16}
+    assert (told["model"]["name"], told["model"]["digest"], told["model"]["commit"]) == ("round 1", model.digest, "c0ffee")
+    assert told["slides"][0]["reason"].startswith("it has no tissue") and told["slides"][0]["score"] is None
+
+
+def test_each_predicted_slide_has_its_files_and_no_other(written):
+    out, _, _, _ = written
+    assert {path.name for path in out.iterdir()} == {"predictions.csv", "predictions.json", "good_one.png", "good_one.geojson", "good_one.tiles.parquet"}
+    tiles = TILE_SCORES.read(out / "good_one.tiles.parquet")
+    assert list(zip(tiles["x"], tiles["y"], strict=True)) == [(x, y) for y in (32, 64) for x in (32, 64, 96)]
+    assert Image.open(out / "good_one.png").size == (384, 128)
+    regions = read_annotation(out / "good_one.geojson")
+    assert [region.name for region in regions if region.name == "top tile"] == ["top tile"] * 6
+
+
+def test_a_prediction_does_not_depend_on_what_is_predicted_beside_it(written, monkeypatch):
+    out, model, _, paths = written
+    monkeypatch.setenv("HNM_WORKERS", "1")
+    (alone,) = predict_slides(model, {"good_one": str(paths[0])})
+    assert isinstance(alone, Prediction)
+    assert alone.score == PREDICTIONS.read(out / "predictions.csv").set_index("slide_id").loc["good_one", "score"]
+    pd.testing.assert_frame_equal(TILE_SCORES.check(alone.tiles, "alone"), TILE_SCORES.read(out / "good_one.tiles.parquet"))
+
+
+def reading(path: Path, **changes) -> Reading:
+    known = {"mpp": None, "mpp_from_objective": False, "tissue": tiny_model.RECORD["tissue"], "tiles": tiny_model.RECORD["tiles"]}
+    return Reading("s", str(path), **{**known, "pack": path.with_suffix(".h5"), **changes})
+
+
+def test_mpp_may_be_given_or_come_from_the_objective(tmp_path, tiny):
+    path = tiny.aperio(tmp_path / "s.svs", tiny.painted(128, 384, (32, 32, 96, 64, tiny.STROMA)), mpp=None, power=10)
+    assert read_slide(reading(path, mpp=0.5)).mpp == (0.5, 0.5)
+    with Pack(tmp_path / "s.h5") as pack:
+        assert pack.side == 64
+    assert read_slide(reading(path, mpp_from_objective=True)).mpp == (1.0, 1.0)
+    with pytest.raises(SlideError, match=r"400 x 400 µm per pixel are not within 0\.05 and 20; give the true value by --mpp"):
+        read_slide(reading(path, mpp=400.0))
+
+
+def test_the_overview_is_no_larger_than_its_limit(tmp_path, tiny):
+    path = tiny.aperio(tmp_path / "s.svs", tiny.painted(256, 2400, (32, 32, 96, 64, tiny.STROMA)))
+    assert read_slide(reading(path)).overview.pixels.shape == (128, OVERVIEW_PX, 3)
+
+
+def test_two_files_of_one_name_are_refused():
+    assert list(slide_ids_of(["a/Case 1 (2).svs", "s3://bucket/b/.hidden.tif"])) == ["Case_1__2_", "hidden"]
+    with pytest.raises(PredictionError, match=r"a/s\.svs and b/s\.ndpi would both be called s; predict them into two folders"):
+        slide_ids_of(["a/s.svs", "b/s.ndpi"])
+
+
+def test_a_model_that_was_trained_on_a_gpu_computes_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert machine_of(Compute(device="cuda", threads=1), None).device.type == "cpu"
+    assert machine_of(Compute(device="cuda", threads=1), "cpu").device.type == "cpu"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
