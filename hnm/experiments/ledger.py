@@ -25,13 +25,37 @@ class Cost:
     seconds: float
     peak_memory_mb: float
     """Largest resident memory, in 10^6 bytes, of this process or of the greediest child that has ended, whichever is more."""
+    processor_seconds: float | None = None
+    """Of all cores together, of this process and of its children that have ended."""
+    read_mb: float | None = None
+    """What this process and its ended children have read from files and pipes, cached or not, in 10^6 bytes; known on Linux alone."""
+    peak_gpu_memory_mb: float | None = None
+    """Most memory that torch has held on a GPU, in 10^6 bytes; None where it has used none."""
+
+    def metrics(self) -> dict[str, float]:
+        """What of it is known, by the names of the vocabulary."""
+        return {f"cost/{name}": value for name, value in asdict(self).items() if value is not None}
 
 
 def cost_so_far() -> Cost:
     """The cost of the running process up to now."""
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return Cost(seconds=round(time.time() - psutil.Process().create_time(), 3), peak_memory_mb=round(peak * unit / 1e6, 1))
+    process = psutil.Process()
+    return Cost(
+        seconds=round(time.time() - process.create_time(), 3),
+        peak_memory_mb=round(max(usage.ru_maxrss for usage in usages) * unit / 1e6, 1),
+        processor_seconds=round(sum(usage.ru_utime + usage.ru_stime for usage in usages), 3),
+        read_mb=round(process.io_counters().read_chars / 1e6, 1) if sys.platform == "linux" else None,
+        peak_gpu_memory_mb=_peak_gpu_memory_mb(),
+    )
+
+
+def _peak_gpu_memory_mb() -> float | None:
+    torch = sys.modules.get("torch")  # a stage that has not imported it has used no GPU, and need not wait for it
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return round(max(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())) / 1e6, 1)
 
 
 def dvc_name(stage: str, arguments: Mapping[str, Path | int]) -> str:
@@ -43,7 +67,7 @@ def dvc_name(stage: str, arguments: Mapping[str, Path | int]) -> str:
 
 def write_cost(root: Path, name: str, key: str, cost: Cost) -> None:
     """Enters the cost of the stage `name` (DVC's name), whose causes are `key`, into the ledger of the repository `root`."""
-    entry = {"stage": name, **asdict(cost)}
+    entry = {"stage": name} | {part: value for part, value in asdict(cost).items() if value is not None}
     write_json(entry, root / ".hnm" / "cost" / f"{name}.json")
     write_json(entry, _kept(root, key))
 

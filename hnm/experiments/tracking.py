@@ -131,8 +131,7 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
             status = "KILLED"
             raise
         finally:
-            cost = cost_so_far()
-            record.append("metrics", step=0, values={"cost/seconds": cost.seconds, "cost/peak_memory_mb": cost.peak_memory_mb})
+            record.append("metrics", step=0, values=cost_so_far().metrics())
             record.append("finish", status=status)
             _await_courier(courier, name, record, patience)
 

@@ -50,6 +50,9 @@ METRICS = {
     "test/tile_average_precision": "average precision of the tiles of annotated slides",
     "cost/seconds": "wall-clock seconds of the stage's process",
     "cost/peak_memory_mb": "largest resident memory of the stage's process or of one of its children, in 10^6 bytes",
+    "cost/processor_seconds": "seconds of all cores together, of the stage's process and of its children that have ended",
+    "cost/read_mb": "what they have read from files and pipes, in 10^6 bytes; on Linux",
+    "cost/peak_gpu_memory_mb": "most memory that torch has held on a GPU, in 10^6 bytes; where it has used one",
 }
 """Metric -> meaning. Before the slash stands what a step counts (`epoch`, `round`), or where a single number comes from."""
 

@@ -1,10 +1,12 @@
 import json
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from hnm.experiments.ledger import Cost, cost_so_far, dvc_name, seconds_by_key, stage_seconds, write_cost
+from hnm.experiments.vocabulary import METRICS
 
 
 def test_seconds_by_dvc_name(tmp_path: Path) -> None:
@@ -43,4 +45,20 @@ def test_cost_grows_with_time_and_memory() -> None:
     time.sleep(0.05)
     after = cost_so_far()
     assert 0.05 <= after.seconds - before.seconds < 5
+    assert before.processor_seconds is not None and after.processor_seconds is not None
+    assert 0 < after.processor_seconds - before.processor_seconds < 5
     assert after.peak_memory_mb >= max(before.peak_memory_mb, 150)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel counts bytes on Linux alone")
+def test_bytes_that_are_read_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "pack").write_bytes(bytes(7_000_000))
+    before = cost_so_far().read_mb
+    (tmp_path / "pack").read_bytes()
+    after = cost_so_far().read_mb
+    assert before is not None and after is not None and 6.9 <= after - before < 8
+
+
+def test_what_is_not_known_is_not_logged() -> None:
+    assert Cost(2.0, 100.0, 1.5).metrics() == {"cost/seconds": 2.0, "cost/peak_memory_mb": 100.0, "cost/processor_seconds": 1.5}
+    assert set(Cost(2.0, 100.0, 1.5, 3.0, 4.0).metrics()) <= set(METRICS)
