@@ -32,6 +32,7 @@ PLUMBING = frozenset(
         "hnm.store",
         "hnm.draws",
         "hnm.processes",
+        "hnm.progress",
         "hnm.experiments",
         "hnm.experiments.state",
         "hnm.experiments.tracking",

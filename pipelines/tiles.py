@@ -1,14 +1,13 @@
 """Slides -> packs of tiles, one file a slide, and the index of all tiles."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
-from rich.progress import track
 
 from hnm.errors import CohortError, SlideError, TableError
 from hnm.params import Cohort, Tiles, Tissue
+from hnm.progress import followed
 from hnm.slides.cohort import check_quarantine, quarantine_frame
 from hnm.slides.cutting import Cutting, cut, layouts_of
 from hnm.slides.pack import Pack
@@ -27,13 +26,10 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
     cuttings = {layout.slide_id: Cutting(layout, store.path("tiles", key_of(code=code, **layout.causes()), ".h5").absolute()) for layout in layouts}
     refused: dict[str, SlideError] = {}
     waiting = [cutting for cutting in cuttings.values() if not _is_whole(cutting.pack)]
-    terminal = sys.stdout.isatty()
-    done = track(each(cut, waiting, seconds=tiles.slide_seconds, step="tiles"), "cutting slides", total=len(waiting), disable=not terminal)
-    for number, (cutting, outcome) in enumerate(done, 1):
+    outcomes = each(cut, waiting, seconds=tiles.slide_seconds, step="tiles")
+    for cutting, outcome in followed(outcomes, slides=len(waiting), doing="cutting slides", line=_line):
         if isinstance(outcome, SlideError):
             refused[cutting.layout.slide_id] = outcome
-        if isinstance(outcome, SlideError) or not terminal:
-            print(f"{number}/{len(waiting)} {cutting.layout.slide_id}: {outcome or 'cut'}", flush=True)
     reasons = dict(zip(before["slide_id"], before["reason"], strict=True)) | {slide_id: str(error) for slide_id, error in refused.items()}
     check_quarantine(reasons, len(table) + len(before), cohort.max_quarantined_share)
     if len(refused) == len(cuttings):
@@ -54,6 +50,13 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
         f"{len(table) + len(before)} slides found, {len(table)} opened, {len(table) - blank} with tissue, {len(rows)} cut"
         f" into {sum(map(len, rows))} tiles; {lost} more tiles could not be read"
     )
+
+
+def _line(cut_slide: tuple[Cutting, int | SlideError]) -> tuple[str, int]:
+    cutting, outcome = cut_slide
+    if isinstance(outcome, SlideError):
+        return f"{cutting.layout.slide_id}: {outcome}", 0
+    return f"{cutting.layout.slide_id}: {outcome} tiles", outcome
 
 
 def _is_whole(pack: Path) -> bool:

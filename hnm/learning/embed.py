@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hnm.errors import EncoderError
 from hnm.learning.compute import Machine
 from hnm.learning.encoder import TileEncoder, to_input
 
@@ -20,7 +22,8 @@ def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch
     """The features `(tiles, features)` of each slide, in order.
 
     Batches cross slide borders and all have one size (the last is filled up with zeros), so that a feature does not
-    depend on which slides are embedded beside it. The next batch is read and decoded while the encoder runs.
+    depend on which slides are embedded beside it. The next batch is read and decoded while the encoder runs. Where a
+    batch does not fit into the device's memory, the encoder takes it in halves, and all later ones too.
 
     Args:
         encoder: put on the machine's device and used as it is, in evaluation mode.
@@ -28,6 +31,9 @@ def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch
         read: reads the pixels.
         batch_tiles: size of a batch.
         machine: where, and in which precision, the encoder runs.
+
+    Raises:
+        EncoderError: not even one tile fits into the device's memory.
     """
     encoder = encoder.to(machine.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     ends = np.cumsum(counts)
@@ -40,6 +46,7 @@ def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch
         parts = [read(slide, max(first - int(starts[slide]), 0), min(end, int(ends[slide])) - int(starts[slide])) for slide in slides]
         return torch.from_numpy(np.concatenate(parts))
 
+    room = _Room(batch_tiles)
     pending = np.empty((0, encoder.record.features), np.float32)
     slide = 0
     with ThreadPoolExecutor(max_workers=1) as reader:
@@ -49,19 +56,42 @@ def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch
             tiles = ahead.pop().result()
             if number + 1 < len(batches):
                 ahead.append(reader.submit(read_batch, *batches[number + 1]))
-            pending = np.concatenate([pending, _forward(encoder, tiles, batch_tiles, machine)])
+            pending = np.concatenate([pending, _forward(encoder, tiles, batch_tiles, machine, room)])
             while slide < len(counts) and len(pending) >= counts[slide]:
                 yield pending[: counts[slide]]
                 pending = pending[counts[slide] :]
                 slide += 1
 
 
+@dataclass
+class _Room:
+    """How many tiles the device's memory takes at once, as far as is known."""
+
+    tiles: int
+
+
 @torch.inference_mode()
-def _forward(encoder: TileEncoder, tiles: Tensor, batch_tiles: int, machine: Machine) -> NDArray[np.float32]:
+def _forward(encoder: TileEncoder, tiles: Tensor, batch_tiles: int, machine: Machine, room: _Room) -> NDArray[np.float32]:
     batch = to_input(tiles, machine.device)
     if len(tiles) < batch_tiles:
         batch = torch.cat([batch, batch.new_zeros(batch_tiles - len(tiles), *batch.shape[1:])])
     with machine.autocast():
-        features: Tensor = encoder(batch.contiguous(memory_format=torch.channels_last))
+        features = _encoded(encoder, batch.contiguous(memory_format=torch.channels_last), room)
     rows: NDArray[np.float32] = features[: len(tiles)].float().cpu().numpy()
     return rows
+
+
+def _encoded(encoder: TileEncoder, batch: Tensor, room: _Room) -> Tensor:
+    """The encoder's output of `batch`, in parts of `room.tiles`, which are halved until they fit."""
+    while True:
+        try:
+            parts = [encoder(batch[start : start + room.tiles]) for start in range(0, len(batch), room.tiles)]
+        except torch.OutOfMemoryError:
+            if room.tiles == 1:
+                raise EncoderError(
+                    f"not even one tile of {tuple(batch.shape[1:])} fits into the memory of {batch.device}; use a smaller encoder or device: cpu"
+                ) from None
+        else:
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        room.tiles = (room.tiles + 1) // 2  # after the handler: what failed is freed by then
+        print(f"out of memory: the encoder now takes {room.tiles} of a batch of {len(batch)} tiles at once; lower embed.batch_tiles", flush=True)

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hnm import params
 from hnm.learning import features as feature_files
 from hnm.learning.compute import set_up_torch
 from hnm.learning.embed import embed as embed_tiles
 from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.loop.packs import Packs
+from hnm.progress import followed
 from hnm.store import Store, code_version, digest_of, key_of
 from hnm.tables import TILES
 
@@ -37,9 +41,15 @@ def embed_slides(packs: Path, index: Path, encoder: Path, features: Path, store:
             batch_tiles=embed.batch_tiles,
             machine=machine,
         )
-        for slide_id, rows in zip(missing, made, strict=True):
+        embedded = zip(missing, made, strict=True)
+        for slide_id, rows in followed(embedded, slides=len(missing), doing="embedding tiles", line=_line):
             feature_files.write(rows.astype(embed.dtype), supply.pack(slide_id).coords, kept[slide_id])
     features.mkdir(parents=True, exist_ok=True)
     for slide_id in slide_ids:
         store.link(kept[slide_id], features / f"{slide_id}.h5")
     return len(missing), len(slide_ids)
+
+
+def _line(embedded: tuple[str, NDArray[np.float32]]) -> tuple[str, int]:
+    slide_id, rows = embedded
+    return f"{slide_id}: {len(rows)} tiles", len(rows)

@@ -85,12 +85,12 @@ def opened(layout: Layout) -> Iterator[Slide]:
             yield slide
 
 
-def cut(cutting: Cutting) -> None:
-    """Writes the pack of a slide; `SlideError` says why there is none, and at which step."""
+def cut(cutting: Cutting) -> int:
+    """Writes the pack of a slide, and says how many tiles it has; `SlideError` says why there is none, and at which step."""
     layout = cutting.layout
     with opened(layout) as slide:
         plan = plan_of(slide, layout)
-        write_pack(
+        return write_pack(
             cutting.pack,
             cut_tiles(slide, plan, layout.tiles),
             slide_id=layout.slide_id,

@@ -44,10 +44,10 @@ def encode(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="444", fastdct=False))
 
 
-def write_pack(path: Path, tiles: Iterable[PackTile], *, slide_id: str, mpp: float, tile_px: int, side: int, planned: int) -> None:
+def write_pack(path: Path, tiles: Iterable[PackTile], *, slide_id: str, mpp: float, tile_px: int, side: int, planned: int) -> int:
     """A pack at `path`, whole or not at all; `tiles` are written as they come, so that memory does not grow with the slide.
 
-    `planned` is how many tiles were wanted; the difference to those that came is the pack's `lost`.
+    `planned` is how many tiles were wanted; the difference to those that came is the pack's `lost`. Returns how many came.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent) as spool:
@@ -68,6 +68,7 @@ def write_pack(path: Path, tiles: Iterable[PackTile], *, slide_id: str, mpp: flo
                 block = np.frombuffer(spool.read(1 << 24), np.uint8)
                 jpeg[start : start + len(block)] = block
             file.attrs.update(slide_id=slide_id, mpp=mpp, tile_px=tile_px, side=side, lost=planned - len(coords))
+    return len(coords)
 
 
 class Pack:

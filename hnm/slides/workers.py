@@ -60,7 +60,7 @@ def _alone(function: Callable[[Job], Result], job: Job, *, seconds: float, step:
 
 def _each_here(function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int, seconds: float, step: str) -> Iterator[tuple[Job, Result | SlideError]]:
     # forkserver: workers are forked at once from a clean process, without this one's threads and locks, that has
-    # imported what every stage file imports, and this program's own module, which each of them would else import anew
+    # imported what every stage file imports, and this program's package, which each of them would else import anew
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__, "hnm.tables", *_program()])
     with ProcessPool(max_workers=min(workers, len(jobs)), initializer=die_with_parent, context=context) as pool:
@@ -74,9 +74,9 @@ def _each_here(function: Callable[[Job], Result], jobs: Sequence[Job], *, worker
 
 
 def _program() -> list[str]:
-    """The module that `python -m` runs in this process."""
+    """The package of the module that `python -m` runs in this process."""
     spec = sys.modules["__main__"].__spec__
-    return [] if spec is None or spec.name.endswith("__main__") else [spec.name]
+    return [spec.parent] if spec is not None and spec.parent else []
 
 
 def _outcome(future: Future[Result | SlideError], seconds: float, step: str) -> Result | SlideError:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hnm import params
+from hnm.errors import EncoderError
 from hnm.learning.compute import CPU, Machine
 from hnm.learning.embed import embed
 from hnm.learning.encoder import make_encoder, to_input
@@ -39,3 +40,35 @@ def test_bfloat16_gives_the_same_features_to_its_precision() -> None:
     plain, brief = (np.concatenate(features_of(SLIDES, machine=machine)) for machine in (CPU, Machine(CPU.device, "bfloat16")))
     assert brief.dtype == np.float32 and not np.array_equal(plain, brief)
     assert brief == pytest.approx(plain, abs=0.03 * float(np.abs(plain).max()))
+
+
+class Small(torch.nn.Module):
+    """The encoder on a device that takes only so many tiles at once."""
+
+    def __init__(self, takes: int) -> None:
+        super().__init__()
+        self.record, self.takes, self.asked = ENCODER.record, takes, []
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.asked.append(len(batch))
+        if len(batch) > self.takes:
+            raise torch.OutOfMemoryError("out of memory")
+        return ENCODER(batch)
+
+
+def embedded_by(encoder: Small, batch_tiles: int) -> np.ndarray:
+    made = embed(encoder, [len(tiles) for tiles in SLIDES], lambda slide, first, end: SLIDES[slide][first:end], batch_tiles=batch_tiles, machine=CPU)  # type: ignore[arg-type]
+    return np.concatenate(list(made))
+
+
+def test_a_batch_that_does_not_fit_is_taken_in_halves(capsys: pytest.CaptureFixture[str]) -> None:
+    """Batches of 11 where 3 fit: 11, 6 and 5 fail and 3 does not, once and for all."""
+    encoder = Small(takes=3)
+    assert embedded_by(encoder, 11) == pytest.approx(np.concatenate(features_of(SLIDES)), abs=1e-4)
+    assert encoder.asked == [11, 6, 3, 3, 3, 2, 3, 3, 3, 2]
+    assert [line.split()[7] for line in capsys.readouterr().out.splitlines()] == ["6", "3"]
+
+
+def test_a_tile_that_does_not_fit() -> None:
+    with pytest.raises(EncoderError, match=r"not even one tile of \(3, 32, 32\) fits into the memory of cpu; use a smaller encoder or device: cpu"):
+        embedded_by(Small(takes=0), 4)

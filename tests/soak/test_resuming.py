@@ -85,7 +85,8 @@ class Project:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("soak")
     make_demo_cohort(folder / "in", slides=SLIDES + 2, width_px=512, odd_slides=False)
-    manifest = pd.read_csv(folder / "in" / "slides.csv")
+    manifest = pd.read_csv(folder / "in" / "slides.csv").drop(columns="annotation")
+    manifest.to_csv(folder / "in" / "slides.csv", index=False)
     manifest.drop(manifest.index[manifest["split"] == "train"][-2:]).to_csv(folder / "in" / "sixty.csv", index=False)
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     project = Project(folder)

@@ -1,0 +1,33 @@
+"""How far a long step is: a bar with speed and time left in a terminal, a plain line for each slide in a log."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+
+def followed(items: Iterable[Item], *, slides: int, doing: str, line: Callable[[Item], tuple[str, int]]) -> Iterator[Item]:
+    """`items` as they come, one for each of `slides`, while a person is told how far they are.
+
+    Args:
+        line: of an item, its slide with what to say of it, and its tiles; 0 tiles is a slide that failed, which is named in a terminal too.
+    """
+    done, tiles, begin = 0, 0, time.monotonic()
+    console = Console(file=sys.stdout)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(doing, total=slides, speed="")
+        for item in items:
+            text, count = line(item)
+            done, tiles = done + 1, tiles + count
+            if not console.is_terminal:
+                print(f"{done}/{slides} {text}", flush=True)
+            elif not count:
+                bar.console.print(f"{done}/{slides} {text}", markup=False, highlight=False)
+            bar.update(task, advance=1, speed=f"{tiles / max(time.monotonic() - begin, 1e-9):,.0f} tiles/s")
+            yield item
