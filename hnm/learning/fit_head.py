@@ -17,6 +17,9 @@ from hnm.learning.heads import Head, HeadOutput, Mined, make_head
 from hnm.learning.history import OnEpoch
 from hnm.learning.losses import ranking_loss
 
+COLUMNS = 64
+"""Features whose mean and deviation are taken at once."""
+
 
 @dataclass(frozen=True)
 class LabelledSlide:
@@ -80,8 +83,13 @@ def fit_head(
 
 
 def _standardise(head: Head, train: Sequence[LabelledSlide]) -> None:
-    everything = torch.cat([slide.features for slide in train])
-    head.standardise(everything.mean(dim=0), everything.std(dim=0, unbiased=False))
+    """By the mean and deviation of all train tiles; some columns at a time, so that the features are not held twice."""
+    means, deviations = [], []
+    for start in range(0, len(head.mean), COLUMNS):
+        block = torch.cat([slide.features[:, start : start + COLUMNS] for slide in train])
+        means.append(block.mean(dim=0))
+        deviations.append(block.std(dim=0, unbiased=False))
+    head.standardise(torch.cat(means), torch.cat(deviations))
 
 
 def _epochs(head: Head, train: Sequence[LabelledSlide], section: params.Head, ranking: params.Ranking) -> Iterator[dict[str, float]]:

@@ -2,9 +2,12 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hnm import params
 from hnm.errors import HeadError
@@ -85,6 +88,24 @@ def test_the_same_seed_gives_the_same_head_bit_by_bit(kind: str) -> None:
     section = params.Head.model_validate({"kind": kind, "epochs": 3, "dropout": 0.2, "attention_features": 8})
     states = [fit_head(cohort(8, 1), cohort(6, 2), section, RANKING, no_one)[0].state_dict() for _ in range(2)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_features_are_standardised_by_all_train_tiles_and_never_held_twice() -> None:
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            output = func(*args, **(kwargs or {}))
+            self.numbers = max([self.numbers, *(leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))])
+            return output
+
+    generator = torch.Generator().manual_seed(4)
+    slides = [LabelledSlide(f"s{i}", torch.randn(10 + i, 150, generator=generator) * 3 + 1, i % 2) for i in range(6)]
+    with Largest() as largest:
+        head, _ = fit_head(slides, slides[:2], params.Head(kind="mean", epochs=1), RANKING, no_one)
+    everything = torch.cat([slide.features for slide in slides])
+    assert torch.equal(head.mean, everything.mean(dim=0)) and torch.equal(head.scale, everything.std(dim=0, unbiased=False))
+    assert largest.numbers <= len(everything) * 64 < everything.numel() / 2
 
 
 def test_a_mined_head_learns_from_the_mined_tiles_alone() -> None:
