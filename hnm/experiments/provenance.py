@@ -1,0 +1,199 @@
+"""Where an output comes from and what was made of it: dvc.lock read as a graph, with MLflow's runs beside its stages.
+
+Stages are joined by the paths that they write and read; a folder that several stages write into is read as all of them.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hnm.errors import TableError, TrackingError
+from hnm.experiments.record import first_line
+from hnm.experiments.state import StageState, locked_stages
+from hnm.experiments.tracking import connect, finished_run, flat_params, store_errors, tracking_uri
+from hnm.tables import SLIDES
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """The run of a stage in MLflow."""
+
+    name: str
+    run_id: str
+    commit: str | None
+    """Of the code that ran; None of a run that was made from the files."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """One stage execution with all that stands before and after it, each in the order of execution."""
+
+    target: str
+    stage: StageState
+    before: list[StageState]
+    after: list[StageState]
+    runs: Mapping[str, StageRun]
+    """By DVC's name, of the stages that have one."""
+    slides: str
+    """What the cohort is, in words."""
+
+
+def lineage(root: Path, target: str) -> Lineage:
+    """The lineage of `target`: an output or a file in one, a stage of dvc.lock (`head@1`), or the id of a stage's run in MLflow.
+
+    Raises:
+        TrackingError: nothing of that name is known.
+    """
+    states = locked_stages(root)
+    name = _stage_of(root, target, states)
+    state = states[name]
+    before, after = (_reached(name, neighbours) for neighbours in (_neighbours(states, forward=False), _neighbours(states, forward=True)))
+    order = in_order(states)
+    involved = [states[other] for other in order if other in before | after | {name}]
+    return Lineage(
+        target,
+        state,
+        [states[other] for other in order if other in before],
+        [states[other] for other in order if other in after],
+        _runs(root, states, involved),
+        _slides(root, states),
+    )
+
+
+def as_text(found: Lineage) -> str:
+    """The lineage as lines: the stage itself, what it comes from back to the slides, and what was made of it."""
+    lines = [f"{found.target} was made by", *_described(found.stage, found.runs), "", "from"]
+    for state in reversed(found.before):
+        lines += _described(state, found.runs)
+    lines += [f"  {found.slides}", "", "of it came" if found.after else "nothing was made of it"]
+    for state in found.after:
+        lines += _described(state, found.runs)
+    return "\n".join(lines)
+
+
+def as_mermaid(found: Lineage) -> str:
+    """The lineage as a Mermaid flowchart, as GitHub and MLflow's descriptions draw it; the stage itself stands out."""
+    states = [*found.before, found.stage, *found.after]
+    labels = {state.name: f"{state.name}<br/>{found.runs[state.name].run_id[:8]}" if state.name in found.runs else state.name for state in states}
+    nodes = [f'    {_node(name)}["{label}"]' for name, label in labels.items()]
+    edges = [f"    {_node(maker)} --> {_node(state.name)}" for state in states for maker in sorted(_makers(state, {other.name: other for other in states}))]
+    return "\n".join(
+        [
+            "flowchart LR",
+            '    slides(["slides"])',
+            *nodes,
+            *(["    slides --> cohort"] if "cohort" in labels else []),
+            *edges,
+            f"    style {_node(found.stage.name)} stroke-width:3px",
+        ]
+    )
+
+
+def in_order(states: Mapping[str, StageState]) -> list[str]:
+    """The stages, each after those whose outputs it reads."""
+    placed: list[str] = []
+    waiting = sorted(states)
+    while waiting:
+        ready = [name for name in waiting if not (_makers(states[name], states) & set(waiting)) - {name}]
+        placed += ready
+        waiting = [name for name in waiting if name not in ready]
+        if not ready:
+            raise TrackingError(f"dvc.lock has a circle of stages: {', '.join(waiting)}; run dvc repro")
+    return placed
+
+
+def _makers(state: StageState, states: Mapping[str, StageState]) -> set[str]:
+    """The stages whose outputs `state` reads, in whole or as part of a folder."""
+    return {other.name for other in states.values() for out in other.outs for path in state.deps if out == path or out.startswith(f"{path}/")}
+
+
+def _neighbours(states: Mapping[str, StageState], *, forward: bool) -> Callable[[str], set[str]]:
+    makers = {name: _makers(state, states) for name, state in states.items()}
+    if not forward:
+        return makers.__getitem__
+    return lambda name: {other for other, own in makers.items() if name in own}
+
+
+def _reached(start: str, neighbours: Callable[[str], Collection[str]]) -> set[str]:
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        fresh = set(neighbours(waiting.pop())) - found
+        found |= fresh
+        waiting += fresh
+    return found - {start}
+
+
+def _stage_of(root: Path, target: str, states: Mapping[str, StageState]) -> str:
+    if target in states:
+        return target
+    path = Path(target)
+    inside = (
+        (path.resolve().relative_to(root.resolve()) if path.is_absolute() or path.exists() else path) if path.resolve().is_relative_to(root.resolve()) else path
+    )
+    for name, state in states.items():
+        if any(inside == Path(out) or Path(out) in inside.parents for out in state.outs):
+            return name
+    if run := _run(root, target):
+        key = run.data.tags.get("hnm.stage_key")
+        made = [name for name, state in states.items() if state.key == key]
+        if made:
+            return made[0]
+        raise TrackingError(f"the run {run.info.run_name} is of another state than dvc.lock; check out the commit that has it, then dvc checkout")
+    raise TrackingError(f"{target} is no output of dvc.lock, none of its stages ({', '.join(states)}), and no run in {tracking_uri(root)}")
+
+
+def _has_store(root: Path) -> bool:
+    uri = tracking_uri(root)
+    return not uri.startswith("sqlite:") or Path(uri.removeprefix("sqlite:///")).exists()
+
+
+def _run(root: Path, run_id: str) -> "Run | None":
+    if not _has_store(root):
+        return None
+    try:
+        return connect(root).get_run(run_id)
+    except store_errors():
+        return None
+
+
+def _runs(root: Path, states: Mapping[str, StageState], involved: Collection[StageState]) -> dict[str, StageRun]:
+    """The runs of stages; none where there is no store."""
+    if not _has_store(root):
+        return {}
+    cohort = next((str(state.params["cohort"]["name"]) for state in states.values() if "cohort" in state.params), "")
+    try:
+        client = connect(root)
+        found = {state.name: finished_run(client, cohort, "hnm.stage_key", state.key) for state in involved}
+    except store_errors() as error:
+        raise TrackingError(f"the runs at {tracking_uri(root)} cannot be read: {first_line(error)}") from None
+    return {name: StageRun(run.info.run_name, run.info.run_id, run.data.tags.get("mlflow.source.git.commit")) for name, run in found.items() if run is not None}
+
+
+def _slides(root: Path, states: Mapping[str, StageState]) -> str:
+    if "cohort" not in states:
+        return "the slides of the manifest"
+    path = states["cohort"].arguments["slides"]
+    try:
+        table = SLIDES.read(root / path)
+    except (TableError, OSError, ValueError):
+        return "the slides of the manifest (their table is not here; dvc pull brings it)"
+    return f"{len(table)} slides of {table['patient_id'].nunique()} patients, by their fingerprints in {path}"
+
+
+def _described(state: StageState, runs: Mapping[str, StageRun]) -> Iterator[str]:
+    yield f"  {state.name}"
+    if run := runs.get(state.name):
+        yield f"    run     {run.name} {run.run_id}" + (f", code {run.commit}" if run.commit else "")
+    if state.params:
+        yield f"    params  {', '.join(f'{name}={value}' for name, value in flat_params(state.params).items())}"
+    for path, md5 in state.outs.items():
+        yield f"    wrote   {path} {md5}"
+
+
+def _node(name: str) -> str:
+    return name.replace("@", "_r")

@@ -1,0 +1,68 @@
+"""Whether workspace and cache hold what dvc.lock says: every byte is hashed.
+
+DVC takes a read-only cache object for what its name says, and a file for unchanged while size and time are: a tampered
+or truncated one is restored, and pushed, without a word.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hnm.errors import TrackingError
+from hnm.experiments.state import Outputs, locked_stages, md5_of
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was hashed, and what of it is not what it should be."""
+
+    objects: int
+    """Cache objects that were hashed."""
+    paths: int
+    """Outputs and dependencies in the workspace that were hashed."""
+    damaged: dict[Path, str] = field(default_factory=dict)
+    """Cache object -> the md5 of its bytes, which is not its name."""
+    changed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Path in the workspace -> (md5 in dvc.lock, its md5)."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Path that is not in the workspace -> its md5 in dvc.lock."""
+
+
+def verify(root: Path, *, whole_cache: bool) -> Verified:
+    """Hashes the data that dvc.lock names, in the workspace and in DVC's cache; with `whole_cache`, every object of the cache.
+
+    Raises:
+        TrackingError: there is no dvc.lock.
+    """
+    states = locked_stages(root)
+    if not states:
+        raise TrackingError(f"{root / 'dvc.lock'} holds no stage; run dvc repro, or check out a version that has it")
+    wanted = {path: md5 for state in states.values() for path, md5 in (state.data | state.outs).items()}
+    cache = Outputs(root).cache
+    objects = sorted(cache.glob("??/*")) if whole_cache else sorted({kept for md5 in wanted.values() for kept in objects_of(cache, md5)})
+    damaged = {kept: found for kept in objects if (found := md5_of(kept)) != f"{kept.parent.name}{kept.name}".removesuffix(".dir")}
+    here = {path: md5 for path, md5 in wanted.items() if (root / path).exists()}
+    changed = {path: (md5, found) for path, md5 in here.items() if (found := md5_of(root / path)) != md5}
+    return Verified(len(objects), len(here), damaged, changed, {path: md5 for path, md5 in wanted.items() if path not in here})
+
+
+def objects_of(cache: Path, md5: str) -> Iterable[Path]:
+    """The cache's objects of one version, of a folder the listing and its files, as far as they are there."""
+    kept = cache / md5[:2] / md5[2:]
+    if not kept.is_file():
+        return
+    yield kept
+    if md5.endswith(".dir"):
+        for inner in listed(kept):
+            file = cache / inner[:2] / inner[2:]
+            if file.is_file():
+                yield file
+
+
+def listed(listing: Path) -> list[str]:
+    """The md5 of each file of a folder; none where the listing is damaged, which its own hash tells."""
+    try:
+        return [entry["md5"] for entry in json.loads(listing.read_bytes())]
+    except (ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,71 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_project as tiny
+
+from hnm.errors import TrackingError
+from hnm.experiments.provenance import as_mermaid, as_text, in_order, lineage
+from hnm.experiments.record import Record
+from hnm.experiments.state import locked_stages, md5_of
+from hnm.experiments.tracking import Delivery, connect, finished_run, stage_run
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """A project whose head@1 alone has a run."""
+    root = tiny.make_project(tmp_path_factory.mktemp("project"))
+    shutil.copy(empty_store, root / "mlflow.db")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    record = Record.create(root, "head-r1")
+    record.append("start", **stage_run(locked_stages(root)["head@1"], "demo", {"hnm.kind": "stage", "mlflow.source.git.commit": "c0ffee"}))
+    record.append("finish", status="FINISHED")
+    Delivery(root, record, connect(root)).bring(record.events())
+    return root
+
+
+def names(states) -> list[str]:
+    return [state.name for state in states]
+
+
+def test_a_mined_set_comes_from_the_round_before_and_leads_to_its_own(project: Path) -> None:
+    found = lineage(project, "data/mined/1/mined.parquet")
+    assert found.stage.name == "mine@1"
+    assert names(found.before) == ["cohort", "tiles", "encoder", "embed@0", "head@0"]
+    assert names(found.after) == ["finetune@1", "embed@1", "head@1", "evaluate"]
+
+
+def test_a_file_in_an_output_an_absolute_path_and_a_stage_are_found(project: Path) -> None:
+    assert lineage(project, "data/tiles/packs/a.h5").stage.name == "tiles"
+    assert lineage(project, str(project / "results" / "metrics.json")).stage.name == "evaluate"
+    assert names(lineage(project, "head@0").before) == ["cohort", "tiles", "encoder", "embed@0"]
+
+
+def test_a_run_leads_to_its_stage_and_the_text_to_the_run(project: Path) -> None:
+    run = finished_run(connect(project), "demo", "hnm.stage", "head")
+    assert run is not None
+    found = lineage(project, run.info.run_id)
+    assert found.stage.name == "head@1" and list(found.runs) == ["head@1"]
+    text = as_text(found)
+    assert f"    run     head-r1-dsmil-s0 {run.info.run_id}, code c0ffee" in text.splitlines()
+    assert f"    wrote   data/mined/1/mined.parquet {md5_of(project / 'data/mined/1/mined.parquet')}" in text.splitlines()
+    assert "mining.threshold=0.5" in text and "the slides of the manifest (their table is not here" in text
+    assert text.index("  mine@1") < text.index("  tiles") and "of it came\n  evaluate" in text
+
+
+def test_the_flowchart_has_an_arrow_for_each_reading(project: Path) -> None:
+    lines = as_mermaid(lineage(project, "mine@1")).splitlines()
+    assert lines[0] == "flowchart LR" and "    slides --> cohort" in lines
+    assert {"    head_r0 --> mine_r1", "    mine_r1 --> finetune_r1", "    encoder --> finetune_r1", "    finetune_r1 --> evaluate"} <= set(lines)
+    assert lines[-1] == "    style mine_r1 stroke-width:3px"
+
+
+def test_each_stage_stands_after_those_it_reads(project: Path) -> None:
+    order = in_order(locked_stages(project))
+    assert order[0] == "cohort" and order[-1] == "evaluate" and order.index("mine@1") < order.index("finetune@1") < order.index("embed@1")
+
+
+def test_what_is_unknown_is_named(project: Path) -> None:
+    with pytest.raises(TrackingError, match=r"data/nothing is no output of dvc\.lock, none of its stages \(cohort, .*\), and no run in sqlite:"):
+        lineage(project, "data/nothing")

@@ -1,0 +1,50 @@
+"""One person pushes, a colleague without slides pulls: the same hashes, nothing to run, the same runs in MLflow."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_sharing as tiny
+
+from hnm.experiments.doctor import examine
+from hnm.experiments.state import locked_stages, md5_of
+from hnm.experiments.sync import sync
+from hnm.experiments.verification import verify
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The first person's repository and the colleague's clone."""
+    folder = tmp_path_factory.mktemp("sharing")
+    first = tiny.make_shared(folder / "first", str(folder / "remote"))
+    return first, tiny.clone(first, folder / "colleague")
+
+
+def test_what_was_pulled_is_what_was_pushed(shared: tuple[Path, Path]) -> None:
+    first, colleague = shared
+    outs = {path: md5 for state in locked_stages(first).values() for path, md5 in state.outs.items()}
+    assert set(outs) == {"data/features/0", "data/features/1", "data/heads/0", "data/heads/1", "results/metrics.json"}
+    assert {path: md5_of(colleague / path) for path in outs} == outs
+    found = verify(colleague, whole_cache=True)
+    assert (found.damaged, found.changed, found.missing) == ({}, {}, {})
+
+
+def test_without_slides_nothing_after_tiles_has_to_run(shared: tuple[Path, Path]) -> None:
+    _, colleague = shared
+    assert not (colleague / "slides.csv").exists()
+    said = tiny.run(colleague, "dvc", "repro", "--downstream", "head@0", "head@1")
+    assert "Running stage" not in said and "Data and pipelines are up to date." in said
+
+
+def test_the_colleague_sees_the_runs(shared: tuple[Path, Path], empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, colleague = shared
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, colleague / "mlflow.db")
+    done = sync(colleague)
+    assert done.replayed == ["head-r0-dsmil-s0", "head-r1-dsmil-s0", "evaluate"] and done.summary == "baseline"
+
+
+def test_the_doctor_finds_a_colleague_well_but_for_slides(shared: tuple[Path, Path]) -> None:
+    _, colleague = shared
+    findings = {finding.thing: finding.fine for finding in examine(colleague)}
+    assert findings == {"tools": findings["tools"], "params": True, "slides": False, "outputs": True, "remote": True, "runs": True}
