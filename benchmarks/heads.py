@@ -48,10 +48,12 @@ LITERATURE = {
     "tiger": {"dsmil": "0.869 ± 0.008", "abmil": "0.845 ± 0.018"},
     "elephant": {"dsmil": "0.925 ± 0.007", "abmil": "0.857 ± 0.027"},
 }
-"""DSMIL: Li et al., CVPR 2021. Gated attention: Ilse et al., ICML 2018. The others report none of these sets."""
+"""DSMIL: Li et al., CVPR 2021. Gated attention: Ilse et al., ICML 2018. The others report none of these sets.
+Written down from memory: no copy of either table was at hand to check them against, so look before you cite."""
 
 NOTE = """\
-Mean ± standard deviation over the repeats of the accuracy over all bags, each tested once a repeat; in brackets what the head's own paper reports.
+Mean ± standard deviation over the repeats of the accuracy over all bags, each tested once a repeat; in brackets what the head's own paper
+reports, from memory and unchecked.
 The published DSMIL code keeps, for each fold, the epoch and the threshold that are best on the tested fold itself, which raises its figures;
 here neither sees it.
 """
