@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny_sharing as tiny
+from ruamel.yaml import YAML
 
 from hnm.experiments.doctor import examine
 from hnm.experiments.state import locked_stages, md5_of
@@ -42,6 +43,16 @@ def test_the_colleague_sees_the_runs(shared: tuple[Path, Path], empty_store: Pat
     shutil.copy(empty_store, colleague / "mlflow.db")
     done = sync(colleague)
     assert done.replayed == ["head-r0-dsmil-s0", "head-r1-dsmil-s0", "evaluate"] and done.summary == "baseline"
+
+
+def test_an_output_of_another_project_is_imported_with_its_provenance(shared: tuple[Path, Path], tmp_path: Path) -> None:
+    first, _ = shared
+    tiny.run(tmp_path, "git", "init", "-q")
+    tiny.run(tmp_path, "dvc", "init", "-q")
+    tiny.run(tmp_path, "dvc", "import", "-q", str(first), "data/heads/1", "-o", "imported")
+    assert md5_of(tmp_path / "imported") == locked_stages(first)["head@1"].outs["data/heads/1"]
+    (origin,) = YAML(typ="safe").load((tmp_path / "imported.dvc").read_text())["deps"]
+    assert origin == {"path": "data/heads/1", "repo": {"url": str(first), "rev_lock": tiny.run(first, "git", "rev-parse", "HEAD").strip()}}
 
 
 def test_the_doctor_finds_a_colleague_well_but_for_slides(shared: tuple[Path, Path]) -> None:
