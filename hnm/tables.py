@@ -107,6 +107,9 @@ SLIDES = Table(
 )
 """The checked cohort. No labels: those are one file a split."""
 
+PATIENTS = Table("patients", ("slide_id",), {"slide_id": _slide_id, "patient_id": pa.Column(str)})
+"""Whose each slide is: what of `SLIDES` a head needs, so that another fingerprint trains none anew."""
+
 LABELS = Table("labels", ("slide_id",), {"slide_id": _slide_id, "label": pa.Column("int64", _one_of(0, 1))})
 
 QUARANTINE = Table(

@@ -24,14 +24,23 @@ from hnm.slides.cohort import (
 from hnm.slides.remote import place_of
 from hnm.slides.workers import each
 from hnm.store import Store, project_store
-from hnm.tables import LABELS, QUARANTINE, SLIDES
+from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
 from pipelines import stage
 
 OPEN_SECONDS = 300.0
 
 
 def main(
-    slides: Path, train_labels: Path, validation_labels: Path, test_labels: Path, annotations: Path, quarantine: Path, *, cohort: Cohort, split: Split
+    slides: Path,
+    patients: Path,
+    train_labels: Path,
+    validation_labels: Path,
+    test_labels: Path,
+    annotations: Path,
+    quarantine: Path,
+    *,
+    cohort: Cohort,
+    split: Split,
 ) -> None:
     """Checks the manifest, opens each slide for its fingerprint, and assigns splits."""
     manifest = Path(cohort.manifest)
@@ -59,7 +68,9 @@ def main(
     drawn = {slide_id: _regions(annotation, manifest.parent, identity) for slide_id, identity in opened.items() if (annotation := entries[slide_id].annotation)}
 
     QUARANTINE.write(quarantine_frame(refused), quarantine)
-    SLIDES.write(pd.DataFrame([_row(entries[slide_id], splits[slide_id], identity) for slide_id, identity in opened.items()]), slides)
+    table = pd.DataFrame([_row(entries[slide_id], splits[slide_id], identity) for slide_id, identity in opened.items()])
+    SLIDES.write(table, slides)
+    PATIENTS.write(table[list(PATIENTS.columns)], patients)
     for name, path in zip(SPLITS, (train_labels, validation_labels, test_labels), strict=True):
         of_split = [slide_id for slide_id in labels if splits[slide_id] == name]
         LABELS.write(pd.DataFrame({"slide_id": of_split, "label": [labels[slide_id] for slide_id in of_split]}), path)

@@ -11,7 +11,7 @@ from pipelines import stage
 def main(
     features: Path,
     index: Path,
-    cohort: Path,
+    patients: Path,
     mined: Path,
     train_labels: Path,
     validation_labels: Path,
@@ -27,7 +27,7 @@ def main(
     tracker: Tracker,
 ) -> None:
     """Writes the head, its history, the scores of all slides and tiles, whatever their split, and the cross-fitted ones of the train slides' tiles."""
-    inputs, written = (features, index, cohort, mined, train_labels, validation_labels), (folder, tile_scores, slide_scores, cross_fitted)
+    inputs, written = (features, index, patients, mined, train_labels, validation_labels), (folder, tile_scores, slide_scores, cross_fitted)
     history = train_head(*inputs, *written, head=head, ranking=ranking, compute=compute, on_epoch=tracker.epoch)
     best = kept_epoch(history)
     tracker.metrics({"validation/auc": best["validation_auc"], "validation/loss": best["validation_loss"]})

@@ -19,7 +19,7 @@ from hnm.loop.head import kept_epoch, train_head
 from hnm.loop.mine import mine_tiles
 from hnm.params import Params
 from hnm.store import Store, code_version, digest_of, key_of
-from hnm.tables import LABELS
+from hnm.tables import LABELS, PATIENTS, SLIDES
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,9 @@ class Loop:
             with self._features(encoder, folder.parent, params) as features:
                 labels = (upstream.labels("train"), upstream.labels("validation"))
                 written = (folder / "head", folder / "tiles.parquet", folder / "slides.parquet", folder / "cross_fitted.parquet")
-                inputs = (features, upstream.index, upstream.slides, mined, *labels)
+                patients = folder / "patients.csv"
+                PATIENTS.write(SLIDES.read(upstream.slides)[list(PATIENTS.columns)], patients)
+                inputs = (features, upstream.index, patients, mined, *labels)
                 train_head(*inputs, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold)
 
         learns = digest_of(mined) if head.kind == "mined" else None  # no other kind looks at the mined tiles

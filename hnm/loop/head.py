@@ -14,13 +14,13 @@ from hnm.learning.fit_head import LabelledSlide, fit_head
 from hnm.learning.heads import save_head
 from hnm.learning.history import OnEpoch, write_history
 from hnm.learning.predict import predict
-from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
+from hnm.tables import LABELS, MINED, PATIENTS, SLIDE_SCORES, TILE_SCORES, TILES
 
 
 def train_head(
     features: Path,
     index: Path,
-    cohort: Path,
+    patients: Path,
     mined: Path,
     train_labels: Path,
     validation_labels: Path,
@@ -50,9 +50,8 @@ def train_head(
     slide_table, tile_table = predict(fitted, slides, tiles)
     SLIDE_SCORES.write(slide_table, slide_scores)
     TILE_SCORES.write(tile_table, tile_scores)
-    known = SLIDES.read(cohort)
-    patients = dict(zip(known["slide_id"], known["patient_id"], strict=True))
-    TILE_SCORES.write(cross_fitted_scores(train, patients, validation, tiles, head, ranking), cross_fitted)
+    patient_of = PATIENTS.read(patients).set_index("slide_id")["patient_id"].to_dict()
+    TILE_SCORES.write(cross_fitted_scores(train, patient_of, validation, tiles, head, ranking), cross_fitted)
     return history
 
 

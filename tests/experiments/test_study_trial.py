@@ -12,7 +12,7 @@ from hnm.experiments.space import with_seed, with_values
 from hnm.experiments.tracking import Tracker
 from hnm.experiments.trial import Loop, RoundResult, Upstream
 from hnm.store import Store, digest_of
-from hnm.tables import LABELS
+from hnm.tables import LABELS, PATIENTS, SLIDES
 from pipelines import embed, finetune, head, mine
 
 
@@ -38,7 +38,8 @@ def test_a_trial_yields_what_the_stages_yield(kind: str, data: Path, store: Stor
     rounds = list(Loop(Upstream(data), store).rounds(params))
     monkeypatch.setenv("HNM_STORE", str(tmp_path / "store"))
     upstream, tracker, compute = Upstream(data), Tracker("head", None), params.compute
-    encoder, mined = upstream.encoder, upstream.mined
+    encoder, mined, patients = upstream.encoder, upstream.mined, tmp_path / "patients.csv"
+    PATIENTS.write(SLIDES.read(upstream.slides)[["slide_id", "patient_id"]], patients)
     for number, result in enumerate(rounds):
         out = tmp_path / str(number)
         if number:
@@ -53,7 +54,7 @@ def test_a_trial_yields_what_the_stages_yield(kind: str, data: Path, store: Stor
         labels = (upstream.labels("train"), upstream.labels("validation"))
         written = (out / "head", out / "tiles.parquet", out / "slides.parquet", out / "cross_fitted.parquet")
         sections = {"head": params.head, "ranking": params.ranking, "compute": compute}
-        head.main(out / "features", upstream.index, upstream.slides, mined, *labels, *written, number, **sections, tracker=tracker)
+        head.main(out / "features", upstream.index, patients, mined, *labels, *written, number, **sections, tracker=tracker)
         history = pd.read_csv(out / "head" / "history.csv")
         best = history.sort_values(["validation_auc", "validation_loss", "epoch"], ascending=[False, True, True]).iloc[0]
         assert (result.auc, result.log_loss) == pytest.approx((best["validation_auc"], best["validation_loss"]), abs=1e-15)

@@ -11,7 +11,7 @@ from hnm import params
 from hnm.learning import features as feature_files
 from hnm.loop.head import train_head
 from hnm.store import digest_of
-from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
+from hnm.tables import LABELS, MINED, PATIENTS, SLIDE_SCORES, TILE_SCORES, TILES
 
 
 def run(folder: Path, mined: pd.DataFrame, **head: object) -> list[dict[str, float]]:
@@ -22,11 +22,11 @@ def run(folder: Path, mined: pd.DataFrame, **head: object) -> list[dict[str, flo
         rows = np.random.default_rng(len(slide_id) + ord(slide_id[-1])).normal(size=(len(own), 3)) + labels.get(str(slide_id), 0)
         feature_files.write(rows.astype(np.float32), own[["x", "y"]].to_numpy(np.int64), folder / "features" / f"{slide_id}.h5")
     TILES.write(index, folder / "index.parquet")
-    SLIDES.write(truth.slides, folder / "slides.parquet")
+    PATIENTS.write(truth.slides[["slide_id", "patient_id"]], folder / "patients.csv")
     MINED.write(mined, folder / "mined.parquet")
     LABELS.write(truth.labels["train"], folder / "train.csv")
     return train_head(
-        *(folder / name for name in ("features", "index.parquet", "slides.parquet", "mined.parquet", "train.csv", "train.csv")),
+        *(folder / name for name in ("features", "index.parquet", "patients.csv", "mined.parquet", "train.csv", "train.csv")),
         *(folder / name for name in ("head", "tiles.parquet", "slide_scores.parquet", "cross_fitted.parquet")),
         head=params.Head.model_validate({"epochs": 2, "attention_features": 4, **head}),
         ranking=params.Ranking(),

@@ -7,12 +7,12 @@ import pytest
 
 from hnm.errors import CohortError
 from hnm.params import Cohort, Split
-from hnm.tables import LABELS, QUARANTINE, SLIDES
+from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
 from pipelines import cohort
 
 COHORT = Cohort(name="c", manifest="in/slides.csv", max_quarantined_share=0.3)
 COLUMNS = ("slide_id", "path", "label", "patient_id", "split", "mpp", "annotation", "mask")
-OUTPUTS = ("slides.parquet", "labels/train.csv", "labels/validation.csv", "labels/test.csv", "annotations", "quarantine.csv")
+OUTPUTS = ("slides.parquet", "patients.csv", "labels/train.csv", "labels/validation.csv", "labels/test.csv", "annotations", "quarantine.csv")
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_the_checked_cohort(rows, tmp_path):
     }  # fmt: skip
     assert slides.loc["s05", ["patient_id", "split", "mpp_x"]].tolist() == ["s05", "validation", 0.5]
     assert slides["fingerprint"].is_unique
+    assert PATIENTS.read(out / "patients.csv").set_index("slide_id")["patient_id"].to_dict() == slides["patient_id"].to_dict()
     assert LABELS.read(out / "labels/validation.csv").to_numpy().tolist() == [["s04", 0], ["s05", 1], ["s06", 0], ["s07", 1]]
     assert LABELS.read(out / "labels/test.csv")["slide_id"].tolist() == ["s08", "s09", "s10", "s11"]
     assert QUARANTINE.read(out / "quarantine.csv").empty

@@ -20,7 +20,7 @@ from pipelines import cohort, tiles
 pytestmark = pytest.mark.services
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'hnm[services]'")
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'hnm[cloud]'")
-OUTPUTS = ("slides.parquet", "labels/train.csv", "labels/validation.csv", "labels/test.csv", "annotations", "quarantine.csv")
+OUTPUTS = ("slides.parquet", "patients.csv", "labels/train.csv", "labels/validation.csv", "labels/test.csv", "annotations", "quarantine.csv")
 
 
 @pytest.fixture
@@ -89,6 +89,7 @@ def test_a_cohort_in_a_bucket_gives_the_bytes_of_a_cohort_on_disk(bucket, tmp_pa
     after = run(tmp_path, "bucket")
     assert {name for name in known if known[name] != after.get(name)} - {
         "cohort/quarantine.csv",
+        "cohort/patients.csv",
         "quarantine.csv",
         "index.parquet",
         "cohort/labels/test.csv",
