@@ -6,9 +6,7 @@ anything else. A keyword-only `tracker: Tracker` is given the run of this execut
 """
 
 import argparse
-import ctypes
 import inspect
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,7 @@ from hnm.errors import HnmError
 from hnm.experiments.ledger import cost_so_far, dvc_name, write_cost
 from hnm.experiments.state import running_stage
 from hnm.params import Params, load_params
-from hnm.processes import die_with_parent
+from hnm.processes import die_with_parent, keep_freed_memory
 from hnm.store import project_root
 
 
@@ -39,7 +37,7 @@ def takes_tracker(main: Callable[..., None]) -> bool:
 def run(main: Callable[..., None]) -> None:
     """Runs the stage `main` with the process's arguments and the params.yaml of the working directory."""
     die_with_parent()
-    _keep_freed_memory()
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     for name, kind in flags_of(main).items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, required=True)
@@ -71,13 +69,3 @@ def _run_tracked(main: Callable[..., None], stage: str, arguments: dict[str, Pat
 
     with track_stage(stage, arguments, sections, params) as tracker:
         main(**arguments, **sections, tracker=tracker)
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep the large blocks that are freed: giving each back to the kernel, and zeroing it anew, takes half of an encoder's time."""
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
-        libc.mallopt(m_top_pad, 64 * 2**20)

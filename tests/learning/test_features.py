@@ -28,3 +28,9 @@ def test_a_tile_that_the_file_does_not_hold_is_an_error(tmp_path: Path) -> None:
     features.write(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.int64), tmp_path / "s.h5")
     with pytest.raises(TableError, match=r"s.h5 holds 3 tiles, not tile 3; it is of another index of tiles, run the stage embed again"):
         features.read(tmp_path / "s.h5", np.array([0, 3]))
+
+
+def test_features_whose_squares_overflow_are_finite(tmp_path):
+    rows = np.array([[1e30, -3e38], [2e25, 0.5]], np.float32)
+    features.write(rows, np.zeros((2, 2), np.int64), tmp_path / "s.h5")
+    assert np.array_equal(features.read(tmp_path / "s.h5"), rows)

@@ -23,25 +23,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
 SLIDES, KILLS, SEED = 60, 20, 20261122
 OUTPUTS = ("data/tiles", "data/features")
-COMMANDS = {
-    "cohort": {
-        "slides": "data/cohort/slides.parquet",
-        "train-labels": "data/cohort/labels/train.csv",
-        "validation-labels": "data/cohort/labels/validation.csv",
-        "test-labels": "data/cohort/labels/test.csv",
-        "annotations": "data/cohort/annotations",
-        "quarantine": "data/cohort/quarantine.csv",
-    },
-    "tiles": {
-        "slides": "data/cohort/slides.parquet",
-        "unopened": "data/cohort/quarantine.csv",
-        "packs": "data/tiles/packs",
-        "index": "data/tiles/index.parquet",
-        "quarantine": "data/tiles/quarantine.csv",
-    },
-    "encoder": {"folder": "data/encoders/0"},
-    "embed": {"packs": "data/tiles/packs", "index": "data/tiles/index.parquet", "encoder": "data/encoders/0", "features": "data/features/0"},
-}
+STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +32,10 @@ class Project:
 
     folder: Path
 
-    def command(self, stage: str) -> list[str]:
-        return [sys.executable, "-m", f"pipelines.{stage}", *(part for flag, path in COMMANDS[stage].items() for part in (f"--{flag}", path))]
-
     def start(self, stage: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.folder)}
-        return subprocess.Popen(self.command(stage), cwd=self.folder, env=environment, stdout=subprocess.DEVNULL)
+        command = STAGES[stage].get("do", STAGES[stage])["cmd"].replace("${key}", "0").split()
+        return subprocess.Popen([sys.executable, *command[1:]], cwd=self.folder, env=environment, stdout=subprocess.DEVNULL)
 
     def run(self, *stages: str) -> float:
         """Seconds that the stages took."""
