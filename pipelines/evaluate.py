@@ -1,17 +1,19 @@
 """Stage `evaluate`: what each round is worth. It alone opens test labels and annotations."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from hnm import params
 from hnm.errors import EvidenceError
+from hnm.evidence.cards import data_card as make_data_card
+from hnm.evidence.cards import model_card as make_model_card
 from hnm.evidence.evaluation import CohortTruth, RoundResults, evaluate_rounds, metrics_of
 from hnm.evidence.openings import LEDGER, Looks, Opening, enter_opening, looks, read_openings
 from hnm.evidence.plots import write_plots
-from hnm.evidence.report import render_report
-from hnm.experiments.state import git_tags
+from hnm.evidence.report import Origin, render_report
+from hnm.experiments.state import git_tags, locked_stages
 from hnm.experiments.tracking import Tracker
 from hnm.slides.annotations import read_annotation
 from hnm.slides.pack import Pack
@@ -36,14 +38,24 @@ def main(
     metrics: Path,
     plots: Path,
     report: Path,
+    model_card: Path,
+    data_card: Path,
     *,
     rounds: dict[str, params.Round],
+    cohort: params.Cohort,
+    tiles: params.Tiles,
+    encoder: params.Encoder,
+    embed: params.Embed,
+    head: params.Head,
+    ranking: params.Ranking,
+    mining: params.Mining,
+    finetune: params.Finetune,
     evaluate: params.Evaluate,
     tracker: Tracker,
 ) -> None:
-    """Writes metrics.json, the plots and the report of the rounds that params.yaml names."""
+    """Writes metrics.json, the plots, the cards and the report of the rounds that params.yaml names; most sections are only told in the cards."""
     looked = _open_test(project_root(), {name: scores / name / "slides.parquet" for name in rounds})
-    cohort = CohortTruth(
+    truth = CohortTruth(
         SLIDES.read(slides),
         {"train": LABELS.read(train_labels), "validation": LABELS.read(validation_labels), "test": LABELS.read(test_labels)},
         QUARANTINE.read(quarantine),
@@ -51,14 +63,20 @@ def main(
         {path.stem: read_annotation(path) for path in sorted(annotations.glob("*.geojson"))},
     )
     results = [_read_round(name, rounds[name], scores / name, heads / name, encoders / name, mined / name) for name in sorted(rounds, key=int)]
-    evaluation = evaluate_rounds(cohort, results, evaluate)
+    evaluation = evaluate_rounds(truth, results, evaluate)
     numbers = metrics_of(evaluation)
     write_json(numbers, metrics)
     write_plots(evaluation, plots)
-    with whole(report) as temporary:
-        temporary.write_text(render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5"), looked), encoding="utf-8")
+    settings = {"cohort": cohort, "tiles": tiles, "encoder": encoder, "embed": embed, "head": head, "ranking": ranking, "mining": mining, "finetune": finetune}
+    cards = {model_card: make_model_card(evaluation, settings), data_card: make_data_card(evaluation, settings)}
+    inputs = [slides, train_labels, validation_labels, test_labels, annotations, quarantine, index, packs, scores, heads, encoders, mined]
+    origin = Origin(looked, cards[model_card], cards[data_card], _lineage(project_root(), inputs, rounds))
+    texts = {**cards, report: render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5"), origin)}
+    for path, text in texts.items():
+        with whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     tracker.evaluation(numbers)
-    for path in (metrics, plots, report):
+    for path in (metrics, plots, report, model_card, data_card):
         tracker.file(path)
     auc = evaluation.chosen.numbers["test"]["auc"].value
     print(f"validation picks round {evaluation.chosen.name}: test AUC {'unknown' if auc is None else format(auc, '.3f')}", flush=True)
@@ -71,6 +89,16 @@ def _open_test(root: Path, scores: Mapping[str, Path]) -> Looks:
     tags = git_tags(root)
     enter_opening(root / LEDGER, Opening(state, settings, tags.get("mlflow.source.git.commit", ""), tags.get("hnm.git_dirty", ""), "evaluate"))
     return looks(read_openings(root / LEDGER), other_than=state)
+
+
+def _lineage(root: Path, inputs: Sequence[Path], rounds: Collection[str]) -> list[tuple[str, str, str]]:
+    """(stage, path, md5) of what the stages of these rounds have made of `inputs`, by dvc.lock."""
+    return [
+        (name, path, md5)
+        for name, state in sorted(locked_stages(root).items())
+        for path, md5 in sorted(state.outs.items())
+        if name.partition("@")[2] in ("", *rounds) and any(Path(path).is_relative_to(own) for own in inputs)
+    ]
 
 
 def _read_round(name: str, round_: params.Round, scores: Path, head: Path, encoder: Path, mined: Path) -> RoundResults:

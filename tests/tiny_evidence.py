@@ -7,6 +7,7 @@ import pandas as pd
 import shapely
 
 from hnm.evidence.evaluation import CohortTruth, RoundResults
+from hnm.params import Cohort, Embed, Encoder, Finetune, Head, Mining, Ranking, Tiles
 from hnm.slides.annotations import Region, write_annotation
 from hnm.slides.pack import PackTile, encode, write_pack
 from hnm.store import write_json
@@ -80,6 +81,19 @@ def annotations() -> dict[str, list[Region]]:
     return {"tr1": [lesion], "tr2": [lesion], "te1": [lesion], "tr3": [Region("look-alike", shapely.box(SIDE, SIDE, 2 * SIDE, 2 * SIDE))]}
 
 
+SETTINGS = {
+    "cohort": Cohort(name="tiny", manifest="slides.csv"),
+    "tiles": Tiles(mpp=1.0, tile_px=TILE_PX),
+    "encoder": Encoder(),
+    "embed": Embed(),
+    "head": Head(),
+    "ranking": Ranking(),
+    "mining": Mining(threshold=0.25),
+    "finetune": Finetune(),
+}
+"""Sections that `evaluate` tells in its cards."""
+
+
 def rounds(count: int = 3) -> list[RoundResults]:
     """What `count` rounds left behind; the tiles of a lesion score higher with each."""
     return [_round(number) for number in range(count)]
@@ -139,6 +153,8 @@ def write_files(root: Path, count: int = 3) -> dict[str, Path]:
         "metrics": root / "results" / "metrics.json",
         "plots": root / "results" / "plots",
         "report": root / "results" / "report.html",
+        "model_card": root / "results" / "model_card.md",
+        "data_card": root / "results" / "data_card.md",
     }
     SLIDES.write(truth.slides, paths["slides"])
     for split, table in truth.labels.items():

@@ -109,9 +109,8 @@ def check_same_cohort(first: State, other: State) -> None:
         raise EvidenceError(f"{pair} are of different cohorts: {_listed(lone)} only one of them holds; compare states of one cohort")
     after = after.loc[before.index]
     for column, what in (("fingerprint", "different files"), ("patient_id", "different patients"), ("split", "different splits")):
-        differs = before[column].to_numpy() != after[column].to_numpy()
-        if differs.any():
-            slides = [f"{slide_id} ({before.at[slide_id, column]}, {after.at[slide_id, column]})" for slide_id in before.index[differs]]
+        values = zip(before.index.tolist(), before[column].tolist(), after[column].tolist(), strict=True)
+        if slides := [f"{slide_id} ({one}, {two})" for slide_id, one, two in values if one != two]:
             raise EvidenceError(f"{pair} are of {what}: {_listed(slides)}; compare states with one manifest and one section split")
     one, two = (state.test.set_index("slide_id")["label"] for state in (first, other))
     if lone := sorted(one.index.symmetric_difference(two.index)):
@@ -228,8 +227,8 @@ def _sheets(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]
     for state, pair in zip(comparison.states[1:], comparison.pairs, strict=True):
         changed = [
             [
-                row.slide_id,
-                row.patient_id,
+                str(row.slide_id),
+                str(row.patient_id),
                 "positive" if row.label else "negative",
                 f"{row.score_before:.3f}",
                 f"{row.score:.3f}",

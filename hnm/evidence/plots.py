@@ -1,7 +1,8 @@
 """Figures of an evaluation, and the tables behind them: PNG and CSV for DVC and MLflow, SVG for the report. Equal input gives equal bytes."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,43 @@ WIDE, FLAT, SQUARE = (10.6, 3.7), (10.6, 2.4), (3.6, 3.2)
 """Sizes in inches; the report shows them at 96 pixels an inch or near it."""
 
 
+class Chart(Figure):
+    """A figure that knows what its points say to a reader who points at them."""
+
+    def __init__(self, size: tuple[float, float]) -> None:
+        super().__init__(figsize=size, layout="constrained")
+        self._said: list[tuple[Axes, float, float, str]] = []
+
+    def say(self, axes: Axes, xs: Iterable[float], ys: Iterable[float], texts: Iterable[str]) -> None:
+        """Each text stands at a point of `axes`; points that are not drawn (NaN) say nothing."""
+        self._said += [(axes, x, y, text) for x, y, text in zip(xs, ys, texts, strict=True) if np.isfinite(x) and np.isfinite(y)]
+
+    def points(self) -> list[tuple[float, float, str]]:
+        """(x, y, text) in SVG's units, from the upper left; once the figure is drawn."""
+        height, scale = self.bbox.height, 72 / self.dpi
+        places = [(axes.transData.transform((x, y)), text) for axes, x, y, text in self._said]
+        return [(round(float(x) * scale, 1), round(float(height - y) * scale, 1), text) for (x, y), text in places]
+
+
+Draw = Callable[[Evaluation], Chart]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure for a page."""
+
+    svg: bytes
+    width: float
+    height: float
+    points: Sequence[tuple[float, float, str]]
+    """(x, y, text) within `width` x `height`: what a reader is told there."""
+
+
 def write_plots(evaluation: Evaluation, folder: Path) -> None:
     """Every table as CSV and every figure as PNG, in `folder`."""
     for name, table in tables_of(evaluation).items():
         with whole(folder / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.9g")  # a float32 comes back whole, so that scores tie where they tied
+            table.to_csv(temporary, index=False, lineterminator="\n", float_format=_float32)
     for name, draw in FIGURES.items():
         with whole(folder / f"{name}.png") as temporary:
             temporary.write_bytes(png(draw, evaluation))
@@ -88,7 +121,7 @@ def decisions(evidence: RoundEvidence) -> pd.DataFrame:
     return table.sort_values(["loss", "slide_id"], ascending=[False, True], ignore_index=True)
 
 
-def png(draw: Callable[[Evaluation], Figure], evaluation: Evaluation) -> bytes:
+def png(draw: Draw, evaluation: Evaluation) -> bytes:
     """The drawn figure as PNG without metadata."""
     stream = io.BytesIO()
     with style_context(STYLE):
@@ -98,17 +131,18 @@ def png(draw: Callable[[Evaluation], Figure], evaluation: Evaluation) -> bytes:
     return stream.getvalue()
 
 
-def svg(draw: Callable[[Evaluation], Figure], evaluation: Evaluation) -> bytes:
-    """The drawn figure as SVG without metadata; its text stays text, in the reader's own system font."""
+def drawing(draw: Draw, evaluation: Evaluation) -> Drawing:
+    """The drawn figure as SVG without metadata, and what its points say; its text stays text, in the reader's own system font."""
     stream = io.BytesIO()
     with style_context(STYLE):
         figure = draw(evaluation)
         FigureCanvasSVG(figure)
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return stream.getvalue().replace(b"'DejaVu Sans'", SYSTEM_FONTS.encode())
+    width, height = (72 * float(inches) for inches in figure.get_size_inches())
+    return Drawing(stream.getvalue().replace(b"'DejaVu Sans'", SYSTEM_FONTS.encode()), width, height, figure.points())
 
 
-def auc_by_round(evaluation: Evaluation) -> Figure:
+def auc_by_round(evaluation: Evaluation) -> Chart:
     """Slide AUC of validation and test and tile AUC, with intervals, over the rounds."""
     figure, axes = _figure(WIDE)
     table = _auc_by_round(evaluation)
@@ -119,6 +153,8 @@ def auc_by_round(evaluation: Evaluation) -> Figure:
             x = table.index + (place - 1) * 0.09
             axes.vlines(x, table[f"{column}_low"].fillna(values), table[f"{column}_high"].fillna(values), color=colour, linewidth=2.2, alpha=0.35)
             axes.plot(x, values, marker=marker, markersize=6, linewidth=1.2, color=colour, label=label)
+            bounds = zip(table["round"], values, table[f"{column}_low"], table[f"{column}_high"], strict=True)
+            figure.say(axes, x, values, [f"round {name}, {label}: AUC {value:.3f}{_between(low, high)}" for name, value, low, high in bounds])
     axes.set_xticks(range(len(evaluation.rounds)), [f"round {evidence.name}" for evidence in evaluation.rounds])
     axes.set_xlim(-0.4, len(evaluation.rounds) - 0.6)
     axes.set_ylim(top=1.02)
@@ -127,13 +163,15 @@ def auc_by_round(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def roc(evaluation: Evaluation) -> Figure:
+def roc(evaluation: Evaluation) -> Chart:
     """ROC curves of the test slides by round, with the chosen round's operating point."""
     figure, axes = _figure(SQUARE)
     axes.plot([0, 1], [0, 1], color=LINE, linewidth=1, zorder=0)
     for evidence, style in _by_round(evaluation):
         curve = _roc(evidence.slides["test"])
         axes.plot(curve["false_positive_rate"], curve["true_positive_rate"], **style)
+        if evidence is evaluation.chosen:
+            figure.say(axes, curve["false_positive_rate"], curve["true_positive_rate"], _cuts(curve))
     sensitivity, specificity = (evaluation.chosen.numbers["test"][name].value for name in ("sensitivity", "specificity"))
     if sensitivity is not None and specificity is not None:
         axes.plot([1 - specificity], [sensitivity], "o", color=WARM, markersize=7, label="at the threshold", zorder=5)
@@ -142,29 +180,34 @@ def roc(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def precision_recall(evaluation: Evaluation) -> Figure:
+def precision_recall(evaluation: Evaluation) -> Chart:
     """Precision over sensitivity of the test slides by round."""
     figure, axes = _figure(SQUARE)
     for evidence, style in _by_round(evaluation):
         curve = _precision_recall(evidence.slides["test"])
         axes.plot(curve["recall"], curve["precision"], drawstyle="steps-post", **style)
+        if evidence is evaluation.chosen:
+            said = [f"from score {cut:.3f} on: sensitivity {recall:.3f}, precision {precision:.3f}" for recall, precision, cut in curve.itertuples(index=False)]
+            figure.say(axes, curve["recall"], curve["precision"], said)
     _unit(axes, "sensitivity (recall)", "precision")
     _legend(axes, loc="lower left")
     return figure
 
 
-def calibration(evaluation: Evaluation) -> Figure:
+def calibration(evaluation: Evaluation) -> Chart:
     """Share of positives over mean score, of the test slides in ten bins of score, for the chosen round."""
     figure, axes = _figure(SQUARE)
     axes.plot([0, 1], [0, 1], color=LINE, linewidth=1, zorder=0)
     bins = _calibration(evaluation.chosen)
     axes.plot(bins["mean_score"], bins["positive_share"], color=ACCENT, linewidth=1.2)
     axes.scatter(bins["mean_score"], bins["positive_share"], s=18 + 60 * bins["slides"] / bins["slides"].max() if len(bins) else 18, color=ACCENT)
+    said = [f"mean score {mean:.3f}, slides {int(slides)}: {100 * share:.0f} % positive" for mean, share, slides in bins.itertuples(index=False)]
+    figure.say(axes, bins["mean_score"], bins["positive_share"], said)
     _unit(axes, "mean score of the slides", "share of positive slides")
     return figure
 
 
-def slide_scores(evaluation: Evaluation) -> Figure:
+def slide_scores(evaluation: Evaluation) -> Chart:
     """The score of each test slide in the chosen round, by label, with the threshold."""
     figure, axes = _figure(FLAT)
     table = decisions(evaluation.chosen).sort_values(["label", "score", "slide_id"], ignore_index=True)
@@ -173,6 +216,9 @@ def slide_scores(evaluation: Evaluation) -> Figure:
     axes.axvline(evaluation.chosen.threshold, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"threshold {evaluation.chosen.threshold:.2f}")
     axes.scatter(table["score"][right], (table["label"] + spread)[right], s=34, color=ACCENT, alpha=0.8, label="called rightly", linewidths=0)
     axes.scatter(table["score"][~right], (table["label"] + spread)[~right], s=42, color=WARM, marker="X", label="called wrongly", linewidths=0)
+    figure.say(
+        axes, table["score"], table["label"] + spread, [f"{row.slide_id}, patient {row.patient_id}: score {row.score:.3f}" for row in table.itertuples()]
+    )
     axes.set_yticks([0, 1], ["negative", "positive"])
     axes.set_ylim(-0.5, 1.5)
     axes.set_xlim(-0.02, 1.02)
@@ -181,7 +227,7 @@ def slide_scores(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def tile_scores(evaluation: Evaluation) -> Figure:
+def tile_scores(evaluation: Evaluation) -> Chart:
     """Scores of the test tiles in the chosen round, by truth."""
     figure, axes = _figure(WIDE)
     tiles = evaluation.chosen.tiles
@@ -203,30 +249,32 @@ def tile_scores(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def head_loss(evaluation: Evaluation) -> Figure:
+def head_loss(evaluation: Evaluation) -> Chart:
     """Training loss and validation AUC of the head by epoch, for each round."""
     return _histories(evaluation, [(e.name, e.results.head_history) for e in evaluation.rounds], {"loss": "loss", "validation_auc": "validation AUC"})
 
 
-def encoder_loss(evaluation: Evaluation) -> Figure:
+def encoder_loss(evaluation: Evaluation) -> Chart:
     """Contrastive losses of the encoder by epoch, for each round that trains it."""
     columns = {"negative_loss": "loss, negatives as anchors", "positive_loss": "loss, positives as anchors"}
     return _histories(evaluation, [(e.name, e.results.encoder_history) for e in evaluation.rounds], columns)
 
 
-FIGURES: Mapping[str, Callable[[Evaluation], Figure]] = {
+FIGURES: Mapping[str, Draw] = {
     draw.__name__: draw for draw in (auc_by_round, roc, precision_recall, calibration, slide_scores, tile_scores, head_loss, encoder_loss)
 }
 
 
-def _histories(evaluation: Evaluation, histories: Sequence[tuple[str, pd.DataFrame | None]], columns: Mapping[str, str]) -> Figure:
-    figure = Figure(figsize=WIDE, layout="constrained")
+def _histories(evaluation: Evaluation, histories: Sequence[tuple[str, pd.DataFrame | None]], columns: Mapping[str, str]) -> Chart:
+    figure = Chart(WIDE)
     styles = {evidence.name: style for evidence, style in _by_round(evaluation)}
     panels = figure.subplots(1, len(columns))
     for axes, (column, label) in zip(panels, columns.items(), strict=True):
         for name, history in histories:
             if history is not None and column in history:  # SimCLR's has no anchors of a role
                 axes.plot(history["epoch"], history[column], marker="o", markersize=2.5, **styles[name])
+                said = [f"round {name}, epoch {epoch}: {label} {value:.3f}" for epoch, value in zip(history["epoch"], history[column], strict=True)]
+                figure.say(axes, history["epoch"], history[column], said)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -290,8 +338,21 @@ def _joined(histories: Sequence[tuple[str, pd.DataFrame | None]]) -> pd.DataFram
     return joined.assign(step=range(1, len(joined) + 1))[first + [column for column in joined.columns if column not in first]]
 
 
-def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
+def _cuts(curve: pd.DataFrame) -> list[str]:
+    return [f"from score {cut:.3f} on: sensitivity {true:.3f}, specificity {1 - false:.3f}" for false, true, cut in curve.itertuples(index=False)]
+
+
+def _float32(value: Any) -> str:
+    """The shortest text that gives the same float32, so that scores that are read back tie where they tied, and nowhere else."""
+    return str(np.float32(value))
+
+
+def _between(low: float, high: float) -> str:
+    return "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
+
+
+def _figure(size: tuple[float, float]) -> tuple[Chart, Axes]:
+    figure = Chart(size)
     return figure, figure.subplots()
 
 

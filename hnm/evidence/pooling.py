@@ -27,7 +27,7 @@ def out_of_fold(held_out: pd.DataFrame, *, seed: int, fold: int) -> pd.DataFrame
         seed, fold, slide_id, patient_id, label, `first_score` (round 0), round, threshold, score and called of the round
         that the fold's validation picks: the highest AUC, then the lower log loss, then the earlier round.
     """
-    by_round = {int(number): own for number, own in held_out.groupby("round")}
+    by_round = {int(str(number)): own for number, own in held_out.groupby("round")}
     ranks = {number: _rank(predictions(own[own["split"] == "validation"])) for number, own in by_round.items()}
     chosen = max(sorted(ranks), key=lambda number: ranks[number])
     threshold = choose_threshold(predictions(by_round[chosen][by_round[chosen]["split"] == "validation"]))
@@ -46,10 +46,7 @@ def pooled(table: pd.DataFrame, section: Evaluate) -> dict[str, Any]:
     pooled AUC also asks that these agree on a scale; the mean of the folds' AUCs does not.
     """
     resampling = Resampling(section.resamples, section.confidence, seed_of(section.seed, "bootstrap", "cross-validation"))
-    folds = [
-        {"seed": int(seed), "fold": int(fold), "round": int(own["round"].iloc[0]), **_fold_numbers(own)}
-        for (seed, fold), own in table.groupby(["seed", "fold"])
-    ]
+    folds = [{**{name: int(own[name].iloc[0]) for name in ("seed", "fold", "round")}, **_fold_numbers(own)} for _, own in table.groupby(["seed", "fold"])]
     return {
         "slides": int(table["slide_id"].nunique()),
         "patients": int(table["patient_id"].nunique()),

@@ -1,7 +1,7 @@
 """The report: one page that says what a run is worth and shows what was mined. It needs no network, and equal input gives equal bytes."""
 
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hnm.evidence import plots
+from hnm.evidence.cards import METRIC_NAMES, card_html, flat
 from hnm.evidence.evaluation import Evaluation, RoundEvidence, lesion_share, look_alike_share, mined_summary
 from hnm.evidence.heatmap import COLOURS, SlidePicture, slide_picture, tile_picture
 from hnm.evidence.metrics import FROC_RATES, Number
@@ -25,18 +26,6 @@ SHOWN_TILES = {"hard_negative": 24, "positive": 12}
 SHOWN_SLIDES = 2
 """Of the best and of the worst test slides of each label."""
 SHOWN_SOURCES = 8
-METRIC_NAMES = {
-    "auc": "AUC",
-    "average_precision": "average precision",
-    "sensitivity_at_specificity_90": "sensitivity at 90 % specificity",
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "brier": "Brier score",
-    "log_loss": "log loss",
-    "ece": "expected calibration error",
-}
 DECIDED = ("accuracy", "f1", "sensitivity", "specificity")
 """Metrics at the threshold that validation chose."""
 LOSSES = ("brier", "log_loss", "ece")
@@ -65,8 +54,9 @@ class Gallery:
     tiles: int
     slides: int
     pictures: Sequence[Picture]
-    sources: Sequence[tuple[str, int, float]]
-    """(slide id, tiles, share of the role's tiles), the largest first."""
+    patients: int
+    sources: Sequence[tuple[str, str, int, float]]
+    """(slide id, patient id, tiles, share of the role's tiles), the largest first."""
     share: float | None
     """Of those on what the role hopes for: a region that is no lesion for hard negatives, a lesion for positives."""
     base: float | None
@@ -85,8 +75,37 @@ class Heatmap:
     picture: SlidePicture
 
 
-def render_report(evaluation: Evaluation, open_pack: OpenPack, looked: Looks) -> str:
-    """The page as HTML; `looked` counts the openings of the test labels for other states than this one."""
+@dataclass(frozen=True)
+class Origin:
+    """What the page says beside the evaluation."""
+
+    looked: Looks
+    """Openings of the test labels for other states than this one."""
+    model_card: str
+    """Markdown."""
+    data_card: str
+    """Markdown."""
+    lineage: Sequence[tuple[str, str, str]]
+    """(stage, path, md5) of the data that the stages before have made, as dvc.lock names it; empty where DVC did not run them."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What one round asked of the machine, told by counts, which are the same on every machine."""
+
+    round: str
+    embedded: int
+    """Tiles."""
+    mined: int
+    """Tiles."""
+    share: float
+    """Of the train slides' tiles that were mined."""
+    encoder_epochs: int
+    head_epochs: int
+
+
+def render_report(evaluation: Evaluation, open_pack: OpenPack, origin: Origin) -> str:
+    """The page as HTML."""
     environment = Environment(loader=PackageLoader("hnm.evidence", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "number": _number,
@@ -100,28 +119,40 @@ def render_report(evaluation: Evaluation, open_pack: OpenPack, looked: Looks) ->
     histories = [evidence.results.encoder_history for evidence in evaluation.rounds]
     return environment.get_template("report.html.jinja").render(
         evaluation=evaluation,
-        looked=looked,
+        origin=origin,
+        looked=origin.looked,
+        cards={"model-card": ("Model card", card_html(origin.model_card)), "data-card": ("Data card", card_html(origin.data_card))},
+        effort=[_effort(evaluation, evidence) for evidence in evaluation.rounds],
         chosen=evaluation.chosen,
         first=evaluation.rounds[0],
         funnel=evaluation.cohort.funnel(),
         confidence=f"{100 * evaluation.section.confidence:g} %",
         verdict=_verdict(evaluation),
-        figures={name: plots.svg(draw, evaluation) for name, draw in plots.FIGURES.items()},
+        figures={name: plots.drawing(draw, evaluation) for name, draw in plots.FIGURES.items()},
         metric_names=METRIC_NAMES,
         decided=DECIDED,
         losses=LOSSES,
         decisions=list(plots.decisions(evaluation.chosen).itertuples()),
         galleries={evidence.name: list(_galleries(evaluation, evidence, open_pack)) for evidence in evaluation.rounds if evidence.mined is not None},
         heatmaps=list(_heatmaps(evaluation, open_pack)),
+        churn={evidence.name: evidence.overlap for evidence in evaluation.rounds if evidence.overlap is not None},
         colours=COLOURS,
         is_lesion=partial(is_lesion, section=evaluation.section),
         validation_aucs=[_number(evidence.numbers["validation"]["auc"].value) for evidence in evaluation.rounds],
         mined_counts=[" + ".join(f"{summary[role]:,}" for role in ("hard_negatives", "positives")) for summary in summaries],
         encoder_losses=[f"{history['loss'].iloc[-1]:.2f}" for history in histories if history is not None],
-        records=_flat(evaluation.chosen.results.records),
+        records=flat(evaluation.chosen.results.records),
         froc_rates=[f"1/{round(1 / rate)}" if rate < 1 else rate for rate in FROC_RATES],
-        settings=_flat({"evaluate": evaluation.section.model_dump(mode="json")}),
+        settings=flat({"evaluate": evaluation.section.model_dump(mode="json")}),
     )
+
+
+def _effort(evaluation: Evaluation, evidence: RoundEvidence) -> Effort:
+    tiles, results = evaluation.cohort.tiles, evidence.results
+    train = int(tiles["slide_id"].isin(evaluation.cohort.labels["train"]["slide_id"]).sum())
+    mined = 0 if results.mined is None else len(results.mined)
+    epochs = 0 if results.encoder_history is None else len(results.encoder_history)
+    return Effort(evidence.name, len(tiles), mined, mined / train if train else 0.0, epochs, len(results.head_history))
 
 
 def _verdict(evaluation: Evaluation) -> str:
@@ -150,7 +181,8 @@ def _interval(number: Number) -> str:
 
 def _galleries(evaluation: Evaluation, evidence: RoundEvidence, open_pack: OpenPack) -> Iterator[Gallery]:
     assert evidence.mined is not None
-    train = evaluation.cohort.labels["train"]
+    train, slides = evaluation.cohort.labels["train"], evaluation.cohort.slides
+    patient_of = dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
     for role, label, share in (("hard_negative", 0, look_alike_share), ("positive", 1, lesion_share)):
         tiles = evidence.mined[evidence.mined["role"] == role].sort_values("rank")
         pool = evaluation.tile_truth[evaluation.tile_truth["slide_id"].isin(train.loc[train["label"] == label, "slide_id"])]
@@ -160,7 +192,8 @@ def _galleries(evaluation: Evaluation, evidence: RoundEvidence, open_pack: OpenP
             len(tiles),
             len(sources),
             [_picture(tile, open_pack) for tile in _spread(tiles, SHOWN_TILES[role]).itertuples()],
-            [(str(slide_id), int(count), count / len(tiles)) for slide_id, count in sources.head(SHOWN_SOURCES).items()],
+            len({patient_of[str(slide_id)] for slide_id in sources.index}),
+            [(str(slide_id), patient_of[str(slide_id)], int(count), count / len(tiles)) for slide_id, count in sources.head(SHOWN_SOURCES).items()],
             share(tiles),
             share(pool),
             float(tiles["again"].mean()) if len(tiles) else 0.0,
@@ -189,11 +222,3 @@ def _heatmaps(evaluation: Evaluation, open_pack: OpenPack) -> Iterator[Heatmap]:
         with open_pack(slide_id) as pack:
             picture = slide_picture(pack, scores, cohort.aspects[slide_id], cohort.annotations.get(slide_id, []))
         yield Heatmap(slide_id, slide["label"], slide["score"], slide["called"], picture)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{name}.") if isinstance(inner, Mapping) else {f"{prefix}{name}": inner}
-    return flat

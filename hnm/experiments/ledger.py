@@ -55,7 +55,8 @@ def _peak_gpu_memory_mb() -> float | None:
     torch = sys.modules.get("torch")  # a stage that has not imported it has used no GPU, and need not wait for it
     if torch is None or not torch.cuda.is_initialized():
         return None
-    return round(max(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())) / 1e6, 1)
+    peak: int = max(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
+    return round(peak / 1e6, 1)
 
 
 def dvc_name(stage: str, arguments: Mapping[str, Path | int]) -> str:
@@ -80,7 +81,8 @@ def stage_seconds(root: Path) -> dict[str, float]:
 
 def seconds_by_key(root: Path, keys: Mapping[str, str]) -> dict[str, float | None]:
     """Stage -> seconds of the last execution with its key on this machine, whatever has run since; None where there was none."""
-    return {name: json.loads(_kept(root, key).read_text(encoding="utf-8"))["seconds"] if _kept(root, key).exists() else None for name, key in keys.items()}
+    entries = {name: _kept(root, key) for name, key in keys.items()}
+    return {name: float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.exists() else None for name, path in entries.items()}
 
 
 def _kept(root: Path, key: str) -> Path:

@@ -93,7 +93,8 @@ def _of_run(root: Path, name: str) -> PastState:
         test = Path(client.download_artifacts(evaluate.info.run_id, f"plots/{TEST_SLIDES}")).read_bytes()
     except store_errors() as error:
         raise EvidenceError(f"{name} is no Git revision, no DVC experiment, and MLflow does not give it as a run: {error}") from None
-    cohort = {item.dataset.name: item.dataset.digest for item in evaluate.inputs.dataset_inputs}
+    inputs = evaluate.inputs.dataset_inputs if evaluate.inputs is not None else []
+    cohort = {item.dataset.name: item.dataset.digest for item in inputs}
     path = next(path for path in cohort if path.endswith("/slides.parquet"))
     try:
         slides = Outputs(root).files(path, cohort[path])[Path(path).name]

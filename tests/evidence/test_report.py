@@ -13,10 +13,11 @@ from PIL import Image
 
 from hnm.evidence.evaluation import Evaluation, evaluate_rounds
 from hnm.evidence.openings import Looks
-from hnm.evidence.report import render_report
+from hnm.evidence.report import Origin, render_report
 from hnm.params import Evaluate
 from hnm.slides.pack import Pack
 
+ORIGIN = Origin(Looks(0, 0), "# Model card: tiny\n\n## Limits\n\n| a |\n|---|\n| 1 |\n", "# Data card: tiny\n", [("head@0", "data/scores/0", "0a1b.dir")])
 VOID = {"meta", "link", "img", "br", "image"}
 
 
@@ -56,8 +57,8 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rendered(evaluation: Evaluation, packs: Path, looked: Looks = Looks(0, 0)) -> str:  # noqa: B008 - frozen
-    return render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5"), looked)
+def rendered(evaluation: Evaluation, packs: Path) -> str:
+    return render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5"), ORIGIN)
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +81,10 @@ class TestPage:
         images, drawings = page.all("img"), page.all("svg")
         assert len(images) == 8 + (3 + 2) + (1 + 1)  # figures, mined tiles of round 1 and of round 2
         assert all(image["alt"] for image in images)
-        assert len(drawings) == 1 + 2 * 4  # the loop, and two views of each test slide
-        assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
+        assert len(drawings) == 8 + 1 + 2 * 4  # points over each figure, the loop, and two views of each test slide
+        hidden = [drawing for drawing in drawings if drawing.get("aria-hidden") == "true"]
+        assert len(hidden) == 8 and all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings if drawing not in hidden)
+        assert len(page.all("circle")) > 4 and "te3, patient p8: score 0.410" in page.text
 
     def test_nothing_comes_from_outside(self, html: str, page: Page) -> None:
         links = [attributes[name] for _, attributes in page.elements for name in ("src", "href", "action", "data") if attributes.get(name)]
@@ -108,8 +111,18 @@ class TestPage:
         text = " ".join(page.text.split())
         assert "Validation picks round 1. On 4 test slides of 3 patients its AUC is 0.750 (95 % interval" in text
         assert "cannot tell whether mining helped" in text
-        assert "3 hard negatives from 2 slides" in text.replace("Round 1: ", "")
+        assert "3 hard negatives from 2 slides of 2 patients" in text.replace("Round 1: ", "")
         assert "50 % lie on a drawn region that is no lesion, against 9 % of all tiles of annotated negative train slides." in text
+
+    def test_says_what_it_took_and_where_it_comes_from(self, page: Page) -> None:
+        text = "".join(page.text.split())
+        # round, tiles embedded, mined, of 44 train tiles, epochs of encoder and head
+        assert "011000%02" in text and "1110511%32" in text
+        assert "data/scores/0head@00a1b.dir" in text
+
+    def test_says_how_the_mined_set_changes(self, page: Page) -> None:
+        # of round 2's two tiles one was mined in round 1, which had five
+        assert "Churn:sharethatwasnotminedbefore20.1750%" in "".join(page.text.split())
 
     def test_texts_from_outside_are_escaped(self, html: str) -> None:
         assert "no tissue &lt;found&gt;" in html

@@ -38,7 +38,7 @@ def rounds(count: int) -> dict[str, Round]:
 
 def run(paths: dict[str, Path], count: int = 2) -> Recorder:
     tracker = Recorder()
-    main(**paths, rounds=rounds(count), evaluate=SECTION, tracker=tracker)
+    main(**paths, rounds=rounds(count), **tiny.SETTINGS, evaluate=SECTION, tracker=tracker)
     return tracker
 
 
@@ -65,14 +65,14 @@ def test_writes_metrics_plots_and_report_and_tells_the_tracker(paths: dict[str, 
     assert tracker.logged["round/test_auc", 0] == 0.5
     assert tracker.logged["round/hard_negatives", 1] == 3
     assert ("round/hard_negatives", 0) not in tracker.logged
-    assert tracker.files == ["metrics.json", "plots", "report.html"]
+    assert tracker.files == ["metrics.json", "plots", "report.html", "model_card.md", "data_card.md"]
 
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the drawing out, which takes most of the time."""
-    for kind in ("png", "svg"):
-        monkeypatch.setattr(plots, kind, lambda draw, evaluation: b"")
+    monkeypatch.setattr(plots, "png", lambda draw, evaluation: b"")
+    monkeypatch.setattr(plots, "drawing", lambda draw, evaluation: plots.Drawing(b"", 1, 1, []))
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -101,6 +101,25 @@ def test_every_opening_of_the_test_labels_is_in_the_ledger(paths: dict[str, Path
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_the_page_names_the_versions_it_comes_from(paths: dict[str, Path], tmp_path: Path) -> None:
+    made = {"head@0": "scores/0/slides.parquet", "head@1": "scores/1/slides.parquet", "head@2": "scores/2/slides.parquet", "embed@0": "features/0"}
+    outs = {name: {"cmd": "python -m pipelines.x", "outs": [{"path": str(tmp_path / path), "md5": f"md5-{name}"}]} for name, path in made.items()}
+    (tmp_path / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": outs}))
+    run(paths)
+    page = paths["report"].read_text()
+    assert "The versions of data that this page comes from: 2" in page
+    assert [name for name in made if f"md5-{name}" in page] == ["head@0", "head@1"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_cards_are_files_and_sections(paths: dict[str, Path]) -> None:
+    run(paths)
+    page = paths["report"].read_text()
+    assert paths["model_card"].read_text().startswith("# Model card: tiny, round 1") and paths["data_card"].read_text().startswith("# Data card: tiny")
+    assert '<h2 id="model-card-title">Model card</h2>' in page and "<h3>Limits</h3>" in page and "<h3>Annotations</h3>" in page
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_labels_that_cannot_be_read_were_opened_all_the_same(paths: dict[str, Path], tmp_path: Path) -> None:
     paths["test_labels"].unlink()
     with pytest.raises(TableError, match=r"test\.csv does not exist"):
@@ -112,7 +131,7 @@ def test_labels_that_cannot_be_read_were_opened_all_the_same(paths: dict[str, Pa
 def test_order_of_rounds_in_params_does_not_matter(paths: dict[str, Path]) -> None:
     run(paths)
     first = outputs(paths)
-    main(**paths, rounds=dict(reversed(rounds(2).items())), evaluate=SECTION, tracker=Recorder())
+    main(**paths, rounds=dict(reversed(rounds(2).items())), **tiny.SETTINGS, evaluate=SECTION, tracker=Recorder())
     assert outputs(paths) == first
 
 

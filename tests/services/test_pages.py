@@ -16,7 +16,7 @@ import tiny_evidence as tiny
 
 from hnm.evidence.evaluation import evaluate_rounds
 from hnm.evidence.openings import Looks
-from hnm.evidence.report import render_report
+from hnm.evidence.report import Origin, render_report
 from hnm.params import Evaluate
 from hnm.slides.pack import Pack
 
@@ -33,6 +33,7 @@ QUIET = [
     "--disable-sync",
     "--enable-logging=stderr",
 ]
+ORIGIN = Origin(Looks(4, 2), "# Model card: tiny\n", "# Data card: tiny\n", [("head@0", "data/scores/0", "0a1b.dir")])
 COUNT_IMAGES = "const all = [...document.images]; document.title = all.filter(i => !i.naturalWidth).length + ' broken of ' + all.length"
 
 
@@ -46,7 +47,7 @@ def browser(tmp_path: Path) -> list[str]:
 def test_the_report_opens_without_an_error_and_shows_every_picture(browser: list[str], tmp_path: Path) -> None:
     tiny.write_packs(tmp_path / "packs")
     page = render_report(
-        evaluate_rounds(tiny.cohort(), tiny.rounds(), Evaluate(resamples=100)), lambda slide_id: Pack(tmp_path / "packs" / f"{slide_id}.h5"), Looks(4, 2)
+        evaluate_rounds(tiny.cohort(), tiny.rounds(), Evaluate(resamples=100)), lambda slide_id: Pack(tmp_path / "packs" / f"{slide_id}.h5"), ORIGIN
     )
     (tmp_path / "report.html").write_text(page.replace("</body>", f"<script>addEventListener('load', () => {{ {COUNT_IMAGES} }})</script></body>"), "utf-8")
     done = subprocess.run([*browser, "--dump-dom", (tmp_path / "report.html").as_uri()], capture_output=True, text=True, timeout=120, check=True)
