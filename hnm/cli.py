@@ -242,6 +242,44 @@ def mined_export(round_: Round = None, out: Annotated[Path, typer.Option(help="F
         typer.echo(path)
 
 
+@mined.command("gallery")
+def mined_gallery(
+    round_: Round = None,
+    out: Annotated[Path, typer.Option(help="Folder of the sheets, one a role.")] = Path("results/mined"),
+    tiles: Annotated[int, typer.Option(min=1, help="How many tiles a sheet shows.")] = 60,
+) -> None:
+    """Draw the best-scoring mined tiles with their scores and places, and those that guards passed over."""
+    from hnm.mining.gallery import write_gallery
+    from hnm.store import project_root
+    from hnm.tables import MINED, PASSED_OVER
+
+    folder, packs = _mined_folder(round_), project_root() / "data" / "tiles" / "packs"
+    for path in write_gallery(MINED.read(folder / "mined.parquet"), PASSED_OVER.read(folder / "passed_over.csv"), packs, out, tiles):
+        typer.echo(path)
+
+
+@mined.command("diff")
+def mined_diff(
+    before: Annotated[str, typer.Argument(help="A Git revision.")],
+    after: Annotated[str, typer.Argument(help="Another, or what lies in the working tree.")] = "workspace",
+    round_: Annotated[int | None, typer.Option("--round", min=1, help="The last one that both have, where none is named.")] = None,
+) -> None:
+    """Compare the mined tiles of two Git revisions: params, overlap, and what came and went by slide."""
+    from hnm.experiments.mined_revision import mined_difference
+    from hnm.store import project_root
+
+    found = mined_difference(project_root(), before, after, round_)
+    typer.echo(f"round {found.round}, {before} to {after}")
+    for name, (was, is_) in found.params.items():
+        typer.echo(f"{name}\t{was} -> {is_}")
+    typer.echo(f"scorer\t{'the same' if found.scorers[0] == found.scorers[1] else ' -> '.join(own or 'none' for own in found.scorers)}")
+    for role, overlap in found.by_role.items():
+        shares = [f"{name} {'-' if share is None else format(share, '.3f')}" for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn))]
+        typer.echo(f"{role}\t{overlap.kept + overlap.went} -> {overlap.kept + overlap.came} tiles\t" + "\t".join(shares))
+    for slide in found.by_slide.itertuples():
+        typer.echo(f"{slide.slide_id}\t{slide.role}\t{slide.came} came, {slide.went} went, {slide.kept} stayed")
+
+
 def _mined_folder(round_: int | None) -> Path:
     """The folder of a round's mined tiles; of the last round where None."""
     from hnm.errors import MiningError

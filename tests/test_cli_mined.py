@@ -8,7 +8,7 @@ import tiny_evidence
 from typer.testing import CliRunner
 
 from hnm.cli import app
-from hnm.tables import MINED, MINED_SLIDES, SLIDES
+from hnm.tables import MINED, MINED_SLIDES, PASSED_OVER, SLIDES
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             }
         )
         MINED_SLIDES.write(table, tmp_path / "data" / "mined" / str(round_) / "slides.csv")
+        PASSED_OVER.write(PASSED_OVER.empty(), tmp_path / "data" / "mined" / str(round_) / "passed_over.csv")
     return tmp_path
 
 
@@ -50,6 +51,12 @@ def test_export_of_the_last_round_or_of_another(root: Path) -> None:
     assert said("export", "--out", "a") == ["a/tr2.geojson", "a/tr3.geojson"]
     assert said("export", "--round", "1", "--out", "b") == ["b/tr1.geojson", "b/tr3.geojson", "b/tr4.geojson"]
     assert (root / "b" / "tr4.geojson").is_file()
+
+
+def test_gallery_of_the_last_round(root: Path) -> None:
+    tiny_evidence.write_packs(root / "data" / "tiles" / "packs")
+    assert said("gallery", "--out", "g", "--tiles", "3") == ["g/hard_negative.png", "g/positive.png"]
+    assert (root / "g" / "positive.png").is_file()
 
 
 def test_nothing_mined_yet_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
