@@ -104,6 +104,16 @@ class TestPipeline:
         assert set(metrics["rounds"]) == {"0", "1"} and metrics["chosen_round"] in (0, 1)
         assert metrics["rounds"]["1"]["mined"]["hard_negatives"] == len(own)
 
+    def test_predict_gives_a_slide_the_score_that_the_pipeline_gave_it(self, repository: Path) -> None:
+        manifest = pd.read_csv(repository / "data" / "demo" / "slides.csv").set_index("slide_id")["path"]
+        command = [sys.executable, "-m", "hnm.cli", "predict", *(f"data/demo/{path}" for path in manifest[:2]), "--round", "1", "--out", "predictions"]
+        done = subprocess.run(command, cwd=repository, env=environment(repository), text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        told = json.loads((repository / "predictions" / "predictions.json").read_text())
+        known = SLIDE_SCORES.read(repository / "data" / "scores" / "1" / "slides.parquet").set_index("slide_id")["score"]
+        assert {slide["slide_id"]: slide["score"] for slide in told["slides"]} == {slide_id: float(known[slide_id]) for slide_id in manifest.index[:2]}
+        assert told["model"]["versions"]["data/heads/1"] == hashes(repository)["head@1"]["data/heads/1"]
+
     def test_elsewhere_in_another_country_with_other_workers_the_hashes_are_the_same(self, repository: Path, cohort: Path, tmp_path: Path) -> None:
         other = make_repository(tmp_path / "a folder" / "far" / "away", cohort)
         repro(other, TZ="Pacific/Auckland", LC_ALL="C", PYTHONHASHSEED="77", HNM_WORKERS="1")

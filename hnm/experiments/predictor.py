@@ -14,7 +14,8 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow.models import ModelSignature, set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext, save_model
+from mlflow.pyfunc import save_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types.schema import Array, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
 
 import hnm
@@ -42,7 +43,7 @@ SIGNATURE = ModelSignature(
 )
 
 
-class SlidePredictor(PythonModel):  # type: ignore[misc]
+class SlidePredictor(PythonModel):
     """A model folder behind MLflow's interface."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -92,7 +93,7 @@ def default_store(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # which puts the default back
         if named is not None:
             os.environ["MLFLOW_TRACKING_URI"] = named
 

@@ -1,5 +1,6 @@
 """The registered model `hnm-<cohort>`: which version of it is the champion, and why."""
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hnm.errors import PredictionError, TrackingError
-from hnm.experiments.packaging import package_round
+from hnm.experiments.packaging import cards_of, package_round
 from hnm.experiments.record import first_line
 from hnm.experiments.state import current_stages, locked_stages
 from hnm.experiments.sync import state_key, sync
-from hnm.experiments.tracking import connect, finished_run, store_errors, tracking_uri
+from hnm.experiments.tracking import connect, experiment_id_of, finished_run, store_errors, tracking_uri
 from hnm.prediction.model import Model, ModelRecord, read_model
 from hnm.store import digest_of
 
@@ -155,13 +156,18 @@ def _register(root: Path, client: "MlflowClient", name: str, record: ModelRecord
     from hnm.experiments.predictor import default_store, save_predictor
 
     save_predictor(folder, folder.parent / "mlflow")
+    cards = cards_of(root, record.round)
+    for file, card in cards.items():
+        shutil.copyfile(card, folder.parent / "mlflow" / file)
+    description = cards["model_card.md"].read_text(encoding="utf-8") if "model_card.md" in cards else None
     summary = finished_run(client, record.cohort, "hnm.state_key", state_key(current_stages(locked_stages(root))))
-    experiment = client.get_experiment_by_name(record.cohort)
     run_id = None if summary is None else summary.info.run_id
-    model = client.create_logged_model(experiment.experiment_id, name=f"{LOGGED}_r{record.round}", source_run_id=run_id, tags=tags, model_type=LOGGED)
+    model = client.create_logged_model(
+        experiment_id_of(client, root, record.cohort), name=f"{LOGGED}_r{record.round}", source_run_id=run_id, tags=tags, model_type=LOGGED
+    )
     client.log_model_artifacts(model.model_id, str(folder.parent / "mlflow"))
     client.finalize_logged_model(model.model_id, "READY")
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     with default_store(tracking_uri(root)):
-        return client.create_model_version(name, f"models:/{model.model_id}", run_id=run_id, tags=tags, model_id=model.model_id)
+        return client.create_model_version(name, f"models:/{model.model_id}", run_id=run_id, tags=tags, model_id=model.model_id, description=description)

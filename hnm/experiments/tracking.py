@@ -23,8 +23,9 @@ from filelock import FileLock, Timeout
 
 from hnm.errors import TrackingError
 from hnm.experiments.ledger import cost_so_far, dvc_name
-from hnm.experiments.record import Event, Record, first_line, flat, waiting_records
+from hnm.experiments.record import Event, Record, first_line, flat, now, waiting_records
 from hnm.experiments.state import StageState, git_tags, running_stage
+from hnm.experiments.system import SystemWatch
 from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation
 from hnm.params import Params
 from hnm.store import project_root, whole
@@ -171,7 +172,7 @@ def tracking_uri(root: Path) -> str:
 
 def _send_courier(root: Path, record: Record) -> "subprocess.Popen[bytes] | None":
     """Starts the process that brings the record to MLflow; it learns of the stage's end by the end of its standard input."""
-    command = [sys.executable, "-m", "hnm.experiments.tracking", str(root.resolve()), str(record.folder.resolve())]
+    command = [sys.executable, "-m", "hnm.experiments.tracking", str(root.resolve()), str(record.folder.resolve()), str(os.getpid())]
     try:
         with (record.folder / "courier.log").open("ab") as log:
             return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
@@ -241,7 +242,7 @@ class Delivery:
     def _start(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        self._experiment_id = _experiment(self._client, self._root, event["experiment"])
+        self._experiment_id = experiment_id_of(self._client, self._root, event["experiment"])
         identity = self._record.identity
         found = self._client.search_runs([self._experiment_id], f"tags.`hnm.record` = '{identity}'", max_results=1)
         tags = {**event["tags"], "hnm.record": identity}
@@ -257,6 +258,12 @@ class Delivery:
             for path, md5, context in event["inputs"]
         ]
         self._client.log_inputs(self._run_id, inputs)
+
+    def system(self, values: Mapping[str, float], step: int) -> None:
+        """Logs a sample of the system at once; it is in no record, and lost while the store is away."""
+        from mlflow.entities import Metric
+
+        self._client.log_batch(self._run_id, metrics=[Metric(name, value, now(), step) for name, value in values.items()])
 
     def _metrics(self, events: list[Event]) -> None:
         from mlflow.entities import Metric
@@ -285,7 +292,7 @@ class Delivery:
         self._client.set_terminated(self._run_id, event["status"], event["time"])
 
 
-def _experiment(client: "MlflowClient", root: Path, name: str) -> str:
+def experiment_id_of(client: "MlflowClient", root: Path, name: str) -> str:
     """Id of the experiment `name`, made where it is missing; two processes may try at once."""
     with FileLock(root / ".hnm" / "tracking.lock"):
         if found := client.get_experiment_by_name(name):
@@ -348,8 +355,9 @@ def serve_ui(port: int) -> NoReturn:
     os.execve(sys.executable, command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
 
 
-def _courier(root: Path, record: Record) -> bool:
-    """Follows a record until its stage has ended; whether all of it was brought."""
+def _courier(root: Path, record: Record, stage: int) -> bool:
+    """Follows a record until its stage, the process `stage`, has ended; whether all of it was brought."""
+    watch = SystemWatch(stage)
     with record.courier_lock(0):
         delivery: Delivery | None = None
         brought = 0
@@ -369,6 +377,8 @@ def _courier(root: Path, record: Record) -> bool:
                     delivery = Delivery(root, record, client)
                 delivery.bring(events[brought:])
                 brought = len(events)
+                if stage_runs and brought and watch.due():
+                    delivery.system(watch.sample(), watch.samples)
                 if not others_brought:
                     bring_waiting(root, client)
                     others_brought = True
@@ -383,4 +393,4 @@ def _courier(root: Path, record: Record) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if _courier(Path(sys.argv[1]), Record(Path(sys.argv[2]))) else 1)
+    sys.exit(0 if _courier(Path(sys.argv[1]), Record(Path(sys.argv[2])), int(sys.argv[3])) else 1)

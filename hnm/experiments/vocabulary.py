@@ -53,8 +53,12 @@ METRICS = {
     "cost/processor_seconds": "seconds of all cores together, of the stage's process and of its children that have ended",
     "cost/read_mb": "what they have read from files and pipes, in 10^6 bytes; on Linux",
     "cost/peak_gpu_memory_mb": "most memory that torch has held on a GPU, in 10^6 bytes; where it has used one",
+    "system/processor_percent": "use of the processor by the stage and its children since the last sample; 100 is one core",
+    "system/memory_mb": "resident memory of the stage and its children, in 10^6 bytes; what they share counts for each",
+    "system/gpu_percent": "use of the busiest GPU",
+    "system/gpu_memory_mb": "memory in use on all GPUs, by whomever, in 10^6 bytes",
 }
-"""Metric -> meaning. Before the slash stands what a step counts (`epoch`, `round`), or where a single number comes from."""
+"""Metric -> meaning. Before the slash stands what a step counts (`epoch`, `round`, of `system` samples), or where a single number comes from."""
 
 TAGS = {
     "hnm.kind": "`stage`: logged by the stage; `replay`: made afterwards from its outputs; `summary`: one state of the whole pipeline",
@@ -69,6 +73,18 @@ TAGS = {
     "hnm.record": "identity of the record that the run was brought from",
 }
 """Tag -> meaning."""
+
+MODEL_TAGS = {
+    "hnm.round": "the round that it is of",
+    "hnm.model_digest": "SHA-256 of the model folder; the same model is registered once",
+    "hnm.threshold": "the score from which a slide is called positive",
+    "hnm.validation_labels": "DVC's md5 of the labels that it was validated on",
+    "hnm.validation_auc": "slide AUC on validation",
+    "hnm.validation_auc_low": "lower end of its interval, below which no later champion may lie",
+    "hnm.validation_auc_high": "upper end of its interval",
+    "hnm.validation_log_loss": "slide log loss on validation",
+}
+"""Tag of a version of the registered model -> meaning."""
 
 Step = tuple[int | None, dict[str, float | None]]
 """A step, None for single numbers, and its metrics by name."""

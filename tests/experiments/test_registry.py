@@ -13,6 +13,7 @@ from hnm.errors import PredictionError
 from hnm.experiments import registry
 from hnm.experiments.registry import Promoted, model_of_run, promote, registered_model, why_not
 from hnm.experiments.tracking import connect
+from hnm.experiments.vocabulary import MODEL_TAGS
 from hnm.prediction.model import ModelRecord, write_model
 from hnm.store import digest_of
 
@@ -21,8 +22,9 @@ import json, sys
 import mlflow, pandas
 model = mlflow.pyfunc.load_model("models:/hnm-tiny@champion")
 answer = model.predict(pandas.DataFrame({"path": [sys.argv[1], "glass.svs"]}))
-assert "hnm.params" in sys.modules
 print(json.dumps(answer.to_dict("records")))
+from hnm.cli import app
+app(["predict", sys.argv[1], "--model", "models:/hnm-tiny@champion", "--out", "out"], standalone_mode=False)
 """
 LABELS = "data/cohort/labels/validation.csv"
 
@@ -47,6 +49,9 @@ def repository(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: py
     monkeypatch.setattr(registry, "package_round", package)
     monkeypatch.setattr(registry, "locked_stages", lambda _: {f"head@{number}": State() for number in aucs})
     monkeypatch.setattr(registry, "sync", lambda _: None)
+    card = root / "card.md"
+    card.write_text("# Model card: tiny\n")
+    monkeypatch.setattr(registry, "cards_of", lambda _, round_: {"model_card.md": card} if round_ == "2" else {})
     return root
 
 
@@ -61,6 +66,11 @@ def test_the_champion_changes_for_a_model_that_is_not_worse(repository: Path) ->
     assert promote(repository, 0, "champion", force=True) == Promoted("hnm-tiny", "2", "champion", "0", "3")
     version = connect(repository).get_model_version("hnm-tiny", "3")
     assert version.tags["hnm.validation_auc"] == "0.9375" and version.tags["hnm.round"] == "2"
+    assert version.description == "# Model card: tiny\n"
+    assert [path.read_text() for path in (repository / "mlruns").rglob("model_card.md")] == ["# Model card: tiny\n"]
+    table = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text().partition("## Tags of a registered model\n")[2].partition("\n## ")[0]
+    assert {f"| `{tag}` | {meaning} |" for tag, meaning in MODEL_TAGS.items()} == {line for line in table.splitlines() if line.startswith("| `")}
+    assert set(version.tags) <= set(MODEL_TAGS)
     found = registered_model(repository, "models:/hnm-tiny@challenger")
     assert (found.name, found.record.round) == ("models:/hnm-tiny/2", "0")
     assert not [path for path in repository.rglob("*") if path.suffix in {".pkl", ".pickle", ".pt", ".bin"}]
@@ -84,14 +94,11 @@ def test_a_clean_process_predicts_a_slide_from_the_registry_alone(repository: Pa
     settings = {"MLFLOW_TRACKING_URI": f"sqlite:///{repository / 'mlflow.db'}", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "HNM_WORKERS": "1"}
     done = subprocess.run([sys.executable, "-c", CLEAN, str(slide)], cwd=elsewhere, env=inherited | settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    answer, refused = json.loads(done.stdout.splitlines()[-1])
+    answer, refused = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[{")))
     assert answer["called"] in {"negative", "positive"} and sum(answer["class_scores"].values()) == pytest.approx(1)
     assert (answer["x"], answer["y"], answer["side"]) == ([32, 64, 96] * 2, [32] * 3 + [64] * 3, 32)
     assert len(answer["tile_scores"]) == 6
     assert refused["reason"].startswith("it has no tissue") and refused["class_scores"] == {}
-    command = [sys.executable, "-m", "hnm.cli", "predict", "s1.svs", "--model", "models:/hnm-tiny@champion", "--out", "out"]
-    done = subprocess.run(command, cwd=elsewhere, env=inherited | settings, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     told = json.loads((elsewhere / "out" / "predictions.json").read_text())
     assert told["slides"][0]["score"] == answer["class_scores"]["positive"]
     assert told["model"]["name"] == "models:/hnm-tiny/1"
