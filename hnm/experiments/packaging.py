@@ -51,6 +51,22 @@ def package_round(root: Path, round_: int | None, folder: Path) -> ModelRecord:
     return record
 
 
+def cards_of(root: Path, round_: str) -> dict[str, Path]:
+    """The cards that `evaluate` wrote, by file name: the data card, and the model card where it is of this round; none without an evaluation."""
+    states = locked_stages(root)
+    if "evaluate" not in states:
+        return {}
+    evaluate, outputs = states["evaluate"], Outputs(root)
+
+    def file(name: str) -> Path:
+        (found,) = outputs.files(evaluate.arguments[name], evaluate.outs[evaluate.arguments[name]]).values()
+        return found
+
+    chosen = str(read_json(file("metrics"), PredictionError)["chosen_round"])
+    cards = ["data_card", *(["model_card"] if round_ == chosen else [])]
+    return {f"{name}.md": file(name) for name in cards if name in evaluate.arguments}
+
+
 def versions_of(states: Mapping[str, StageState], head: StageState) -> dict[str, str]:
     """Path -> md5 of the head's outputs and of all data that they come from, by way of the stages that made it.
 

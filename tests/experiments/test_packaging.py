@@ -6,7 +6,7 @@ import pytest
 import tiny_project as tiny
 
 from hnm.errors import PredictionError, TrackingError
-from hnm.experiments.packaging import package_round
+from hnm.experiments.packaging import cards_of, package_round
 from hnm.experiments.state import locked_stages, md5_of
 from hnm.params import load_params
 from hnm.prediction.model import FILES, read_model
@@ -76,3 +76,12 @@ def test_stages_that_ran_on_different_versions_make_no_model(project: Path, tmp_
     tiny.YAML().dump(stages, project / "dvc.lock")
     with pytest.raises(PredictionError, match=rf"\w+@1 ran on data/mined/1/mined\.parquet of md5 {before}, but mine@1 has written {'ab' * 16} since"):
         package_round(project, 1, tmp_path / "model")
+
+
+def test_cards_go_with_the_round_that_they_speak_of(project: Path, tmp_path: Path) -> None:
+    assert {name: card.read_text() for name, card in cards_of(project, "1").items()} == {
+        "data_card.md": "results/data_card.md of evaluate\n",
+        "model_card.md": "results/model_card.md of evaluate\n",
+    }
+    assert set(cards_of(project, "0")) == {"data_card.md"}
+    assert cards_of(tmp_path / "elsewhere", "0") == {}
