@@ -207,6 +207,7 @@ MINED_SLIDES = Table(
         "candidates": pa.Column("int64", _at_least_0),  # its tiles that its role could have mined
         "mined": pa.Column("int64", _at_least_0),
         "share": pa.Column("float64", _share),  # of all tiles of its role
+        "patient_share": pa.Column("float64", _share),  # of all tiles of its role, what the slides of its patient supply together
         "hardest": pa.Column("int64", _at_least_0),  # its tiles among the best-scoring of the negative slides; 0 for a positive slide
         "expected": pa.Column("float64", _at_least_0),  # such tiles, were they spread evenly
         "chance": pa.Column("float64", _share),  # of so many or more, were they spread by chance

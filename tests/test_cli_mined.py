@@ -27,6 +27,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 "candidates": 40,
                 "mined": [1, 7, 2],
                 "share": [0.125, 0.875, 1.0],
+                "patient_share": [0.125, 0.875, 1.0],
                 "hardest": [0, 12, 0],
                 "expected": [4.0, 4.0, 0.0],
                 "chance": [1.0, 0.0001, 1.0],

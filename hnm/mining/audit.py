@@ -79,12 +79,14 @@ def slide_supply(mined: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame
     is_negative = slides["label"] == 0
     expected = np.where(is_negative, pool * (len(hardest) / max(len(negative), 1)), 0.0)
     chance = np.where(is_negative, hypergeom.sf(found - 1, len(negative), len(hardest), pool.where(is_negative, 0)), 1.0)
-    of_role = supplied.groupby(slides["label"]).transform("sum")
+    of_role = supplied.groupby(slides["label"]).transform("sum").clip(lower=1)
+    patient = pd.Series([patients[str(slide_id)] for slide_id in slides.index], slides.index, dtype="str")
     table = slides.assign(
-        patient_id=[patients[str(slide_id)] for slide_id in slides.index],
+        patient_id=patient,
         candidates=pool,
         mined=supplied,
-        share=np.round(supplied / of_role.clip(lower=1), DIGITS),
+        share=np.round(supplied / of_role, DIGITS),
+        patient_share=np.round(supplied.groupby([slides["label"], patient]).transform("sum") / of_role, DIGITS),
         hardest=found,
         expected=np.round(expected, DIGITS),
         chance=[float(f"{value:.{DIGITS}g}") for value in np.clip(chance, 0, 1)],  # the last bits are the machine's
@@ -111,7 +113,7 @@ def _role_summary(role: str, mined: Mined, pool: pd.DataFrame, budget: int, slid
         "slides": len(supplying),
         "patients": supplying["patient_id"].nunique(),
         "largest_slide_share": round(float(supplying["share"].max()), DIGITS),
-        "largest_patient_share": round(float(supplying.groupby("patient_id")["mined"].sum().max() / len(tiles)), DIGITS),
+        "largest_patient_share": round(float(supplying["patient_share"].max()), DIGITS),
         "highest_score": round(float(scores.max()), DIGITS),
         "median_score": round(float(scores.median()), DIGITS),
         "lowest_score": round(float(scores.min()), DIGITS),

@@ -47,6 +47,7 @@ def test_a_summary_by_hand() -> None:
     assert by_slide["candidates"].to_dict() == {"n1": 4, "n2": 2, "n3": 1, "p1": 2}
     assert by_slide["mined"].to_dict() == {"n1": 3, "n2": 2, "n3": 1, "p1": 1}
     assert by_slide["share"].to_dict() == {"n1": 0.5, "n2": 0.333333, "n3": 0.166667, "p1": 1.0}
+    assert by_slide["patient_share"].to_dict() == {"n1": 0.5, "n2": 0.5, "n3": 0.5, "p1": 1.0}  # n2 and n3 are one patient's
     assert by_slide["patient_id"].to_dict() == PATIENTS
 
 

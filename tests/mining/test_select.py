@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
@@ -66,6 +66,17 @@ def test_ties_go_by_slide_then_tile() -> None:
 @pytest.mark.parametrize(("round_", "expected"), [(1, 7), (2, 14), (3, 28), (5, 100)])
 def test_the_budget_grows_by_round_up_to_everything(round_: int, expected: int) -> None:
     assert budget(0.07, 2.0, round_, 100) == expected
+
+
+def test_the_schedule_widens_both_roles_by_round() -> None:
+    section = params.Mining(threshold=0.3, positive_fraction=0.3, negative_fraction=0.2, growth=1.5, **UNCAPPED)
+    mined = [mine(SCORES, LABELS, section, round_).tiles for round_ in (1, 2, 3, 4)]
+    # of 6 positive and 6 negative tiles: 0.3, 0.45, 0.675 and all; 0.2, 0.3, 0.45, 0.675
+    assert [len(chosen(table, "positive")) for table in mined] == [2, 3, 5, 6]
+    assert [len(chosen(table, "hard_negative")) for table in mined] == [2, 2, 3, 5]
+    for early, late in pairwise(mined):
+        for role in ("positive", "hard_negative"):
+            assert chosen(late, role)[: len(chosen(early, role))] == chosen(early, role)
 
 
 def test_nothing_above_the_threshold_is_an_error_with_the_best_score() -> None:
