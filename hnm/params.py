@@ -318,6 +318,8 @@ class Dimension(Section):
     step: float | int | None = None
     """Draw `low`, `low + step`, … only."""
     choices: Annotated[tuple[bool | int | float | str, ...], Field(strict=False)] | None = None
+    when: dict[str, bool | int | float | str] = {}
+    """Params of the space that have choices -> the one of them at which this entry counts; else its param stays as params.yaml has it."""
 
     @model_validator(mode="after")
     def _is_an_interval_or_choices(self) -> "Dimension":
@@ -343,14 +345,33 @@ class Tune(Section):
 
     seeds: Count = 1
     """A trial's value is the mean over so many seeds: 0, 1, … are added to `head.seed`, `mining.seed` and `finetune.seed`."""
-    pruner: Literal["median", "none"] = "median"
-    """`median` stops a trial whose best round so far is below the median of the earlier trials at the same round."""
+    folds: Annotated[int, Field(ge=0)] = 0
+    """0: trials are judged on validation. 2 or more: on each of so many parts of the train and validation patients, trained on the others; the mean counts."""
+    pruner: Literal["median", "wilcoxon", "hyperband", "none"] = "median"
+    """`median` stops a trial whose best round so far is below the median of the earlier trials at the same round; `hyperband` halves the trials again and again
+    by rounds, for many trials; `wilcoxon` stops a trial that is worse than the best one on the folds and seeds that it has run (signed ranks, p < 0.1)."""
+    cost: Literal["ignored", "objective"] = "ignored"
+    """`objective`: a study searches the front between value and cost. Cost is counted in encoder passes of a tile; a trained view counts as three."""
+    max_cost: Positive | None = None
+    """A trial stops, and cannot be the best, where a seed and fold of it costs more."""
     startup_trials: Count = 8
     """Trials before suggestions learn from values, and before a trial may be pruned."""
     seed: Seed = 0
     """Draws the suggestions."""
     space: dict[str, Dimension] = {}
-    """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices."""
+    """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices; what follows an @ tells several entries of one param apart."""
+
+    @model_validator(mode="after")
+    def _can_be_pruned(self) -> "Tune":
+        if self.folds == 1:
+            raise ValueError("folds=1 leaves no fold to train on; give 0 for the validation split, or 2 or more")
+        if self.pruner == "wilcoxon" and max(self.folds, 1) * self.seeds < 4:
+            raise ValueError(f"pruner=wilcoxon compares folds and seeds, but there are {max(self.folds, 1) * self.seeds}; raise folds or seeds to 4 in all")
+        if self.cost == "objective" and self.pruner != "none":
+            raise ValueError(
+                f"pruner={self.pruner} orders trials by one value, but cost=objective asks for two; set pruner to none, or max_cost in place of cost"
+            )
+        return self
 
 
 class Round(Section):

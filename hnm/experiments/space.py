@@ -1,7 +1,8 @@
 """The space of a study: which params it may set, and to what."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from hnm.errors import ParamsError
@@ -13,6 +14,8 @@ SEEDED = ("head", "mining", "finetune")
 """Sections of a trial that draw."""
 
 Value = bool | int | float | str
+Values = dict[str, Value]
+"""Param -> value."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,52 @@ class Space:
     """A checked space, with the values of params.yaml, which the first trial takes."""
 
     dimensions: dict[str, Dimension]
-    """By dotted param, sorted."""
-    defaults: dict[str, Value]
+    """By entry: sorted, but those that others wait for stand first. An entry is a param, or `param@label`."""
+    defaults: Values
+    """By param, sorted."""
 
-    def is_whole(self, name: str) -> bool:
-        """Whether the param `name` takes whole numbers."""
-        return isinstance(self.defaults[name], int) and not isinstance(self.defaults[name], bool)
+    def is_whole(self, entry: str) -> bool:
+        """Whether the param of `entry` takes whole numbers."""
+        default = self.defaults[param_of(entry)]
+        return isinstance(default, int) and not isinstance(default, bool)
+
+    def values(self, suggest: Callable[[str, Dimension], Value]) -> Values:
+        """All params of the space: those of entries that count as `suggest` says, the others as params.yaml does."""
+        values = dict(self.defaults)
+        for entry, dimension in self.dimensions.items():
+            if counts(dimension, values):
+                values[param_of(entry)] = suggest(entry, dimension)
+        return values
+
+    def complete(self, values: Mapping[str, Value]) -> Values:
+        """All params of the space: `values` where an entry counts, the others as params.yaml has them; `ParamsError` as `entries`."""
+        given = self.entries(values)
+        return self.values(lambda entry, _: given[entry])
+
+    def entries(self, values: Mapping[str, Value]) -> Values:
+        """Value of each entry that counts, so that the params become `values`.
+
+        Raises:
+            ParamsError: a param is not in the space, or its value lies outside.
+        """
+        if unknown := sorted(values.keys() - self.defaults.keys()):
+            raise ParamsError(f"{unknown[0]} is not in tune.space; it holds {', '.join(self.defaults)}")
+        wanted = {**self.defaults, **values}
+        given = {entry: wanted[param_of(entry)] for entry, dimension in self.dimensions.items() if counts(dimension, wanted)}
+        for entry, value in given.items():
+            if not _contains(self.dimensions[entry], value):
+                raise ParamsError(f"{param_of(entry)}={value!r} lies outside of tune.space.{entry}; widen the space")
+        return given
+
+
+def param_of(entry: str) -> str:
+    """The param that an entry sets."""
+    return entry.partition("@")[0]
+
+
+def counts(dimension: Dimension, values: Mapping[str, Value]) -> bool:
+    """Whether an entry's condition is met by the params `values`."""
+    return all(values[name] == value for name, value in dimension.when.items())
 
 
 def space_of(params: Params) -> Space:
@@ -33,21 +76,20 @@ def space_of(params: Params) -> Space:
 
     Raises:
         ParamsError: the space is empty; a param is unknown, upstream of a study or refuses a value; an interval is given
-            for names, whole numbers need whole ends, or the value of params.yaml lies outside.
+            for names, whole numbers need whole ends, or the value of params.yaml lies outside; a condition can never be met.
     """
     if not params.tune.space:
         raise ParamsError("tune.space is empty; name a param and its interval there, for example ranking.margin: {low: 0.0, high: 1.0}")
-    dimensions = dict(sorted(params.tune.space.items()))
-    space = Space(dimensions, {name: _value_of(params, name) for name in dimensions})
-    for name, dimension in dimensions.items():
-        _check_kind(name, dimension, space)
+    dimensions = in_order(params.tune.space)
+    space = Space(dimensions, {name: _value_of(params, name) for name in sorted({param_of(entry) for entry in dimensions})})
+    for entry, dimension in dimensions.items():
+        _check_kind(entry, dimension, space)
         for value in dimension.choices or (dimension.low, dimension.high):
             assert value is not None
-            with_values(params, {name: value}, where=f"tune.space.{name}")
-        if not _contains(dimension, space.defaults[name]):
-            raise ParamsError(
-                f"tune.space.{name}: the value of params.yaml, {space.defaults[name]!r}, lies outside, but it is the first trial; widen the space"
-            )
+            with_values(params, {**dimension.when, param_of(entry): value}, where=f"tune.space.{entry}")
+        default = space.defaults[param_of(entry)]
+        if counts(dimension, space.defaults) and not _contains(dimension, default):
+            raise ParamsError(f"tune.space.{entry}: the value of params.yaml, {default!r}, lies outside, but it is the first trial; widen the space")
     return space
 
 
@@ -66,6 +108,29 @@ def with_values(params: Params, values: Mapping[str, Value], *, where: str = "pa
 def with_seed(params: Params, seed: int) -> Params:
     """`params` with `seed` added to each seed of a trial; 0 leaves them, as the stages run."""
     return params.model_copy(update={name: section.model_copy(update={"seed": section.seed + seed}) for name in SEEDED for section in [getattr(params, name)]})
+
+
+def in_order(dimensions: Mapping[str, Dimension]) -> dict[str, Dimension]:
+    """Sorted entries, each after those that its condition names."""
+    params = {param_of(entry) for entry in dimensions}
+    for entry, dimension in dimensions.items():
+        for name, value in dimension.when.items():
+            choices = [choice for other, own in dimensions.items() if param_of(other) == name for choice in own.choices or ()]
+            if value not in choices:
+                known = f"has no choice {value!r} there" if name in params else "is not in the space"
+                raise ParamsError(f"tune.space.{entry}.when: {name} {known}, so the condition is never met or says nothing; mend it or remove it")
+    for one, other in combinations(sorted(dimensions), 2):
+        first, second = dimensions[one].when, dimensions[other].when
+        if param_of(one) == param_of(other) and not any(first[name] != second[name] for name in first.keys() & second.keys()):
+            raise ParamsError(f"tune.space.{one} and {other} can count at once; give both a `when` of the same param with other values")
+    ordered: dict[str, Dimension] = {}
+    while waiting := sorted(dimensions.keys() - ordered.keys()):
+        left = {param_of(entry) for entry in waiting}
+        ready = [entry for entry in waiting if not left & dimensions[entry].when.keys()]
+        if not ready:
+            raise ParamsError(f"tune.space.{waiting[0]}.when: the conditions of {', '.join(waiting)} wait for each other; remove one")
+        ordered |= {entry: dimensions[entry] for entry in ready}
+    return ordered
 
 
 def _value_of(params: Params, name: str) -> Value:
@@ -89,16 +154,16 @@ def _value_of(params: Params, name: str) -> Value:
     return value
 
 
-def _check_kind(name: str, dimension: Dimension, space: Space) -> None:
+def _check_kind(entry: str, dimension: Dimension, space: Space) -> None:
     if dimension.choices is not None:
         return
-    default = space.defaults[name]
+    default = space.defaults[param_of(entry)]
     if isinstance(default, bool | str):
-        raise ParamsError(f"tune.space.{name}: {default!r} and its alternatives have no order; give choices instead of low and high")
+        raise ParamsError(f"tune.space.{entry}: {default!r} and its alternatives have no order; give choices instead of low and high")
     for end in ("low", "high", "step"):
         value = getattr(dimension, end)
-        if space.is_whole(name) and value is not None and not isinstance(value, int):
-            raise ParamsError(f"tune.space.{name}.{end}={value!r} must be a whole number, as {name} is")
+        if space.is_whole(entry) and value is not None and not isinstance(value, int):
+            raise ParamsError(f"tune.space.{entry}.{end}={value!r} must be a whole number, as {param_of(entry)} is")
 
 
 def _contains(dimension: Dimension, value: Value) -> bool:

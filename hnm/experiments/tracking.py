@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -137,6 +138,91 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
             _await_courier(courier, name, record, patience)
 
 
+@dataclass(frozen=True)
+class StudyTracker:
+    """The runs of a study: one for it, a child a trial, a grandchild a round; the study's own run is found again when it goes on.
+
+    It can be sent to a worker process. `root` None, or HNM_TRACKING=off, tells nobody.
+    """
+
+    root: Path | None
+    experiment: str = ""
+    study: str = ""
+    key: str = ""
+    """Digest of the study's identity."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether runs are made."""
+        return self.root is not None and os.environ.get("HNM_TRACKING") != "off"
+
+    @contextlib.contextmanager
+    def running(self, sections: Mapping[str, Any], summary: Callable[[], Mapping[str, float]], plots: Path) -> Iterator[None]:
+        """The study's run, open as long as the block runs; a courier brings the trials meanwhile.
+
+        Args:
+            sections: the sections of params.yaml that all trials share but for the study's space.
+            summary: metrics of the study, asked for at its end.
+            plots: folder of pictures, kept with the run where it is there at the end.
+        """
+        if not self.is_on or self.root is None:
+            yield
+            return
+        record = Record.create(self.root, f"study-{self.study}")
+        with record.alive():
+            tags = {"hnm.kind": "study", **git_tags(self.root)}
+            record.append("start", **self._start(f"study-{self.study}", self._identity(), None, tags, flat_params(sections)))
+            courier = _send_courier(self.root, record)
+            status = "FAILED"
+            try:
+                yield
+                status = "FINISHED"
+            except KeyboardInterrupt:
+                status = "KILLED"
+                raise
+            finally:
+                tracker = Tracker("study", record)
+                tracker.metrics(summary())
+                if plots.is_dir():
+                    tracker.file(plots)
+                record.append("finish", status=status)
+                _await_courier(courier, f"study-{self.study}", record, STAGE_SECONDS)
+
+    def trial(self, number: int, state: str, values: Mapping[str, Any], metrics: Mapping[str, float | None], rounds: Sequence[Mapping[str, float]]) -> None:
+        """A finished trial: its params, what it came to, and the metrics of each of its rounds."""
+        name, tags = f"trial-{number}", {"hnm.kind": "trial", "hnm.trial_state": state}
+        self._run(name, self._identity(name), self._identity(), tags, values, [(None, metrics), *enumerate(map(_of_round, rounds))])
+        for round_, own in enumerate(rounds):
+            inner = f"{name}-r{round_}"
+            self._run(inner, self._identity(inner), self._identity(name), {"hnm.kind": "round", "hnm.round": round_}, values, [(None, own)])
+
+    def _run(
+        self, name: str, identity: str, parent: str, tags: Mapping[str, Any], values: Mapping[str, Any], steps: Sequence[tuple[int | None, Mapping[str, Any]]]
+    ) -> None:
+        """The record of a run that is over."""
+        if not self.is_on or self.root is None:
+            return
+        record = Record.create(self.root, name)
+        record.append("start", **self._start(name, identity, parent, tags, values))
+        tracker = Tracker("study", record)
+        for step, metrics in steps:
+            tracker.metrics(metrics, step)
+        record.append("finish", status="FINISHED" if tags.get("hnm.trial_state") != "failed" else "FAILED")
+
+    def _start(self, name: str, identity: str, parent: str | None, tags: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+        own = {**tags, "hnm.study": self.study, "hnm.study_key": self.key}
+        return {"experiment": self.experiment, "name": name, "tags": own, "params": dict(params), "inputs": [], "identity": identity, "parent": parent}
+
+    def _identity(self, *run: str) -> str:
+        """What the run's tag `hnm.record` says, whichever record tells of it."""
+        return "-".join(("study", self.study, self.key[:16], *run))
+
+
+def _of_round(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of a round's own run as those of the run that holds its rounds."""
+    return {"round/validation_auc": metrics["validation/auc"], "round/validation_log_loss": metrics["validation/loss"]}
+
+
 def run_name(state: StageState) -> str:
     """`head-r2-dsmil-s0`: the stage, its round, and of a stage of a round the kind and the seed of its own section."""
     if state.round is None:
@@ -243,11 +329,15 @@ class Delivery:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
         self._experiment_id = experiment_id_of(self._client, self._root, event["experiment"])
-        identity = self._record.identity
+        identity = event.get("identity", self._record.identity)
         found = self._client.search_runs([self._experiment_id], f"tags.`hnm.record` = '{identity}'", max_results=1)
         tags = {**event["tags"], "hnm.record": identity}
+        if event.get("parent") and (parents := self._client.search_runs([self._experiment_id], f"tags.`hnm.record` = '{event['parent']}'", max_results=1)):
+            tags["mlflow.parentRunId"] = parents[0].info.run_id
         run = found[0] if found else self._client.create_run(self._experiment_id, start_time=event["time"], tags=tags, run_name=event["name"])
         self._run_id = run.info.run_id
+        if found and "identity" in event:  # a study that goes on
+            self._client.update_run(self._run_id, status="RUNNING")
         params = [Param(name, str(value)) for name, value in event["params"].items()]
         for first in range(0, len(params), 100):  # MLflow's limit
             self._client.log_batch(self._run_id, params=params[first : first + 100])
@@ -379,7 +469,7 @@ def _courier(root: Path, record: Record, stage: int) -> bool:
                 brought = len(events)
                 if stage_runs and brought and watch.due():
                     delivery.system(watch.sample(), watch.samples)
-                if not others_brought:
+                if not others_brought or events[0].get("identity"):  # the trials of a study come one by one
                     bring_waiting(root, client)
                     others_brought = True
             except store_errors() as error:

@@ -5,21 +5,24 @@ import csv
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+from torch import Tensor
 
 from hnm.errors import StudyError
 from hnm.experiments.seal import sealed
 from hnm.learning.encoder import encoder_digest
 from hnm.loop.embed import embed_slides
 from hnm.loop.finetune import finetune_encoder
-from hnm.loop.head import kept_epoch, train_head
+from hnm.loop.head import kept_epoch, slide_features, train_head
 from hnm.loop.mine import mine_tiles
 from hnm.params import Params
 from hnm.store import Store, code_version, digest_of, key_of
-from hnm.tables import LABELS, PATIENTS, SLIDES
+from hnm.tables import LABELS, MINED, PATIENTS, SLIDES, TILES
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Upstream:
         """Round 0's mined tiles, a table without rows."""
         return self.data / "mined" / "0" / "mined.parquet"
 
+    @property
+    def split(self) -> "Fold":
+        """The project's own split, by which the stages train."""
+        return Fold(self.labels("train"), self.labels("validation"))
+
     def labels(self, split: str) -> Path:
         """The labels of `train` or `validation`."""
         return self.data / "cohort" / "labels" / f"{split}.csv"
@@ -85,9 +93,29 @@ class Upstream:
         return {name: encoder_digest(path) if name == "encoder" else digest_of(path) for name, path in parts.items()}
 
     @cached_property
+    def tile_count(self) -> int:
+        """How many tiles an encoder embeds."""
+        return len(TILES.read(self.index))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One way to split labelled slides: what a trial trains on, and what judges it."""
+
+    train: Path
+    """Table `LABELS`."""
+    validation: Path
+    """Table `LABELS`."""
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Digest of each part by its name in `Upstream.digests`."""
+        return {"train labels": digest_of(self.train), "validation labels": digest_of(self.validation)}
+
+    @cached_property
     def smallest_auc_step(self) -> float:
-        """The smallest difference of two validation AUCs: half a pair of a positive and a negative slide."""
-        labels = LABELS.read(self.labels("validation"))["label"]
+        """The smallest difference of two AUCs on `validation`: half a pair of a positive and a negative slide."""
+        labels = LABELS.read(self.validation)["label"]
         return 0.5 / max(int((labels == 1).sum()) * int((labels == 0).sum()), 1)
 
 
@@ -105,8 +133,10 @@ class RoundResult:
     """The table `TILE_SCORES`."""
     mined: Path
     """The table `MINED`, empty in round 0."""
-    finetune_seconds: float
+    finetune_seconds: float = field(compare=False)
     """Processor time of fine-tuning; next to none where the encoder was kept from before."""
+    cost: int = 0
+    """Encoder passes of a tile in fine-tuning and embedding, whether or not the results were kept from before. Round 0's, which all trials share, are none."""
 
     def value(self, smallest_auc_step: float) -> float:
         """One number that orders rounds by AUC, ties by log loss: AUC - (step / 2) * loss / (1 + loss), so that no loss outweighs a step of AUC."""
@@ -121,57 +151,63 @@ class Loop:
         self._upstream = upstream
         self._digests = upstream.digests
         self._store = store
+        self._in_memory: tuple[str, dict[str, Tensor]] | None = None
         self._code = {step: code_version(f"hnm.loop.{step}") for step in ("embed", "head", "mine", "finetune")}
 
-    def rounds(self, params: Params) -> Iterator[RoundResult]:
-        """The rounds of one trial, one after the other; `HnmError` where a step cannot go on with these params."""
-        encoder, mined, head = self._upstream.encoder, self._upstream.mined, None
+    def rounds(self, params: Params, fold: Fold | None = None) -> Iterator[RoundResult]:
+        """The rounds of one trial, one after the other; `HnmError` where a step cannot go on with these params.
+
+        Args:
+            params: the trial's params.
+            fold: what it trains on and what judges it; None is the project's own split.
+        """
+        upstream, fold = self._upstream, fold or self._upstream.split
+        encoder, mined, head = upstream.encoder, upstream.mined, None
         for number in range(len(params.rounds)):
-            seconds = 0.0
-            with sealed(self._upstream.test_truth):
+            cost, seconds = 0, 0.0
+            with sealed(upstream.test_truth):
                 if head is not None:
-                    mined = self._mined(head, encoder, number, params) / "mined.parquet"
+                    mined = self._mined(head, encoder, number, params, fold) / "mined.parquet"
                     start = time.process_time()
-                    encoder = self._encoder(mined, encoder, params)
+                    encoder = self._encoder(mined, encoder, params, fold)
                     seconds = time.process_time() - start
-                head = self._head(encoder, mined, params)
+                    cost = _cost_of(MINED.read(mined), params, upstream.tile_count)
+                head = self._head(encoder, mined, params, fold)
                 with (head / "head" / "history.csv").open(encoding="utf-8", newline="") as stream:
                     best = kept_epoch([{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(stream)])
             scores = (head / "slides.parquet", head / "tiles.parquet")
-            yield RoundResult(number, best["validation_auc"], best["validation_loss"], *scores, mined, seconds)
+            yield RoundResult(number, best["validation_auc"], best["validation_loss"], *scores, mined, seconds, cost)
 
-    def _head(self, encoder: Path, mined: Path, params: Params) -> Path:
+    def _head(self, encoder: Path, mined: Path, params: Params, fold: Fold) -> Path:
         """Folder of `head/`, `tiles.parquet`, `slides.parquet` and `cross_fitted.parquet`."""
         upstream, head, ranking, compute = self._upstream, params.head, params.ranking, params.compute
 
         def make(folder: Path) -> None:
-            with self._features(encoder, folder.parent, params) as features:
-                labels = (upstream.labels("train"), upstream.labels("validation"))
-                written = (folder / "head", folder / "tiles.parquet", folder / "slides.parquet", folder / "cross_fitted.parquet")
-                patients = folder / "patients.csv"
-                PATIENTS.write(SLIDES.read(upstream.slides)[list(PATIENTS.columns)], patients)
-                inputs = (features, upstream.index, patients, mined, *labels)
-                train_head(*inputs, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold)
+            patients = folder / "patients.csv"
+            PATIENTS.write(SLIDES.read(upstream.slides)[list(PATIENTS.columns)], patients)
+            inputs = (self._features_in_memory(encoder, folder.parent, params), upstream.index, patients, mined, fold.train, fold.validation)
+            written = (folder / "head", folder / "tiles.parquet", folder / "slides.parquet", folder / "cross_fitted.parquet")
+            train_head(*inputs, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold)
 
         learns = digest_of(mined) if head.kind == "mined" else None  # no other kind looks at the mined tiles
         causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "mined": learns}
-        return self._kept("heads", "head", make, **causes, **_dumped(params, "embed", "head", "ranking", "compute"))
+        return self._kept("heads", "head", make, fold, **causes, **_dumped(params, "embed", "head", "ranking", "compute"))
 
-    def _mined(self, head: Path, encoder: Path, number: int, params: Params) -> Path:
+    def _mined(self, head: Path, encoder: Path, number: int, params: Params, fold: Fold) -> Path:
         """Folder of `mined.parquet` and what is told of it; `encoder` is the one whose features `head` scored."""
         upstream = self._upstream
         scores = (head / "tiles.parquet", head / "cross_fitted.parquet")
 
         def make(folder: Path) -> None:
             with self._features(encoder, folder.parent, params) as features:
-                read = (*scores, upstream.labels("train"), upstream.slides, upstream.vetoes, features, upstream.packs)
+                read = (*scores, fold.train, upstream.slides, upstream.vetoes, features, upstream.packs)
                 written = (folder / "mined.parquet", folder / "slides.csv", folder / "passed_over.csv", folder / "summary.json")
                 mine_tiles(*read, *written, number, mining=params.mining)
 
         causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "scores": [digest_of(table) for table in scores]}
-        return self._kept("mined", "mine", make, **causes, round=number, **_dumped(params, "mining", "embed", "compute"))
+        return self._kept("mined", "mine", make, fold, **causes, round=number, **_dumped(params, "mining", "embed", "compute"))
 
-    def _encoder(self, mined: Path, previous: Path, params: Params) -> Path:
+    def _encoder(self, mined: Path, previous: Path, params: Params, fold: Fold) -> Path:
         """Folder of the round's encoder."""
         finetune, mining, compute = params.finetune, params.mining, params.compute
 
@@ -180,7 +216,16 @@ class Loop:
 
         trains = mining.policy != "none"  # all else of the section shows in the table
         causes = {"mined": digest_of(mined), "previous": encoder_digest(previous), "trains": trains}
-        return self._kept("encoders", "finetune", make, **causes, **_dumped(params, "finetune", "compute"))
+        return self._kept("encoders", "finetune", make, fold, **causes, **_dumped(params, "finetune", "compute"))
+
+    def _features_in_memory(self, encoder: Path, beside: Path, params: Params) -> dict[str, Tensor]:
+        """Features of all slides; those of the last encoder stay, as many a trial trains another head on them."""
+        key = key_of(encoder=encoder_digest(encoder), **_dumped(params, "embed", "compute"))
+        if self._in_memory is None or self._in_memory[0] != key:
+            self._in_memory = None  # two at once might not fit
+            with self._features(encoder, beside, params) as features:
+                self._in_memory = key, slide_features(features, TILES.read(self._upstream.index)["slide_id"].unique())
+        return self._in_memory[1]
 
     @contextlib.contextmanager
     def _features(self, encoder: Path, beside: Path, params: Params) -> Iterator[Path]:
@@ -190,9 +235,9 @@ class Loop:
             embed_slides(upstream.packs, upstream.index, encoder, Path(features), self._store, embed=params.embed, compute=params.compute)
             yield Path(features)
 
-    def _kept(self, kind: str, step: str, make: Callable[[Path], None], **causes: Any) -> Path:
+    def _kept(self, kind: str, step: str, make: Callable[[Path], None], fold: Fold, **causes: Any) -> Path:
         """The folder that `make` fills, made anew only where its causes have not made it before."""
-        kept = self._store.path(f"trials/{kind}", key_of(upstream=self._digests, code=self._code[step], **causes), "")
+        kept = self._store.path(f"trials/{kind}", key_of(upstream={**self._digests, **fold.digests}, code=self._code[step], **causes), "")
         if not kept.is_dir():
             kept.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".making-") as folder:
@@ -205,6 +250,15 @@ class Loop:
                     if not kept.is_dir():
                         raise
         return kept
+
+
+def _cost_of(mined: pd.DataFrame, params: Params, tiles: int) -> int:
+    """Encoder passes of a tile in a round that fine-tunes: one for each embedded tile, three (a backward takes two) for each of a mined tile's two views."""
+    if params.mining.policy == "none":
+        return 0
+    half = params.finetune.batch_tiles // 2
+    steps = -(-int(mined["role"].value_counts().max()) // half)
+    return tiles + 3 * 2 * (2 * half * steps) * params.finetune.epochs
 
 
 def _untold(epoch: int, metrics: Any) -> None:

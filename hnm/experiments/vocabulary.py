@@ -48,6 +48,11 @@ METRICS = {
     "test/ece": "expected calibration error of slide scores",
     "test/tile_auc": "AUC of the tiles of annotated slides",
     "test/tile_average_precision": "average precision of the tiles of annotated slides",
+    "trial/value": "what a study compares trials by: validation AUC, ties by log loss",
+    "trial/cost": "encoder passes of a tile in a trial's, or a round's, fine-tuning and embedding",
+    "study/trials": "finished trials of a study",
+    "study/best_value": "value of its best trial",
+    "study/best_auc": "validation AUC of its best trial",
     "cost/seconds": "wall-clock seconds of the stage's process",
     "cost/peak_memory_mb": "largest resident memory of the stage's process or of one of its children, in 10^6 bytes",
     "cost/processor_seconds": "seconds of all cores together, of the stage's process and of its children that have ended",
@@ -61,7 +66,8 @@ METRICS = {
 """Metric -> meaning. Before the slash stands what a step counts (`epoch`, `round`, of `system` samples), or where a single number comes from."""
 
 TAGS = {
-    "hnm.kind": "`stage`: logged by the stage; `replay`: made afterwards from its outputs; `summary`: one state of the whole pipeline",
+    "hnm.kind": "`stage`: logged by the stage; `replay`: made afterwards from its outputs; `summary`: one state of the whole pipeline; "
+    "or `study`, `trial`, `round` of a study",
     "hnm.stage": "the stage without its round",
     "hnm.round": "its round, where it has one",
     "hnm.stage_key": "digest of the stage's command, params and dependencies; the same in dvc.lock",
@@ -70,6 +76,9 @@ TAGS = {
     "hnm.git_dirty": "whether tracked files differed from the commit in `mlflow.source.git.commit`, dvc.lock aside",
     "hnm.dvc_experiment": "name of the DVC experiment that the run belongs to, where it belongs to one",
     "hnm.not_finite": "the last metric, and its step, that had no finite value and was therefore not logged",
+    "hnm.study": "the study that a run belongs to",
+    "hnm.study_key": "digest of the study's identity: its data, space, params and code",
+    "hnm.trial_state": "of a trial: complete, pruned or failed",
     "hnm.record": "identity of the record that the run was brought from",
 }
 """Tag -> meaning."""

@@ -1,6 +1,6 @@
 """A head trained from slide labels alone, and what it says of every slide and tile."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +18,7 @@ from hnm.tables import LABELS, MINED, PATIENTS, SLIDE_SCORES, TILE_SCORES, TILES
 
 
 def train_head(
-    features: Path,
+    features: Path | Mapping[str, torch.Tensor],
     index: Path,
     patients: Path,
     mined: Path,
@@ -36,12 +36,13 @@ def train_head(
 ) -> list[dict[str, float]]:
     """Writes the head with its history into `folder`, and scores; returns the history.
 
-    The scores are those of all slides and tiles, whatever their split, and the cross-fitted ones of the train slides'
-    tiles, a table without rows where `head.score_folds` is 0.
+    `features` is the folder of the features files, or what `slide_features` has read from it. The scores are those of all
+    slides and tiles, whatever their split, and the cross-fitted ones of the train slides' tiles, a table without rows
+    where `head.score_folds` is 0.
     """
     set_up_torch(compute)
     tiles = TILES.read(index)
-    slides = {slide_id: torch.from_numpy(feature_files.read(features / f"{slide_id}.h5")) for slide_id in tiles["slide_id"].unique()}
+    slides = slide_features(features, tiles["slide_id"].unique()) if isinstance(features, Path) else features
     tiles_mined = MINED.read(mined)
     train, validation = (_labelled(LABELS.read(path), slides, tiles_mined) for path in (train_labels, validation_labels))
     fitted, history = fit_head(train, validation, head, ranking, on_epoch)
@@ -55,12 +56,17 @@ def train_head(
     return history
 
 
+def slide_features(features: Path, slide_ids: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Features `(tiles, features)` of each slide, from the folder `features`."""
+    return {slide_id: torch.from_numpy(feature_files.read(features / f"{slide_id}.h5")) for slide_id in slide_ids}
+
+
 def kept_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
     """The row of the epoch whose weights were kept: the highest validation AUC, then the lower log loss, then the earlier."""
     return max(history, key=lambda row: (row["validation_auc"], -row["validation_loss"]))
 
 
-def _labelled(labels: pd.DataFrame, slides: dict[str, torch.Tensor], mined: pd.DataFrame) -> list[LabelledSlide]:
+def _labelled(labels: pd.DataFrame, slides: Mapping[str, torch.Tensor], mined: pd.DataFrame) -> list[LabelledSlide]:
     """The labelled slides that have tiles, with those of them that were mined; the other slides are in quarantine."""
     numbers = {str(slide_id): torch.tensor(sorted(own), dtype=torch.int64) for slide_id, own in mined.groupby("slide_id")["tile"]}
     none = None if mined.empty else torch.empty(0, dtype=torch.int64)

@@ -85,3 +85,54 @@ def test_a_seed_is_added_to_what_draws() -> None:
     assert with_seed(params, 0) == params
     seeded = with_seed(params, 2)
     assert (seeded.head.seed, seeded.mining.seed, seeded.finetune.seed, seeded.encoder.seed) == (5, 2, 2, 0)
+
+
+ON = {"choices": ["score", "logit"]}
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            {"ranking.margin": {"low": 0.0, "high": 1.0, "when": {"ranking.on": "score"}}},
+            r"tune\.space\.ranking\.margin\.when: ranking\.on is not in the space",
+        ),
+        ({"ranking.on": ON, "ranking.margin": {"low": 0.0, "high": 1.0, "when": {"ranking.on": "odds"}}}, r"when: ranking\.on has no choice 'odds' there"),
+        (
+            {"ranking.on": ON, "ranking.margin@a": {"low": 0.0, "high": 1.0}, "ranking.margin@b": {"low": 0.0, "high": 0.7}},
+            r"ranking\.margin@a and ranking\.margin@b can",
+        ),
+        ({"ranking.on": ON, "ranking.margin": {"low": 0.0, "high": 2.0, "when": {"ranking.on": "score"}}}, r"margin=2\.0 can never be met by scores"),
+        (
+            {"ranking.on": {**ON, "when": {"head.kind": "max"}}, "head.kind": {"choices": ["max", "dsmil"], "when": {"ranking.on": "logit"}}},
+            r"the conditions of head\.kind, ranking\.on wait for each other; remove one",
+        ),
+    ],
+)
+def test_a_condition_that_says_nothing_is_named(space: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        space_of(params_with(space))
+
+
+def test_entries_follow_what_they_wait_for_and_count_by_it() -> None:
+    margins = {"a.low": {"low": 0.25, "high": 0.75, "when": {"ranking.on": "score"}}, "b": {"low": 2.0, "high": 8.0, "when": {"ranking.on": "logit"}}}
+    space = space_of(params_with({"ranking.on": ON, **{f"ranking.margin@{label}": entry for label, entry in margins.items()}}))
+    assert list(space.dimensions) == ["ranking.on", "ranking.margin@a.low", "ranking.margin@b"]
+    assert space.entries({"ranking.on": "logit", "ranking.margin": 3.0}) == {"ranking.on": "logit", "ranking.margin@b": 3.0}
+    assert space.entries({}) == {"ranking.on": "score", "ranking.margin@a.low": 0.5}
+    assert space.values(lambda entry, dimension: {"ranking.on": "logit", "ranking.margin@b": 4.0}[entry]) == {"ranking.margin": 4.0, "ranking.on": "logit"}
+    with pytest.raises(ParamsError, match=r"ranking\.margin=0\.5 lies outside of tune\.space\.ranking\.margin@b; widen the space"):
+        space.entries({"ranking.on": "logit"})
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ({"folds": 1}, r"tune: folds=1 leaves no fold to train on; give 0 for the validation split, or 2 or more"),
+        ({"pruner": "wilcoxon", "seeds": 3}, r"tune: pruner=wilcoxon compares folds and seeds, but there are 3; raise folds or seeds to 4 in all"),
+        ({"cost": "objective"}, r"tune: pruner=median orders trials by one value, but cost=objective asks for two; set pruner to none"),
+    ],
+)
+def test_ways_to_search_that_exclude_each_other_are_named(tune: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        check_params({**BASE, "tune": tune})

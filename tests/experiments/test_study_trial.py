@@ -132,4 +132,4 @@ def test_a_value_orders_by_auc_and_then_by_log_loss(better: tuple[float, float],
 
 
 def test_the_smallest_step_of_auc_is_half_a_pair(data: Path) -> None:
-    assert Upstream(data).smallest_auc_step == 0.5 / 9
+    assert Upstream(data).split.smallest_auc_step == 0.5 / 9

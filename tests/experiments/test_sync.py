@@ -220,7 +220,13 @@ def test_live_runs_carry_the_key_that_the_lock_gives(made: Path) -> None:
 
 def test_tags_are_those_of_the_vocabulary(made: Path) -> None:
     used = {re.sub(r"^hnm\.run\..*", "hnm.run.<stage>.<round>", tag) for run in runs(made).values() for tag in run.data.tags if tag.startswith("hnm.")}
-    assert TAGS.keys() - used == {"hnm.git_dirty", "hnm.dvc_experiment"}  # no commit and no experiment here
+    assert TAGS.keys() - used == {
+        "hnm.git_dirty",
+        "hnm.dvc_experiment",
+        "hnm.study",
+        "hnm.study_key",
+        "hnm.trial_state",
+    }  # no commit, experiment and study here
     assert used <= TAGS.keys()
 
 

@@ -115,7 +115,7 @@ def test_test_metrics_come_from_evaluate_alone() -> None:
 def test_the_vocabulary_is_documented() -> None:
     assert documented("Metrics") == METRICS
     assert documented("Tags") == TAGS
-    assert {name.partition("/")[0] for name in METRICS} == {"epoch", "round", "validation", "test", "cost", "system"}
+    assert {name.partition("/")[0] for name in METRICS} == {"epoch", "round", "validation", "test", "trial", "study", "cost", "system"}
 
 
 def documented(section: str) -> dict[str, str]:

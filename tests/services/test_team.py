@@ -1,9 +1,7 @@
 """The team's set-up with real services on loopback: MLflow's server on PostgreSQL, its artifacts on S3."""
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny_sharing as tiny
+from tiny_postgres import free_port, postgres
 
 from hnm.experiments.sync import sync
 from hnm.experiments.tracking import connect
@@ -21,40 +20,13 @@ from hnm.experiments.tracking import connect
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'hnm[services]'")
 pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'hnm[services]'")
-BINARIES = next((path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def database() -> Iterator[str]:
     """URL of an empty database of a PostgreSQL server of this test."""
-    initdb = shutil.which("initdb") or (str(BINARIES / "initdb") if BINARIES else None)
-    if initdb is None:
-        pytest.skip("no PostgreSQL; `make test-services` installs it where it may")
-    binaries, folder, port = Path(initdb).resolve().parent, tmp_path_factory.mktemp("postgres"), free_port()
-    user = None
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        user = "postgres"
-        folder = Path("/var/tmp") / f"hnm-{folder.parent.parent.name}-{port}"
-        folder.mkdir()
-        shutil.chown(folder, user)
-
-    def run(*command: str) -> None:
-        subprocess.run(command, check=True, cwd="/", user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    run(str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "hnm", "--auth=trust", "--no-sync")
-    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories= -c fsync=off"
-    run(str(binaries / "pg_ctl"), "-D", str(folder / "data"), "-o", options, "-l", str(folder / "log"), "-w", "start")
-    try:
-        yield f"postgresql+psycopg://hnm@127.0.0.1:{port}/postgres"
-    finally:
-        run(str(binaries / "pg_ctl"), "-D", str(folder / "data"), "-m", "immediate", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres() as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,0 +1,48 @@
+"""The folds of a study: patients of train and validation, split in several ways; the test split stays out."""
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from hnm.draws import seed_of
+from hnm.errors import StudyError
+from hnm.experiments.trial import Fold, Upstream
+from hnm.store import Store, key_of
+from hnm.tables import LABELS, SLIDES
+
+
+def folds_of(upstream: Upstream, count: int, seed: int, store: Store) -> list[Fold]:
+    """The folds that judge a trial; with `count` 0 the project's own split alone.
+
+    Each patient of train and validation is in the validation part of one fold, and in the train part of the others.
+
+    Raises:
+        StudyError: a part of a fold would lack a class.
+    """
+    if not count:
+        return [upstream.split]
+    slides = SLIDES.read(upstream.slides)
+    labels = pd.concat([LABELS.read(upstream.labels(split)) for split in ("train", "validation")]).sort_values("slide_id", ignore_index=True)
+    patients = labels["slide_id"].map(dict(zip(slides["slide_id"], slides["patient_id"], strict=True)))
+    folds = []
+    for number, (train, validation) in enumerate(split_patients(labels["label"].to_numpy(), patients.to_numpy(), count, seed)):
+        parts = {"train": labels.iloc[train], "validation": labels.iloc[validation]}
+        for name, part in parts.items():
+            if part["label"].nunique() < 2:
+                raise StudyError(f"fold {number + 1} of {count} has {name} slides of one class only; lower tune.folds, or add slides of the rarer class")
+        key = key_of(parts={name: part["slide_id"].tolist() for name, part in parts.items()}, labels=labels["label"].tolist())
+        folder = store.path("trials/folds", key, "")
+        for name, part in parts.items():
+            if not (folder / f"{name}.csv").exists():
+                LABELS.write(part, folder / f"{name}.csv")
+        folds.append(Fold(folder / "train.csv", folder / "validation.csv"))
+    return folds
+
+
+def split_patients(labels: np.ndarray, patients: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of train and of validation in each of `count` folds, by patient and with classes as even as patients allow."""
+    rarest = min(len(set(patients[labels == label])) for label in (0, 1))
+    if rarest < count:
+        raise StudyError(f"tune.folds={count}, but the rarer class of train and validation has {rarest} patients, and each fold needs one; lower it")
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed_of(seed, "folds") % 2**32)
+    return list(splitter.split(labels, labels, patients))

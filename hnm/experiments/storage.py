@@ -1,0 +1,149 @@
+"""Where a study's trials are kept while it runs: a journal file, SQLite, or a server's database."""
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from hnm.errors import StudyError
+from hnm.experiments.record import first_line
+from hnm.store import whole
+
+STORAGE_ERRORS: tuple[type[Exception], ...] = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+"""What a storage raises that is away, locked or full."""
+JOURNAL = "journal:///"
+HEARTBEAT_SECONDS = int(os.environ.get("HNM_STUDY_HEARTBEAT", "30"))
+"""How often a trial tells a server that it is alive; after four times as long without a word it counts as dead."""
+CREATIONS = 5
+"""Tries to make a server's tables: where two machines make them at once, one fails."""
+
+
+def file_of(url: str) -> Path | None:
+    """The file of a storage; None for a server's."""
+    if url.startswith(JOURNAL):
+        return Path(url.removeprefix(JOURNAL))
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None
+    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database and "uri" not in parsed.query else None
+
+
+def shown(url: str) -> str:
+    """`url` without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
+
+
+@contextmanager
+def alone(url: str, name: str) -> Iterator[None]:
+    """Keeps other commands away from a storage that is a file: what runs in it when one starts is of a dead process. A server takes many."""
+    path = file_of(url)
+    if path is None:
+        yield
+        return
+    try:
+        lock = FileLock(path.with_name(f"{path.name}.tune"), timeout=0)
+        with usable(url, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError):
+            lock.acquire()
+    except Timeout:
+        raise StudyError(f"the study {name} is running already; wait for it, or choose another name by --study") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_storage(url: str, *, make: bool) -> Any:
+    """Optuna's storage at `url`; `make` makes a file or a server's tables where there are none.
+
+    Raises:
+        StudyError: it cannot be reached, read or written.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    path = file_of(url)
+    if path is not None and not make and not path.exists():
+        raise StudyError(f"{path} does not exist: there is no such study here; start it by hnm tune, or name its storage by --storage")
+    with usable(url, ImportError, ValueError, OSError):
+        if url.startswith(JOURNAL):
+            assert path is not None
+            if not os.access(path if path.exists() else path.parent, os.W_OK):
+                raise PermissionError(f"{path} is read-only")
+            return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        return _database(url.replace("postgresql://", "postgresql+psycopg://", 1), heartbeat=path is None)
+
+
+def _database(url: str, *, heartbeat: bool) -> Any:
+    beat, grace = (HEARTBEAT_SECONDS, 4 * HEARTBEAT_SECONDS) if heartbeat else (None, None)
+    for attempt in range(CREATIONS):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True} if heartbeat else None, heartbeat_interval=beat, grace_period=grace)
+        except SQLAlchemyError as error:
+            if not heartbeat or attempt + 1 == CREATIONS or "already exists" not in str(error):
+                raise
+            time.sleep(1.0)
+    raise AssertionError("the last try returns or raises")
+
+
+@contextmanager
+def usable(url: str, *also: type[Exception]) -> Iterator[None]:
+    """What the storage raises in the block, errors of the kinds `also` among it, becomes a `StudyError` that names the storage and the cure."""
+    try:
+        yield
+    except (*STORAGE_ERRORS, *also) as error:
+        cause = error.__cause__ or error
+        raise StudyError(
+            f"the storage {shown(url)} cannot be used ({type(cause).__name__}: {first_line(Exception(str(cause)))}); check --storage, "
+            "whether its server answers, and whether its file can be written; the same command then goes on"
+        ) from error
+
+
+def heartbeat_of(study: optuna.Study, trial: optuna.Trial) -> Any:
+    """Tells a server, as long as the block runs, that the trial is alive."""
+    storage = study._storage
+    if not optuna.storages._heartbeat.is_heartbeat_enabled(storage):
+        return nullcontext()
+    return optuna.storages._heartbeat.get_heartbeat_thread(trial._trial_id, storage)
+
+
+def mend_journal(path: Path, say: Callable[[str], None]) -> None:
+    """Cuts off the last line where a kill has torn it, and what a dead writer locked; the torn journal is kept beside it.
+
+    Raises:
+        StudyError: another line is damaged.
+    """
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    broken = [number for number, line in enumerate(lines) if not _is_whole(line)]
+    if not broken:
+        return
+    if broken != [len(lines) - 1]:
+        raise StudyError(f"{path} is damaged in line {broken[0] + 1} of {len(lines)}; restore the file from a copy, or begin another study by --study")
+    number = 1 + max((int(copy.suffix[1:]) for copy in path.parent.glob(f"{path.name}.torn.*")), default=0)
+    copy = path.with_name(f"{path.name}.torn.{number}")
+    for target, kept in ((copy, lines), (path, lines[:-1])):
+        with whole(target) as temporary:
+            temporary.write_bytes(b"".join(kept))
+    say(f"the last line of {path.name} was torn by a kill and is cut off; {copy.name} keeps it")
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
