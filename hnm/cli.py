@@ -587,7 +587,7 @@ def doctor() -> None:
 
 @app.command()
 def lineage(
-    target: Annotated[str, typer.Argument(help="An output, a stage (head@1), or the id of a stage's run in MLflow.")],
+    target: Annotated[str, typer.Argument(help="An output, a stage (head@1), the id of a stage's run, or models:/hnm-demo@champion.")],
     mermaid: Annotated[bool, typer.Option("--mermaid", help="As a Mermaid flowchart.")] = False,
 ) -> None:
     """Trace an output back to slides, params, code and runs, and forward to what was made of it."""

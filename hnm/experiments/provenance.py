@@ -3,6 +3,7 @@
 Stages are joined by the paths that they write and read; a folder that several stages write into is read as all of them.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from hnm.tables import SLIDES
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Lineage:
     after: list[StageState]
     runs: Mapping[str, StageRun]
     """By DVC's name, of the stages that have one."""
+    models: Mapping[str, str]
+    """Version of the registered model, by what it is called there -> the stage that made its head; those of the stage and of what came of it."""
     slides: str
     """What the cohort is, in words."""
 
 
 def lineage(root: Path, target: str) -> Lineage:
-    """The lineage of `target`: an output or a file in one, a stage of dvc.lock (`head@1`), or the id of a stage's run in MLflow.
+    """The lineage of `target`: an output or a file in one, a stage of dvc.lock (`head@1`), the id of a stage's run, or a registered model.
 
     Raises:
         TrackingError: nothing of that name is known.
@@ -53,13 +57,14 @@ def lineage(root: Path, target: str) -> Lineage:
     state = states[name]
     before, after = (_reached(name, neighbours) for neighbours in (_neighbours(states, forward=False), _neighbours(states, forward=True)))
     order = in_order(states)
-    involved = [states[other] for other in order if other in before | after | {name}]
+    involved, came = ([states[other] for other in order if other in names] for names in (before | after | {name}, after | {name}))
     return Lineage(
         target,
         state,
         [states[other] for other in order if other in before],
         [states[other] for other in order if other in after],
         _runs(root, states, involved),
+        _models(root, states, came),
         _slides(root, states),
     )
 
@@ -69,9 +74,10 @@ def as_text(found: Lineage) -> str:
     lines = [f"{found.target} was made by", *_described(found.stage, found.runs), "", "from"]
     for state in reversed(found.before):
         lines += _described(state, found.runs)
-    lines += [f"  {found.slides}", "", "of it came" if found.after else "nothing was made of it"]
+    lines += [f"  {found.slides}", "", "of it came" if found.after or found.models else "nothing was made of it"]
     for state in found.after:
         lines += _described(state, found.runs)
+    lines += [f"  {model}, by {head}" for model, head in found.models.items()]
     return "\n".join(lines)
 
 
@@ -80,7 +86,9 @@ def as_mermaid(found: Lineage) -> str:
     states = [*found.before, found.stage, *found.after]
     labels = {state.name: f"{state.name}<br/>{found.runs[state.name].run_id[:8]}" if state.name in found.runs else state.name for state in states}
     nodes = [f'    {_node(name)}["{label}"]' for name, label in labels.items()]
-    edges = [f"    {_node(maker)} --> {_node(state.name)}" for state in states for maker in sorted(_makers(state, {other.name: other for other in states}))]
+    nodes += [f'    model{number}(["{model}"])' for number, model in enumerate(found.models)]
+    edges = [f"    {_node(head)} --> model{number}" for number, head in enumerate(found.models.values())]
+    edges += [f"    {_node(maker)} --> {_node(state.name)}" for state in states for maker in sorted(_makers(state, {other.name: other for other in states}))]
     return "\n".join(
         [
             "flowchart LR",
@@ -131,6 +139,8 @@ def _reached(start: str, neighbours: Callable[[str], Collection[str]]) -> set[st
 def _stage_of(root: Path, target: str, states: Mapping[str, StageState]) -> str:
     if target in states:
         return target
+    if target.startswith("models:/"):
+        return _stage_of_model(root, target, states)
     path = Path(target)
     inside = (
         (path.resolve().relative_to(root.resolve()) if path.is_absolute() or path.exists() else path) if path.resolve().is_relative_to(root.resolve()) else path
@@ -145,6 +155,52 @@ def _stage_of(root: Path, target: str, states: Mapping[str, StageState]) -> str:
             return made[0]
         raise TrackingError(f"the run {run.info.run_name} is of another state than dvc.lock; check out the commit that has it, then dvc checkout")
     raise TrackingError(f"{target} is no output of dvc.lock, none of its stages ({', '.join(states)}), and no run in {tracking_uri(root)}")
+
+
+def _stage_of_model(root: Path, uri: str, states: Mapping[str, StageState]) -> str:
+    name, _, version = uri.removeprefix("models:/").replace("@", "/").partition("/")
+    for found in _versions(root, name):
+        if version == str(found.version) or version in found.aliases:
+            made = [other for other, head in _heads(states).items() if head == found.tags.get("hnm.head")]
+            if made:
+                return made[0]
+            raise TrackingError(f"{uri} was made by another state than dvc.lock; check out the commit that has it (hnm predict tells it), then dvc checkout")
+    raise TrackingError(f"{uri} is not registered in {tracking_uri(root)}")
+
+
+def _models(root: Path, states: Mapping[str, StageState], came: Collection[StageState]) -> dict[str, str]:
+    """The versions of the registered model whose head one of the stages `came` has made."""
+    stage_of = {head: name for name, head in _heads({state.name: state for state in came}).items()}
+    versions = sorted(_versions(root, f"hnm-{_cohort(states)}"), key=lambda version: int(version.version))
+    called = {version.version: f" ({', '.join(sorted(version.aliases))})" if version.aliases else "" for version in versions}
+    found = [version for version in versions if version.tags.get("hnm.head") in stage_of]
+    return {f"models:/{version.name}/{version.version}{called[version.version]}": stage_of[version.tags["hnm.head"]] for version in found}
+
+
+def _heads(states: Mapping[str, StageState]) -> dict[str, str]:
+    """Stage -> md5 of the head that it made."""
+    return {name: state.outs[state.arguments["folder"]] for name, state in states.items() if state.stage == "head"}
+
+
+def _versions(root: Path, name: str) -> "list[ModelVersion]":
+    if not _has_store(root):
+        return []
+    try:
+        client = connect(root)
+        aliases: dict[str, list[str]] = defaultdict(list)
+        for model in client.search_registered_models(f"name = '{name}'"):
+            for alias, version in model.aliases.items():
+                aliases[str(version)].append(alias)
+        found = client.search_model_versions(f"name = '{name}'")
+    except store_errors() as error:
+        raise TrackingError(f"the models at {tracking_uri(root)} cannot be read: {first_line(error)}") from None
+    for version in found:
+        version.aliases = aliases[str(version.version)]
+    return list(found)
+
+
+def _cohort(states: Mapping[str, StageState]) -> str:
+    return next((str(state.params["cohort"]["name"]) for state in states.values() if "cohort" in state.params), "")
 
 
 def _has_store(root: Path) -> bool:
@@ -165,10 +221,9 @@ def _runs(root: Path, states: Mapping[str, StageState], involved: Collection[Sta
     """The runs of stages; none where there is no store."""
     if not _has_store(root):
         return {}
-    cohort = next((str(state.params["cohort"]["name"]) for state in states.values() if "cohort" in state.params), "")
     try:
         client = connect(root)
-        found = {state.name: finished_run(client, cohort, "hnm.stage_key", state.key) for state in involved}
+        found = {state.name: finished_run(client, _cohort(states), "hnm.stage_key", state.key) for state in involved}
     except store_errors() as error:
         raise TrackingError(f"the runs at {tracking_uri(root)} cannot be read: {first_line(error)}") from None
     return {name: StageRun(run.info.run_name, run.info.run_id, run.data.tags.get("mlflow.source.git.commit")) for name, run in found.items() if run is not None}

@@ -129,16 +129,10 @@ def model_of_run(root: Path, run_id: str) -> str:
 
 def _tags(root: Path, record: ModelRecord, digest: str) -> dict[str, str]:
     """What the registry's page shows of a version."""
-    states = locked_stages(root)
-    labels = states[f"head@{record.round}"].arguments["validation_labels"]
+    paths = locked_stages(root)[f"head@{record.round}"].arguments
+    made = {"hnm.head": record.versions[paths["folder"]], "hnm.validation_labels": record.versions[paths["validation_labels"]]}
     numbers = {f"hnm.validation_{metric}": str(value) for metric, value in record.validation.items()}
-    return {
-        "hnm.round": record.round,
-        "hnm.model_digest": digest,
-        "hnm.validation_labels": record.versions[labels],
-        "hnm.threshold": str(record.threshold),
-        **numbers,
-    }
+    return {"hnm.round": record.round, "hnm.model_digest": digest, "hnm.threshold": str(record.threshold), **made, **numbers}
 
 
 def _version_at(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | None":

@@ -85,6 +85,7 @@ TAGS = {
 
 MODEL_TAGS = {
     "hnm.round": "the round that it is of",
+    "hnm.head": "DVC's md5 of its head, by which `hnm lineage` finds it",
     "hnm.model_digest": "SHA-256 of the model folder; the same model is registered once",
     "hnm.threshold": "the score from which a slide is called positive",
     "hnm.validation_labels": "DVC's md5 of the labels that it was validated on",

@@ -14,14 +14,19 @@ from hnm.experiments.tracking import Delivery, connect, finished_run, stage_run
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
-    """A project whose head@1 alone has a run."""
+    """A project whose head@1 alone has a run, and a registered model."""
     root = tiny.make_project(tmp_path_factory.mktemp("project"))
     shutil.copy(empty_store, root / "mlflow.db")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     record = Record.create(root, "head-r1")
     record.append("start", **stage_run(locked_stages(root)["head@1"], "demo", {"hnm.kind": "stage", "mlflow.source.git.commit": "c0ffee"}))
     record.append("finish", status="FINISHED")
-    Delivery(root, record, connect(root)).bring(record.events())
+    client = connect(root)
+    Delivery(root, record, client).bring(record.events())
+    client.create_registered_model("hnm-demo")
+    for head in ("ab" * 16, md5_of(root / "data" / "heads" / "1")):
+        client.create_model_version("hnm-demo", root.as_uri(), tags={"hnm.head": head})
+    client.set_registered_model_alias("hnm-demo", "champion", "2")
     return root
 
 
@@ -52,6 +57,20 @@ def test_a_run_leads_to_its_stage_and_the_text_to_the_run(project: Path) -> None
     assert f"    wrote   data/mined/1/mined.parquet {md5_of(project / 'data/mined/1/mined.parquet')}" in text.splitlines()
     assert "mining.threshold=0.5" in text and "the slides of the manifest (their table is not here" in text
     assert text.index("  mine@1") < text.index("  tiles") and "of it came\n  evaluate" in text
+
+
+def test_a_registered_model_leads_to_its_head_and_the_data_to_the_model(project: Path) -> None:
+    for name in ("models:/hnm-demo@champion", "models:/hnm-demo/2"):
+        assert lineage(project, name).stage.name == "head@1"
+    found = lineage(project, "data/mined/1/mined.parquet")
+    assert found.models == {"models:/hnm-demo/2 (champion)": "head@1"}
+    assert as_text(found).splitlines()[-1] == "  models:/hnm-demo/2 (champion), by head@1"
+    assert "    head_r1 --> model0" in as_mermaid(found).splitlines()
+    assert lineage(project, "evaluate").models == {}
+    with pytest.raises(TrackingError, match=r"models:/hnm-demo/1 was made by another state than dvc\.lock; check out the commit that has it"):
+        lineage(project, "models:/hnm-demo/1")
+    with pytest.raises(TrackingError, match=r"models:/hnm-demo@challenger is not registered in sqlite:"):
+        lineage(project, "models:/hnm-demo@challenger")
 
 
 def test_the_flowchart_has_an_arrow_for_each_reading(project: Path) -> None:

@@ -27,6 +27,7 @@ from hnm.cli import app
 app(["predict", sys.argv[1], "--model", "models:/hnm-tiny@champion", "--out", "out"], standalone_mode=False)
 """
 LABELS = "data/cohort/labels/validation.csv"
+HEAD = "data/heads/1"
 
 
 @pytest.fixture
@@ -38,12 +39,12 @@ def repository(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: py
     def package(_root: Path, round_: int | None, folder: Path) -> ModelRecord:
         number = 1 if round_ is None else round_
         validation = {"auc": aucs[number], "auc_low": aucs[number] - 0.125, "auc_high": 1.0}
-        record = ModelRecord(**{**tiny_model.RECORD, "round": str(number), "validation": validation, "versions": {LABELS: "ab" * 16}})
+        record = ModelRecord(**{**tiny_model.RECORD, "round": str(number), "validation": validation, "versions": {LABELS: "ab" * 16, HEAD: f"{number}" * 32}})
         write_model(record, encoder, head, folder)
         return record
 
     class State:
-        arguments = {"validation_labels": LABELS}  # noqa: RUF012
+        arguments = {"validation_labels": LABELS, "folder": HEAD}  # noqa: RUF012
 
     connect(root).create_experiment("tiny", artifact_location=(root / "mlruns" / "tiny").as_uri())
     monkeypatch.setattr(registry, "package_round", package)
@@ -65,7 +66,7 @@ def test_the_champion_changes_for_a_model_that_is_not_worse(repository: Path) ->
     assert promote(repository, 2, "champion", force=False) == Promoted("hnm-tiny", "3", "champion", "2", "1")
     assert promote(repository, 0, "champion", force=True) == Promoted("hnm-tiny", "2", "champion", "0", "3")
     version = connect(repository).get_model_version("hnm-tiny", "3")
-    assert version.tags["hnm.validation_auc"] == "0.9375" and version.tags["hnm.round"] == "2"
+    assert version.tags["hnm.validation_auc"] == "0.9375" and version.tags["hnm.head"] == "2" * 32
     assert version.description == "# Model card: tiny\n"
     assert [path.read_text() for path in (repository / "mlruns").rglob("model_card.md")] == ["# Model card: tiny\n"]
     table = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text().partition("## Tags of a registered model\n")[2].partition("\n## ")[0]
