@@ -51,7 +51,8 @@ def train_head(
     slide_table, tile_table = predict(fitted, slides, tiles)
     SLIDE_SCORES.write(slide_table, slide_scores)
     TILE_SCORES.write(tile_table, tile_scores)
-    patient_of = PATIENTS.read(patients).set_index("slide_id")["patient_id"].to_dict()
+    known = PATIENTS.read(patients)
+    patient_of = dict(zip(known["slide_id"], known["patient_id"], strict=True))
     TILE_SCORES.write(cross_fitted_scores(train, patient_of, validation, tiles, head, ranking), cross_fitted)
     return history
 
