@@ -102,10 +102,11 @@ def _lineage(root: Path, inputs: Sequence[Path], rounds: Collection[str]) -> lis
 
 
 def _read_round(name: str, round_: params.Round, scores: Path, head: Path, encoder: Path, mined: Path) -> RoundResults:
-    trained = round_.previous is not None or (encoder / "history.csv").exists()
     records = {"encoder": read_json(encoder / "encoder.json", EvidenceError), "head": read_json(head / "head.json", EvidenceError)}
+    trained = (encoder / "history.csv").exists()
     if round_.previous is not None:
         records["mine"] = read_json(mined / "summary.json", EvidenceError)
+        trained = trained or records["mine"].get("policy") != "none"
     return RoundResults(
         name,
         SLIDE_SCORES.read(scores / "slides.parquet"),

@@ -11,6 +11,7 @@ from hnm.evidence import plots
 from hnm.evidence.openings import read_openings
 from hnm.experiments.tracking import METRICS, Tracker
 from hnm.params import Evaluate, Round
+from hnm.tables import MINED
 from pipelines.evaluate import main
 
 SECTION = Evaluate(resamples=100)
@@ -125,6 +126,17 @@ def test_labels_that_cannot_be_read_were_opened_all_the_same(paths: dict[str, Pa
     with pytest.raises(TableError, match=r"test\.csv does not exist"):
         run(paths)
     assert len(read_openings(tmp_path / "test_ledger.csv")) == 1
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_round_that_mined_nothing_has_no_history_of_its_encoder(paths: dict[str, Path]) -> None:
+    MINED.write(MINED.empty(), paths["mined"] / "1" / "mined.parquet")
+    summary = paths["mined"] / "1" / "summary.json"
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "policy": "none"}))
+    (paths["encoders"] / "1" / "history.csv").unlink()
+    run(paths)
+    mined = json.loads(paths["metrics"].read_text())["rounds"]["1"]["mined"]
+    assert (mined["hard_negatives"], mined["positives"]) == (0, 0)
 
 
 @pytest.mark.usefixtures("no_figures")
