@@ -60,7 +60,7 @@ def test_the_digest_of_a_folder_knows_names_and_bytes(tmp_path: Path) -> None:
 
 
 def test_the_imports_of_a_stage_leave_the_plumbing_out() -> None:
-    assert imports_of("hnm.learning.embed") == {"hnm.learning.embed", "hnm.learning.encoder"}
+    assert imports_of("hnm.slides.tissue") == {"hnm.slides.tissue", "hnm.slides.reader", "hnm.slides.storage"}
     assert {"pipelines.head", "hnm.learning.heads.dsmil", "hnm.learning.losses"} <= imports_of("pipelines.head")
 
 
