@@ -48,9 +48,10 @@ lint: | setup ## style, types, layers
 test: lint ## lint, types, layers and the whole suite
 	pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not services and not soak'
 
-test-services: | setup ## what needs a browser, PostgreSQL, dask or S3; installs them, programs where it may
+test-services: | setup ## what needs a browser, PostgreSQL, R, dask or S3; installs them, programs where it may
 	@missing=""; command -v chromium chromium-browser google-chrome >/dev/null || missing="chromium"; \
 		command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+		command -v Rscript >/dev/null || missing="$$missing r-cran-proc"; \
 		test -z "$$missing" || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; } || echo "not here, and not to be installed: $$missing"
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,services]'
 	pytest -m services -rs

@@ -16,7 +16,7 @@ import ruamel.yaml
 from hnm.errors import EvidenceError, TrackingError
 from hnm.experiments.ledger import seconds_by_key
 from hnm.experiments.state import Outputs, StageState, current_stages, stages_of
-from hnm.experiments.tracking import connect, flat_params, store_errors
+from hnm.experiments.tracking import connect, flat_params, store_errors, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,8 +58,8 @@ def read_state(root: Path, name: str) -> PastState:
     except RevError:
         return _of_run(root, name)
     except (DvcException, OSError) as error:
-        fetch = "dvc repro" if name == WORKSPACE else f"dvc fetch --run-cache, or dvc exp pull origin {name}, or check {name} out and run dvc repro"
-        raise EvidenceError(f"{name}: {error}; bring its outputs into DVC's cache: {fetch}") from None
+        cure = "run dvc repro" if name == WORKSPACE else f"run dvc fetch --all-commits (of a DVC experiment: dvc exp pull origin {name})"
+        raise EvidenceError(f"{name}: {error}; {cure}") from None
 
 
 def _of_revision(root: Path, name: str, files: Any) -> PastState:
@@ -83,6 +83,10 @@ def _of_revision(root: Path, name: str, files: Any) -> PastState:
 
 
 def _of_run(root: Path, name: str) -> PastState:
+    if tracking_uri(root).startswith("sqlite:") and not Path(tracking_uri(root).removeprefix("sqlite:///")).exists():
+        raise EvidenceError(
+            f"{name} is no Git revision and no DVC experiment, and there are no runs of MLflow here; git log and dvc exp list show what there is"
+        )
     try:
         client = connect(root)
         summary = _summary(client, name)

@@ -174,6 +174,17 @@ class TestDelong:
         assert metrics.delong_p(first, second) == pytest.approx(0.4561, abs=5e-5)
         assert metrics.delong_p(first, predictions(use.tolist(), alb.tolist())) == pytest.approx(0.9102, abs=5e-5)
 
+    def test_the_numbers_of_r_s_proc(self) -> None:
+        """roc, var, cov and roc.test(method = "delong") of pROC 1.18.0 in R 4.2.2, on the published example; tests/services/test_proc.py asks R itself."""
+        alb, protein, kg, use = (np.array(column.split(), np.float64) for column in (self.ALB, self.TP, self.KG, self.USE))
+        aucs, covariance = metrics.delong(use.astype(np.int64), np.stack([alb, 10 - kg, protein]))
+        assert aucs == pytest.approx([0.736559139785, 0.725806451613, 0.647849462366], abs=1e-12)
+        assert np.diag(covariance) == pytest.approx([0.00859224179008, 0.0105722832732, 0.0100094773612], abs=1e-13)
+        assert covariance[[1, 1, 0], [2, 0, 2]] == pytest.approx([0.00481929729133, 0.00503705981073, 0.00774452927646], abs=1e-13)
+        pairs = [(10 - kg, protein), (10 - kg, alb), (alb, protein)]
+        p_values = [metrics.delong_p(*(predictions(use.tolist(), scores.tolist()) for scores in pair)) for pair in pairs]
+        assert p_values == pytest.approx([0.456139707507, 0.910206347201, 0.111828210121], abs=1e-12)
+
     def test_no_p_value_without_variance(self) -> None:
         slides = predictions([1, 1, 0, 0], [0.9, 0.6, 0.7, 0.1])
         assert metrics.delong_p(slides, slides) is None

@@ -98,6 +98,13 @@ def test_a_state_that_never_ran_is_refused(tmp_path: Path) -> None:
         read_state(tmp_path, "workspace")
 
 
+def test_a_name_of_nothing_is_refused_and_makes_no_store(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(EvidenceError, match="nothing is no Git revision and no DVC experiment, and there are no runs of MLflow here"):
+        read_state(repository, "nothing")
+    assert not (repository / "mlflow.db").exists()
+
+
 def test_a_summary_of_mlflow(repository: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.entities import Dataset, DatasetInput
 
