@@ -13,6 +13,7 @@ from hnm.experiments.record import waiting_records
 from hnm.experiments.state import Outputs, current_stages, locked_stages
 from hnm.experiments.verification import listed
 from hnm.params import load_params
+from hnm.slides.remote import is_url
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def _slides(root: Path) -> Finding:
         return Finding("slides", False, f"the manifest {manifest.relative_to(root)} does not exist{needless}")
     with manifest.open(newline="", encoding="utf-8-sig") as stream:
         paths = [row.get("path") or "" for row in csv.DictReader(stream)]
-    gone = [path for path in paths if not (manifest.parent / path).exists()]
+    gone = [path for path in paths if not is_url(path) and not (manifest.parent / path).exists()]
     if gone:
         return Finding("slides", False, f"{len(gone)} of {len(paths)} are not where the manifest says, the first {gone[0]}; mount their folder{needless}")
     return Finding("slides", True, f"all {len(paths)} of {manifest.relative_to(root)}")
