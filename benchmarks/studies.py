@@ -20,6 +20,7 @@ from hnm.experiments.trial import Loop, Upstream
 from hnm.loop.embed import embed_slides
 from hnm.loop.head import train_head
 from hnm.params import Params, check_params, load_params
+from hnm.processes import keep_freed_memory
 from hnm.store import Store, whole
 from hnm.tables import PATIENTS, SLIDES
 
@@ -112,4 +113,5 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    keep_freed_memory()
     write(report(arguments.project, arguments.trials, arguments.workers), arguments.out)

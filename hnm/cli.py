@@ -386,8 +386,10 @@ def tune_run(
     from hnm.experiments.study_files import best_values
     from hnm.experiments.trial import Loop, Upstream
     from hnm.params import load_params
+    from hnm.processes import keep_freed_memory
     from hnm.store import project_root, project_store
 
+    keep_freed_memory()
     root, files = project_root(), _study_files(study)
     upstream, results = Upstream(root / "data"), project_store()
     winners = [best_values(_study_files(name)) for name in enqueue or ()]

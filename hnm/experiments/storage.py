@@ -5,7 +5,8 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ STORAGE_ERRORS: tuple[type[Exception], ...] = (SQLAlchemyError, optuna.exception
 JOURNAL = "journal:///"
 HEARTBEAT_SECONDS = int(os.environ.get("HNM_STUDY_HEARTBEAT", "30"))
 """How often a trial tells a server that it is alive; after four times as long without a word it counts as dead."""
+ALIVE = "alive"
+"""Mark of a trial that has told a server so."""
 CREATIONS = 5
 """Tries to make a server's tables: where two machines make them at once, one fails."""
 
@@ -74,6 +77,7 @@ def open_storage(url: str, *, make: bool) -> Any:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used")  # `heartbeat_of` sends them
     path = file_of(url)
     if path is not None and not make and not path.exists():
         raise StudyError(f"{path} does not exist: there is no such study here; start it by hnm tune, or name its storage by --storage")
@@ -113,10 +117,27 @@ def usable(url: str, *also: type[Exception]) -> Iterator[None]:
 
 def heartbeat_of(study: optuna.Study, trial: optuna.Trial) -> Any:
     """Tells a server, as long as the block runs, that the trial is alive."""
-    storage = study._storage
+    storage: Any = study._storage
     if not optuna.storages._heartbeat.is_heartbeat_enabled(storage):
         return nullcontext()
+    storage.record_heartbeat(trial._trial_id)
+    trial.set_user_attr(ALIVE, True)
     return optuna.storages._heartbeat.get_heartbeat_thread(trial._trial_id, storage)
+
+
+def close_dead(study: optuna.Study, url: str) -> None:
+    """Ends the trials that a dead process left running: in a file all of them, on a server those that have been silent for long.
+
+    To Optuna a trial without any heartbeat is not dead, but its process may have been killed before the first.
+    """
+    running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+    if file_of(url) is None:
+        optuna.storages.fail_stale_trials(study)
+        oldest = datetime.now() - timedelta(seconds=4 * HEARTBEAT_SECONDS)
+        running = [trial for trial in running if ALIVE not in trial.user_attrs and trial.datetime_start is not None and trial.datetime_start < oldest]
+    for trial in running:
+        with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # another machine was first
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
 
 def mend_journal(path: Path, say: Callable[[str], None]) -> None:

@@ -21,7 +21,7 @@ from hnm.draws import seed_of
 from hnm.errors import HnmError, StudyError
 from hnm.experiments.folds import folds_of
 from hnm.experiments.space import TUNABLE, Space, Value, Values, param_of, space_of, with_seed, with_values
-from hnm.experiments.storage import JOURNAL, STORAGE_ERRORS, alone, file_of, heartbeat_of, mend_journal, open_storage, usable
+from hnm.experiments.storage import JOURNAL, STORAGE_ERRORS, alone, close_dead, file_of, heartbeat_of, mend_journal, open_storage, usable
 from hnm.experiments.study_files import StudyFiles, counted, export, finished, space_in, trials_of, values_of
 from hnm.experiments.tracking import StudyTracker
 from hnm.experiments.trial import Fold, Loop, RoundResult, Upstream
@@ -128,7 +128,7 @@ def run_study(
         tracker = StudyTracker(root, params.cohort.name, name, key_of(identity=study.user_attrs["identity"]))
         job = Job(url, name, own, loop, folds, starts, limits.trials, deadline, tracker, say)
         files.write_stage(in_journal=url == files.url)
-        _close_dead(study, url)
+        close_dead(study, url)
         shared = {section: getattr(own, section) for section in (*TUNABLE, "embed", "compute", "rounds")}
         sections = {section: value if section == "rounds" else value.model_dump(mode="json") for section, value in shared.items()}
         with tracker.running(sections, partial(_summary, study), files.plots):
@@ -136,7 +136,7 @@ def run_study(
                 _run(study, job, workers)
             finally:
                 if path is not None:
-                    _close_dead(study, url)
+                    close_dead(study, url)
                 export(files, study, plots=plots)
             _stop_when_all_fail(finished(study))
         say(_saved(study))
@@ -207,7 +207,7 @@ def _run(study: optuna.Study, job: Job, workers: int) -> None:
                 raise StudyError(f"{killed} workers were killed before a trial was finished, for want of memory perhaps; give fewer --workers")
         else:
             time.sleep(WAIT_SECONDS)  # for the last trials, which run on other machines or died there
-        _close_dead(study, job.url)
+        close_dead(study, job.url)
 
 
 def _worker(job: Job, number: int) -> str:
@@ -228,15 +228,6 @@ def _work(study: optuna.Study, job: Job, worker: str) -> bool:
         with heartbeat_of(study, asked[0]):
             job.say(_run_trial(study, *asked, job))
     return False
-
-
-def _close_dead(study: optuna.Study, url: str) -> None:
-    """Ends the trials that a dead process left running: in a file all of them, on a server those that have been silent for long."""
-    if file_of(url) is None:
-        optuna.storages.fail_stale_trials(study)
-        return
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
 
 
 class _ExhaustedError(Exception):

@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from hnm.errors import HnmError
+from hnm.processes import keep_freed_memory
 
 
 def run_workers(work: Callable[..., bool], arguments: Sequence[tuple[Any, ...]], say: Callable[[str], None]) -> tuple[bool, int]:
@@ -59,6 +60,7 @@ def _answer(pipe: Connection) -> bool | Exception | None:
 
 def _run(work: Callable[..., bool], arguments: tuple[Any, ...], pipe: Connection) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    keep_freed_memory()
     try:
         pipe.send(work(*arguments))
     except HnmError as error:

@@ -32,7 +32,7 @@ def run_machines(arguments: list[tuple[Any, ...]]) -> list[BaseProcess]:
 def test_four_machines_share_a_study_and_one_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HNM_STUDY_HEARTBEAT", "1")
     make_upstream(tmp_path / "data")
-    loop, lines, trials = FormulaLoop(log=tmp_path / "log", kill_at=3, seconds=0.5), tmp_path / "lines", 16
+    loop, lines, trials = FormulaLoop(log=tmp_path / "log", kill_at=3, seconds=0.5), tmp_path / "lines", 8
     folders = [tmp_path / f"machine-{number}" / "s" for number in range(4)]
     with postgres() as server:
         machines = run_machines([(folder, tmp_path / "data", server, trials, loop, lines) for folder in folders])
