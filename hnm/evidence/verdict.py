@@ -5,11 +5,12 @@ a hard slide nor a lucky seed counts for one side alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
+from hnm.draws import seed_of
 from hnm.evidence.metrics import Draws, Floats, Number, Predictions, Resampling, clustered_auc
 
 SIMULATIONS = 10_000
@@ -50,13 +51,13 @@ def verdict(default: Reruns, other: Reruns, resampling: Resampling) -> Verdict:
     The interval is the percentile interval of a bootstrap that draws patients (within their class, in each fold) and seeds anew.
     """
     seeds, folds = len(default.runs), len(default.runs[0])
-    draws = [Draws(default.runs[0][fold], resampling) for fold in range(folds)]
+    draws = [Draws(default.runs[0][fold], replace(resampling, seed=seed_of(resampling.seed, "fold", fold))) for fold in range(folds)]
     gains = np.zeros((resampling.resamples, seeds))
     for seed in range(seeds):
         for fold in range(folds):
             before, after = (clustered_auc(side.runs[seed][fold], draws[fold])(draws[fold].bootstrap) for side in (default, other))
             gains[:, seed] += (after - before) / folds
-    generator = np.random.default_rng(resampling.seed)
+    generator = np.random.default_rng(seed_of(resampling.seed, "seeds"))  # not the patients' draws: these must not know of each other
     weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resampling.resamples) / seeds
     low, high = np.quantile(np.round((gains * weights).sum(axis=1), 12), [(1 - resampling.confidence) / 2, (1 + resampling.confidence) / 2])
     return Verdict(float(other.aucs.mean()), Number(float(other.aucs.mean() - default.aucs.mean()), float(low), float(high)))
