@@ -115,6 +115,8 @@ class Embed(Section):
     batch_tiles: Count = 128
     dtype: Literal["float16", "float32"] = "float16"
     """Of the stored features."""
+    compile: bool = False
+    """Whether `torch.compile` makes the encoder anew for the machine: a minute or so at first, then faster; it needs a C++ compiler."""
 
 
 class Head(Section):

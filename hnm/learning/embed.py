@@ -18,7 +18,13 @@ ReadTiles = Callable[[int, int, int], NDArray[np.uint8]]
 """(slide, first tile, end) -> RGB tiles `(tiles, height, width, 3)` of the slide."""
 
 
-def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch_tiles: int, machine: Machine) -> Iterator[NDArray[np.float32]]:
+Encode = Callable[[Tensor], Tensor]
+"""Input tiles `(tiles, 3, height, width)` -> features `(tiles, features)`."""
+
+
+def embed(
+    encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch_tiles: int, machine: Machine, compiled: bool = False
+) -> Iterator[NDArray[np.float32]]:
     """The features `(tiles, features)` of each slide, in order.
 
     Batches cross slide borders and all have one size (the last is filled up with zeros), so that a feature does not
@@ -31,11 +37,13 @@ def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch
         read: reads the pixels.
         batch_tiles: size of a batch.
         machine: where, and in which precision, the encoder runs.
+        compiled: whether `torch.compile` makes the encoder anew for this machine first.
 
     Raises:
-        EncoderError: not even one tile fits into the device's memory.
+        EncoderError: not even one tile fits into the device's memory, or the encoder cannot be compiled here.
     """
     encoder = encoder.to(machine.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    run = torch.compile(encoder) if compiled else encoder
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     borders = [*range(0, total, batch_tiles), total]
@@ -56,7 +64,7 @@ def embed(encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch
             tiles = ahead.pop().result()
             if number + 1 < len(batches):
                 ahead.append(reader.submit(read_batch, *batches[number + 1]))
-            pending = np.concatenate([pending, _forward(encoder, tiles, batch_tiles, machine, room)])
+            pending = np.concatenate([pending, _forward(run, tiles, batch_tiles, machine, room)])
             while slide < len(counts) and len(pending) >= counts[slide]:
                 yield pending[: counts[slide]]
                 pending = pending[counts[slide] :]
@@ -71,7 +79,7 @@ class _Room:
 
 
 @torch.inference_mode()
-def _forward(encoder: TileEncoder, tiles: Tensor, batch_tiles: int, machine: Machine, room: _Room) -> NDArray[np.float32]:
+def _forward(encoder: Encode, tiles: Tensor, batch_tiles: int, machine: Machine, room: _Room) -> NDArray[np.float32]:
     batch = to_input(tiles, machine.device)
     if len(tiles) < batch_tiles:
         batch = torch.cat([batch, batch.new_zeros(batch_tiles - len(tiles), *batch.shape[1:])])
@@ -81,7 +89,7 @@ def _forward(encoder: TileEncoder, tiles: Tensor, batch_tiles: int, machine: Mac
     return rows
 
 
-def _encoded(encoder: TileEncoder, batch: Tensor, room: _Room) -> Tensor:
+def _encoded(encoder: Encode, batch: Tensor, room: _Room) -> Tensor:
     """The encoder's output of `batch`, in parts of `room.tiles`, which are halved until they fit."""
     while True:
         try:
@@ -91,6 +99,11 @@ def _encoded(encoder: TileEncoder, batch: Tensor, room: _Room) -> Tensor:
                 raise EncoderError(
                     f"not even one tile of {tuple(batch.shape[1:])} fits into the memory of {batch.device}; use a smaller encoder or device: cpu"
                 ) from None
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).splitlines()[0]
+            raise EncoderError(
+                f"embed.compile=true, but torch cannot compile the encoder here ({reason}); install a C++ compiler, or set it to false"
+            ) from error
         else:
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         room.tiles = (room.tiles + 1) // 2  # after the handler: what failed is freed by then

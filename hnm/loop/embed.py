@@ -40,6 +40,7 @@ def embed_slides(packs: Path, index: Path, encoder: Path, features: Path, store:
             lambda slide, first, end: supply.pack(missing[slide]).tiles(range(first, end)),
             batch_tiles=embed.batch_tiles,
             machine=machine,
+            compiled=embed.compile,
         )
         embedded = zip(missing, made, strict=True)
         for slide_id, rows in followed(embedded, slides=len(missing), doing="embedding tiles", line=_line):

@@ -72,3 +72,23 @@ def test_a_batch_that_does_not_fit_is_taken_in_halves(capsys: pytest.CaptureFixt
 def test_a_tile_that_does_not_fit() -> None:
     with pytest.raises(EncoderError, match=r"not even one tile of \(3, 32, 32\) fits into the memory of cpu; use a smaller encoder or device: cpu"):
         embedded_by(Small(takes=0), 4)
+
+
+def test_a_compiled_encoder_gives_the_same_features_and_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda module: asked.append(module) or (lambda tiles: module(tiles)))
+    compiled = list(
+        embed(ENCODER, [len(tiles) for tiles in SLIDES], lambda slide, first, end: SLIDES[slide][first:end], batch_tiles=4, machine=CPU, compiled=True)
+    )
+    assert asked == [ENCODER] and all(np.array_equal(a, b) for a, b in zip(compiled, features_of(SLIDES), strict=True))
+
+
+def test_an_encoder_that_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(tiles: torch.Tensor) -> torch.Tensor:
+        raise torch._dynamo.exc.BackendCompilerFailed(len, RuntimeError("no compiler"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda module: refuse)
+    with pytest.raises(
+        EncoderError, match=r"embed.compile=true, but torch cannot compile the encoder here \(.*\); install a C\+\+ compiler, or set it to false"
+    ):
+        list(embed(ENCODER, [3], lambda slide, first, end: SLIDES[0][first:end], batch_tiles=4, machine=CPU, compiled=True))
