@@ -45,11 +45,11 @@ def test_the_interval_is_that_of_plain_loops() -> None:
         return float(np.mean([(p > n) + (p == n) / 2 for p in positive for n in negative]))
 
     gains = []
-    for _ in range(4000):
+    for _ in range(1500):
         rows = np.concatenate([generator.integers(0, 3, 3), generator.integers(3, 7, 4)])
         drawn = generator.integers(0, 4, 4)
         gains.append(np.mean([auc(sides[1].runs[seed][0].scores, rows) - auc(sides[0].runs[seed][0].scores, rows) for seed in drawn]))
-    assert (found.gain.low, found.gain.high) == pytest.approx(tuple(np.quantile(gains, [0.05, 0.95])), abs=0.03)
+    assert (found.gain.low, found.gain.high) == pytest.approx(tuple(np.quantile(gains, [0.05, 0.95])), abs=0.045)
 
 
 @pytest.mark.parametrize(("swap", "word"), [(False, "better"), (True, "worse")])
