@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import dvc.logger  # noqa: F401  # its handlers keep the stdout of the first import; a test that imports it first would close that under later ones
 import numpy as np
 import pytest
 import tifffile
