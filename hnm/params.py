@@ -215,6 +215,8 @@ class Mining(Section):
     max_positive_similarity: PositiveShare = 1.0
     """A positive whose feature has a higher cosine than this to a hard negative is struck out; 1 strikes out none."""
     screen: Screen = Screen()
+    extra: Annotated[tuple[Annotated[str, Field(pattern=ID)], ...], Field(strict=False)] = ()
+    """Folders in `extra/`, each of another project, whose mined hard negatives are learnt from as well; they count towards no budget."""
     seed: Seed = 0
     """Draws what is random in the policies `mixed` and `random`."""
 

@@ -12,6 +12,7 @@ from pipelines import stage
 def main(
     mined: Path,
     packs: Path,
+    extra: Path,
     previous: Path,
     folder: Path,
     round: int,
@@ -22,7 +23,7 @@ def main(
     tracker: Tracker,
 ) -> None:
     """Writes the round's encoder and its history; where the policy is to mine nothing, the encoder of the round before."""
-    history, tiles = finetune_encoder(mined, packs, previous, folder, finetune=finetune, mining=mining, compute=compute, on_epoch=tracker.epoch)
+    history, tiles = finetune_encoder(mined, packs, extra, previous, folder, finetune=finetune, mining=mining, compute=compute, on_epoch=tracker.epoch)
     if not history:
         return
     tracker.model(folder, "encoder")

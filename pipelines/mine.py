@@ -15,6 +15,7 @@ def main(
     vetoes: Path,
     features: Path,
     packs: Path,
+    extra: Path,
     mined: Path,
     mined_slides: Path,
     passed_over: Path,
@@ -25,7 +26,7 @@ def main(
 ) -> None:
     """Writes the mined tiles of one round, what each slide supplies to them, what guards refused, and their summary."""
     found = mine_tiles(
-        tile_scores, cross_fitted, train_labels, slides, vetoes, features, packs, mined, mined_slides, passed_over, summary, round, mining=mining
+        tile_scores, cross_fitted, train_labels, slides, vetoes, features, packs, extra, mined, mined_slides, passed_over, summary, round, mining=mining
     )
     suspects = f"; suspect slides: {', '.join(found['suspect_slides'])}" if found["suspect_slides"] else ""
     print(f"round {round}: mined {found['positive']['tiles']} positives and {found['hard_negative']['tiles']} hard negatives{suspects}", flush=True)

@@ -33,7 +33,8 @@ def make_repository(folder: Path, cohort: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "vetoes", folder / "vetoes")
+    for name in ("vetoes", "extra"):
+        shutil.copytree(ROOT / name, folder / name)
     shutil.copytree(cohort, folder / "data" / "demo")
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "config", "core.analytics", "false"]):
         subprocess.run(command, cwd=folder, check=True, env=environment(folder))

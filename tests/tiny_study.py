@@ -57,5 +57,6 @@ def make_upstream(data: Path) -> None:
     (data / "cohort" / "annotations").mkdir()
     (data / "cohort" / "annotations" / "test_1.geojson").write_text("{}")
     MINED.write(MINED.empty(), data / "mined" / "0" / "mined.parquet")
+    (data.parent / "extra").mkdir()
     VETOES.write(VETOES.empty(), data.parent / "vetoes" / "vetoes.csv")
     save_encoder(make_encoder(Encoder(name="test_resnet", weights="random")), data / "encoders" / "0")

@@ -84,7 +84,8 @@ def _fold_folder(
     for name in SHARED:
         if (data / name).exists() and not (name == "encoders" and params.encoder.source == "simclr"):
             (upstream.data / name).symlink_to((data / name).resolve())
-    upstream.vetoes.symlink_to((data.parent / "vetoes").resolve())
+    for name in (upstream.vetoes.name, upstream.extra.name):
+        (folder / name).symlink_to((data.parent / name).resolve())
     if params.encoder.source == "simclr":
         upstream.encoder.parent.mkdir(parents=True)
         upstream.encoder.symlink_to(_pretrained(upstream, params, store).resolve())

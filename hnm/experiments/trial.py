@@ -17,7 +17,7 @@ from hnm.errors import StudyError
 from hnm.experiments.seal import sealed
 from hnm.learning.encoder import encoder_digest
 from hnm.loop.embed import embed_slides
-from hnm.loop.finetune import finetune_encoder
+from hnm.loop.finetune import finetune_encoder, with_extra
 from hnm.loop.head import kept_epoch, slide_features, train_head
 from hnm.loop.mine import mine_tiles
 from hnm.params import Params
@@ -52,6 +52,11 @@ class Upstream:
         return self.data.parent / "vetoes"
 
     @property
+    def extra(self) -> Path:
+        """What other projects have mined, a folder each; beside the folder `data`, as the vetoes."""
+        return self.data.parent / "extra"
+
+    @property
     def encoder(self) -> Path:
         """Round 0's encoder."""
         return self.data / "encoders" / "0"
@@ -83,6 +88,7 @@ class Upstream:
             "packs": self.packs,
             "slides": self.slides,
             "vetoes": self.vetoes,
+            "extra": self.extra,
             "mined": self.mined,
             "train labels": self.labels("train"),
         }
@@ -171,7 +177,7 @@ class Loop:
                     start = time.process_time()
                     encoder = self._encoder(mined, encoder, params, fold)
                     seconds = time.process_time() - start
-                    cost = _cost_of(MINED.read(mined), params, upstream.tile_count)
+                    cost = _cost_of(with_extra(MINED.read(mined), upstream.extra, upstream.packs, params.mining), params, upstream.tile_count)
                 head = self._head(encoder, mined, params, fold)
                 with (head / "head" / "history.csv").open(encoding="utf-8", newline="") as stream:
                     best = kept_epoch([{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(stream)])
@@ -200,7 +206,7 @@ class Loop:
 
         def make(folder: Path) -> None:
             with self._features(encoder, folder.parent, params) as features:
-                read = (*scores, fold.train, upstream.slides, upstream.vetoes, features, upstream.packs)
+                read = (*scores, fold.train, upstream.slides, upstream.vetoes, features, upstream.packs, upstream.extra)
                 written = (folder / "mined.parquet", folder / "slides.csv", folder / "passed_over.csv", folder / "summary.json")
                 mine_tiles(*read, *written, number, mining=params.mining)
 
@@ -212,10 +218,11 @@ class Loop:
         finetune, mining, compute = params.finetune, params.mining, params.compute
 
         def make(folder: Path) -> None:
-            finetune_encoder(mined, self._upstream.packs, previous, folder, finetune=finetune, mining=mining, compute=compute, on_epoch=_untold)
+            upstream = self._upstream
+            finetune_encoder(mined, upstream.packs, upstream.extra, previous, folder, finetune=finetune, mining=mining, compute=compute, on_epoch=_untold)
 
-        trains = mining.policy != "none"  # all else of the section shows in the table
-        causes = {"mined": digest_of(mined), "previous": encoder_digest(previous), "trains": trains}
+        trains = mining.policy != "none"  # all else of the section shows in the tables
+        causes = {"mined": digest_of(mined), "extra": mining.extra, "previous": encoder_digest(previous), "trains": trains}
         return self._kept("encoders", "finetune", make, fold, **causes, **_dumped(params, "finetune", "compute"))
 
     def _features_in_memory(self, encoder: Path, beside: Path, params: Params) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from hnm import params
 from hnm.errors import FinetuneError
@@ -12,12 +13,14 @@ from hnm.learning.encoder import load_encoder, save_encoder
 from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, collapse_of, fit_encoder
 from hnm.learning.history import OnEpoch, write_history
 from hnm.loop.packs import Packs
+from hnm.mining.extra import OWN, extra_negatives
 from hnm.tables import MINED
 
 
 def finetune_encoder(
     mined: Path,
     packs: Path,
+    extra: Path,
     previous: Path,
     folder: Path,
     *,
@@ -31,7 +34,7 @@ def finetune_encoder(
     A training that collapsed is logged as a warning. Of several processes (`compute.processes`) the first one writes.
 
     Returns:
-        The history, empty where nothing was trained or another process tells of it, and the number of mined tiles.
+        The history, empty where nothing was trained or another process tells of it, and the number of tiles that were learnt from.
     """
     machine = set_up_torch(compute)
     table = MINED.read(mined).sort_values(["slide_id", "tile", "role"], ignore_index=True)
@@ -42,7 +45,8 @@ def finetune_encoder(
         return [], 0
     if table.empty:
         raise FinetuneError(f"{mined} is empty: nothing was mined; lower mining.threshold or raise the fractions")
-    supply, slide_ids, tiles = Packs(packs), table["slide_id"].to_numpy(np.str_), table["tile"].to_numpy(np.int64)
+    table = with_extra(table, extra, packs, mining)
+    supply, slide_ids, tiles = Packs(packs), table["pack"].to_numpy(np.str_), table["tile"].to_numpy(np.int64)
     roles = np.where(table["role"] == "positive", POSITIVE, NEGATIVE)
     with joined(machine, compute.processes) as machine:
         history = fit_encoder(encoder, lambda rows: supply.tiles(slide_ids[rows], tiles[rows]), roles, finetune, machine, on_epoch)
@@ -53,3 +57,16 @@ def finetune_encoder(
     save_encoder(encoder, folder)
     write_history(history, folder / "history.csv")
     return history, len(tiles)
+
+
+def with_extra(mined: pd.DataFrame, extra: Path, packs: Path, mining: params.Mining) -> pd.DataFrame:
+    """What is learnt from: role, tile and `pack` of the tiles of a `MINED` table, then of the hard negatives of other projects.
+
+    `pack` is the slide's id, or for another project's slide the absolute path of its pack, which wins over the folder
+    that `Packs` joins it to; so no two slides are taken for one, whatever their ids.
+    """
+    own = mined.assign(pack=mined["slide_id"])
+    if not mining.extra:
+        return own[["role", "tile", "pack"]]
+    others = extra_negatives(extra, mining.extra, packs)
+    return pd.concat([own, others[~others[OWN]]], ignore_index=True)[["role", "tile", "pack"]]

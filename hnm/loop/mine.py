@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from hnm.errors import MiningError
 from hnm.learning import features as feature_files
 from hnm.mining.audit import slide_supply, summarise
+from hnm.mining.extra import counts_by_project, extra_negatives
 from hnm.mining.select import mine
 from hnm.mining.vetoes import vetoed_tiles, without
 from hnm.params import Mining
@@ -25,6 +26,7 @@ def mine_tiles(
     vetoes: Path,
     features: Path,
     packs: Path,
+    extra: Path,
     mined: Path,
     mined_slides: Path,
     passed_over: Path,
@@ -36,7 +38,7 @@ def mine_tiles(
     """Writes the mined tiles of one round, what each slide supplies to them, what guards refused, and their summary, which it returns.
 
     Raises:
-        MiningError: `mining.scores` asks for cross-fitted scores, of which there are none; or as `mine`.
+        MiningError: `mining.scores` asks for cross-fitted scores, of which there are none; or as `mine` and `extra_negatives`.
         TableError: a table, a file of features or a pack cannot be read.
     """
     tiles, labels, cohort = TILE_SCORES.read(tile_scores), LABELS.read(train_labels), SLIDES.read(slides)
@@ -56,7 +58,11 @@ def mine_tiles(
 
     found = mine(scores, labels, mining, round_, patients=patients, vetoed=vetoed, features=read_features, pixels=read_pixels)
     supply = slide_supply(found.tiles, allowed, labels, patients, mining)
-    told = {**summarise(found, supply, allowed, labels, mining, round_), "vetoed": int(vetoed["slide_id"].isin(labels["slide_id"]).sum())}
+    told = {
+        **summarise(found, supply, allowed, labels, mining, round_),
+        "vetoed": int(vetoed["slide_id"].isin(labels["slide_id"]).sum()),
+        "extra": counts_by_project(extra_negatives(extra, mining.extra, packs)),
+    }
     MINED.write(found.tiles, mined)
     MINED_SLIDES.write(supply, mined_slides)
     PASSED_OVER.write(found.passed_over, passed_over)

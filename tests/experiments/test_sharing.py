@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import tiny_sharing as tiny
 from ruamel.yaml import YAML
+from tiny_extra import mined, pack
 
 from hnm.experiments.doctor import examine
 from hnm.experiments.state import locked_stages, md5_of
 from hnm.experiments.sync import sync
 from hnm.experiments.verification import verify
+from hnm.mining.extra import extra_negatives
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,30 @@ def test_an_output_of_another_project_is_imported_with_its_provenance(shared: tu
     assert md5_of(tmp_path / "imported") == locked_stages(first)["head@1"].outs["data/heads/1"]
     (origin,) = YAML(typ="safe").load((tmp_path / "imported.dvc").read_text())["deps"]
     assert origin == {"path": "data/heads/1", "repo": {"url": str(first), "rev_lock": tiny.run(first, "git", "rev-parse", "HEAD").strip()}}
+
+
+def test_hard_negatives_of_another_project_are_imported_and_a_stage_depends_on_them(tmp_path: Path) -> None:
+    other, own = tmp_path / "other", tmp_path / "own"
+    pack(other / "data" / "tiles" / "packs", "s1", 90, 91, 92)
+    pack(other / "data" / "tiles" / "packs", "s2", 120)
+    mined(other / "data" / "mined" / "2" / "mined.parquet", ("hard_negative", 1, "s1", 2), ("positive", 1, "s2", 0))
+    for root in (other, own):
+        root.mkdir(exist_ok=True)
+        tiny.run(root, "git", "init", "-q")
+        tiny.run(root, "dvc", "init", "-q")
+    tiny.run(other, "dvc", "add", "-q", "data/tiles/packs", "data/mined/2/mined.parquet")
+    tiny.run(other, "git", "add", ".")
+    tiny.run(other, "git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    (own / "extra" / "other" / "packs").mkdir(parents=True)
+    tiny.run(own, "dvc", "import", "-q", str(other), "data/mined/2/mined.parquet", "-o", "extra/other/mined.parquet")
+    tiny.run(own, "dvc", "import", "-q", str(other), "data/tiles/packs/s1.h5", "-o", "extra/other/packs/s1.h5")
+    pack(own / "packs", "s1", 10)
+    table = extra_negatives(own / "extra", ("other",), own / "packs")
+    assert table[["project", "slide_id", "tile", "own_slide"]].values.tolist() == [["other", "s1", 2, False]]
+    (own / "dvc.yaml").write_text("stages:\n  mine:\n    cmd: echo mined > mined\n    deps: [extra]\n    outs: [mined]\n")
+    assert "Running stage" in tiny.run(own, "dvc", "repro")
+    (locked,) = YAML(typ="safe").load((own / "dvc.lock").read_text())["stages"]["mine"]["deps"]
+    assert locked["md5"] == md5_of(own / "extra")
 
 
 def test_the_doctor_finds_a_colleague_well_but_for_slides(shared: tuple[Path, Path]) -> None:

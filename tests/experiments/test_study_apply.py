@@ -93,10 +93,18 @@ def run_stages(upstream: Upstream, out: Path, *, embed: Any, head: Any, ranking:
             mined = own / "mined.parquet"
             scores = (before / "tiles.parquet", before / "cross_fitted.parquet", upstream.labels("train"), upstream.slides, upstream.vetoes)
             stage("mine").main(
-                *scores, before / "features", upstream.packs, mined, *(own / name for name in ("mined.csv", "passed.csv", "mined.json")), round_, mining=mining
+                *(*scores, before / "features", upstream.packs, upstream.extra),
+                *(mined, *(own / name for name in ("mined.csv", "passed.csv", "mined.json"))),
+                round_,
+                mining=mining,
             )
             stage("finetune").main(
-                mined, upstream.packs, encoder, own / "encoder", round_, finetune=finetune, mining=mining, compute=compute, tracker=Tracker("finetune", None)
+                *(mined, upstream.packs, upstream.extra, encoder, own / "encoder"),
+                round_,
+                finetune=finetune,
+                mining=mining,
+                compute=compute,
+                tracker=Tracker("finetune", None),
             )
             encoder = own / "encoder"
         stage("embed").main(upstream.packs, upstream.index, encoder, own / "features", embed=embed, compute=compute)

@@ -11,8 +11,8 @@ from hnm.experiments.seal import sealed
 from hnm.experiments.space import with_seed, with_values
 from hnm.experiments.tracking import Tracker
 from hnm.experiments.trial import Loop, RoundResult, Upstream
-from hnm.store import Store, digest_of
-from hnm.tables import LABELS, PATIENTS, SLIDES
+from hnm.store import Store, digest_of, read_json
+from hnm.tables import LABELS, MINED, PATIENTS, SLIDES
 from pipelines import embed, finetune, head, mine
 
 
@@ -46,9 +46,9 @@ def test_a_trial_yields_what_the_stages_yield(kind: str, data: Path, store: Stor
             scores, mined = tmp_path / str(number - 1) / "tiles.parquet", out / "mined.parquet"
             inputs = (scores, scores.with_name("cross_fitted.parquet"), upstream.labels("train"), upstream.slides, upstream.vetoes)
             told = (out / "mined.csv", out / "passed_over.csv", out / "mined.json")
-            mine.main(*inputs, scores.with_name("features"), upstream.packs, mined, *told, number, mining=params.mining)
+            mine.main(*inputs, scores.with_name("features"), upstream.packs, upstream.extra, mined, *told, number, mining=params.mining)
             finetuning = {"finetune": params.finetune, "mining": params.mining, "compute": compute}
-            finetune.main(mined, upstream.packs, encoder, out / "encoder", number, **finetuning, tracker=Tracker("finetune", None))
+            finetune.main(mined, upstream.packs, upstream.extra, encoder, out / "encoder", number, **finetuning, tracker=Tracker("finetune", None))
             encoder = out / "encoder"
         embed.main(upstream.packs, upstream.index, encoder, out / "features", embed=params.embed, compute=compute)
         labels = (upstream.labels("train"), upstream.labels("validation"))
@@ -78,6 +78,28 @@ def test_mining_that_finds_the_same_tiles_trains_nothing(data: Path, store: Stor
     before = kept(store, "encoders"), kept(store, "heads")
     list(loop.rounds(with_values(tiny_params(), {"mining.hard_share": 0.75})))  # of another policy
     assert (kept(store, "encoders"), kept(store, "heads")) == before
+
+
+def test_hard_negatives_of_another_project_train_another_encoder(tmp_path: Path) -> None:
+    """The budget does not count them; the cost does; and another version of them is another study."""
+    make_upstream(tmp_path / "data")
+    upstream, kept_by = Upstream(tmp_path / "data"), Store(tmp_path / "store")
+    own = list(Loop(upstream, kept_by).rounds(tiny_params()))
+    make_upstream(tmp_path / "elsewhere" / "data")
+    other = tmp_path / "extra" / "other"
+    other.mkdir()
+    (tmp_path / "elsewhere" / "data" / "tiles" / "packs").rename(other / "packs")
+    negatives = MINED.read(own[1].mined).query("role == 'hard_negative'")
+    renamed = negatives.assign(slide_id="x_" + negatives["slide_id"])
+    for slide_id in set(negatives["slide_id"]):
+        (other / "packs" / f"{slide_id}.h5").rename(other / "packs" / f"x_{slide_id}.h5")
+    MINED.write(renamed, other / "mined.parquet")
+    before, after = upstream.digests, Upstream(tmp_path / "data").digests
+    assert {name for name in before if before[name] != after[name]} == {"extra"}
+    both = list(Loop(Upstream(tmp_path / "data"), kept_by).rounds(with_values(tiny_params(), {"mining.extra": ("other",)})))
+    assert MINED.read(both[1].mined).equals(MINED.read(own[1].mined)) and both[1].cost > own[1].cost
+    assert digest_of(both[1].slide_scores) != digest_of(own[1].slide_scores)
+    assert read_json(both[1].mined.with_name("summary.json"), StudyError)["extra"]["other"]["hard_negatives"] == len(negatives)
 
 
 def test_another_seed_is_another_trial(data: Path, store: Store) -> None:

@@ -32,7 +32,7 @@ def mined_with(folder: Path, *vetoes: str, section: params.Mining = EVERY, score
     (folder / "vetoes").mkdir(exist_ok=True)
     (folder / "vetoes" / "vetoes.csv").write_text("\n".join(["slide_id,tile,x,y,reason", *vetoes]) + "\n")
     written = (folder / "mined.parquet", folder / "slides.csv", folder / "passed_over.csv", folder / "summary.json")
-    return mine_tiles(*tables, labels, slides, folder / "vetoes", folder / "features", folder / "packs", *written, 2, mining=section)
+    return mine_tiles(*tables, labels, slides, folder / "vetoes", folder / "features", folder / "packs", folder / "extra", *written, 2, mining=section)
 
 
 def test_what_is_written_fits_together_and_heeds_vetoes(tmp_path: Path) -> None:

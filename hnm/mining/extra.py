@@ -1,0 +1,94 @@
+"""Extra hard negatives: those that another project has mined, to be learnt from beside the project's own.
+
+A folder `extra/<project>/` holds `mined.parquet` (table `MINED`) and `packs/<slide_id>.h5`, as `dvc import` brings them.
+Its positives are no business of this project: a label means what its own project says. What is hard to one head is
+likely to be hard to another, and a tile of a negative slide is truly negative wherever it comes from.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from hnm.errors import MiningError
+from hnm.slides.pack import Pack
+from hnm.tables import MINED
+
+MINED_FILE = "mined.parquet"
+OWN = "own_slide"
+"""Column of what `extra_negatives` returns: whether the tile is one of this project, too."""
+
+
+def extra_negatives(folder: Path, projects: Sequence[str], packs: Path) -> pd.DataFrame:
+    """The hard negatives of the other `projects`, as `MINED` has them, by project, slide and tile.
+
+    Three columns come before the table's: `project`; `pack`, the absolute path of the tile's pack without its suffix;
+    and `own_slide`, whether the slide is in this project under the same name with the same pixels. Such tiles must not
+    be learnt from: the slide may be one of validation or test.
+
+    Args:
+        folder: holds a folder a project.
+        projects: which of them count.
+        packs: the project's own packs.
+
+    Raises:
+        MiningError: a project's table or a pack is missing, holds no hard negatives, was cut at another µm per pixel or
+            size than this project's tiles, or does not fit the other.
+        TableError: a table or pack cannot be read.
+    """
+    parts = [_negatives_of(folder / project, project, packs) for project in sorted(set(projects))]
+    found = pd.concat(parts) if parts else MINED.empty().assign(project=pd.Series(dtype=str), pack=pd.Series(dtype=str), own_slide=pd.Series(dtype=bool))
+    return found[["project", "pack", OWN, *MINED.columns]].sort_values(["project", "slide_id", "tile"], ignore_index=True)
+
+
+def counts_by_project(extra: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Project -> how many of its hard negatives are learnt from, from how many slides, and how many are left out as the project's own."""
+    return {
+        str(project): {
+            "hard_negatives": int((~tiles[OWN]).sum()),
+            "slides": int(tiles.loc[~tiles[OWN], "slide_id"].nunique()),
+            "left_out": int(tiles[OWN].sum()),
+        }
+        for project, tiles in extra.groupby("project")
+    }
+
+
+def _negatives_of(folder: Path, project: str, packs: Path) -> pd.DataFrame:
+    if not (folder / MINED_FILE).is_file():
+        raise MiningError(f"mining.extra names {project}, but {folder / MINED_FILE} does not exist; bring it by dvc import, or take the name away")
+    table = MINED.read(folder / MINED_FILE)
+    table = table[table["role"] == "hard_negative"]
+    if table.empty:
+        raise MiningError(f"{folder / MINED_FILE} holds no hard negatives; take {project} out of mining.extra")
+    with Pack(min(packs.glob("*.h5"))) as pack:
+        cut = pack.tile_px, pack.mpp
+    parts = []
+    for slide_id, tiles in table.groupby("slide_id"):
+        path = folder / "packs" / f"{slide_id}.h5"
+        if not path.is_file():
+            raise MiningError(f"{path} does not exist, but {folder / MINED_FILE} has {len(tiles)} hard negatives of it; bring it by dvc import")
+        with Pack(path) as pack:
+            _check_fit(pack, tiles, cut, folder / MINED_FILE)
+            own = _is_own(pack, int(tiles["tile"].iloc[0]), packs / path.name)
+        parts.append(tiles.assign(project=project, pack=str(path.resolve().with_name(str(slide_id))), own_slide=own))
+    return pd.concat(parts)
+
+
+def _check_fit(pack: Pack, tiles: pd.DataFrame, cut: tuple[int, float], table: Path) -> None:
+    """`MiningError` where the pack was cut otherwise than this project's, or is not the one that the tiles were mined from."""
+    if (pack.tile_px, pack.mpp) != cut:
+        raise MiningError(
+            f"{pack.path} has tiles of {pack.tile_px} px at {pack.mpp} µm per pixel, but this project's are of {cut[0]} px at {cut[1]}; "
+            "take mined tiles of a project with the same tiles.tile_px and tiles.mpp"
+        )
+    for tile, x, y in tiles[["tile", "x", "y"]].itertuples(index=False):
+        if tile >= len(pack) or tuple(pack.coords[tile]) != (x, y):
+            raise MiningError(f"{table}: tile={tile} of slide_id={pack.slide_id} at x={x}, y={y} is not in {pack.path}; bring both from one revision")
+
+
+def _is_own(pack: Pack, tile: int, own: Path) -> bool:
+    """Whether `own` is a pack of the same slide: its tile at the same place has the same bytes."""
+    if not own.is_file():
+        return False
+    with Pack(own) as other:
+        return tile < len(other) and other.jpeg(tile) == pack.jpeg(tile)

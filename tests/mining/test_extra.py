@@ -1,0 +1,88 @@
+"""Hard negatives of another project: which are taken, which are left out, and what does not fit is an error."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny_extra import SCORER, mined, pack
+
+from hnm.errors import MiningError, TableError
+from hnm.mining.extra import counts_by_project, extra_negatives
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with the slides `s1` and `t1`; in `extra`, `other` has mined an s1 of its own, a t1 that is this project's, and a positive."""
+    for slide_id, shade in (("s1", 10), ("t1", 50)):
+        pack(tmp_path / "packs", slide_id, *range(shade, shade + 4))
+    for slide_id, shade in (("s1", 90), ("t1", 50), ("p", 130)):
+        pack(tmp_path / "extra" / "other" / "packs", slide_id, *range(shade, shade + 4))
+    rows = (("hard_negative", 1, "t1", 0), ("hard_negative", 2, "s1", 3), ("hard_negative", 3, "s1", 1), ("positive", 1, "p", 2))
+    mined(tmp_path / "extra" / "other" / "mined.parquet", *rows)
+    return tmp_path
+
+
+def found(project: Path, *names: str) -> pd.DataFrame:
+    return extra_negatives(project / "extra", names or ("other",), project / "packs")
+
+
+def test_hard_negatives_alone_are_taken_and_own_slides_are_marked(project: Path) -> None:
+    table = found(project)
+    assert table[["project", "slide_id", "tile", "own_slide"]].values.tolist() == [
+        ["other", "s1", 1, False],
+        ["other", "s1", 3, False],
+        ["other", "t1", 0, True],
+    ]
+    assert set(table["role"]) == {"hard_negative"} and set(table["scorer"]) == {SCORER}
+    assert table["pack"].tolist() == [str(project / "extra" / "other" / "packs" / slide_id) for slide_id in ("s1", "s1", "t1")]
+    assert counts_by_project(table) == {"other": {"hard_negatives": 2, "slides": 1, "left_out": 1}}
+
+
+def test_a_project_counts_once_and_the_order_of_names_does_not(project: Path) -> None:
+    pack(project / "extra" / "third" / "packs", "a.1", 70, 71, 72)
+    mined(project / "extra" / "third" / "mined.parquet", ("hard_negative", 1, "a.1", 2))
+    table = found(project, "third", "other", "third")
+    assert table[["project", "slide_id"]].values.tolist() == [["other", "s1"], ["other", "s1"], ["other", "t1"], ["third", "a.1"]]
+    assert table.equals(found(project, "other", "third"))
+
+
+def test_no_project_is_an_empty_table(project: Path) -> None:
+    table = extra_negatives(project / "nowhere", (), project / "nowhere")
+    assert table.empty and list(table.columns) == list(found(project).columns) and counts_by_project(table) == {}
+
+
+@pytest.mark.parametrize(
+    ("tile_px", "mpp", "message"),
+    [
+        (
+            16,
+            0.25,
+            r"packs/s1\.h5 has tiles of 16 px at 0\.25 µm per pixel, but this project's are of 16 px at 0\.5; take mined tiles of a project with the same",
+        ),
+        (24, 0.5, r"packs/s1\.h5 has tiles of 24 px at 0\.5 µm per pixel, but this project's are of 16 px at 0\.5"),
+    ],
+)
+def test_tiles_cut_otherwise_are_refused(project: Path, tile_px: int, mpp: float, message: str) -> None:
+    pack(project / "extra" / "other" / "packs", "s1", 90, 91, 92, 93, tile_px=tile_px, mpp=mpp)
+    with pytest.raises(MiningError, match=message):
+        found(project)
+
+
+def test_a_table_of_other_packs_is_refused(project: Path) -> None:
+    pack(project / "extra" / "other" / "packs", "s1", 90, 91, 92)
+    with pytest.raises(MiningError, match=r"mined\.parquet: tile=3 of slide_id=s1 at x=96, y=7 is not in .*packs/s1\.h5; bring both from one revision"):
+        found(project)
+
+
+def test_what_is_missing_is_named(project: Path) -> None:
+    with pytest.raises(MiningError, match=r"mining\.extra names absent, but .*extra/absent/mined\.parquet does not exist; bring it by dvc import"):
+        found(project, "absent")
+    (project / "extra" / "other" / "packs" / "s1.h5").unlink()
+    with pytest.raises(MiningError, match=r"packs/s1\.h5 does not exist, but .*mined\.parquet has 2 hard negatives of it; bring it by dvc import"):
+        found(project)
+    mined(project / "extra" / "other" / "mined.parquet", ("positive", 1, "p", 2))
+    with pytest.raises(MiningError, match=r"mined\.parquet holds no hard negatives; take other out of mining\.extra"):
+        found(project)
+    pd.DataFrame({"slide_id": ["s1"]}).to_parquet(project / "extra" / "other" / "mined.parquet")
+    with pytest.raises(TableError, match=r"mined\.parquet is no mined tiles table: missing columns"):
+        found(project)
