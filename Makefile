@@ -61,8 +61,8 @@ soak: | setup ## stages killed at random moments, on 60 slides: some minutes
 
 bench-mining: | setup ## does mining help? COHORTS="name=slides.csv ..."; hours, but it goes on where it stopped; ARGS as in benchmarks/mining.py
 	@test -n "$(COHORTS)" || { echo 'name the cohorts: make bench-mining COHORTS="small=cohorts/small/slides.csv"'; exit 2; }
-	python -m benchmarks.mining $(COHORTS:%=--cohort %) $(ARGS)
-	python -m benchmarks.mining_evidence --out docs/mining_evidence.md --figure docs/images/mining_cost.png
+	python benchmarks/mining.py $(COHORTS:%=--cohort %) $(ARGS)
+	python benchmarks/mining_evidence.py --out docs/mining_evidence.md --figure docs/images/mining_cost.png
 
 pictures: results/report.html ## the README's picture, from the report of the last run; needs Chromium
 	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir=$$(mktemp -d) --window-size=1200,1330 \

@@ -1,6 +1,6 @@
 """Does mining help? Every policy at every budget, over seeds, on the same slides, with the encoder really fine-tuned.
 
-    python -m benchmarks.mining --cohort small=cohorts/small/slides.csv --policies random hard mixed all --budgets 0.1 --seeds 5
+    python benchmarks/mining.py --cohort small=cohorts/small/slides.csv --policies random hard mixed all --budgets 0.1 --seeds 5
 
 Each *arm* is a pipeline: the stages' own steps with other params, run as a trial of a study is, so that arms share what
 they have in common. A seed is added to `head.seed`, `mining.seed` and `finetune.seed`: arms of one seed differ in what
@@ -10,7 +10,7 @@ the arm names and in nothing else. An arm that is not of the grid of policies an
 
 Each finished arm appends a row a round to `--table`, and its test slides' scores to the parquet file of the same name.
 What the table has is not run again, and what a killed run had made of an arm is used.
-`benchmarks.mining_evidence` makes intervals and the figure.
+`benchmarks/mining_evidence.py` makes intervals and the figure.
 
 Columns: `validation_*` and `test_*` are slide metrics, `*_tile_auc` those of tiles; `false_tiles` are the tiles of a
 negative test slide, on average, that outscore the best tile of the median positive one; `purity` is the share of lesion

@@ -1,6 +1,6 @@
-"""What the table of `benchmarks.mining` says: paired differences with intervals, and quality against cost.
+"""What the table of `benchmarks/mining.py` says: paired differences with intervals, and quality against cost.
 
-    python -m benchmarks.mining_evidence --out docs/mining_evidence.md --figure docs/images/mining_cost.png
+    python benchmarks/mining_evidence.py --out docs/mining_evidence.md --figure docs/images/mining_cost.png
 
 Two arms are compared in the same round, on the same slides, over the seeds that both have. The interval of a difference
 of test slide AUCs is a percentile bootstrap that draws seeds and, within their label, patients; that of a tile AUC, of
