@@ -3,12 +3,25 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
+
+
+@dataclass
+class Work:
+    """What a process has done."""
+
+    tiles: int = 0
+    """Tiles that were cut or embedded; those that were kept from an earlier run are none of them."""
+
+
+WORK = Work()
+"""Of this process, so far."""
 
 
 def followed(items: Iterable[Item], *, slides: int, doing: str, line: Callable[[Item], tuple[str, int]]) -> Iterator[Item]:
@@ -25,6 +38,7 @@ def followed(items: Iterable[Item], *, slides: int, doing: str, line: Callable[[
         for item in items:
             text, count = line(item)
             done, tiles = done + 1, tiles + count
+            WORK.tiles += count
             if not console.is_terminal:
                 print(f"{done}/{slides} {text}", flush=True)
             elif not count:

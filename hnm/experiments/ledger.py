@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from hnm.progress import WORK
 from hnm.store import write_json
 
 
@@ -31,6 +32,8 @@ class Cost:
     """What this process and its ended children have read from files and pipes, cached or not, in 10^6 bytes; known on Linux alone."""
     peak_gpu_memory_mb: float | None = None
     """Most memory that torch has held on a GPU, in 10^6 bytes; None where it has used none."""
+    tiles_per_second: float | None = None
+    """Tiles that it has cut or embedded, over `seconds`; None where it did neither, or all were kept from an earlier run."""
 
     def metrics(self) -> dict[str, float]:
         """What of it is known, by the names of the vocabulary."""
@@ -42,12 +45,14 @@ def cost_so_far() -> Cost:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     process = psutil.Process()
+    seconds = time.time() - process.create_time()
     return Cost(
-        seconds=round(time.time() - process.create_time(), 3),
+        seconds=round(seconds, 3),
         peak_memory_mb=round(max(usage.ru_maxrss for usage in usages) * unit / 1e6, 1),
         processor_seconds=round(sum(usage.ru_utime + usage.ru_stime for usage in usages), 3),
         read_mb=round(process.io_counters().read_chars / 1e6, 1) if sys.platform == "linux" else None,
         peak_gpu_memory_mb=_peak_gpu_memory_mb(),
+        tiles_per_second=round(WORK.tiles / seconds, 1) if WORK.tiles else None,
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from hnm.experiments.ledger import Cost, cost_so_far, dvc_name, seconds_by_key, stage_seconds, write_cost
 from hnm.experiments.vocabulary import METRICS
+from hnm.progress import WORK, followed
 
 
 def test_seconds_by_dvc_name(tmp_path: Path) -> None:
@@ -59,6 +60,15 @@ def test_bytes_that_are_read_are_counted(tmp_path: Path) -> None:
     assert before is not None and after is not None and 6.9 <= after - before < 8
 
 
+def test_tiles_count_over_the_seconds_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WORK, "tiles", 0)
+    assert cost_so_far().tiles_per_second is None
+    for _ in followed(iter([3000, 0, 9000]), slides=3, doing="cutting slides", line=lambda tiles: ("s", tiles)):
+        pass
+    cost = cost_so_far()
+    assert cost.tiles_per_second is not None and cost.tiles_per_second == pytest.approx(12000 / cost.seconds, abs=0.1 + 12 / cost.seconds**2)
+
+
 def test_what_is_not_known_is_not_logged() -> None:
     assert Cost(2.0, 100.0, 1.5).metrics() == {"cost/seconds": 2.0, "cost/peak_memory_mb": 100.0, "cost/processor_seconds": 1.5}
-    assert set(Cost(2.0, 100.0, 1.5, 3.0, 4.0).metrics()) <= set(METRICS)
+    assert set(Cost(2.0, 100.0, 1.5, 3.0, 4.0, 5.0).metrics()) <= set(METRICS)
