@@ -104,7 +104,8 @@ class Encoder(Section):
     source: Literal["pretrained", "simclr"] = "pretrained"
     """`simclr` goes on from the weights below, on the cohort's own train tiles (section `simclr`)."""
     weights: str = "package"
-    """`package` (ImageNet weights of tf_efficientnet_lite0, from a Python package), `hub` (the model's own), `random`, or the path of a checkpoint."""
+    """`package` (ImageNet weights of tf_efficientnet_lite0, from a Python package), `hub` (the model's own), `random`, or the path of a checkpoint
+    or of the folder of another project's encoder."""
     seed: Seed = 0
     """Draws the weights where they are `random`."""
 

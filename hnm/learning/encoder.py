@@ -52,7 +52,7 @@ class EncoderRecord:
     name: str
     """timm's name of the architecture, or one of `CATALOGUE`."""
     weights: str
-    """Where round 0's weights came from: `package`, `hub`, `random` or `file`."""
+    """Where round 0's weights came from: `package`, `hub`, `random`, `file`, or `encoder` and the digest of another project's."""
     mean: tuple[float, ...]
     """Mean of the input normalisation, for pixels in [0, 1], a channel each."""
     std: tuple[float, ...]

@@ -1,13 +1,15 @@
 """Round 0's encoder: pretrained weights, or SimCLR on the cohort's own train tiles."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from hnm import params
 from hnm.draws import seed_of
+from hnm.errors import EncoderError
 from hnm.learning.compute import first_process, joined, set_up_torch
-from hnm.learning.encoder import make_encoder, save_encoder
+from hnm.learning.encoder import TileEncoder, encoder_digest, load_encoder, make_encoder, save_encoder
 from hnm.learning.fit_simclr import fit_simclr
 from hnm.learning.history import OnEpoch, write_history
 from hnm.loop.packs import Packs
@@ -26,7 +28,7 @@ def first_encoder(
         The history, empty where nothing was trained or another process tells of it.
     """
     machine = set_up_torch(compute)
-    made = make_encoder(encoder)
+    made = imported_encoder(encoder) if is_imported(encoder) else make_encoder(encoder)
     if encoder.source == "pretrained":
         if first_process():
             save_encoder(made, folder)
@@ -44,3 +46,21 @@ def first_encoder(
     save_encoder(made, folder)
     write_history(history, folder / "history.csv")
     return history
+
+
+def is_imported(section: params.Encoder) -> bool:
+    """Whether the weights are a folder that a project of hnm wrote, and not a file or one of the words."""
+    return section.weights not in {"package", "hub", "random"} and Path(section.weights).is_dir()
+
+
+def imported_encoder(section: params.Encoder) -> TileEncoder:
+    """The encoder in the folder `section.weights`, with the normalisation that it was trained with; its record keeps the digest of what it was.
+
+    Raises:
+        EncoderError: the folder holds no encoder, or one of another architecture than `section.name`.
+    """
+    folder = Path(section.weights)
+    found = load_encoder(folder)
+    if found.record.name != section.name:
+        raise EncoderError(f"{folder} holds an encoder {found.record.name!r}, but encoder.name={section.name!r}; set encoder.name to it")
+    return TileEncoder(found.backbone, replace(found.record, weights=f"encoder {encoder_digest(folder)}")).eval()

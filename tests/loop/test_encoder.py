@@ -1,5 +1,6 @@
 """Round 0's encoder from files: which tiles SimCLR sees, and what pretrained weights do without."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from hnm import params
-from hnm.learning.encoder import encoder_digest, load_encoder, make_encoder
+from hnm.errors import EncoderError
+from hnm.learning.encoder import TileEncoder, encoder_digest, load_encoder, make_encoder, save_encoder
 from hnm.loop import encoder as loop
 from hnm.loop.packs import Packs
 from hnm.slides.pack import PackTile, encode, write_pack
@@ -75,3 +77,24 @@ def test_tiles_come_in_the_order_asked_for_however_few_packs_are_open(tmp_path: 
     monkeypatch.setattr("hnm.loop.packs.OPEN", 1)
     pixels = Packs(tmp_path / "packs").tiles(np.array(["c", "a", "b", "a"]), np.array([1, 2, 0, 0]))
     assert pixels.mean(axis=(1, 2, 3)).round().tolist() == [150, 40, 80, 20]
+
+
+def test_an_encoder_of_another_project_is_round_0_with_its_normalisation_and_provenance(tmp_path: Path) -> None:
+    other = make_encoder(SECTION.model_copy(update={"seed": 5}))
+    folder = tmp_path / "imported" / "encoder.2"
+    save_encoder(TileEncoder(other.backbone, dataclasses.replace(other.record, mean=(0.25, 0.5, 0.75))), folder)
+    assert run(tmp_path, weights=str(folder)) == []
+    own, tiles = load_encoder(tmp_path / "encoder"), torch.rand(2, 3, 32, 32)
+    assert own.record.mean == (0.25, 0.5, 0.75) and own.record.weights == f"encoder {encoder_digest(folder)}"
+    with torch.inference_mode():
+        assert torch.equal(own(tiles), load_encoder(folder)(tiles)) and not torch.equal(own(tiles), other.eval()(tiles))
+
+
+def test_a_folder_that_is_no_such_encoder_is_refused(tmp_path: Path) -> None:
+    save_encoder(make_encoder(SECTION), tmp_path / "imported")
+    with pytest.raises(EncoderError, match=r"imported holds an encoder 'test_resnet', but encoder\.name='resnet18'; set encoder\.name to it"):
+        run(tmp_path, name="resnet18", weights=str(tmp_path / "imported"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EncoderError, match=r"empty/encoder\.json"):
+        run(tmp_path, weights=str(tmp_path / "empty"))
+    assert not (tmp_path / "encoder").exists()
