@@ -82,11 +82,20 @@ def means(table: pd.DataFrame) -> list[str]:
     ]
     shared = table[table["round"] == 0].drop_duplicates(["cohort", "seed"]).assign(arm="before any mining")
     for (cohort, number, arm), own in pd.concat([shared, table[table["round"] > 0]]).groupby(["cohort", "round", "arm"]):
-        cells = [f"{own[column].mean():.3f} ± {own[column].std(ddof=1):.3f}" for column in ("validation_auc", "test_auc", "test_tile_auc")]
+        cells = [_spread(own[column]) for column in ("validation_auc", "test_auc", "test_tile_auc")]
         cells += [f"{own['false_tiles'].mean():.2f}", "–" if own["purity"].isna().all() else f"{own['purity'].mean():.2f}"]
         cells += [f"{own['tile_views'].mean():,.0f}", f"{own['finetune_seconds'].mean():.0f}"]
         lines.append(f"| {cohort} | {number} | {arm} | {len(own)} | {' | '.join(cells)} |")
     return lines
+
+
+def _spread(values: pd.Series) -> str:
+    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" if len(values) > 1 else f"{values.mean():.3f}"
+
+
+def _with_bounds(value: float, low: float, high: float) -> str:
+    """One seed, or seeds that all agree, give no bounds."""
+    return f"{value:+.3f}" if np.isnan(low) else f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str) -> list[str]:
@@ -104,7 +113,7 @@ def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str) -> list
             for arm in sorted(set(own["arm"]) - {against}):
                 mean, low, high, seeds = auc_difference(of_slides, arm, against)
                 others = [difference(own, column, arm, against) for column in ("test_tile_auc", "false_tiles", "purity")]
-                cells = [f"{value:+.3f} ({bottom:+.3f} to {top:+.3f})" for value, bottom, top in [(mean, low, high), *others]]
+                cells = [_with_bounds(*number) for number in [(mean, low, high), *others]]
                 lines.append(f"| {cohort} | {name} | {arm} | {seeds} | {' | '.join(cells)} |")
     return lines
 
