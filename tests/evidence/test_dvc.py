@@ -1,6 +1,5 @@
 """What dvc.yaml says of metrics and plots, shown by DVC itself."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -61,21 +60,14 @@ def test_every_plot_is_drawn(repository: Path) -> None:
     assert pictures == {f"results/plots/{name}.png" for name in ("auc_by_round", "slide_scores", "tile_scores")}
 
 
-def test_two_states_side_by_side(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Three rounds committed, one round in the workspace. `dvc` runs in this process, which imports it once for all commands."""
-    from dvc.cli import main
-
-    def shown(*arguments: str) -> Any:
-        capfd.readouterr()
-        with contextlib.chdir(tmp_path):
-            assert main([*arguments]) == 0
-        return capfd.readouterr().out
+def test_two_states_side_by_side(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rounds committed, one round in the workspace."""
 
     def git(*arguments: str) -> None:
         subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=n@example.org", *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     git("init", "-q")
-    shown("init", "--quiet")
+    dvc(tmp_path, "init", "--quiet")
     plots = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["plots"]
     (tmp_path / "dvc.yaml").write_text(json.dumps({"params": ["params.yaml"], "metrics": ["results/metrics.json"], "plots": plots}))
     shutil.copytree(repository / "results", tmp_path / "results")
@@ -89,15 +81,15 @@ def test_two_states_side_by_side(repository: Path, tmp_path: Path, monkeypatch: 
     write_plots(evaluation, tmp_path / "results" / "plots")
     (tmp_path / "params.yaml").write_text("mining: {threshold: 0.1}\n")
 
-    metrics = json.loads(shown("metrics", "diff", "--json"))["results/metrics.json"]
+    metrics = json.loads(dvc(tmp_path, "metrics", "diff", "--json"))["results/metrics.json"]
     assert metrics["test.auc"] == {"old": 0.75, "new": 0.5, "diff": -0.25}
     assert metrics["chosen_round"] == {"old": 1, "new": 0, "diff": -1}
     assert metrics["rounds.2.test.auc"] == {"old": 1.0, "new": None}
 
-    drawn = json.loads(shown("plots", "diff", "--json"))["data"]
+    drawn = json.loads(dvc(tmp_path, "plots", "diff", "--json"))["data"]
     assert {row["rev"] for row in drawn["ROC of the test slides"][0]["content"]["data"]["values"]} == {"HEAD", "workspace"}
     assert {picture["revisions"][0] for picture in drawn["results/plots/slide_scores.png"]} == {"HEAD", "workspace"}
 
-    states = [entry["data"] for entry in json.loads(shown("exp", "show", "--json"))]
+    states = [entry["data"] for entry in json.loads(dvc(tmp_path, "exp", "show", "--json"))]
     rows = [(data["params"]["params.yaml"]["data"], data["metrics"]["results/metrics.json"]["data"]["test"]["auc"]) for data in states]
     assert rows == [({"mining": {"threshold": 0.1}}, 0.5), ({"mining": {"threshold": 0.3}}, 0.75)]
