@@ -1,5 +1,6 @@
 """The command `hnm`: what users do beside `dvc repro`. Heavy imports stay inside the commands, so that --help is quick."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from hnm.experiments.study_files import StudyFiles
     from hnm.prediction.model import Model
     from hnm.slides.sources import Found
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported: on a busy machine, threads that spin cost more than they save
 
 app = typer.Typer(
     help="Whole-slide-image classification with hard negative mining.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
