@@ -339,7 +339,7 @@ def _run_trial(study: optuna.Study, trial: optuna.Trial, values: Values, job: Jo
         with contextlib.suppress(*STORAGE_ERRORS):
             study.tell(trial, state=TrialState.FAIL)
         raise
-    number = [own.number for own in finished(study)].index(trial.number)
+    number = sum(own.number < trial.number for own in counted(study))  # its place once those that run beside it have ended
     told = trial.user_attrs
     metrics = {"validation/auc": told.get("auc"), "validation/loss": told.get("log_loss"), "trial/value": told.get("value"), "trial/cost": told.get("cost")}
     job.tracker.trial(number, state, values, {} if state == "failed" else metrics, [] if state == "failed" else _means_by_round(histories))
