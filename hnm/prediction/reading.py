@@ -47,13 +47,14 @@ class SlideRead:
 
 def read_slide(reading: Reading) -> SlideRead:
     """Writes the pack of a slide; `SlideError` says at which step it cannot be used, and why."""
-    with fetched(reading.source) as path, OpenSlideReader(path) as slide:
-        mpp, fingerprint = _mpp_of(slide, reading), slide.fingerprint()
-    layout = Layout(reading.slide_id, reading.source, mpp, fingerprint, None, "", reading.tissue, reading.tiles)
-    cut(Cutting(layout, reading.pack))
-    with opened(layout) as slide_of_any_kind:
-        bounds = slide_of_any_kind.bounds
-        overview = thumbnail(slide_of_any_kind, max(bounds.width * mpp[0], bounds.height * mpp[1]) / OVERVIEW_PX, mpp)
+    with fetched(reading.source) as path:
+        with OpenSlideReader(path) as slide:
+            mpp, fingerprint = _mpp_of(slide, reading), slide.fingerprint()
+        layout = Layout(reading.slide_id, str(path), mpp, fingerprint, None, "", reading.tissue, reading.tiles)
+        cut(Cutting(layout, reading.pack))
+        with opened(layout) as slide_of_any_kind:
+            bounds = slide_of_any_kind.bounds
+            overview = thumbnail(slide_of_any_kind, max(bounds.width * mpp[0], bounds.height * mpp[1]) / OVERVIEW_PX, mpp)
     return SlideRead(mpp, fingerprint, overview)
 
 

@@ -169,7 +169,7 @@ def _power_and_mpp(stated: Stated, opening: Opening) -> tuple[float, tuple[float
 
 
 def _stated(source: str) -> Stated:
-    with fetched(source) as path, OpenSlideReader(path) as slide:
+    with fetched(source, stays=True) as path, OpenSlideReader(path) as slide:  # it is cut next
         return Stated(slide.vendor, slide.mpp, slide.objective_power, slide.dimensions, slide.fingerprint())
 
 

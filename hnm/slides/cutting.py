@@ -76,9 +76,9 @@ def layouts_of(slides: pd.DataFrame, folder: Path, tissue: Tissue, tiles: Tiles)
 
 
 @contextmanager
-def opened(layout: Layout) -> Iterator[Slide]:
-    """The slide of `layout`; `StorageError` where it is gone since its cohort was checked."""
-    with fetched(layout.source) as path:
+def opened(layout: Layout, *, stays: bool = False) -> Iterator[Slide]:
+    """The slide of `layout`, which `stays` where it was fetched or not (see `fetched`); `StorageError` where it is gone since its cohort was checked."""
+    with fetched(layout.source, stays=stays) as path:
         if not path.exists():
             raise StorageError(f"{path.name} is gone since the cohort was checked; mount its folder, or run again without it")
         with open_slide(path) as slide:

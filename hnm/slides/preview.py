@@ -62,7 +62,7 @@ def preview_cohort(slides: Path, slide_ids: Collection[str] | None, out: Path, *
 def preview_slide(sitting: Sitting) -> Preview:
     """Writes the picture of one slide; one that cannot be cut is shown bare, with the reason."""
     layout = sitting.layout
-    with opened(layout) as slide:
+    with opened(layout, stays=True) as slide:  # params are tried on it, or it is cut next
         bounds, mpp = slide.bounds, layout.mpp
         view = thumbnail(slide, max(bounds.width * mpp[0], bounds.height * mpp[1]) / SIDE_PX, mpp)
         try:

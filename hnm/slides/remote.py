@@ -1,8 +1,9 @@
 """Slides by URL: fetched whole into a cache of this machine, which never holds more than its limit.
 
 OpenSlide reads files, and a slide's tiles are most of its bytes, so a slide is fetched as a whole. A file in the cache is
-named by its URL, size and entity tag: what changed in the bucket is another file. It stays until another slide needs
-its room, and never goes while it is read. The cache is the folder HNM_SLIDE_CACHE, its limit HNM_SLIDE_CACHE_GB.
+named by its URL, size and entity tag: what changed in the bucket is another file. It goes when its tiles are cut, and
+before that where another slide needs its room, but never while it is read. The cache is the folder HNM_SLIDE_CACHE, its
+limit HNM_SLIDE_CACHE_GB; with HNM_SLIDE_CACHE_KEEP=1 slides stay until their room is needed.
 """
 
 import fcntl
@@ -68,25 +69,38 @@ def version_of(url: str) -> Version:
 
 
 @contextmanager
-def fetched(source: str) -> Iterator[Path]:
-    """The file of a path or URL on this machine; a URL's stays at least while the block runs."""
+def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
+    """The file of a path or URL on this machine; a URL's goes when the block ends and nobody else reads it.
+
+    Args:
+        stays: it is soon read again, so it goes only where the block fails or another slide needs its room.
+    """
     if not is_url(source):
         yield Path(source)
         return
+    keeps = _keeps()
     version = version_of(source)
     cache = _cache()
     key = key_of(url=source, size=version.size, etag=version.etag)[:32]
     target = cache / f"{key}{PurePosixPath(version.name).suffix}"
     with (cache / f"{key}.lock").open("wb") as lock:
         while True:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if target.exists():
+                break
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.exists():
                 _fetch(version, target)
-            fcntl.flock(lock, fcntl.LOCK_SH)  # not atomic: another may have made room between the two
-            if target.exists():
-                break
+            # sharing the lock again is not atomic: another may make room in between, so look once more
         os.utime(target)
-        yield target
+        try:
+            yield target
+        except BaseException:
+            stays = False
+            raise
+        finally:
+            if not (keeps or stays):
+                _leave(target, lock)
 
 
 def _fetch(version: Version, target: Path) -> None:
@@ -104,6 +118,13 @@ def _fetch(version: Version, target: Path) -> None:
         with _room(part.parent):
             part.unlink(missing_ok=True)
         raise
+
+
+def _leave(target: Path, lock: IO[bytes]) -> None:
+    """Removes a file that its reader, who shares `lock`, needs no more, unless others read it."""
+    with _room(target.parent):
+        if _is_free(lock):
+            target.unlink(missing_ok=True)
 
 
 def _make_room(part: Path, size: int) -> None:
@@ -162,6 +183,14 @@ def _limit() -> float:
     if not limit > 0:
         raise ParamsError(f"the environment variable HNM_SLIDE_CACHE_GB={named!r} is no number above 0")
     return limit * 1e9
+
+
+def _keeps() -> bool:
+    """Whether slides stay in the cache until their room is needed."""
+    named = os.environ.get("HNM_SLIDE_CACHE_KEEP", "0")
+    if named not in {"0", "1"}:
+        raise ParamsError(f"the environment variable HNM_SLIDE_CACHE_KEEP={named!r} is neither 0 nor 1")
+    return named == "1"
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from hnm.errors import ParamsError, SlideError
+from hnm.params import Tiles, Tissue
 from hnm.slides import remote
 from hnm.slides.cohort import Opening, identify
+from hnm.slides.cutting import Cutting, Layout, cut
 from hnm.slides.remote import fetched, is_url, place_of, version_of
 from hnm.slides.storage import StorageError
 from hnm.store import Store
@@ -43,13 +45,53 @@ def test_a_path_is_itself(tmp_path):
         assert path == tmp_path / "a.svs"
 
 
-def test_a_slide_is_fetched_once_and_keeps_its_suffix(far, monkeypatch):
-    url = put(far, "a.svs", 300)
-    with fetched(url) as path:
+def test_a_slide_goes_when_it_was_read(far):
+    with fetched(put(far, "a.svs", 300)) as path:
         assert (path.suffix, path.read_bytes(), path.parent) == (".svs", b"x" * 300, far.parent / "cache")
+        assert cached(far) == [300]
+    assert cached(far) == []
+
+
+def test_a_slide_that_stays_is_fetched_once(far, monkeypatch):
+    url = put(far, "a.svs", 300)
+    with fetched(url, stays=True) as path:
+        pass
     monkeypatch.setattr(remote, "_fetch", lambda *_: pytest.fail("fetched again"))
     with fetched(url) as again:
         assert again == path
+    assert cached(far) == []
+
+
+def test_a_slide_that_cannot_be_used_does_not_stay(far):
+    with pytest.raises(SlideError, match="no slide that OpenSlide can read"):
+        identify(Opening("a", put(far, "a.svs", 300), None))
+    assert cached(far) == []
+
+
+def test_slides_stay_where_the_user_says_so(far, monkeypatch):
+    monkeypatch.setenv("HNM_SLIDE_CACHE_KEEP", "1")
+    with fetched(put(far, "a.svs", 300)):
+        pass
+    assert cached(far) == [300]
+
+
+def test_the_last_of_two_readers_lets_a_slide_go(far):
+    url = put(far, "a.svs", 300)
+    with fetched(url) as path:
+        with fetched(url) as same:
+            assert same == path
+        assert cached(far) == [300]
+    assert cached(far) == []
+
+
+def test_a_slide_stays_until_it_is_cut(far, tmp_path, tiny, monkeypatch):
+    monkeypatch.setenv("HNM_SLIDE_CACHE_GB", "0.01")
+    url = f"file://{tiny.aperio(far / 'a.svs', tiny.painted(128, 384, (32, 32, 64, 64, tiny.STROMA)), mpp=1.0)}"
+    identity = identify(Opening("a", url, None))
+    assert len(cached(far)) == 1
+    layout = Layout("a", url, identity.mpp, identity.fingerprint, None, "", Tissue(min_area_um2=1000.0), Tiles(mpp=1.0, tile_px=32))
+    assert cut(Cutting(layout, tmp_path / "a.h5")) == 4
+    assert cached(far) == []
 
 
 def test_another_version_is_another_file(far):
@@ -63,7 +105,7 @@ def test_another_version_is_another_file(far):
 def test_the_least_recently_used_makes_room(far):
     urls = [put(far, f"{name}.svs", size) for name, size in (("a", 400), ("b", 350), ("c", 500))]
     for url in (*urls[:2], urls[0]):
-        with fetched(url) as path:
+        with fetched(url, stays=True) as path:
             os.utime(path, ns=(time.time_ns(), time.time_ns()))
     with fetched(urls[2]):
         assert cached(far) == [400, 500]
@@ -73,7 +115,7 @@ def test_the_least_recently_used_makes_room(far):
 
 def test_what_is_read_stays_and_others_wait_for_its_room(far, monkeypatch):
     waits = []
-    with fetched(put(far, "a.svs", 700)) as path:
+    with fetched(put(far, "a.svs", 700), stays=True) as path:
         reader = (far.parent / "cache" / f"{path.stem}.lock").open("rb")
         fcntl.flock(reader, fcntl.LOCK_SH)
 
@@ -124,6 +166,9 @@ def test_what_is_wrong_with_the_settings(far, monkeypatch):
         pass
     monkeypatch.setenv("HNM_SLIDE_CACHE_GB", "much")
     with pytest.raises(ParamsError, match="HNM_SLIDE_CACHE_GB='much' is no number above 0"), fetched(put(far, "a.svs", 3)):
+        pass
+    monkeypatch.setenv("HNM_SLIDE_CACHE_KEEP", "yes")
+    with pytest.raises(ParamsError, match="HNM_SLIDE_CACHE_KEEP='yes' is neither 0 nor 1"), fetched(put(far, "a.svs", 3)):
         pass
 
 
