@@ -7,6 +7,7 @@ import pandas as pd
 
 from hnm.errors import SlideError
 from hnm.params import Cohort, Split
+from hnm.progress import followed
 from hnm.slides.annotations import Region, check_inside, read_annotation, write_annotation
 from hnm.slides.cohort import (
     SPLITS,
@@ -54,7 +55,9 @@ def main(
         Opening(entry.slide_id, place_of(entry.path, folder), entry.mpp, folder / entry.mask if entry.mask else None, cohort.mpp_from_objective, known)
         for entry in entries.values()
     ]
-    outcomes = {opening.slide_id: outcome for opening, outcome in each(identify, openings, seconds=OPEN_SECONDS, step="open")}
+    opening_all = each(identify, openings, seconds=OPEN_SECONDS, step="open")
+    told = followed(opening_all, slides=len(openings), doing="opening slides", line=_line, unit="slides")
+    outcomes = {opening.slide_id: outcome for opening, outcome in told}
     refused = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, SlideError)}
     opened = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, Identity)}
     print(f"{len(entries)} slides found, {len(opened)} opened, {len(refused)} in quarantine")
@@ -78,6 +81,15 @@ def main(
     annotations.mkdir(parents=True)
     for slide_id, regions in drawn.items():
         write_annotation(regions, annotations / f"{slide_id}.geojson")
+
+
+def _line(opened_slide: tuple[Opening, Identity | SlideError]) -> tuple[str, int]:
+    opening, outcome = opened_slide
+    if isinstance(outcome, SlideError):
+        return f"{opening.slide_id}: {outcome}", 0
+    width, height = outcome.dimensions
+    mpp = " x ".join(f"{value:g}" for value in dict.fromkeys(outcome.mpp))
+    return f"{opening.slide_id}: {width} x {height} pixels of {mpp} µm", 1
 
 
 def _regions(annotation: str, folder: Path, identity: Identity) -> list[Region]:

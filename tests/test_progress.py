@@ -1,15 +1,15 @@
 import io
 import sys
 
-from hnm.progress import followed
+from hnm.progress import WORK, followed
 
 
-def told(items, monkeypatch, terminal):
+def told(items, monkeypatch, terminal, unit="tiles"):
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setenv("TERM", "xterm")
-    assert list(followed(iter(items), slides=3, doing="cutting slides", line=lambda item: item)) == items
+    assert list(followed(iter(items), slides=3, doing="cutting slides", line=lambda item: item, unit=unit)) == items
     return stream.getvalue()
 
 
@@ -27,3 +27,11 @@ def test_a_terminal_has_a_bar_and_the_slides_that_failed(monkeypatch):
     assert "cutting slides" in shown
     assert "3/3" in shown
     assert "tiles/s" in shown
+
+
+def test_the_work_is_tiles_alone(monkeypatch):
+    before = WORK.tiles
+    told(ITEMS, monkeypatch, terminal=False)
+    assert WORK.tiles == before + 12
+    assert "slides/s" in told([("a: 30 x 20 pixels", 1)], monkeypatch, terminal=True, unit="slides")
+    assert WORK.tiles == before + 12

@@ -76,7 +76,7 @@ def test_a_changed_slide_changes_its_own_row_only(rows, tmp_path, tiny):
     assert before.loc[changed, "slide_id"].tolist() == ["s07"]
 
 
-def test_bad_slides_go_to_quarantine_and_the_others_go_on(rows, tmp_path, tiny):
+def test_bad_slides_go_to_quarantine_and_the_others_go_on(rows, tmp_path, tiny, capsys):
     (tmp_path / "in" / "s02.svs").write_text("no slide")
     tiny.aperio(tmp_path / "in" / "s05.svs", tiny.painted(80, 100, seed=5), mpp=None)
     rows["s08"]["path"] = "gone.svs"
@@ -91,6 +91,10 @@ def test_bad_slides_go_to_quarantine_and_the_others_go_on(rows, tmp_path, tiny):
         ["s08", "open", "gone.svs does not exist"],
     ]
     assert len(SLIDES.read(out / "slides.parquet")) == 9
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in told[:12]] == [f"{number}/12" for number in range(1, 13)]
+    assert {"s08: gone.svs does not exist", "s03: 100 x 80 pixels of 0.5 µm"} < {line.partition(" ")[2] for line in told}
+    assert told[12] == "12 slides found, 9 opened, 3 in quarantine"
     assert [LABELS.read(out / f"labels/{split}.csv")["slide_id"].tolist() for split in ("train", "validation", "test")] == [
         ["s00", "s01", "s03"],
         ["s04", "s06", "s07"],
