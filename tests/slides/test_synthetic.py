@@ -22,7 +22,7 @@ from hnm.slides.synthetic import make_demo_cohort
 from hnm.slides.synthetic.cohort import _paint, _subjects, _write_svs
 from hnm.slides.synthetic.fields import COSINES, ONE, SINES, Dice, both, noise, ramp, raster, smooth, star
 from hnm.slides.synthetic.nuclei import LYMPHOCYTE, MARGIN, directions_along, large_cells, scatter, stamp
-from hnm.slides.synthetic.painting import INKS, TRANSMITTED, Stain, _scanned, mark_with_pen, paint_glass, paint_tissue
+from hnm.slides.synthetic.painting import INKS, TRANSMITTED, Stain, _islands, _scanned, _spots, mark_with_pen, paint_glass, paint_tissue
 from hnm.slides.tissue import tissue_mask
 from hnm.store import digest_of
 
@@ -213,6 +213,16 @@ def test_spots_lie_where_the_truth_says() -> None:
     spots, middle = unary_union(painting.tumour + painting.look_alike), box(220, 220, 680, 680)
     assert clear[contains_xy(spots.buffer(-30), x, y)].mean() < 0.01
     assert clear[contains_xy(middle.difference(spots.buffer(20)), x, y)].mean() > 0.05
+
+
+def test_spots_lie_mostly_on_their_slide() -> None:
+    """Islands reach beyond it."""
+    slide = box(0, 0, 500, 450)
+    for number in range(60):
+        dice = Dice(number)
+        islands = _islands(dice, 450, 500)
+        for spot in _spots(dice, slide, islands, 3000, ()):
+            assert contains_xy(slide, *np.asarray(spot.exterior.coords[1:]).T).mean() >= 0.5
 
 
 def test_glass_is_empty() -> None:

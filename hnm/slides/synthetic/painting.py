@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from shapely import Polygon, contains_xy
+from shapely import Polygon, box, contains_xy
 
 from hnm.slides.synthetic.fields import DIRECTIONS, ONE, Bytes, Dice, Ints, blend, both, noise, ramp, raster, smooth, star
 from hnm.slides.synthetic.nuclei import FIBROBLAST, LYMPHOCYTE, MARGIN, directions_along, large_cells, scatter, stamp
@@ -54,8 +54,9 @@ def paint_tissue(dice: Dice, stain: Stain, height: int, width: int, *, tumour_sh
     """Tissue on glass, of which about these shares are tumour and look-alike."""
     islands = _islands(dice, height, width)
     area = sum(island.area for island in islands)
-    tumour = _spots(dice, islands, area * tumour_share, ())
-    look_alike = _spots(dice, islands, area * look_alike_share, tumour)
+    slide = box(0, 0, width, height)
+    tumour = _spots(dice, slide, islands, area * tumour_share, ())
+    look_alike = _spots(dice, slide, islands, area * look_alike_share, tumour)
     haematoxylin, eosin = _stains(dice, islands, tumour, look_alike, height, width)
     return Painting(_scanned(dice, haematoxylin, eosin, stain), tumour, look_alike)
 
@@ -91,8 +92,8 @@ def _islands(dice: Dice, height: int, width: int) -> tuple[Polygon, ...]:
     )
 
 
-def _spots(dice: Dice, islands: tuple[Polygon, ...], area: float, taken: tuple[Polygon, ...]) -> tuple[Polygon, ...]:
-    """One to three rounded polygons of about `area` together on the islands, apart from each other and from `taken`."""
+def _spots(dice: Dice, slide: Polygon, islands: tuple[Polygon, ...], area: float, taken: tuple[Polygon, ...]) -> tuple[Polygon, ...]:
+    """One to three rounded polygons of about `area` together on the islands, mostly on the slide, apart from each other and from `taken`."""
     placed: tuple[Polygon, ...] = ()
     count = dice.one(1, 4) if area else 0
     for _ in range(count):
@@ -101,8 +102,8 @@ def _spots(dice: Dice, islands: tuple[Polygon, ...], area: float, taken: tuple[P
             island = islands[dice.one(0, len(islands))]
             left, top, right, bottom = (int(edge) for edge in island.bounds)
             spot = star(dice, dice.one(left, right), dice.one(top, bottom), radius * dice.one(80, 125) // 100, radius, 90)
-            inside = contains_xy(island, *np.asarray(spot.exterior.coords[1:]).T).sum()
-            if inside >= DIRECTIONS * 3 // 4 and not any(spot.intersects(other) for other in placed + taken):
+            on_island, on_slide = (contains_xy(outline, *np.asarray(spot.exterior.coords[1:]).T).sum() for outline in (island, slide))
+            if on_island >= DIRECTIONS * 3 // 4 and on_slide >= DIRECTIONS // 2 and not any(spot.intersects(other) for other in placed + taken):
                 break
             radius -= radius // 200  # sooner or later it fits
         placed += (spot,)
