@@ -206,15 +206,18 @@ app.add_typer(track, name="track")
 
 
 @track.command("sync")
-def track_sync() -> None:
+def track_sync(retry: Annotated[bool, typer.Option("--retry", help="Try again what MLflow has refused for good, too.")] = False) -> None:
     """Bring waiting runs to MLflow, make those of stages that DVC restored, and the summary of this state."""
+    from hnm.experiments.record import refusals
     from hnm.experiments.sync import sync
     from hnm.store import project_root
 
-    done = sync(project_root())
+    done = sync(project_root(), retry=retry)
     typer.echo(f"runs: {len(done.brought)} brought, {len(done.replayed)} made from files; summary: {done.summary or 'none'}")
     for reason in done.missing:
         typer.echo(f"not made: {reason}", err=True)
+    if refused := refusals(project_root()):
+        typer.echo(f"refused by MLflow: {refused}", err=True)
 
 
 mined = typer.Typer(help="Mined tiles: look at them, and say which are not to be.", no_args_is_help=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hnm.errors import HnmError
-from hnm.experiments.record import waiting_records
+from hnm.experiments.record import refusals, waiting_records
 from hnm.experiments.state import Outputs, current_stages, locked_stages
 from hnm.experiments.verification import listed
 from hnm.params import load_params
@@ -100,6 +100,7 @@ def _remote(root: Path) -> Finding:
 
 
 def _runs(root: Path) -> Finding:
-    if waiting := len(waiting_records(root)):
-        return Finding("runs", False, f"{waiting} wait in .hnm/spool; run hnm track sync")
-    return Finding("runs", True, "none waits")
+    waiting, refused = len(waiting_records(root)), refusals(root)
+    found = [f"{waiting} wait in .hnm/spool; run hnm track sync"] if waiting else []
+    found += [f"MLflow refuses {refused}"] if refused else []
+    return Finding("runs", not found, ". ".join(found) or "none waits")

@@ -10,6 +10,8 @@ and brings it to MLflow; what could not be brought stays in `.hnm/spool` until s
     reason.txt     why the last attempt to bring it failed
     courier.log    what MLflow said meanwhile
 
+A record of which MLflow has refused a part for good is brought as far as it goes and then lies, whole, in `.hnm/refused`.
+
 Locks vanish with their process, so a killed stage is told from a slow one without looking at process ids.
 """
 
@@ -20,13 +22,15 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 Event = dict[str, Any]
+CURE = "mend the cause and run `hnm track sync --retry`, or delete what lies there"
+"""What to do about records that MLflow has refused for good."""
 
 
 def now() -> int:
@@ -42,6 +46,19 @@ def spool(root: Path) -> Path:
 def waiting_records(root: Path) -> list["Record"]:
     """All records that no one has brought to MLflow yet, oldest first."""
     return [Record(events.parent) for events in sorted(spool(root).glob("*/events.jsonl"))]
+
+
+def refused_records(root: Path) -> list["Record"]:
+    """All records of which MLflow has refused a part for good, oldest first."""
+    return [Record(events.parent) for events in sorted((root / ".hnm" / "refused").glob("*/events.jsonl"))]
+
+
+def refusals(root: Path) -> str:
+    """What MLflow has refused for good, and the cure, in one line; empty where it has refused nothing."""
+    records = refused_records(root)
+    if not records:
+        return ""
+    return f"{len(records)} in .hnm/refused, the first {records[0].name} ({records[0].reason()}); {CURE}"
 
 
 class Record:
@@ -61,6 +78,11 @@ class Record:
     def identity(self) -> str:
         """What tells this record from all others; the run's tag `hnm.record`."""
         return self.folder.name
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.events()[0]["name"])
 
     def append(self, event: str, *, at: int | None = None, **content: Any) -> None:
         """Writes one event; where the disk refuses it, says so once, keeps it and tries again with the next."""
@@ -141,6 +163,28 @@ class Record:
             return (self.folder / "reason.txt").read_text(encoding="utf-8")
         except OSError:
             return ""
+
+    def set_aside(self, reasons: Sequence[str]) -> None:
+        """Takes the record out of the spool, beside it: MLflow refuses a part of it for good, and nothing is to wait behind it."""
+        more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        (self.folder / "reason.txt").write_text(reasons[0] + more, encoding="utf-8")
+        self._move("refused")
+
+    def put_back(self) -> None:
+        """Puts a record that was set aside into the spool again."""
+        self._move("spool")
+
+    def refused(self) -> "Record | None":
+        """This record where it was set aside; None where it was not."""
+        aside = Record(self.folder.parent.parent / "refused" / self.folder.name)
+        return aside if aside.events() else None
+
+    def _move(self, place: str) -> None:
+        target = self.folder.parent.parent / place / self.folder.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)  # the lock of a courier that came too late
+        self.folder.rename(target)
+        self.folder = target
 
     def remove(self) -> None:
         """Drops the record, which MLflow now holds."""

@@ -5,6 +5,7 @@ import math
 import os
 import socket
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def run_study(
         space = space_of(own)
         starts = tuple(space.complete(values) for values in ({}, *winners))
         deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
-        tracker = StudyTracker(root, params.cohort.name, name, key_of(identity=study.user_attrs["identity"]))
+        tracker = StudyTracker(root, params.cohort.name, name, key_of(identity=study.user_attrs["identity"], begun=study.user_attrs.get("begun")))
         job = Job(url, name, own, loop, folds, starts, limits.trials, deadline, tracker, say)
         files.write_stage(in_journal=url == files.url)
         close_dead(study, url)
@@ -177,7 +178,8 @@ def _open(url: str, name: str, params: Params, upstream: Upstream) -> optuna.Stu
         if "identity" not in known:
             known = {"identity": identity, "space": params.tune.model_dump(mode="json")["space"], "defaults": space_of(params).defaults}
             known |= {"max_cost": params.tune.max_cost, "rounds": len(params.rounds) * params.tune.seeds * max(params.tune.folds, 1)}
-            for attribute in ("rounds", "max_cost", "defaults", "space", "identity"):  # the one that is looked for is written last
+            known["begun"] = uuid.uuid4().hex  # a study that is deleted and begun anew has runs of its own
+            for attribute in ("begun", "rounds", "max_cost", "defaults", "space", "identity"):  # the one that is looked for is written last
                 study.set_user_attr(attribute, known[attribute])
     check_identity(study, identity)
     return study

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from hnm.errors import TrackingError
-from hnm.experiments.record import Record, first_line
+from hnm.experiments.record import Record, first_line, refused_records
 from hnm.experiments.state import Outputs, StageState, current_stages, folder_md5, git_tags, locked_stages, md5_of
 from hnm.experiments.tracking import (
     COURIER_SECONDS,
@@ -59,14 +59,18 @@ class Synced:
     """Why a run could not be made, and the cure."""
 
 
-def sync(root: Path) -> Synced:
+def sync(root: Path, *, retry: bool = False) -> Synced:
     """Brings what waits in the spool, then makes the runs that the current dvc.lock lacks; a second sync does nothing.
+
+    What MLflow refuses for good is set aside in `.hnm/refused`; `retry` tries it again.
 
     `TrackingError` where the store cannot take them; what was brought until then stays.
     """
     root = root.resolve()
     try:
         client = connect(root)
+        for record in refused_records(root) if retry else ():
+            record.put_back()
         brought = bring_waiting(root, client, seconds=COURIER_SECONDS)
         with FileLock(root / ".hnm" / "sync.lock"):
             return _replay(root, client, current_stages(locked_stages(root)), brought)
@@ -124,7 +128,10 @@ def _replay_stage(root: Path, client: "MlflowClient", outputs: Outputs, experime
 
 @contextlib.contextmanager
 def _new_run(root: Path, client: "MlflowClient", start: dict[str, Any]) -> Iterator[Record]:
-    """The record of a run that is made now; brought to MLflow when the block has ended."""
+    """The record of a run that is made now; brought to MLflow when the block has ended.
+
+    `TrackingError` where MLflow refuses the run for good; nothing is set aside then, as the files can tell of it again.
+    """
     record = Record.create(root, start["name"])
     with record.alive(), record.courier_lock(0):
         try:
@@ -134,8 +141,12 @@ def _new_run(root: Path, client: "MlflowClient", start: dict[str, Any]) -> Itera
         except BaseException:
             record.remove()
             raise
-        Delivery(root, record, client).bring(record.events())
-        record.remove()
+        delivery = Delivery(root, record, client)
+        delivery.bring(record.events())
+        if not delivery.is_run:
+            record.remove()
+            raise TrackingError(f"MLflow refuses the run ({delivery.refusals[0]}); mend that, then hnm track sync")
+        delivery.settle()
 
 
 def _summarise(
@@ -156,8 +167,12 @@ def _summarise(
     tags = {"hnm.kind": "summary", "hnm.state_key": key, **git_tags(root), "mlflow.note.content": _note(runs)}
     tags |= {f"hnm.run.{stage.replace('@', '.')}": run.info.run_id for stage, run in runs.items()}
     tags |= {tag: value for tag, value in runs["evaluate"].data.tags.items() if tag == "hnm.dvc_experiment"}
-    with _new_run(root, client, {"experiment": experiment, "name": name, "tags": tags, "params": params, "inputs": []}) as record:
-        Tracker("summary", record).evaluation(content)
+    try:
+        with _new_run(root, client, {"experiment": experiment, "name": name, "tags": tags, "params": params, "inputs": []}) as record:
+            Tracker("summary", record).evaluation(content)
+    except TrackingError as error:
+        missing.append(f"no summary: {error}")
+        return None
     return name
 
 

@@ -3,7 +3,8 @@
 A stage writes events to a record on disk (`record.py`) and nothing else. A courier, a child process that alone imports
 MLflow, follows the record and brings it to the tracking store. When the store is away, slow, locked or full, the stage
 does not notice; its record waits in `.hnm/spool` for the next tracked stage or for `sync`. Bringing a record twice
-changes nothing, so it can be cut short anywhere.
+changes nothing, so it can be cut short anywhere. What MLflow refuses for good stops nothing else: the rest is brought,
+and the record set aside in `.hnm/refused`.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from hnm.errors import TrackingError
 from hnm.experiments.ledger import cost_so_far, dvc_name
-from hnm.experiments.record import Event, Record, first_line, flat, now, waiting_records
+from hnm.experiments.record import CURE, Event, Record, first_line, flat, now, waiting_records
 from hnm.experiments.state import StageState, git_tags, running_stage
 from hnm.experiments.system import SystemWatch
 from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation
@@ -33,7 +34,7 @@ from hnm.store import project_root, whole
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Param, Run
 
 STAGE_SECONDS = 5.0
 """Longest that tracking may delay a stage, at its end."""
@@ -44,6 +45,8 @@ POLL_SECONDS = 0.5
 SEES_TEST = ("evaluate", "summary")
 """Whose runs may hold test metrics."""
 Kind = Literal["encoder", "head"]
+FOR_GOOD = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+"""MLflow's error codes of what it will refuse tomorrow as well: a param that has another value already, a deleted run or experiment."""
 
 
 class Tracker:
@@ -149,7 +152,7 @@ class StudyTracker:
     experiment: str = ""
     study: str = ""
     key: str = ""
-    """Digest of the study's identity."""
+    """What tells it from all other studies, of the same name too."""
 
     @property
     def is_on(self) -> bool:
@@ -277,6 +280,8 @@ def _await_courier(courier: "subprocess.Popen[bytes] | None", name: str, record:
     if courier.returncode != 0:
         reason = "no answer yet" if courier.returncode is None else record.reason() or "its courier was stopped"
         print(f"tracking: the run {name} waits in .hnm/spool ({reason}); the next tracked stage or `hnm track sync` brings it to MLflow", file=sys.stderr)
+    elif aside := record.refused():
+        print(f"tracking: MLflow refuses a part of the run {name}, which lies in .hnm/refused ({aside.reason()}); {CURE}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- from here on in the courier's process
@@ -307,7 +312,7 @@ def connect(root: Path) -> "MlflowClient":
 
 
 class Delivery:
-    """Brings one record's events to MLflow, in order; what was brought before changes nothing."""
+    """Brings one record's events to MLflow, in order; what was brought before changes nothing, what MLflow refuses for good is passed over."""
 
     def __init__(self, root: Path, record: Record, client: "MlflowClient") -> None:
         self._root = root
@@ -315,15 +320,49 @@ class Delivery:
         self._client = client
         self._run_id = ""
         self._experiment_id = ""
+        self._refusals: list[str] = []
+
+    @property
+    def refusals(self) -> list[str]:
+        """What MLflow has said of the parts that it refuses for good, each once."""
+        return list(dict.fromkeys(self._refusals))
+
+    @property
+    def is_run(self) -> bool:
+        """Whether there is a run; where MLflow refuses to make it, all events are passed over."""
+        return bool(self._run_id)
 
     def bring(self, events: Sequence[Event]) -> None:
         """Brings `events`, those of one kind that stand together at once."""
         for kind, group in groupby(events, key=lambda event: event["event"]):
+            if kind != "start" and not self.is_run:
+                continue
             if kind == "metrics":
-                self._metrics(list(group))
+                with self._refusable():
+                    self._metrics(list(group))
             else:
                 for event in group:
-                    getattr(self, f"_{kind}")(event)
+                    with self._refusable():
+                        getattr(self, f"_{kind}")(event)
+
+    def settle(self) -> None:
+        """Drops the record, all of which was brought; or sets it aside, where MLflow has refused a part."""
+        if self._refusals:
+            self._record.set_aside(self.refusals)
+        else:
+            self._record.remove()
+
+    @contextlib.contextmanager
+    def _refusable(self) -> Iterator[None]:
+        """Notes what MLflow refuses for good in the block; whatever else it raises may be otherwise tomorrow, and is raised."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            if error.error_code not in FOR_GOOD:
+                raise
+            self._refusals.append(first_line(error))
 
     def _start(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -338,9 +377,7 @@ class Delivery:
         self._run_id = run.info.run_id
         if found and "identity" in event:  # a study that goes on
             self._client.update_run(self._run_id, status="RUNNING")
-        params = [Param(name, str(value)) for name, value in event["params"].items()]
-        for first in range(0, len(params), 100):  # MLflow's limit
-            self._client.log_batch(self._run_id, params=params[first : first + 100])
+        self._params([Param(name, str(value)) for name, value in event["params"].items()], 100)  # MLflow's limit
         inputs = [
             DatasetInput(
                 Dataset(name=path, digest=md5, source_type="dvc", source=f'{{"path": "{path}", "md5": "{md5}"}}'), [InputTag("mlflow.data.context", context)]
@@ -349,11 +386,22 @@ class Delivery:
         ]
         self._client.log_inputs(self._run_id, inputs)
 
+    def _params(self, params: "Sequence[Param]", most: int) -> None:
+        """Logs params, at most so many at once; of those among which MLflow refuses one, each by itself."""
+        for first in range(0, len(params), most):
+            batch, before = params[first : first + most], len(self._refusals)
+            with self._refusable():
+                self._client.log_batch(self._run_id, params=batch)
+            if len(self._refusals) > before and len(batch) > 1:
+                del self._refusals[before:]
+                self._params(batch, 1)
+
     def system(self, values: Mapping[str, float], step: int) -> None:
         """Logs a sample of the system at once; it is in no record, and lost while the store is away."""
         from mlflow.entities import Metric
 
-        self._client.log_batch(self._run_id, metrics=[Metric(name, value, now(), step) for name, value in values.items()])
+        if self.is_run:
+            self._client.log_batch(self._run_id, metrics=[Metric(name, value, now(), step) for name, value in values.items()])
 
     def _metrics(self, events: list[Event]) -> None:
         from mlflow.entities import Metric
@@ -411,9 +459,10 @@ def finished_run(client: "MlflowClient", experiment: str, tag: str, value: str) 
 
 
 def bring_waiting(root: Path, client: "MlflowClient", *, seconds: float = 0.0) -> list[str]:
-    """Brings the records of stages that have ended, oldest first, closing those whose stage was killed; the names of what was brought.
+    """Brings the records of stages that have ended, oldest first, closing those whose stage was killed; the names of what was brought whole.
 
-    A record that another courier is bringing is left to it, after waiting `seconds` for it to finish.
+    A record that another courier is bringing is left to it, after waiting `seconds` for it to finish. One of which MLflow
+    refuses a part is set aside, and the others go on.
     """
     brought = []
     for record in waiting_records(root):
@@ -421,9 +470,11 @@ def bring_waiting(root: Path, client: "MlflowClient", *, seconds: float = 0.0) -
             record.close_if_killed()
             events = record.events()
             if events and events[-1]["event"] == "finish":
-                Delivery(root, record, client).bring(events)
-                record.remove()
-                brought.append(events[0]["name"])
+                delivery = Delivery(root, record, client)
+                delivery.bring(events)
+                delivery.settle()
+                if not delivery.refusals:
+                    brought.append(events[0]["name"])
     return brought
 
 
@@ -477,8 +528,8 @@ def _courier(root: Path, record: Record, stage: int) -> bool:
             if not stage_runs:
                 break
     complete = bool(events) and brought == len(events) and events[-1]["event"] == "finish"
-    if complete:
-        record.remove()
+    if complete and delivery is not None:
+        delivery.settle()
     return complete
 
 

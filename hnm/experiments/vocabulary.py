@@ -78,7 +78,7 @@ TAGS = {
     "hnm.dvc_experiment": "name of the DVC experiment that the run belongs to, where it belongs to one",
     "hnm.not_finite": "the last metric, and its step, that had no finite value and was therefore not logged",
     "hnm.study": "the study that a run belongs to",
-    "hnm.study_key": "digest of the study's identity: its data, space, params and code",
+    "hnm.study_key": "what tells the study from all others: a digest of its data, space, params and code, and of its beginning",
     "hnm.trial_state": "of a trial: complete, pruned or failed",
     "hnm.record": "identity of the record that the run was brought from",
 }

@@ -1,11 +1,18 @@
 """The runs of a study in MLflow: one for it, a child a trial, a grandchild a round, each once."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from tiny_loop import FormulaLoop
+from tiny_study import make_upstream, tiny_params
 
-from hnm.experiments.record import waiting_records
+from hnm.experiments.record import refusals, waiting_records
+from hnm.experiments.study import Limits, run_study
+from hnm.experiments.study_files import StudyFiles
 from hnm.experiments.tracking import StudyTracker, bring_waiting, connect
+from hnm.experiments.trial import Upstream
+from hnm.store import Store
 
 ROUNDS = [{"validation/auc": 0.5, "validation/loss": 0.75, "trial/cost": 0.0}, {"validation/auc": 0.625, "validation/loss": 0.5, "trial/cost": 40.0}]
 
@@ -35,6 +42,26 @@ def test_a_study_that_goes_on_is_one_run_with_its_trials_and_their_rounds_below(
     assert runs["trial-0-r1"].data.metrics == {"validation/auc": 0.625, "validation/loss": 0.5, "trial/cost": 40.0}
     assert runs["study-margins"].data.metrics["study/trials"] == 2 and runs["study-margins"].data.params == {"head.epochs": "3"}
     assert [file.path for file in client.list_artifacts(study, "plots")] == ["plots/history.png"]
+
+
+def test_a_study_that_is_deleted_and_begun_anew_has_runs_of_its_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hnm.experiments.tracking._send_courier", lambda root, record: None)
+    make_upstream(root / "data")
+    client = connect(root)
+
+    def run(seed: int, trials: int) -> None:
+        params = tiny_params(tune={**tiny_params().tune.model_dump(mode="json"), "seed": seed, "startup_trials": 9})
+        limits, loop = Limits(trials), FormulaLoop()
+        run_study(StudyFiles(root / "studies" / "s"), params, Upstream(root / "data"), loop, Store(root / "store"), limits, root=root, say=lambda line: None)  # type: ignore[arg-type]
+        bring_waiting(root, client)
+
+    run(0, 1)
+    run(0, 2)
+    shutil.rmtree(root / "studies")
+    run(1, 2)
+    assert (waiting_records(root), refusals(root)) == ([], "")
+    names = [run.info.run_name for run in client.search_runs([client.get_experiment_by_name("tiny").experiment_id])]
+    assert {name: names.count(name) for name in ("study-s", "trial-0", "trial-1")} == {"study-s": 2, "trial-0": 2, "trial-1": 2}
 
 
 def test_a_study_without_tracking_leaves_no_record(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

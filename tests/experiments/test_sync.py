@@ -14,6 +14,7 @@ import pytest
 from mlflow.entities import Run
 
 from hnm.errors import TrackingError
+from hnm.experiments.record import Record, refusals
 from hnm.experiments.state import Outputs, current_stages, folder_md5, locked_stages, md5_of
 from hnm.experiments.sync import outdated, state_name, sync
 from hnm.experiments.tracking import connect
@@ -305,6 +306,27 @@ def test_a_store_that_is_away_is_said_in_one_line(repository: Path, monkeypatch:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dead)
     with pytest.raises(TrackingError, match=rf"^MLflow at {dead} does not take the runs: .*; they wait, sync again when it does$"):
         sync(repository)
+
+
+def test_a_run_that_waits_and_is_refused_stops_no_other(repository: Path) -> None:
+    record = Record.create(repository, "poison")
+    record.append("start", experiment="demo", name="poison", tags={}, params={}, inputs=[["features", "0" * 40, "index"]])
+    record.append("finish", status="FINISHED")
+    done = sync(repository)
+    assert (done.brought, done.replayed, done.missing) == ([], [], [])
+    assert "poison ('digest' exceeds the maximum length of 36 characters)" in refusals(repository)
+    assert runs(repository)["poison"].info.status == "FINISHED"
+
+
+def test_runs_that_mlflow_refuses_to_make_are_named_and_leave_nothing(repository: Path, empty_store: Path) -> None:
+    shutil.copy(empty_store, repository / "mlflow.db")
+    client = connect(repository)
+    client.delete_experiment(client.create_experiment("demo"))
+    refused = "MLflow refuses the run (The experiment 1 must be in the 'active' state. Current state is deleted.); mend that, then hnm track sync"
+    assert sync(repository).missing == [f"{stage}: {refused}" for stage in ("head@0", "head@1", "evaluate")]
+    assert refusals(repository) == ""
+    client.restore_experiment("1")
+    assert sync(repository).summary == "baseline"
 
 
 def test_a_run_that_was_deleted_is_not_made_again(repository: Path) -> None:

@@ -1,3 +1,4 @@
+import re
 import socket
 import sqlite3
 import subprocess
@@ -11,10 +12,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from hnm.errors import TrackingError
-from hnm.experiments.record import Record, waiting_records
+from hnm.experiments.record import Record, refusals, refused_records, waiting_records
 from hnm.experiments.state import StageState
+from hnm.experiments.sync import sync
 from hnm.experiments.tracking import Delivery, Tracker, bring_waiting, connect, run_name, track_stage, tracking_uri
 from hnm.experiments.vocabulary import METRICS, TAGS
 from hnm.params import load_params
@@ -184,6 +187,98 @@ def test_wherever_the_server_dies_the_next_bringing_completes_the_run(root: Path
             break
     assert deaths >= 10
     assert contents(root) == BROUGHT
+
+
+def rewrite(record: Record, old: str, new: str) -> None:
+    events = record.folder / "events.jsonl"
+    assert old in events.read_text()
+    events.write_text(events.read_text().replace(old, new))
+
+
+def test_what_is_refused_for_good_is_set_aside_and_all_else_is_brought(root: Path) -> None:
+    record, client = a_record(root), connect(root)
+    Delivery(root, record, client).bring(record.events()[:1])
+    rewrite(record, '{"head.seed": 3}', '{"head.kind": "dsmil", "head.seed": 4, "head.epochs": 9}')
+    later = Record.create(root, "later")
+    later.append("start", experiment="demo", name="later", tags={}, params={}, inputs=[])
+    later.append("finish", status="FINISHED")
+    for brought in (["later"], []):
+        assert bring_waiting(root, client) == brought
+        assert waiting_records(root) == []
+        (aside,) = refused_records(root)
+        assert re.fullmatch(r"Changing param values is not allowed\. Params were already .*", aside.reason())
+        assert refusals(root) == (
+            f"1 in .hnm/refused, the first head-r1 ({aside.reason()}); mend the cause and run `hnm track sync --retry`, or delete what lies there"
+        )
+        runs = {run.info.run_name: run for run in runs_of(root)}
+        assert {name: run.info.status for name, run in runs.items()} == {"head-r1": "FINISHED", "later": "FINISHED"}
+        assert runs["head-r1"].data.params == {"head.seed": "3", "head.kind": "dsmil", "head.epochs": "9"}
+        assert runs["head-r1"].data.metrics == {"epoch/loss": 0.25, "epoch/slide_loss": 0.25}
+        assert (aside.folder / aside.events()[4]["path"]).read_text() == "{}"
+        aside.put_back()
+    client.delete_run(runs["head-r1"].info.run_id)
+    assert bring_waiting(root, client) == ["head-r1"]
+    assert refusals(root) == ""
+
+
+def test_a_run_that_cannot_be_made_is_brought_when_the_cause_is_mended(root: Path) -> None:
+    record, client = a_record(root), connect(root)
+    experiment = client.create_experiment("demo", artifact_location=(root / "mlruns").as_uri())
+    client.delete_experiment(experiment)
+    assert bring_waiting(root, client) == []
+    (aside,) = refused_records(root)
+    assert aside.identity == record.identity
+    assert aside.reason() == f"The experiment {experiment} must be in the 'active' state. Current state is deleted."
+    client.restore_experiment(experiment)
+    assert sync(root, retry=True).brought == ["head-r1"]
+    assert contents(root) == BROUGHT
+    assert refused_records(root) == []
+
+
+def test_a_run_that_is_deleted_while_it_is_brought(root: Path) -> None:
+    record, client = a_record(root), connect(root)
+    delivery = Delivery(root, record, client)
+    delivery.bring(record.events()[:2])
+    (run,) = runs_of(root)
+    client.delete_run(run.info.run_id)
+    delivery.bring(record.events()[2:])
+    delivery.settle()
+    assert waiting_records(root) == []
+    assert f"The run {run.info.run_id} must be in the 'active' state. Current state is deleted." in refused_records(root)[0].reason()
+
+
+class BusyClient:
+    """A client whose store answers no batch in time."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def log_batch(self, *_: Any, **__: Any) -> None:
+        raise MlflowException("database is locked", error_code=TEMPORARILY_UNAVAILABLE)
+
+
+def test_what_may_be_taken_tomorrow_waits(root: Path) -> None:
+    a_record(root)
+    with pytest.raises(MlflowException, match="database is locked"):
+        bring_waiting(root, BusyClient(connect(root)))  # type: ignore[arg-type]
+    assert len(waiting_records(root)) == 1
+    assert refused_records(root) == []
+
+
+def test_a_stage_says_that_its_run_is_refused(root: Path, start_stage: StartStage, wait_for_couriers: Wait) -> None:
+    client = connect(root)
+    client.delete_experiment(client.create_experiment("demo"))
+    _, err = output(start_stage(1, 0.5))
+    wait_for_couriers()
+    (aside,) = refused_records(root)
+    (line,) = err.splitlines()
+    cure = "mend the cause and run `hnm track sync --retry`, or delete what lies there"
+    said = f"tracking: MLflow refuses a part of the run head-r1-dsmil-s0, which lies in .hnm/refused ({aside.reason()}); {cure}"
+    assert line == said or "no answer yet" in line
+    assert aside.events()[-1]["status"] == "FINISHED"
 
 
 def test_a_stage_and_its_run(root: Path, start_stage: StartStage, wait_for_couriers: Wait) -> None:

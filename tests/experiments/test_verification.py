@@ -6,6 +6,7 @@ import tiny_project as tiny
 
 from hnm.errors import TrackingError
 from hnm.experiments.doctor import examine, in_cache
+from hnm.experiments.record import Record
 from hnm.experiments.state import Outputs, md5_of
 from hnm.experiments.verification import verify
 
@@ -104,6 +105,13 @@ def test_the_doctor_knows_slides_params_and_waiting_runs(project: Path) -> None:
     (project / ".hnm" / "spool" / "1-head").mkdir(parents=True)
     (project / ".hnm" / "spool" / "1-head" / "events.jsonl").touch()
     assert says(project, "runs") == "not fine: 1 wait in .hnm/spool; run hnm track sync"
+    record = Record.create(project, "head-r1")
+    record.append("start", name="head-r1")
+    record.set_aside(["no such experiment", "no such run"])
+    assert says(project, "runs") == (
+        "not fine: 1 wait in .hnm/spool; run hnm track sync. MLflow refuses 1 in .hnm/refused, the first head-r1 (no such experiment and 1 more);"
+        " mend the cause and run `hnm track sync --retry`, or delete what lies there"
+    )
 
 
 def test_the_doctor_wants_a_remote_that_is_not_believed(project: Path) -> None:
