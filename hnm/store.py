@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -180,8 +181,9 @@ class Store:
         return sorted(map(self._described, found), key=lambda result: (result.used, result.path))
 
     def leftovers(self, before: float) -> list[Path]:
-        """Temporary files of writes that were killed: those last written `before` a time, in seconds of the epoch."""
-        return sorted(path for path in self.root.rglob(".*") if path.is_file() and path.stat().st_mtime < before)
+        """Temporary files and folders of writes that were killed: those in which nothing was written since `before`, in seconds of the epoch."""
+        hidden = (path for path in self.root.rglob(".*") if not any(part.startswith(".") for part in path.relative_to(self.root).parts[:-1]))
+        return sorted(path for path in hidden if _last_written(path) < before)
 
     def remove(self, path: Path) -> None:
         """Removes a result or a leftover; what was linked from it stays."""
@@ -195,6 +197,14 @@ class Store:
         stats = [file.stat() for file in files] or [path.stat()]
         kind = path.parent.parent.relative_to(self.root).as_posix()
         return Kept(kind, path, sum(stat.st_size for stat in stats), max(stat.st_ctime for stat in stats), all(stat.st_nlink > 1 for stat in stats))
+
+
+def _last_written(path: Path) -> float:
+    """When a file, or anything in a folder, was last written, in seconds of the epoch; now, where something of it goes while one looks."""
+    try:
+        return max(own.stat().st_mtime for own in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return time.time()
 
 
 def expired(kept: Sequence[Kept], *, now: float, max_seconds: float | None = None, max_bytes: float | None = None) -> list[Kept]:

@@ -105,6 +105,18 @@ def test_gc_removes_leftovers_of_killed_writes_and_no_write_that_goes_on(store):
     assert len(store.kept()) == 3
 
 
+def test_gc_removes_what_killed_trials_were_making_and_no_trial_that_goes_on(store):
+    trials = store.root / "trials" / "heads" / "ab"
+    for name, written in ((".making-killed", 2 * DAY), (".making-slow", 0.0)):
+        inner = trials / name / ".features-x" / "a.h5"
+        inner.parent.mkdir(parents=True)
+        inner.touch()
+        for path, age in ((inner, written), (inner.parent, 2 * DAY), (trials / name, 2 * DAY)):
+            os.utime(path, (path.stat().st_mtime - age,) * 2)
+    assert run("gc")[1] == [f"removed {trials}/.making-killed", "0 results (0.0 MB) and 1 leftovers go, 3 results (0.0 MB) stay"]
+    assert [path.name for path in trials.iterdir()] == [".making-slow"]
+
+
 def test_gc_keeps_within_a_size_and_outputs_stay(store, tmp_path):
     first = store.kept()[0]
     store.link(first.path, tmp_path / "out.h5")
