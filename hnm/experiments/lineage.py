@@ -129,7 +129,7 @@ def _summary(client: "MlflowClient", name: str) -> "Run":
 
 
 def _test_slides(content: bytes) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(content), dtype={"slide_id": str, "patient_id": str}, float_precision="round_trip")
+    return pd.read_csv(io.BytesIO(content), dtype={"slide_id": str, "patient_id": str}, converters={"score": float})  # exact, in every version of pandas
 
 
 def _params(states: Mapping[str, StageState]) -> dict[str, str]:
