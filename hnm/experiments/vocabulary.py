@@ -48,6 +48,8 @@ METRICS = {
     "test/ece": "expected calibration error of slide scores",
     "test/tile_auc": "AUC of the tiles of annotated slides",
     "test/tile_average_precision": "average precision of the tiles of annotated slides",
+    "test/openings": "openings of the test labels that `test_ledger.csv` held when `evaluate` ran, this one included; unknown of a run made from the files",
+    "test/opened_states": "different scores that were held against them by then",
     "trial/value": "what a study compares trials by: validation AUC, ties by log loss",
     "trial/cost": "encoder passes of a tile in a trial's, or a round's, fine-tuning and embedding",
     "study/trials": "finished trials of a study",

@@ -90,11 +90,12 @@ def test_a_round_left_over_on_disk_is_not_read(paths: dict[str, Path]) -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_every_opening_of_the_test_labels_is_in_the_ledger(paths: dict[str, Path], tmp_path: Path) -> None:
-    run(paths)
+    assert run(paths).logged["test/openings", None] == 1
     first = outputs(paths)
     run(paths)
     assert outputs(paths) == first and "No other state of the project" in first["report.html"].decode()
-    run(paths, 1)
+    third = run(paths, 1).logged
+    assert (third["test/openings", None], third["test/opened_states", None]) == (3, 2)
     assert "opened 2 times before for 1 other state of the project: this page is look 2" in paths["report"].read_text()
     openings = read_openings(tmp_path / "test_ledger.csv")
     assert len(openings) == 3 and openings[0] == openings[1]
