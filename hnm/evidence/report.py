@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hnm.evidence import plots
+from hnm.evidence import interactive, plots
 from hnm.evidence.cards import METRIC_NAMES, card_html, flat
+from hnm.evidence.charts import CHARTS, decisions
 from hnm.evidence.evaluation import Evaluation, RoundEvidence, lesion_share, look_alike_share, mined_summary
 from hnm.evidence.heatmap import COLOURS, SlidePicture, slide_picture, tile_picture
 from hnm.evidence.metrics import FROC_RATES, Number
@@ -116,6 +117,7 @@ def render_report(evaluation: Evaluation, open_pack: OpenPack, origin: Origin) -
         "base64": lambda data: base64.b64encode(data).decode(),
     }
     summaries = [mined_summary(evidence.mined) for evidence in evaluation.rounds if evidence.mined is not None]
+    charts = {name: describe(evaluation) for name, describe in CHARTS.items()}
     histories = [evidence.results.encoder_history for evidence in evaluation.rounds]
     return environment.get_template("report.html.jinja").render(
         evaluation=evaluation,
@@ -128,11 +130,14 @@ def render_report(evaluation: Evaluation, open_pack: OpenPack, origin: Origin) -
         funnel=evaluation.cohort.funnel(),
         confidence=f"{100 * evaluation.section.confidence:g} %",
         verdict=_verdict(evaluation),
-        figures={name: plots.drawing(draw, evaluation) for name, draw in plots.FIGURES.items()},
+        stills={name: plots.svg(chart) for name, chart in charts.items()},
+        sizes={name: chart.size for name, chart in charts.items()},
+        live=interactive.live(charts),
+        plotly=interactive.library(),
         metric_names=METRIC_NAMES,
         decided=DECIDED,
         losses=LOSSES,
-        decisions=list(plots.decisions(evaluation.chosen).itertuples()),
+        decisions=list(decisions(evaluation.chosen).itertuples()),
         galleries={evidence.name: list(_galleries(evaluation, evidence, open_pack)) for evidence in evaluation.rounds if evidence.mined is not None},
         heatmaps=list(_heatmaps(evaluation, open_pack)),
         churn={evidence.name: evidence.overlap for evidence in evaluation.rounds if evidence.overlap is not None},
@@ -214,7 +219,7 @@ def _picture(tile: Any, open_pack: OpenPack) -> Picture:
 def _heatmaps(evaluation: Evaluation, open_pack: OpenPack) -> Iterator[Heatmap]:
     """The worst test slides of each label, then the best."""
     cohort, chosen = evaluation.cohort, evaluation.chosen
-    table = plots.decisions(chosen)
+    table = decisions(chosen)
     worst, best = table.groupby("label").head(SHOWN_SLIDES), table.groupby("label").tail(SHOWN_SLIDES)
     for slide in pd.concat([worst, best.iloc[::-1]]).drop_duplicates("slide_id").to_dict("records"):
         slide_id = str(slide["slide_id"])

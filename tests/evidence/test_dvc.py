@@ -75,7 +75,7 @@ def test_two_states_side_by_side(repository: Path, tmp_path: Path, monkeypatch: 
     git("add", "-A")
     git("commit", "-qm", "three rounds")
 
-    monkeypatch.setattr("hnm.evidence.plots.png", lambda draw, evaluation: b"another picture")
+    monkeypatch.setattr("hnm.evidence.plots.png", lambda chart: b"another picture")
     evaluation = evaluate_rounds(tiny.cohort(), tiny.rounds(1), Evaluate(resamples=100))
     write_json(metrics_of(evaluation), tmp_path / "results" / "metrics.json")
     write_plots(evaluation, tmp_path / "results" / "plots")

@@ -1,4 +1,3 @@
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import tiny_evidence as tiny
 
 from hnm.evidence import plots
+from hnm.evidence.charts import CHARTS, Chart, Panel, Series, auc_by_round, roc
 from hnm.evidence.evaluation import Evaluation, evaluate_rounds
 from hnm.params import Evaluate
 
@@ -59,14 +59,14 @@ class TestTables:
         assert plots.tables_of(evaluation)["roc"].empty
         assert plots.tables_of(evaluation)["encoder_history"].empty
         plots.write_plots(evaluation, tmp_path)
-        assert {path.stem for path in tmp_path.glob("*.png")} == set(plots.FIGURES)
+        assert {path.stem for path in tmp_path.glob("*.png")} == set(CHARTS)
 
 
 class TestBytes:
     def test_scores_come_back_as_they_were(self, evaluation: Evaluation, tmp_path: Path) -> None:
         plots.write_plots(evaluation, tmp_path)
         read = pd.read_csv(tmp_path / "test_slides.csv")
-        assert np.float32(read["score"]).tolist() == plots.decisions(evaluation.chosen)["score"].tolist()
+        assert np.float32(read["score"]).tolist() == plots.tables_of(evaluation)["test_slides"]["score"].tolist()
         assert "te3,p8,1,0.41,0," in (tmp_path / "test_slides.csv").read_text()
 
     def test_are_equal_for_equal_input(self, evaluation: Evaluation, tmp_path: Path) -> None:
@@ -74,41 +74,35 @@ class TestBytes:
             plots.write_plots(evaluation, tmp_path / folder)
         first = {path.name: path.read_bytes() for path in sorted((tmp_path / "first").iterdir())}
         assert first == {path.name: path.read_bytes() for path in sorted((tmp_path / "second").iterdir())}
-        assert set(first) == {f"{name}.csv" for name in plots.tables_of(evaluation)} | {f"{name}.png" for name in plots.FIGURES}
+        assert set(first) == {f"{name}.csv" for name in plots.tables_of(evaluation)} | {f"{name}.png" for name in CHARTS}
 
     def test_hold_no_date_and_no_program(self, evaluation: Evaluation) -> None:
-        png, svg = plots.png(plots.roc, evaluation), plots.drawing(plots.roc, evaluation).svg
+        png, svg = plots.png(roc(evaluation)), plots.svg(roc(evaluation))
         assert b"tEXt" not in png
         assert b"<dc:date>" not in svg
         assert matplotlib.__version__.encode() not in svg
 
     def test_svg_text_is_text_in_the_readers_font(self, evaluation: Evaluation) -> None:
-        svg = plots.drawing(plots.auc_by_round, evaluation).svg.decode()
+        svg = plots.svg(auc_by_round(evaluation)).decode()
         assert ">test slides</text>" in svg
         assert "system-ui" in svg
         assert "DejaVu" not in svg
 
 
-class TestPoints:
-    def test_stand_where_the_figure_draws_them(self, evaluation: Evaluation) -> None:
-        drawn = plots.drawing(plots.calibration, evaluation)
-        circles = re.findall(r'<path d="([^"]*)" clip-path', drawn.svg.decode().partition('id="PathCollection_1"')[2].partition("</g>")[0])
-        corners = [np.array(re.findall(r"-?[0-9.]+", circle), dtype=float).reshape(-1, 2) for circle in circles]
-        centres = [(own.min(axis=0) + own.max(axis=0)) / 2 for own in corners]
-        assert len(centres) == 4
-        assert [point[:2] for point in drawn.points] == [pytest.approx(tuple(centre), abs=0.06) for centre in centres]
-        assert drawn.points[0][2] == "mean score 0.220, slides 1: 0 % positive"
+class TestFigures:
+    def test_points_lie_where_the_chart_says(self) -> None:
+        steps = Series([0, 1, 3], [10, 30, 20], "#123456", width=1, shape="hold", marker="square", bounds=([5, float("nan"), 15], [12, float("nan"), 22]))
+        axes = plots._figure(Chart([Panel([steps], "x", "y", (0, 4), (0, 40), {1: "one"}, {10: "ten"})], (4, 3))).axes[0]
+        assert axes.lines[0].get_drawstyle() == "steps-post" and axes.lines[0].get_xydata().tolist() == [[0, 10], [1, 30], [3, 20]]
+        bars, points = axes.collections
+        assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[5, 12], [30, 30], [15, 22]]
+        assert points.get_offsets().tolist() == [[0, 10], [1, 30], [3, 20]] and points.get_sizes().tolist() == [36]
+        assert (axes.get_xlim(), axes.get_ylim()) == ((0, 4), (0, 40))
+        assert [text.get_text() for text in (*axes.get_xticklabels(), *axes.get_yticklabels())] == ["one", "ten"]
 
-    def test_say_what_the_tables_say(self, evaluation: Evaluation) -> None:
-        said = {name: [text for *_, text in plots.drawing(draw, evaluation).points] for name, draw in plots.FIGURES.items()}
-        assert "te3, patient p8: score 0.410" in said["slide_scores"] and len(said["slide_scores"]) == 4
-        assert said["roc"][1] == "from score 0.910 on: sensitivity 0.500, specificity 1.000"
-        assert said["precision_recall"][0] == "from score 0.220 on: sensitivity 1.000, precision 0.500"
-        assert any(text.startswith("round 1, test slides: AUC 0.750 (") for text in said["auc_by_round"]) and len(said["auc_by_round"]) == 9
-        assert "round 2, epoch 3: loss, negatives as anchors 3.100" in said["encoder_loss"]
-        assert not said["tile_scores"]
-
-    def test_lie_inside_of_the_figure(self, evaluation: Evaluation) -> None:
-        for draw in plots.FIGURES.values():
-            drawn = plots.drawing(draw, evaluation)
-            assert all(0 < x < drawn.width and 0 < y < drawn.height for x, y, _ in drawn.points)
+    def test_a_legend_names_each_series_once(self, evaluation: Evaluation) -> None:
+        for describe in CHARTS.values():
+            figure = plots._figure(describe(evaluation))
+            legends = [legend for axes in figure.axes if (legend := axes.get_legend())]
+            names = dict.fromkeys(series.name for panel in describe(evaluation).panels for series in panel.series if series.name)
+            assert [text.get_text() for legend in legends for text in legend.get_texts()] == list(names)

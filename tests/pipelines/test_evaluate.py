@@ -72,8 +72,8 @@ def test_writes_metrics_plots_and_report_and_tells_the_tracker(paths: dict[str, 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the drawing out, which takes most of the time."""
-    monkeypatch.setattr(plots, "png", lambda draw, evaluation: b"")
-    monkeypatch.setattr(plots, "drawing", lambda draw, evaluation: plots.Drawing(b"", 1, 1, []))
+    monkeypatch.setattr(plots, "png", lambda chart: b"")
+    monkeypatch.setattr(plots, "svg", lambda chart: b"")
 
 
 @pytest.mark.usefixtures("no_figures")
