@@ -34,8 +34,12 @@ def takes_tracker(main: Callable[..., None]) -> bool:
     return "tracker" in inspect.signature(main).parameters
 
 
-def run(main: Callable[..., None]) -> None:
-    """Runs the stage `main` with the process's arguments and the params.yaml of the working directory."""
+def run(main: Callable[..., None], *, tracked: bool = False) -> None:
+    """Runs the stage `main` with the process's arguments and the params.yaml of the working directory.
+
+    Args:
+        tracked: whether a stage that logs nothing has a run all the same, for its cost and what its processes are busy with.
+    """
     die_with_parent()
     keep_freed_memory()
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
@@ -46,7 +50,7 @@ def run(main: Callable[..., None]) -> None:
         params = load_params(Path("params.yaml"))
         sections = {name: getattr(params, name) for name in sections_of(main)}
         stage = _name_of(main)
-        if takes_tracker(main):
+        if takes_tracker(main) or tracked:
             _run_tracked(main, stage, arguments, sections, params)
         else:
             main(**arguments, **sections)
@@ -68,4 +72,4 @@ def _run_tracked(main: Callable[..., None], stage: str, arguments: dict[str, Pat
     from hnm.experiments.tracking import track_stage
 
     with track_stage(stage, arguments, sections, params) as tracker:
-        main(**arguments, **sections, tracker=tracker)
+        main(**arguments, **sections, **({"tracker": tracker} if takes_tracker(main) else {}))

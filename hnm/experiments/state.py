@@ -50,7 +50,7 @@ class StageState:
     @property
     def round(self) -> str | None:
         """The stage's round, where it belongs to one."""
-        return self.arguments.get("round")
+        return self.name.partition("@")[2] or None
 
     @property
     def key(self) -> str:

@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-TRACKED = ("encoder", "head", "finetune", "evaluate")
-"""The stages that log runs; an encoder that was not trained has no history, and no run is made for it afterwards."""
-
+TRACKED = ("tiles", "encoder", "embed", "head", "finetune", "evaluate")
+"""The stages that have runs; of those that train nothing there is no history, and no run is made for them afterwards."""
+COST_ALONE = ("tiles", "embed")
+"""Those that never train."""
 
 NAMED = 3
 """Params that the name of a state holds at most."""
@@ -107,7 +108,8 @@ def _replay(root: Path, client: "MlflowClient", states: Mapping[str, StageState]
 
 def _replay_stage(root: Path, client: "MlflowClient", outputs: Outputs, experiment: str, state: StageState) -> bool:
     """Makes the run of one stage from its outputs; False where the stage trained nothing."""
-
+    if state.stage in COST_ALONE:
+        return False
     outs = {path: outputs.files(path, md5) for path, md5 in state.outs.items() if state.stage == "evaluate" or path == state.arguments["folder"]}
     start = stage_run(state, experiment, {"hnm.kind": "replay"})
     if state.stage == "evaluate":

@@ -60,7 +60,7 @@ METRICS = {
     "cost/processor_seconds": "seconds of all cores together, of the stage's process and of its children that have ended",
     "cost/read_mb": "what they have read from files and pipes, in 10^6 bytes; on Linux",
     "cost/peak_gpu_memory_mb": "most memory that torch has held on a GPU, in 10^6 bytes; where it has used one",
-    "cost/tiles_per_second": "tiles cut or embedded over `cost/seconds`; of the stages `tiles` and `embed`, which have no run, in the ledger",
+    "cost/tiles_per_second": "tiles that the stage has cut or embedded over `cost/seconds`; none where all were kept from an earlier run",
     "system/processor_percent": "use of the processor by the stage and its children since the last sample; 100 is one core",
     "system/memory_mb": "resident memory of the stage and its children, in 10^6 bytes; what they share counts for each",
     "system/gpu_percent": "use of the busiest GPU",

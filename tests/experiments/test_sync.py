@@ -308,6 +308,24 @@ def test_a_store_that_is_away_is_said_in_one_line(repository: Path, monkeypatch:
         sync(repository)
 
 
+def test_a_stage_that_trains_nothing_is_linked_where_it_ran_and_missing_nowhere(repository: Path) -> None:
+    md5 = locked_stages(repository)["head@1"].deps["data/features/1"]
+    with (repository / "dvc.lock").open("a") as lock:
+        lock.write(f"  embed@1:\n    cmd: python -m pipelines.embed --features data/features/1\n    outs: [{{path: data/features/1, md5: {md5}}}]\n")
+    client = connect(repository)
+    done = sync(repository)
+    assert (done.replayed, done.missing) == ([], [])
+    assert done.summary is not None and "hnm.run.embed.1" not in runs(repository)[done.summary].data.tags
+    client.delete_run(runs(repository)[done.summary].info.run_id)
+    key = locked_stages(repository)["embed@1"].key
+    embedded = client.create_run(client.get_experiment_by_name("demo").experiment_id, run_name="embed-r1", tags={"hnm.stage_key": key})
+    client.set_terminated(embedded.info.run_id)
+    with (repository / "dvc.lock").open("a") as lock:
+        lock.write("  mine@1:\n    cmd: python -m pipelines.mine --round 1\n")
+    assert (summary := sync(repository).summary) is not None
+    assert runs(repository)[summary].data.tags["hnm.run.embed.1"] == embedded.info.run_id
+
+
 def test_a_run_that_waits_and_is_refused_stops_no_other(repository: Path) -> None:
     record = Record.create(repository, "poison")
     record.append("start", experiment="demo", name="poison", tags={}, params={}, inputs=[["features", "0" * 40, "index"]])

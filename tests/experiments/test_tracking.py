@@ -1,3 +1,4 @@
+import os
 import re
 import socket
 import sqlite3
@@ -25,6 +26,18 @@ from hnm.params import load_params
 StartStage = Callable[..., "subprocess.Popen[str]"]
 Wait = Callable[[], None]
 
+EMBED = """
+from pathlib import Path
+from hnm.params import Embed
+from hnm.progress import WORK
+from pipelines import stage
+
+def main(features: Path, *, embed: Embed) -> None:
+    WORK.tiles += 1200
+    features.mkdir(parents=True)
+
+stage.run(main, tracked=True)
+"""
 DELAY = 5.5  # the 5 s that tracking may take, and what a busy machine adds
 
 
@@ -305,6 +318,19 @@ def test_a_stage_and_its_run(root: Path, start_stage: StartStage, wait_for_couri
     (model,) = client.search_logged_models([run.info.experiment_id])
     assert (Path(model.artifact_location.removeprefix("file://")) / "weights.safetensors").read_bytes() == b"weights"
     assert Path(model.artifact_location.removeprefix("file://")).is_relative_to(root / "mlruns" / "demo")
+
+
+def test_a_stage_that_logs_nothing_has_a_run_of_what_it_took(root: Path, wait_for_couriers: Wait) -> None:
+    (root / "embed.py").write_text(EMBED)
+    environment = os.environ | {"DVC_STAGE": "embed@2", "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "embed.py", "--features", "data/features/2"], cwd=root, env=environment, check=True)
+    wait_for_couriers()
+    (run,) = runs_of(root)
+    assert (run.info.run_name, run.info.status, run.data.tags["hnm.round"]) == ("embed-r2", "FINISHED", "2")
+    assert {name.partition(".")[0] for name in run.data.params} == {"embed"}
+    took = run.data.metrics
+    assert took["cost/tiles_per_second"] == pytest.approx(1200 / took["cost/seconds"], rel=0.01)
+    assert (root / "data" / "features" / "2").is_dir()
 
 
 def test_a_failed_stage_is_a_failed_run_and_keeps_its_error(root: Path, wait_for_couriers: Wait) -> None:
