@@ -105,7 +105,7 @@ class Encoder(Section):
     """`simclr` goes on from the weights below, on the cohort's own train tiles (section `simclr`)."""
     weights: str = "package"
     """`package` (ImageNet weights of tf_efficientnet_lite0, from a Python package), `hub` (the model's own), `random`, or the path of a checkpoint
-    or of the folder of another project's encoder."""
+    or of the folder of another project's encoder, in `weights/`."""
     seed: Seed = 0
     """Draws the weights where they are `random`."""
 

@@ -10,10 +10,12 @@ from hnm.tables import MINED
 from pipelines import stage
 
 
-def main(packs: Path, train_labels: Path, folder: Path, mined: Path, *, encoder: Encoder, simclr: Simclr, compute: Compute, tracker: Tracker) -> None:
+def main(
+    packs: Path, train_labels: Path, weights: Path, folder: Path, mined: Path, *, encoder: Encoder, simclr: Simclr, compute: Compute, tracker: Tracker
+) -> None:
     """Writes the encoder, and a table of mined tiles without rows; only SimCLR reads tiles, those of the train slides."""
     MINED.write(MINED.empty(), mined)
-    history = first_encoder(packs, train_labels, folder, encoder=encoder, simclr=simclr, compute=compute, on_epoch=tracker.epoch)
+    history = first_encoder(packs, train_labels, weights, folder, encoder=encoder, simclr=simclr, compute=compute, on_epoch=tracker.epoch)
     if not history:
         return
     tracker.model(folder, "encoder")

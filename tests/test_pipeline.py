@@ -33,7 +33,7 @@ def make_repository(folder: Path, cohort: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
-    for name in ("vetoes", "extra"):
+    for name in ("vetoes", "extra", "weights"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copytree(cohort, folder / "data" / "demo")
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "config", "core.analytics", "false"]):

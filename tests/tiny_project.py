@@ -35,8 +35,9 @@ def make_project(root: Path) -> Path:
         shutil.copy(ROOT / name, root / name)
     (root / ".dvc").mkdir(exist_ok=True)
     (root / ".dvc" / "config").write_text("[core]\n    no_scm = True\n    analytics = false\n")
-    (root / "extra").mkdir()
-    (root / "extra" / ".gitkeep").touch()
+    for name in ("extra", "weights"):
+        (root / name).mkdir()
+        (root / name / ".gitkeep").touch()
     (root / "vetoes").mkdir()
     (root / "vetoes" / "vetoes.csv").write_text("slide_id,tile,x,y,reason\n")
     stages = dict(resolved())

@@ -16,7 +16,7 @@ import pandas as pd
 from hnm.errors import StudyError
 from hnm.experiments.space import with_seed
 from hnm.experiments.trial import Loop, RoundResult, Upstream
-from hnm.loop.encoder import first_encoder
+from hnm.loop.encoder import check_place, first_encoder, weights_path
 from hnm.params import Params
 from hnm.slides.cohort import SPLITS
 from hnm.slides.folds import folds_of, split_of_fold
@@ -88,14 +88,17 @@ def _fold_folder(
         (folder / name).symlink_to((data.parent / name).resolve())
     if params.encoder.source == "simclr":
         upstream.encoder.parent.mkdir(parents=True)
-        upstream.encoder.symlink_to(_pretrained(upstream, params, store).resolve())
+        upstream.encoder.symlink_to(_pretrained(upstream, data.parent / "weights", params, store).resolve())
     return upstream
 
 
-def _pretrained(upstream: Upstream, params: Params, store: Store) -> Path:
-    """Round 0's encoder, pre-trained on the tiles of the fold's own train slides."""
+def _pretrained(upstream: Upstream, weights: Path, params: Params, store: Store) -> Path:
+    """Round 0's encoder, pre-trained on the tiles of the fold's own train slides; weights from files lie in the folder `weights`."""
     sections = {name: getattr(params, name).model_dump(mode="json") for name in ("encoder", "simclr", "compute")}
     causes = {"packs": digest_of(upstream.packs), "train": digest_of(upstream.labels("train")), "code": code_version("hnm.loop.encoder")}
+    if (path := weights_path(params.encoder)) is not None:
+        check_place(params.encoder, weights)
+        causes["weights"] = digest_of(path)
     kept = store.path("cv/encoders", key_of(**causes, **sections), "")
     if not kept.is_dir():
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +107,7 @@ def _pretrained(upstream: Upstream, params: Params, store: Store) -> Path:
             first_encoder(
                 upstream.packs,
                 upstream.labels("train"),
+                weights,
                 made,
                 encoder=params.encoder,
                 simclr=params.simclr,

@@ -17,16 +17,23 @@ from hnm.tables import LABELS
 
 
 def first_encoder(
-    packs: Path, train_labels: Path, folder: Path, *, encoder: params.Encoder, simclr: params.Simclr, compute: params.Compute, on_epoch: OnEpoch
+    packs: Path, train_labels: Path, weights: Path, folder: Path, *, encoder: params.Encoder, simclr: params.Simclr, compute: params.Compute, on_epoch: OnEpoch
 ) -> list[dict[str, float]]:
     """Writes round 0's encoder into `folder`, and its history where it was trained.
 
     Of `train_labels` the slide ids alone are used: they say which slides are train. Pretrained weights read no tile.
     Of several processes (`compute.processes`) the first one writes.
 
+    Args:
+        weights: the folder in which weights from files lie.
+
     Returns:
         The history, empty where nothing was trained or another process tells of it.
+
+    Raises:
+        EncoderError: the weights lie elsewhere, cannot be had or do not fit.
     """
+    check_place(encoder, weights)
     machine = set_up_torch(compute)
     made = imported_encoder(encoder) if is_imported(encoder) else make_encoder(encoder)
     if encoder.source == "pretrained":
@@ -48,9 +55,28 @@ def first_encoder(
     return history
 
 
+def weights_path(section: params.Encoder) -> Path | None:
+    """The file or folder that the weights come from; None where `section.weights` is one of the words."""
+    return None if section.weights in {"package", "hub", "random"} else Path(section.weights)
+
+
+def check_place(section: params.Encoder, weights: Path) -> None:
+    """Raises `EncoderError` where the weights come from a path that is not in the folder `weights`, the stage's dependency: elsewhere they could change unseen.
+
+    A link to a file is as good as the file: DVC hashes what it leads to. Into a linked folder it does not look.
+    """
+    path = weights_path(section)
+    if path is not None and not (path if path.is_dir() else path.parent).resolve().is_relative_to(weights.resolve()):
+        raise EncoderError(
+            f"encoder.weights={section.weights} does not lie in {weights}/, so dvc repro would not notice when it changes; "
+            f"put it there (a file may be a link: ln -s {path.absolute()} {weights}/) and set encoder.weights to {weights}/{path.name}"
+        )
+
+
 def is_imported(section: params.Encoder) -> bool:
     """Whether the weights are a folder that a project of hnm wrote, and not a file or one of the words."""
-    return section.weights not in {"package", "hub", "random"} and Path(section.weights).is_dir()
+    path = weights_path(section)
+    return path is not None and path.is_dir()
 
 
 def imported_encoder(section: params.Encoder) -> TileEncoder:

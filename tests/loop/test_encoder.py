@@ -1,6 +1,7 @@
 """Round 0's encoder from files: which tiles SimCLR sees, and what pretrained weights do without."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def run(folder: Path, **changes: object) -> list[dict[str, float]]:
     return loop.first_encoder(
         folder / "packs",
         folder / "train.csv",
+        folder / "weights",
         folder / "encoder",
         encoder=SECTION.model_copy(update=changes),
         simclr=simclr,
@@ -81,7 +83,7 @@ def test_tiles_come_in_the_order_asked_for_however_few_packs_are_open(tmp_path: 
 
 def test_an_encoder_of_another_project_is_round_0_with_its_normalisation_and_provenance(tmp_path: Path) -> None:
     other = make_encoder(SECTION.model_copy(update={"seed": 5}))
-    folder = tmp_path / "imported" / "encoder.2"
+    folder = tmp_path / "weights" / "encoder.2"
     save_encoder(TileEncoder(other.backbone, dataclasses.replace(other.record, mean=(0.25, 0.5, 0.75))), folder)
     assert run(tmp_path, weights=str(folder)) == []
     own, tiles = load_encoder(tmp_path / "encoder"), torch.rand(2, 3, 32, 32)
@@ -91,10 +93,32 @@ def test_an_encoder_of_another_project_is_round_0_with_its_normalisation_and_pro
 
 
 def test_a_folder_that_is_no_such_encoder_is_refused(tmp_path: Path) -> None:
-    save_encoder(make_encoder(SECTION), tmp_path / "imported")
+    save_encoder(make_encoder(SECTION), tmp_path / "weights" / "imported")
     with pytest.raises(EncoderError, match=r"imported holds an encoder 'test_resnet', but encoder\.name='resnet18'; set encoder\.name to it"):
-        run(tmp_path, name="resnet18", weights=str(tmp_path / "imported"))
-    (tmp_path / "empty").mkdir()
+        run(tmp_path, name="resnet18", weights=str(tmp_path / "weights" / "imported"))
+    (tmp_path / "weights" / "empty").mkdir()
     with pytest.raises(EncoderError, match=r"empty/encoder\.json"):
-        run(tmp_path, weights=str(tmp_path / "empty"))
+        run(tmp_path, weights=str(tmp_path / "weights" / "empty"))
     assert not (tmp_path / "encoder").exists()
+
+
+def test_weights_that_could_change_unseen_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = make_encoder(SECTION.model_copy(update={"seed": 5}))
+    save_encoder(made, tmp_path / "models" / "old")
+    file = tmp_path / "models" / "old" / "weights.safetensors"
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "linked").symlink_to(tmp_path / "models" / "old")
+    (tmp_path / "weights" / "own.safetensors").symlink_to(file)
+    check = partial(loop.check_place, weights=Path("weights"))
+    for path in ("models/old", "weights/linked", "weights/linked/weights.safetensors", "models/old/weights.safetensors", "weights/../other.bin"):
+        with pytest.raises(
+            EncoderError, match=rf"^encoder\.weights={path} does not lie in weights/, so dvc repro would not notice when it changes; put it there"
+        ):
+            check(SECTION.model_copy(update={"weights": path}))
+    with pytest.raises(EncoderError, match=rf"ln -s {file} weights/\) and set encoder\.weights to weights/weights\.safetensors$"):
+        check(SECTION.model_copy(update={"weights": str(file)}))
+    check(SECTION)
+    assert run(tmp_path, weights=str(tmp_path / "weights" / "own.safetensors")) == []
+    own, wanted = load_encoder(tmp_path / "encoder").backbone.state_dict(), made.backbone.state_dict()
+    assert own.keys() == wanted.keys() and all(torch.equal(own[name], wanted[name]) for name in wanted)
