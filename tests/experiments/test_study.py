@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tiny_study import make_upstream, tiny_params
 from hnm.errors import MiningError, ParamsError, StudyError
 from hnm.experiments.space import space_of
 from hnm.experiments.storage import mend_journal
-from hnm.experiments.study import Limits, run_study
+from hnm.experiments.study import Job, Limits, _work, run_study, work
 from hnm.experiments.study_files import StudyFiles, best_values, export, load_study, trials_table
 from hnm.experiments.trial import Fold, Loop, RoundResult, Upstream
 from hnm.params import Params
@@ -303,6 +304,27 @@ def test_workers_share_a_study_and_one_that_is_killed_stops_none(tmp_path: Path,
     assert all(trial.state.is_finished() for trial in in_storage(tmp_path / "s"))
     tried = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(tried) == 9 and 0.5 in tried
+
+
+def test_a_trial_that_others_overtake_has_the_number_that_its_table_gives_it(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first trial runs, another worker asks for the next two and ends them."""
+    jobs: list[Job] = []
+
+    def noted(study: optuna.Study, job: Job, worker: str) -> bool:
+        jobs.append(job)
+        return _work(study, job, worker)
+
+    class Overtaken(FormulaLoop):
+        def rounds(self, params: Params, fold: Fold | None = None) -> Iterator[RoundResult]:
+            if len(jobs) == 1:
+                work(replace(jobs[0], loop=FormulaLoop()), "1")
+            yield from super().rounds(params, fold)
+
+    monkeypatch.setattr("hnm.experiments.study._work", noted)
+    lines = run(tmp_path / "s", upstream, Overtaken(), trials=3, params=with_tune(pruner="none"))
+    assert [line.partition(":")[0] for line in lines[:3]] == ["trial 1", "trial 2", "trial 0"]
+    aucs = table_of(tmp_path / "s")["validation_auc"]
+    assert aucs.nunique() == 3 and all(f"AUC {aucs[int(line.split()[1][:-1])]:.4f}," in line for line in lines[:3])
 
 
 class _Lines:
