@@ -1,5 +1,6 @@
 """A winner in params.yaml: comments and order stay, and the stages then yield the very value that the study showed."""
 
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,16 @@ def test_the_stages_then_yield_the_value_that_the_study_showed(tmp_path: Path, m
     params = load_params(path)
     sections: dict[str, Any] = {name: getattr(params, name) for name in ("embed", "head", "ranking", "mining", "finetune", "compute")}
     run_stages(upstream, out, **sections)
-    histories = [pd.read_csv(out / str(round_) / "head" / "history.csv") for round_ in range(2)]
-    best = [max(zip(history["validation_auc"], -history["validation_loss"], strict=True)) for history in histories]
+    auc, loss = max(best_epoch(out / str(round_) / "head" / "history.csv") for round_ in range(2))
     shown = pd.read_parquet(files.trials).iloc[1]
-    assert shown["state"] == "complete" and (shown["validation_auc"], -shown["validation_loss"]) == max(best)
+    assert shown["state"] == "complete" and (shown["validation_auc"], shown["validation_loss"]) == (auc, -loss)
+    assert shown["value"] == auc - 0.5 / 9 / 2 * -loss / (1 - loss)
+
+
+def best_epoch(history: Path) -> tuple[float, float]:
+    """Validation AUC and negative log loss of a head's best epoch, to the last bit."""
+    with history.open() as stream:
+        return max((float(row["validation_auc"]), -float(row["validation_loss"])) for row in csv.DictReader(stream))
 
 
 def run_stages(upstream: Upstream, out: Path, *, embed: Any, head: Any, ranking: Any, mining: Any, finetune: Any, compute: Any) -> None:
