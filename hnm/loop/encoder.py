@@ -67,9 +67,10 @@ def check_place(section: params.Encoder, weights: Path) -> None:
     """
     path = weights_path(section)
     if path is not None and not (path if path.is_dir() else path.parent).resolve().is_relative_to(weights.resolve()):
+        bring = "cp -r" if path.is_dir() else "ln -s"
         raise EncoderError(
             f"encoder.weights={section.weights} does not lie in {weights}/, so dvc repro would not notice when it changes; "
-            f"put it there (a file may be a link: ln -s {path.absolute()} {weights}/) and set encoder.weights to {weights}/{path.name}"
+            f"bring it there ({bring} {path.absolute()} {weights}/) and set encoder.weights to {weights}/{path.name}"
         )
 
 

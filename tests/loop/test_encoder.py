@@ -113,11 +113,13 @@ def test_weights_that_could_change_unseen_are_refused(tmp_path: Path, monkeypatc
     check = partial(loop.check_place, weights=Path("weights"))
     for path in ("models/old", "weights/linked", "weights/linked/weights.safetensors", "models/old/weights.safetensors", "weights/../other.bin"):
         with pytest.raises(
-            EncoderError, match=rf"^encoder\.weights={path} does not lie in weights/, so dvc repro would not notice when it changes; put it there"
+            EncoderError, match=rf"^encoder\.weights={path} does not lie in weights/, so dvc repro would not notice when it changes; bring it there \("
         ):
             check(SECTION.model_copy(update={"weights": path}))
-    with pytest.raises(EncoderError, match=rf"ln -s {file} weights/\) and set encoder\.weights to weights/weights\.safetensors$"):
+    with pytest.raises(EncoderError, match=rf"\(ln -s {file} weights/\) and set encoder\.weights to weights/weights\.safetensors$"):
         check(SECTION.model_copy(update={"weights": str(file)}))
+    with pytest.raises(EncoderError, match=rf"\(cp -r {file.parent} weights/\) and set encoder\.weights to weights/old$"):
+        check(SECTION.model_copy(update={"weights": str(file.parent)}))
     check(SECTION)
     assert run(tmp_path, weights=str(tmp_path / "weights" / "own.safetensors")) == []
     own, wanted = load_encoder(tmp_path / "encoder").backbone.state_dict(), made.backbone.state_dict()
