@@ -7,6 +7,7 @@ import pandas as pd
 import shapely
 
 from hnm.evidence.evaluation import CohortTruth, RoundResults
+from hnm.evidence.metrics import Detections
 from hnm.params import Cohort, Embed, Encoder, Finetune, Head, Mining, Ranking, Tiles
 from hnm.slides.annotations import Region, write_annotation
 from hnm.slides.pack import PackTile, encode, write_pack
@@ -175,3 +176,10 @@ def write_files(root: Path, count: int = 3) -> dict[str, Path]:
             write_json(results.records["mine"], paths["mined"] / results.name / "summary.json")
             results.encoder_history.to_csv(paths["encoders"] / results.name / "history.csv", index=False)
     return paths
+
+
+def detections(lesions: list[float], of_lesions: str, false: list[float], of_false: str, of_slides: str) -> Detections:
+    """Each letter is the patient of a lesion, a false detection, a slide."""
+    scores = [np.array(own, dtype=np.float64) for own in (lesions, false)]
+    patients = [np.array(list(own), dtype=str) for own in (of_lesions, of_false, of_slides)]
+    return Detections(scores[0], patients[0], scores[1], patients[1], patients[2])

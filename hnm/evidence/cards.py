@@ -27,6 +27,9 @@ METRIC_NAMES = {
     "brier": "Brier score",
     "log_loss": "log loss",
     "ece": "expected calibration error",
+    "froc": "FROC score",
+    "lesions_hit": "share of lesions hit",
+    "false_detections": "false detections a slide",
 }
 Settings = Mapping[str, Section]
 """Section of params.yaml by name."""

@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from hnm.evidence.evaluation import Evaluation, RoundEvidence, predictions
-from hnm.evidence.metrics import reliability
+from hnm.evidence.metrics import FROC_RATES, Detections, reliability
 from hnm.evidence.truth import LESION, NORMAL
 
 INK, MUTED, LINE, GRID, ACCENT, WARM, OCHRE = "#1f2a37", "#667383", "#d9dfe5", "#edf0f3", "#1b5e8c", "#b4552d", "#8a6d1f"
@@ -168,6 +168,25 @@ def tile_scores(evaluation: Evaluation) -> Chart:
     return Chart([Panel(series, "score of the tile", "share of such tiles", (0, 1), (0, 1.05 * highest))], WIDE)
 
 
+def froc(evaluation: Evaluation) -> Chart:
+    """Share of lesions found over false detections a slide by round, with the chosen round's operating point."""
+    series = []
+    for evidence, style in _by_round(evaluation):
+        curve = froc_table(evidence.detections)
+        said = [
+            f"from tile score {cut:.3f} on: {100 * share:.0f} % of lesions, {false:.2f} false a slide" for false, share, cut in curve.itertuples(index=False)
+        ]
+        series.append(Series(_list(curve["false_detections"]), _list(curve["lesions_found"]), said=_of_round(evidence, said), shape="hold", **style))
+    chosen = evaluation.chosen
+    hit, false = (chosen.numbers["test_tiles"][name].value for name in ("lesions_hit", "false_detections"))
+    if hit is not None and false is not None:
+        said = [f"at the threshold {chosen.tile_threshold:.3f} of tiles: {100 * hit:.0f} % of lesions hit, {false:.2f} false a slide"]
+        series.append(Series([false], [hit], WARM, "at the threshold of tiles", said, marker="circle", size=7, layer=2))
+    widest = max((x for one in series for x in one.x), default=1.0)
+    panel = Panel(series, "false detections a slide", "share of lesions found", (-0.01 * widest, 1.02 * widest), (-0.02, 1.04))
+    return Chart([panel], WIDE)
+
+
 def head_loss(evaluation: Evaluation) -> Chart:
     """Training loss and validation AUC of the head by epoch, for each round."""
     return _histories(evaluation, lambda evidence: evidence.results.head_history, {"loss": "loss", "validation_auc": "validation AUC"})
@@ -180,7 +199,7 @@ def encoder_loss(evaluation: Evaluation) -> Chart:
 
 
 CHARTS: Mapping[str, Describe] = {
-    describe.__name__: describe for describe in (auc_by_round, roc, precision_recall, calibration, slide_scores, tile_scores, head_loss, encoder_loss)
+    describe.__name__: describe for describe in (auc_by_round, roc, precision_recall, calibration, slide_scores, froc, tile_scores, head_loss, encoder_loss)
 }
 
 
@@ -213,6 +232,18 @@ def precision_recall_table(slides: pd.DataFrame) -> pd.DataFrame:
 def calibration_table(evidence: RoundEvidence) -> pd.DataFrame:
     """mean_score, positive_share and slides of each bin of scores that holds test slides."""
     return pd.DataFrame(reliability(predictions(evidence.slides["test"])), columns=["mean_score", "positive_share", "slides"])
+
+
+def froc_table(found: Detections) -> pd.DataFrame:
+    """false_detections a slide and lesions_found with a lower and lower threshold, to the most that FROC asks for; without a row where no lesion is."""
+    columns = ["false_detections", "lesions_found", "threshold"]
+    if not len(found.lesion_scores):
+        return pd.DataFrame(columns=columns, dtype=float)
+    false = np.sort(found.false_scores)[::-1][: int(FROC_RATES[-1] * found.slides)]
+    last = [false[-1]] if len(false) else []
+    cuts = np.unique([1.0, *found.lesion_scores[np.isfinite(found.lesion_scores)], *last])[::-1]
+    table = pd.DataFrame([((found.false_scores >= cut).sum() / found.slides, (found.lesion_scores >= cut).mean(), cut) for cut in cuts], columns=columns)
+    return table[table["false_detections"] <= FROC_RATES[-1]]
 
 
 def auc_table(evaluation: Evaluation) -> pd.DataFrame:

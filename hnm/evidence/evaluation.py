@@ -9,8 +9,21 @@ import pandas as pd
 
 from hnm.draws import seed_of
 from hnm.errors import EvidenceError
-from hnm.evidence.metrics import Number, Predictions, Resampling, auc_gain, choose_threshold, delong_p, froc, slide_metrics, tile_metrics
-from hnm.evidence.truth import LESION, UNCLEAR, Detections, detect, tile_truth
+from hnm.evidence.metrics import (
+    LESION_METRICS,
+    Detections,
+    Number,
+    Predictions,
+    Resampling,
+    auc_gain,
+    choose_threshold,
+    delong_p,
+    froc,
+    lesion_metrics,
+    slide_metrics,
+    tile_metrics,
+)
+from hnm.evidence.truth import LESION, UNCLEAR, detect, tile_truth
 from hnm.mining.overlap import Overlap, overlap_of
 from hnm.params import Evaluate
 from hnm.slides.annotations import Region
@@ -88,7 +101,9 @@ class RoundEvidence:
 
     results: RoundResults
     threshold: float
-    """Chosen on validation."""
+    """Of slides; chosen on validation."""
+    tile_threshold: float
+    """Of tiles: chosen on validation likewise, where a slide's score is its highest tile's. It needs no truth of tiles."""
     slides: Mapping[str, pd.DataFrame]
     """Split (validation, test) -> slide_id, patient_id, label, score of its slides that have tiles."""
     tiles: pd.DataFrame
@@ -110,8 +125,7 @@ class RoundEvidence:
     @property
     def froc(self) -> list[float] | None:
         """Share of the test slides' lesions found at each of `FROC_RATES`; None where none is drawn."""
-        found = self.detections
-        return froc(found.lesion_scores, found.false_scores, found.slides).tolist() if len(found.lesion_scores) else None
+        return froc(self.detections).tolist() if len(self.detections.lesion_scores) else None
 
 
 @dataclass(frozen=True)
@@ -152,7 +166,7 @@ def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
     """The content of metrics.json.
 
     `chosen_round`, `threshold`; `test` and `test_tiles`: every metric of the chosen round, with `<metric>_low` and
-    `<metric>_high` (`froc` is the mean over its six rates); `gain`: its test AUC less round 0's and DeLong's p-value; `rounds`: a few metrics
+    `<metric>_high`; `gain`: its test AUC less round 0's and DeLong's p-value; `rounds`: a few metrics
     of each round; `funnel`. A number that cannot be given is null, and `<metric>_reason` says why.
     """
     chosen = evaluation.chosen
@@ -160,7 +174,11 @@ def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
         "chosen_round": int(chosen.name),
         "threshold": round(chosen.threshold, DIGITS),
         "test": {**_flat(chosen.numbers["test"]), **_counts(chosen.slides["test"])},
-        "test_tiles": {**_tile_numbers(chosen), **_tile_counts(chosen)},
+        "test_tiles": {
+            **_flat(chosen.numbers["test_tiles"], ("auc", *LESION_METRICS)),
+            "threshold": round(chosen.tile_threshold, DIGITS),
+            **_tile_counts(chosen),
+        },
         "gain": {**_flat({"test_auc": evaluation.gain}), "delong_p": _rounded(evaluation.gain_p)},
         "rounds": {evidence.name: _round_metrics(evidence) for evidence in evaluation.rounds},
         "funnel": evaluation.cohort.funnel(),
@@ -174,7 +192,7 @@ def _round_metrics(evidence: RoundEvidence) -> dict[str, Any]:
         "threshold": round(evidence.threshold, DIGITS),
         "validation": _flat(validation, bounds_of=("auc",)),
         "test": _flat(test, bounds_of=("auc",)),
-        "test_tiles": _tile_numbers(evidence),
+        "test_tiles": _flat(evidence.numbers["test_tiles"], bounds_of=("auc",)),
         **({} if evidence.mined is None else {"mined": {**mined_summary(evidence.mined), **_overlap(evidence.overlap)}}),
     }
 
@@ -217,7 +235,7 @@ def lesion_share(tiles: pd.DataFrame) -> float | None:
 def _round_evidence(cohort: CohortTruth, results: RoundResults, truth: pd.DataFrame, mined_before: pd.DataFrame | None, section: Evaluate) -> RoundEvidence:
     slides = {split: _scored_slides(cohort, split, results) for split in ("validation", "test")}
     validation, test = (predictions(slides[split]) for split in ("validation", "test"))
-    threshold = choose_threshold(validation)
+    threshold, tile_threshold = choose_threshold(validation), choose_threshold(predictions(_by_highest_tile(slides["validation"], results)))
     patients = cohort.slides[["slide_id", "patient_id"]]
     tiles = (
         results.tile_scores[results.tile_scores["slide_id"].isin(slides["test"]["slide_id"])]
@@ -225,14 +243,20 @@ def _round_evidence(cohort: CohortTruth, results: RoundResults, truth: pd.DataFr
         .merge(patients, on="slide_id", validate="many_to_one")
     )
     known = tiles[tiles["truth"] != UNCLEAR]
+    detections = detect(tiles, cohort.label_of, cohort.annotations, cohort.aspects, section)
+    of_tiles = tile_metrics(predictions(known.assign(label=known["truth"] == LESION)), _resampling(section, "test tiles"))
     numbers = {
         "validation": slide_metrics(validation, threshold, _resampling(section, "validation")),
         "test": slide_metrics(test, threshold, _resampling(section, "test")),
-        "test_tiles": tile_metrics(predictions(known.assign(label=known["truth"] == LESION)), _resampling(section, "test tiles")),
+        "test_tiles": of_tiles | lesion_metrics(detections, tile_threshold, _resampling(section, "lesions")),
     }
-    detections = detect(tiles, cohort.label_of, cohort.annotations, cohort.aspects, section)
     overlap = None if results.mined is None or mined_before is None else overlap_of(mined_before, results.mined)
-    return RoundEvidence(results, threshold, slides, tiles, _mined_truth(results.mined, mined_before, truth), overlap, detections, numbers)
+    return RoundEvidence(results, threshold, tile_threshold, slides, tiles, _mined_truth(results.mined, mined_before, truth), overlap, detections, numbers)
+
+
+def _by_highest_tile(slides: pd.DataFrame, results: RoundResults) -> pd.DataFrame:
+    """The slides with their highest tile's score in the place of their own."""
+    return slides.assign(score=slides["slide_id"].map(results.tile_scores.groupby("slide_id")["score"].max()))
 
 
 def _scored_slides(cohort: CohortTruth, split: str, results: RoundResults) -> pd.DataFrame:
@@ -290,11 +314,6 @@ def _rounded(value: float | None) -> float | None:
 
 def _counts(slides: pd.DataFrame) -> dict[str, int]:
     return {"slides": len(slides), "positives": int(slides["label"].sum()), "patients": slides["patient_id"].nunique()}
-
-
-def _tile_numbers(evidence: RoundEvidence) -> dict[str, Any]:
-    found = evidence.froc
-    return {**_flat(evidence.numbers["test_tiles"], bounds_of=("auc",)), "froc": _rounded(None if found is None else sum(found) / len(found))}
 
 
 def _tile_counts(evidence: RoundEvidence) -> dict[str, int]:

@@ -24,6 +24,7 @@ ECE_BINS = 10
 FROC_RATES = (0.25, 0.5, 1, 2, 4, 8)
 """False detections a slide."""
 SLIDE_METRICS = ("auc", "average_precision", "sensitivity_at_specificity_90", "accuracy", "f1", "sensitivity", "specificity", "brier", "log_loss", "ece")
+LESION_METRICS = ("froc", "lesions_hit", "false_detections")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,27 @@ class Predictions:
     def patients_with(self, label: int) -> int:
         """How many patients have an item of this label."""
         return len(np.unique(self.patients[self.labels == label]))
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What the peaks of the tile scores found on some slides."""
+
+    lesion_scores: Floats
+    """`(lesions,)` score of each lesion's best peak, -inf where none touches it."""
+    lesion_patients: NDArray[np.str_]
+    """`(lesions,)` ids"""
+    false_scores: Floats
+    """`(false detections,)` scores of the peaks that touch no lesion."""
+    false_patients: NDArray[np.str_]
+    """`(false detections,)` ids"""
+    slide_patients: NDArray[np.str_]
+    """`(slides,)` ids; a slide on which nothing was found counts as well."""
+
+    @property
+    def slides(self) -> int:
+        """How many slides were searched."""
+        return len(self.slide_patients)
 
 
 def choose_threshold(validation: Predictions) -> float:
@@ -145,20 +167,50 @@ def tile_metrics(tiles: Predictions, resampling: Resampling) -> dict[str, Number
     return {"auc": auc_number(tiles, resampling), "average_precision": Number(float(average_precision_score(tiles.labels, tiles.scores)))}
 
 
-def froc(lesion_scores: Floats, false_scores: Floats, slides: int) -> Floats:
+def lesion_metrics(found: Detections, threshold: float, resampling: Resampling) -> dict[str, Number]:
+    """How many lesions the tile scores find, and at what price, each with its interval.
+
+    `froc` is the mean of the six shares of `froc`. A lesion is hit where its best peak scores `threshold` or more:
+    `lesions_hit` is the share of such lesions, `false_detections` the number of such peaks beside all lesions, a slide.
+    """
+    if not len(found.lesion_scores):
+        return {name: Number(None, reason="no lesion is drawn") for name in LESION_METRICS}
+    with_lesion = np.isin(found.slide_patients, found.lesion_patients).astype(np.int64)
+    draws = Draws(Predictions(with_lesion, np.zeros(found.slides), found.slide_patients), resampling)
+    lesions, false, slides = (np.searchsorted(draws.patients, own) for own in (found.lesion_patients, found.false_patients, found.slide_patients))
+    hit, called = found.lesion_scores >= threshold, found.false_scores >= threshold
+    return {
+        "froc": draws.number(lambda weights: _froc(found, weights[:, lesions], weights[:, false], weights[:, slides].sum(axis=1)).mean(axis=1)),
+        "lesions_hit": draws.number(
+            lambda weights: weights[:, lesions] @ hit / weights[:, lesions].sum(axis=1), proportion_of=len(np.unique(found.lesion_patients))
+        ),
+        "false_detections": draws.number(lambda weights: weights[:, false] @ called / weights[:, slides].sum(axis=1)),
+    }
+
+
+def froc(found: Detections) -> Floats:
     """Share of lesions found at a mean of 1/4, 1/2, 1, 2, 4 and 8 false detections a slide, as CAMELYON16 asks; without interpolation.
 
     Args:
-        lesion_scores: `(lesions,)` score of each lesion's best detection, -inf where it has none; at least one lesion.
-        false_scores: score of each detection that is on no lesion.
-        slides: how many slides were searched.
+        found: with at least one lesion.
 
     Returns:
         `(6,)`; its mean is CAMELYON16's score.
     """
-    highest_first = np.append(np.sort(false_scores)[::-1], -np.inf)
-    first_too_many = [min(int(rate * slides), len(false_scores)) for rate in FROC_RATES]
-    return np.array([(lesion_scores > highest_first[count]).mean() for count in first_too_many])
+    lesions, false = (np.ones((1, len(scores))) for scores in (found.lesion_scores, found.false_scores))
+    shares: Floats = _froc(found, lesions, false, np.array([float(found.slides)]))[0]
+    return shares
+
+
+def _froc(found: Detections, of_lesions: Floats, of_false: Floats, slides: Floats) -> Floats:
+    """`froc` for each row of weights `(resamples, lesions)`, `(resamples, false detections)` and `(resamples,)` slides: `(resamples, 6)`."""
+    order = np.argsort(-found.false_scores, kind="stable")
+    highest_first = np.append(found.false_scores[order], -np.inf)
+    shares = []
+    for lesions, false, count in zip(of_lesions, of_false[:, order], slides, strict=True):
+        first_too_many = np.searchsorted(np.cumsum(false), np.floor(np.multiply(FROC_RATES, count)), side="right")
+        shares.append((found.lesion_scores > highest_first[first_too_many, None]) @ lesions / lesions.sum())
+    return np.array(shares)
 
 
 def delong(labels: Labels, scores: Floats) -> tuple[Floats, Floats]:

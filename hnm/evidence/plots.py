@@ -25,6 +25,7 @@ from hnm.evidence.charts import (
     auc_table,
     calibration_table,
     decisions,
+    froc_table,
     precision_recall_table,
     roc_table,
 )
@@ -73,7 +74,7 @@ def write_plots(evaluation: Evaluation, folder: Path) -> None:
 def tables_of(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
     """The tables that `dvc plots` draws, by name.
 
-    `roc`, `precision_recall`, `calibration` and `test_slides` are of the chosen round, so that two states of the
+    `roc`, `precision_recall`, `calibration`, `froc` and `test_slides` are of the chosen round, so that two states of the
     project compare line by line; `roc_by_round` and the others hold all rounds.
     """
     chosen = evaluation.chosen
@@ -83,6 +84,7 @@ def tables_of(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
         "roc_by_round": pd.concat([roc_table(evidence.slides["test"]).assign(round=evidence.name) for evidence in evaluation.rounds], ignore_index=True),
         "precision_recall": precision_recall_table(chosen.slides["test"]),
         "calibration": calibration_table(chosen),
+        "froc": froc_table(chosen.detections),
         "test_slides": decisions(chosen),
         "head_history": _joined([(evidence.name, evidence.results.head_history) for evidence in evaluation.rounds]),
         "encoder_history": _joined([(evidence.name, evidence.results.encoder_history) for evidence in evaluation.rounds]),

@@ -29,6 +29,13 @@ SHOWN_SLIDES = 2
 SHOWN_SOURCES = 8
 DECIDED = ("accuracy", "f1", "sensitivity", "specificity")
 """Metrics at the threshold that validation chose."""
+TILE_NOTES = {
+    "auc": "",
+    "average_precision": "",
+    "froc": "mean of the shares below",
+    "lesions_hit": "at the tile threshold",
+    "false_detections": "at the tile threshold; less is better",
+}
 LOSSES = ("brier", "log_loss", "ece")
 """Metrics of which less is better."""
 
@@ -137,6 +144,7 @@ def render_report(evaluation: Evaluation, open_pack: OpenPack, origin: Origin) -
         metric_names=METRIC_NAMES,
         decided=DECIDED,
         losses=LOSSES,
+        tile_notes=TILE_NOTES,
         decisions=list(decisions(evaluation.chosen).itertuples()),
         galleries={evidence.name: list(_galleries(evaluation, evidence, open_pack)) for evidence in evaluation.rounds if evidence.mined is not None},
         heatmaps=list(_heatmaps(evaluation, open_pack)),

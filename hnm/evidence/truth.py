@@ -1,7 +1,6 @@
 """What is true of a tile, from its slide's label and from the regions that people drew. Only `evaluate` asks."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -9,10 +8,10 @@ import shapely
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from hnm.evidence.metrics import Detections, Floats
 from hnm.params import Evaluate
 from hnm.slides.annotations import Region, covered_shares
 
-Floats = NDArray[np.float64]
 LESION, NORMAL, UNCLEAR = "lesion", "normal", "unclear"
 
 
@@ -42,17 +41,6 @@ def tile_truth(
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
-@dataclass(frozen=True)
-class Detections:
-    """What the peaks of the tile scores found on some slides."""
-
-    lesion_scores: Floats
-    """`(lesions,)` score of each lesion's best peak, -inf where none touches it."""
-    false_scores: Floats
-    """Scores of the peaks that touch no lesion."""
-    slides: int
-
-
 def detect(
     tiles: pd.DataFrame, labels: Mapping[str, int], annotations: Mapping[str, Collection[Region]], aspects: Mapping[str, float], section: Evaluate
 ) -> Detections:
@@ -62,13 +50,13 @@ def detect(
     the separate parts of the union of the lesion regions.
 
     Args:
-        tiles: slide_id, x, y, side and score.
+        tiles: slide_id, patient_id, x, y, side and score.
         labels: as for `tile_truth`.
         annotations: as for `tile_truth`.
         aspects: as for `tile_truth`.
         section: which class names are lesion.
     """
-    lesion_scores, false_scores, slides = [np.zeros(0)], [np.zeros(0)], 0
+    lesion_scores, false_scores, patients = [], [], []
     for slide_id, own in ((str(key), own) for key, own in tiles.groupby("slide_id", sort=True)):
         lesions = shapely.get_parts(shapely.union_all([r.geometry for r in annotations.get(slide_id, ()) if is_lesion(r.name, section)]))
         if labels[slide_id] == 1 and not len(lesions):
@@ -78,8 +66,10 @@ def detect(
         touched = shapely.intersects(shapely.box(x, y, x + width, y + width * aspects[slide_id])[:, None], lesions[None, :] if labels[slide_id] else [])
         lesion_scores.append(np.where(touched, scores[:, None], -np.inf).max(axis=0, initial=-np.inf))
         false_scores.append(scores[~touched.any(axis=1)])
-        slides += 1
-    return Detections(np.concatenate(lesion_scores), np.concatenate(false_scores), slides)
+        patients.append(str(own["patient_id"].iloc[0]))
+    of_slides = np.array(patients, dtype=str)
+    of_lesions, of_false = (np.repeat(of_slides, [len(scores) for scores in kind]) for kind in (lesion_scores, false_scores))
+    return Detections(np.concatenate([np.zeros(0), *lesion_scores]), of_lesions, np.concatenate([np.zeros(0), *false_scores]), of_false, of_slides)
 
 
 def peaks(tiles: pd.DataFrame, aspect: float) -> NDArray[np.bool_]:

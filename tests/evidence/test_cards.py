@@ -46,7 +46,10 @@ class TestModelCard:
         auc, tiles = evaluation.chosen.numbers["test"]["auc"], evaluation.chosen.numbers["test_tiles"]["auc"]
         assert numbers["AUC"] == ["0.750", f"{auc.low:.3f} to {auc.high:.3f}", ""]
         assert numbers["tile AUC, where lesions are drawn"][0] == f"{tiles.value:.3f}"
-        assert len(numbers) == len(evaluation.chosen.numbers["test"]) + 1
+        hit = evaluation.chosen.numbers["test_tiles"]["lesions_hit"]
+        assert numbers["share of lesions hit"][0] == f"{hit.value:.3f}"
+        assert numbers["share of lesions hit"][2] == f"from the tile score {evaluation.chosen.tile_threshold:.3f} on"
+        assert len(numbers) == len(evaluation.chosen.numbers["test"]) + 4
 
     def test_limits_say_what_cannot_be_said(self, evaluation: Evaluation) -> None:
         assert f"the test AUC changed by {evaluation.gain.value:+.3f}" in model_card(evaluation, SETTINGS)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny_evidence as tiny
+from tiny_evidence import detections
 
 from hnm.evidence import charts
 from hnm.evidence.charts import Series
@@ -69,6 +70,25 @@ def test_slides_stand_by_label_and_by_whether_they_are_called_rightly(evaluation
         "te4, patient p9: score 0.580, called wrongly",
         "te3, patient p8: score 0.410, called wrongly",
     ]
+
+
+def test_froc_falls_from_the_highest_score_to_as_many_false_ones_as_it_asks_for() -> None:
+    # one slide and eight false detections at most: 0.05 comes ninth
+    false = [0.9, 0.6, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
+    table = charts.froc_table(detections([0.95, 0.5, 0.02, -np.inf], "aaaa", false, "a" * 9, "a"))
+    assert table.to_numpy().tolist() == [[0, 0, 1], [0, 0.25, 0.95], [4, 0.5, 0.5], [8, 0.5, 0.1]]
+    assert charts.froc_table(detections([], "", false, "a" * 9, "a")).empty
+    assert charts.froc_table(detections([0.7], "a", [], "", "ab")).to_numpy().tolist() == [[0, 0, 1], [0, 1, 0.7]]
+
+
+def test_froc_meets_its_operating_point(evaluation: Evaluation) -> None:
+    series = series_of(evaluation, "froc")
+    chosen, point = series["round 1 (chosen)"], series["at the threshold of tiles"]
+    assert (chosen.shape, chosen.x[0], chosen.y[0], chosen.y[-1]) == ("hold", 0, 0, 1)
+    numbers = evaluation.chosen.numbers["test_tiles"]
+    assert (point.x, point.y) == ([numbers["false_detections"].value], [numbers["lesions_hit"].value])
+    table = charts.froc_table(evaluation.chosen.detections)
+    assert point.y[0] == table.loc[table["threshold"] >= evaluation.chosen.tile_threshold, "lesions_found"].max()
 
 
 def test_tile_scores_are_shares_of_their_own_kind(evaluation: Evaluation) -> None:

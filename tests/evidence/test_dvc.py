@@ -50,6 +50,7 @@ def test_every_plot_is_drawn(repository: Path) -> None:
     points = {name: len(drawn[0]["content"]["data"]["values"]) for name, drawn in shown["data"].items() if drawn[0]["type"] == "vega"}
     assert points == {
         "ROC of the test slides": 5,
+        "FROC of the test slides": len((repository / "results" / "plots" / "froc.csv").read_text().splitlines()) - 1,
         "AUC by round": 3 * 3,  # each a line of validation, test and tiles
         "Calls of the test slides": 4,
         "Loss of the heads": 3 * 2,

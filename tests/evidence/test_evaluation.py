@@ -71,6 +71,17 @@ class TestNumbers:
         normal = [scores["te1", tile] for tile in range(3, 11)] + [scores[slide, tile] for slide in ("te2", "te4") for tile in range(11)]
         assert tiles["auc"] == pytest.approx(np.mean([[(a > b) + (a == b) / 2 for b in normal] for a in lesion]))
 
+    def test_lesions_are_hit_at_the_score_that_validation_slides_choose(self, evaluation: Evaluation) -> None:
+        chosen, tiles = evaluation.chosen, metrics_of(evaluation)["test_tiles"]
+        highest = chosen.results.tile_scores.groupby("slide_id")["score"].max().astype(float)
+        # va1 is positive, va2 negative: the threshold lies midway where va1 has the higher tile, and above both where it has not
+        positive, negative = highest["va1"], highest["va2"]
+        assert tiles["threshold"] == pytest.approx((positive + negative) / 2 if positive > negative else (1 + negative) / 2, abs=1e-6)
+        found = chosen.detections
+        assert tiles["lesions_hit"] == float(found.lesion_scores[0] >= chosen.tile_threshold)  # te1 has one lesion
+        assert tiles["false_detections"] == pytest.approx((found.false_scores >= chosen.tile_threshold).sum() / 3, abs=1e-6)
+        assert tiles["froc"] == pytest.approx(np.mean(chosen.froc), abs=1e-6)
+
     def test_mined_tiles_meet_the_truth(self, evaluation: Evaluation) -> None:
         rounds = metrics_of(evaluation)["rounds"]
         # round 1: hard negatives on the look-alike, on nothing, and on a slide without annotation; positives on and beside the lesion
@@ -102,7 +113,7 @@ class TestNumbers:
         metrics = metrics_of(evaluate_rounds(tiny.cohort(annotations={}), tiny.rounds(2), SECTION))
         assert metrics["test_tiles"]["auc"] is None
         assert metrics["test_tiles"]["auc_reason"] == "there is no positive"
-        assert metrics["test_tiles"]["froc"] is None
+        assert (metrics["test_tiles"]["froc"], metrics["test_tiles"]["froc_reason"]) == (None, "no lesion is drawn")
         assert metrics["rounds"]["1"]["mined"]["look_alike_share"] is None
 
     def test_one_class_in_test_gives_null_with_a_reason(self) -> None:

@@ -81,7 +81,7 @@ def page(html: str) -> Page:
 class TestPage:
     def test_every_picture_has_a_text_in_its_place(self, page: Page) -> None:
         images, drawings = page.all("img"), page.all("svg")
-        assert len(images) == 8 + (3 + 2) + (1 + 1)  # figures, mined tiles of round 1 and of round 2
+        assert len(images) == len(CHARTS) + (3 + 2) + (1 + 1)  # mined tiles of round 1 and of round 2
         assert all(image["alt"] for image in images)
         assert len(drawings) == 1 + 2 * 4  # the loop, and two views of each test slide
         assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)

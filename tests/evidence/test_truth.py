@@ -83,9 +83,9 @@ class TestPeaks:
 class TestDetect:
     def test_each_lesion_has_its_best_peak_and_the_rest_is_false(self) -> None:
         # positive slide: peaks are tile 0 (0.9), 2 (0.4), 5 (0.7); lesions over tiles 0 and 2, on the edge of 5, and far away
-        positive = row_of_tiles("a", 7).assign(score=[0.9, 0.1, 0.4, 0.2, 0.3, 0.7, 0.6])
-        negative = row_of_tiles("b", 3).assign(score=[0.8, 0.1, 0.5])
-        unknown = row_of_tiles("c", 3).assign(score=0.99)
+        positive = row_of_tiles("a", 7).assign(patient_id="p", score=[0.9, 0.1, 0.4, 0.2, 0.3, 0.7, 0.6])
+        negative = row_of_tiles("b", 3).assign(patient_id="q", score=[0.8, 0.1, 0.5])
+        unknown = row_of_tiles("c", 3).assign(patient_id="r", score=0.99)
         lesions = [Region("tumour", shapely.box(5, 0, 22, 10)), Region("tumour", shapely.box(20, 2, 23, 4)), Region("tumour", shapely.box(200, 0, 210, 9))]
         found = detect(
             pd.concat([positive, negative, unknown]),
@@ -96,8 +96,9 @@ class TestDetect:
         )
         assert found.slides == 2
         assert sorted(found.lesion_scores.tolist()) == [-np.inf, 0.9]
-        assert sorted(found.false_scores.tolist()) == [0.5, 0.7, 0.8]
+        assert sorted(zip(found.false_scores.tolist(), found.false_patients.tolist(), strict=True)) == [(0.5, "q"), (0.7, "p"), (0.8, "q")]
+        assert (found.lesion_patients.tolist(), found.slide_patients.tolist()) == (["p", "p"], ["p", "q"])
 
     def test_without_slides_nothing_is_found(self) -> None:
-        found = detect(row_of_tiles("a", 2).assign(score=0.5), {"a": 1}, {}, {"a": 1.0}, SECTION)
+        found = detect(row_of_tiles("a", 2).assign(patient_id="p", score=0.5), {"a": 1}, {}, {"a": 1.0}, SECTION)
         assert (len(found.lesion_scores), len(found.false_scores), found.slides) == (0, 0, 0)
