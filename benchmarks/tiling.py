@@ -249,7 +249,7 @@ def peaks_of_stages(folder: Path, slide: Path, count: int) -> dict[str, int]:
 
 def peak_of(stage: str, folder: Path, flags: dict[str, str]) -> int:
     command = [sys.executable, "-m", f"pipelines.{stage}", *(part for flag, path in flags.items() for part in (f"--{flag}", path))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder), "HNM_WORKERS": str(WORKERS)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder), "HNM_WORKERS": str(WORKERS), "HNM_TRACKING": "off"}
     peak = 0
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:

@@ -207,7 +207,7 @@ def test_a_killed_stage_resumes(folder):
     (folder / "params.yaml").write_text(params)
     paths = {"slides": "cohort/slides.parquet", "unopened": "cohort/quarantine.csv", "packs": "o/packs", "index": "o/index.parquet", "quarantine": "o/q.csv"}
     command = [sys.executable, "-m", "pipelines.tiles", *(part for flag, path in paths.items() for part in (f"--{flag}", path))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HNM_WORKERS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HNM_WORKERS": "1", "HNM_TRACKING": "off"}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as stage:
         assert stage.stdout is not None
         assert "1/14" in stage.stdout.readline()
