@@ -101,6 +101,8 @@ def read_manifest(path: Path) -> list[Entry]:
             entries = [_entry(row, f"{path}, row {rows.line_num}") for row in rows]
     except FileNotFoundError:
         raise CohortError(f"the manifest {path} does not exist; correct cohort.manifest, which counts from the repository's root") from None
+    except OSError as error:
+        raise CohortError(f"the manifest {path} cannot be read: {error.strerror}; correct cohort.manifest") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise CohortError(f"the manifest {path} is not CSV in UTF-8: {error}") from None
     if not entries:
@@ -228,6 +230,8 @@ def _mask_digest(mask: Path | None) -> str:
 
 def _check_columns(columns: list[str], path: Path) -> None:
     known = REQUIRED + OPTIONAL
+    if len(columns) == 1 and (other := next((mark for mark in ";\t|" if mark in columns[0]), None)):
+        raise CohortError(f"{path}: its columns are separated by {other!r}; save it with commas")
     for column in columns:
         if column not in known:
             close = difflib.get_close_matches(column, known, n=1)

@@ -24,7 +24,7 @@ from hnm.errors import TableError
 from hnm.store import whole
 
 SPOOL_BYTES = 1 << 20
-"""Of JPEG that are written at once: a write for each tile takes a twentieth of the whole stage's processor time."""
+"""Of JPEG that are written at once: a write for each tile takes a twentieth to a tenth of the whole stage's processor time."""
 
 
 @dataclass(frozen=True)

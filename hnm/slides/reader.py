@@ -225,14 +225,17 @@ def _open(path: Path) -> openslide.OpenSlide:
     try:
         if not path.exists():
             raise SlideError(f"{path.name} does not exist")
+        if path.is_dir():
+            raise SlideError(f"{path.name} is a folder; name the file of its slide, of DICOM any one")
         return openslide.OpenSlide(path)
     except OSError as error:
         raise _unreadable(path, error) from None
     except openslide.OpenSlideUnsupportedFormatError:
         raise SlideError(f"{path.name} is no slide that OpenSlide can read") from None
     except openslide.OpenSlideError as error:
-        kind = StorageError if _blames_storage(error) else SlideError
-        raise kind(f"{path.name} cannot be opened: {_reason(error, path)}") from None
+        if _blames_storage(error):
+            raise StorageError(f"{path.name} cannot be opened: {_reason(error, path)}") from None
+        raise SlideError(f"{path.name} is damaged or not whole ({_reason(error, path)}); copy it again") from None
 
 
 def _unreadable(path: Path, error: OSError) -> SlideError:

@@ -41,7 +41,8 @@ def test_a_manifest_as_excel_saves_it(tmp_path):
     [
         (("slide_id", "path", "lable"), [("a", "a.svs", 1)], r"unknown column 'lable'; did you mean label\?"),
         (("slide_id", "path", "label", "xyz"), [("a", "a.svs", 1, 2)], r"unknown column 'xyz'; known are slide_id, path, label, patient_id"),
-        (("slide_id;path;label",), [("a;a.svs;1",)], r"unknown column 'slide_id;path;label'"),
+        (("slide_id;path;label",), [("a;a.svs;1",)], r"its columns are separated by ';'; save it with commas"),
+        (("slide_id\tpath\tlabel",), [("a\ta.svs\t1",)], r"its columns are separated by '\\t'; save it with commas"),
         (("slide_id", "label"), [("a", 1)], r"column path is missing; required are slide_id, path, label"),
         (("slide_id", "path", "label", "label"), [("a", "a.svs", 1, 1)], r"a column stands there twice"),
         (("slide_id", "path", "label"), [], r"lists no slides"),
@@ -76,6 +77,8 @@ def test_what_is_wrong_with_a_manifest(tmp_path, header, rows, message):
 def test_a_manifest_that_is_not_there_or_not_text(tmp_path):
     with pytest.raises(CohortError, match=r"none.csv does not exist; correct cohort.manifest, which counts from the repository's root"):
         read_manifest(tmp_path / "none.csv")
+    with pytest.raises(CohortError, match=r"the manifest .* cannot be read: Is a directory; correct cohort.manifest"):
+        read_manifest(tmp_path)
     (tmp_path / "x.csv").write_bytes(b"slide_id,path,label\n\xff\xfe,a,1\n")
     with pytest.raises(CohortError, match=r"x.csv is not CSV in UTF-8"):
         read_manifest(tmp_path / "x.csv")

@@ -68,13 +68,18 @@ def test_the_message_of_a_damaged_tile_names_the_region_and_no_folder(tmp_path, 
     assert caught.value.step == "tiles"
 
 
-def test_files_that_are_no_slides(tmp_path):
+def test_files_that_are_no_slides(tmp_path, tiny):
     (tmp_path / "text.svs").write_text("no slide")
+    (tmp_path / "folder.svs").mkdir()
+    whole = tiny.aperio(tmp_path / "whole.svs", tiny.painted(300, 300)).read_bytes()
+    (tmp_path / "half.svs").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "cut.svs").write_bytes(b"II*\0\x08\0\0\0")
     for name, message in (
         ("none.svs", "none.svs does not exist"),
         ("text.svs", "text.svs is no slide that OpenSlide can read"),
         ("cut.svs", "cut.svs is no slide"),
+        ("folder.svs", "folder.svs is a folder; name the file of its slide, of DICOM any one"),
+        ("half.svs", r"half.svs is damaged or not whole \(.*half.svs.*\); copy it again"),
     ):
         with pytest.raises(SlideError, match=message) as caught:
             OpenSlideReader(tmp_path / name)
