@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hnm.errors import HnmError
+from hnm.errors import HnmError, StudyError
 from hnm.store import Kept
 
 if TYPE_CHECKING:
@@ -386,7 +386,10 @@ def tune_run(
     enqueue: Annotated[list[str] | None, typer.Option(help="Another study, whose best trial is tried early; may be given again.")] = None,
 ) -> None:
     """Run trials of a study; the same command goes on where it was interrupted."""
-    if context.invoked_subcommand:
+    if command := context.invoked_subcommand:
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        if misplaced := [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]:
+            raise StudyError(f"--{misplaced[0]} stands before {command}, which does not see it there; give {command} its options after its name")
         return
     from hnm.experiments.study import Limits, run_study
     from hnm.experiments.study_files import best_values
@@ -435,7 +438,7 @@ def tune_report(
     from hnm.experiments.folds import folds_of
     from hnm.experiments.space import with_values
     from hnm.experiments.study import check_identity, identity_of
-    from hnm.experiments.study_files import load_study, read_trials
+    from hnm.experiments.study_files import load_study, read_trials, written
     from hnm.experiments.trial import Loop, Upstream
     from hnm.params import load_params
     from hnm.store import project_root, project_store, whole
@@ -459,7 +462,7 @@ def tune_report(
     section = params.evaluate
     resampling = Resampling(section.resamples, section.confidence, seed_of(section.seed, "bootstrap", "study"))
     report = report_markdown(study, reruns, int((read_trials(files)[0]["state"] != "failed").sum()), resampling)
-    with whole(files.report) as temporary:
+    with written(files.report), whole(files.report) as temporary:
         temporary.write_text(report, encoding="utf-8")
     typer.echo(report)
 
@@ -477,7 +480,6 @@ def _study_files(name: str) -> "StudyFiles":
     """Files of the study `name` of this repository."""
     import re
 
-    from hnm.errors import StudyError
     from hnm.experiments.study_files import StudyFiles
     from hnm.params import ID
     from hnm.store import project_root

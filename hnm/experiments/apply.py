@@ -1,5 +1,6 @@
 """A trial's values into params.yaml, whose comments and order stay."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from hnm.errors import StudyError
 from hnm.experiments.space import Value, Values, with_values
-from hnm.experiments.study_files import StudyFiles, plain, read_trials
+from hnm.experiments.study_files import StudyFiles, plain, read_trials, written
 from hnm.params import load_params
 from hnm.store import whole
 
@@ -37,6 +38,7 @@ def write_values(path: Path, values: Mapping[str, Value]) -> dict[str, tuple[Val
 
     Raises:
         ParamsError: the file would not be valid with them; it is then left as it is.
+        StudyError: it is read-only, or cannot be written.
     """
     before, after = load_params(path), with_values(load_params(path), values, where=str(path))
     yaml = YAML()
@@ -53,7 +55,9 @@ def write_values(path: Path, values: Mapping[str, Value]) -> dict[str, tuple[Val
         section[leaf] = value
         changed[name] = (old, value)
     if changed:
-        with whole(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        if not os.access(path, os.W_OK):
+            raise StudyError(f"{path} is read-only; make it writable (chmod u+w), and give the command again")
+        with written(path), whole(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
             yaml.dump(content, stream)
     return changed
 

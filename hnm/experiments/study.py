@@ -23,7 +23,7 @@ from hnm.errors import HnmError, StudyError
 from hnm.experiments.folds import folds_of
 from hnm.experiments.space import TUNABLE, Space, Value, Values, param_of, space_of, with_seed, with_values
 from hnm.experiments.storage import JOURNAL, STORAGE_ERRORS, alone, close_dead, file_of, heartbeat_of, mend_journal, open_storage, usable
-from hnm.experiments.study_files import StudyFiles, counted, export, finished, space_in, trials_of, values_of
+from hnm.experiments.study_files import StudyFiles, counted, export, finished, space_in, trials_of, values_of, written
 from hnm.experiments.tracking import StudyTracker
 from hnm.experiments.trial import Fold, Loop, RoundResult, Upstream
 from hnm.experiments.workers import run_workers
@@ -110,11 +110,12 @@ def run_study(
 
     Raises:
         ParamsError: the space is wrong, or a winner lies outside of it.
-        StudyError: the study is of other data, params or code, or runs already; the storage cannot be had; all trials fail.
+        StudyError: the study is of other data, params or code, or runs already; the storage or the files cannot be had; all trials fail.
     """
     space_of(params)  # before anything is made
     url, name = storage or files.url, files.folder.name
-    files.folder.mkdir(parents=True, exist_ok=True)
+    with written(files.folder):
+        files.folder.mkdir(parents=True, exist_ok=True)
     path = file_of(url)
     with alone(url, name), usable(url):
         if path is not None and url.startswith(JOURNAL):
@@ -128,7 +129,8 @@ def run_study(
         deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
         tracker = StudyTracker(root, params.cohort.name, name, key_of(identity=study.user_attrs["identity"], begun=study.user_attrs.get("begun")))
         job = Job(url, name, own, loop, folds, starts, limits.trials, deadline, tracker, say)
-        files.write_stage(in_journal=url == files.url)
+        with written(files.folder):
+            files.write_stage(in_journal=url == files.url)
         close_dead(study, url)
         shared = {section: getattr(own, section) for section in (*TUNABLE, "embed", "compute", "rounds")}
         sections = {section: value if section == "rounds" else value.model_dump(mode="json") for section, value in shared.items()}

@@ -1,6 +1,7 @@
 """What of a study is versioned: the table of its trials, the best one, its plots, and the DVC stage that makes them from the storage."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from ruamel.yaml import YAML
 from hnm.errors import StudyError
 from hnm.experiments.space import Space, Value, Values, in_order
 from hnm.experiments.storage import JOURNAL, open_storage, usable
-from hnm.experiments.study_plots import draw_plots
 from hnm.params import Dimension
 from hnm.store import whole
 from hnm.tables import Table
@@ -68,6 +68,17 @@ class StudyFiles:
         _write_yaml({"stages": {"study": stage}}, self.folder / "dvc.yaml")
 
 
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """What the disk refuses while the block writes `path` becomes a `StudyError`."""
+    try:
+        yield
+    except OSError as error:
+        raise StudyError(
+            f"{path} cannot be written ({error.strerror or error}); make its folder writable, or room on its disk, and give the command again"
+        ) from error
+
+
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that ran to their end, whatever it was, in order; their places are the trials' numbers.
 
@@ -92,8 +103,7 @@ def values_of(space: Space, trial: FrozenTrial) -> Values | None:
 def load_study(files: StudyFiles, storage: str | None) -> optuna.Study:
     """A study that is there; `StudyError` names those that are where it is not."""
     url, name = storage or files.url, files.folder.name
-    others = sorted(path.parent.name for path in files.folder.parent.glob("*/dvc.yaml"))
-    unknown = StudyError(f"there is no study {name} in {url if storage else files.folder.parent}; there are {', '.join(others) or 'none'}; name one by --study")
+    unknown = _unknown(files, url if storage else str(files.folder.parent))
     if storage is None and not files.journal.exists():
         raise unknown
     opened = open_storage(url, make=False)
@@ -102,6 +112,11 @@ def load_study(files: StudyFiles, storage: str | None) -> optuna.Study:
             return optuna.load_study(storage=opened, study_name=name)
         except KeyError:
             raise unknown from None
+
+
+def _unknown(files: StudyFiles, where: str) -> StudyError:
+    others = sorted(path.parent.name for path in files.folder.parent.glob("*/dvc.yaml"))
+    return StudyError(f"there is no study {files.folder.name} in {where}; there are {', '.join(others) or 'none'}; name one by --study")
 
 
 def space_in(study: optuna.Study) -> Space:
@@ -118,6 +133,8 @@ def trials_table(space: Space) -> Table:
 
 def read_trials(files: StudyFiles) -> tuple[pd.DataFrame, list[str]]:
     """The checked `trials.parquet` of a study, and the names of its params; `StudyError` where there is none."""
+    if not files.folder.exists():
+        raise _unknown(files, str(files.folder.parent))
     if not files.trials.exists():
         raise StudyError(f"{files.trials} does not exist: the study has no finished trial; run hnm tune --study {files.folder.name}, or dvc pull")
     frame = pd.read_parquet(files.trials)
@@ -151,17 +168,24 @@ def trials_of(study: optuna.Study, space: Space) -> pd.DataFrame:
 
 
 def export(files: StudyFiles, study: optuna.Study, *, plots: bool) -> None:
-    """Writes `trials.parquet`, `best.yaml` and, where wanted, the plots of the finished trials; nothing where there are none."""
+    """Writes `trials.parquet`, `best.yaml` and, where wanted, the plots of the finished trials; nothing where there are none.
+
+    Raises:
+        StudyError: a file cannot be written; the storage keeps the trials.
+    """
     space = space_in(study)
     frame = trials_of(study, space)
     if frame.empty:
         return
-    trials_table(space).write(frame, files.trials)
-    best = frame[frame["best"]].sort_values(["value", "trial"], ascending=[False, True])
-    if len(best):
-        _write_yaml(_described(best.iloc[0].to_dict(), list(space.defaults)), files.best)
-    if plots:
-        draw_plots(study, frame, files.plots)
+    with written(files.folder):
+        trials_table(space).write(frame, files.trials)
+        best = frame[frame["best"]].sort_values(["value", "trial"], ascending=[False, True])
+        if len(best):
+            _write_yaml(_described(best.iloc[0].to_dict(), list(space.defaults)), files.best)
+        if plots:
+            from hnm.experiments.study_plots import draw_plots  # not above: workers draw nothing, and matplotlib takes long to import
+
+            draw_plots(study, frame, files.plots)
 
 
 def best_values(files: StudyFiles) -> Values:

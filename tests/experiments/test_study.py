@@ -263,6 +263,20 @@ def test_a_storage_that_cannot_be_used_is_named_without_its_password(tmp_path: P
     assert "secret" not in str(error.value)
 
 
+def test_a_folder_of_studies_that_cannot_be_written_is_named(tmp_path: Path, upstream: Upstream) -> None:
+    (tmp_path / "studies").touch()
+    with pytest.raises(StudyError, match=r"studies/s cannot be written \(Not a directory\); make its folder writable"):
+        run(tmp_path / "studies" / "s", upstream, FormulaLoop())
+    files = StudyFiles(tmp_path / "s")
+    run(files.folder, upstream, FormulaLoop(), trials=1)
+    files.trials.unlink()
+    files.trials.mkdir()
+    with pytest.raises(StudyError, match=r"s cannot be written \(Is a directory\)"):
+        run(files.folder, upstream, FormulaLoop(), trials=2)
+    files.trials.rmdir()
+    assert run(files.folder, upstream, FormulaLoop(), trials=2)[-1].startswith("2 trials: 2 complete")
+
+
 def test_a_study_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path, upstream: Upstream) -> None:
     run(tmp_path / "known", upstream, FormulaLoop(), trials=1)
     with pytest.raises(StudyError, match=r"there is no study other in .*; there are known; name one by --study"):

@@ -1,6 +1,7 @@
 """A winner in params.yaml: comments and order stay, and the stages then yield the very value that the study showed."""
 
 import csv
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,22 @@ def test_a_value_that_params_yaml_refuses_leaves_it(params_yaml: Path) -> None:
     before = params_yaml.read_bytes()
     with pytest.raises(ParamsError, match=r"params\.yaml: ranking: margin=1\.5 can never be met by scores"):
         write_values(params_yaml, {"ranking.margin": 1.5})
+    assert params_yaml.read_bytes() == before
+
+
+def test_a_params_yaml_that_cannot_be_written_is_named_and_stays(params_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = params_yaml.read_bytes()
+
+    def full(**options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hnm.store.tempfile.mkstemp", full)
+        with pytest.raises(StudyError, match=r"params\.yaml cannot be written \(No space left on device\); make its folder writable, or room on its disk"):
+            write_values(params_yaml, {"ranking.margin": 0.25})
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write any file
+    with pytest.raises(StudyError, match=r"params\.yaml is read-only; make it writable \(chmod u\+w\)"):
+        write_values(params_yaml, {"ranking.margin": 0.25})
     assert params_yaml.read_bytes() == before
 
 
@@ -126,9 +143,11 @@ def stage(name: str) -> Any:
 
 def test_what_cannot_be_applied_is_named(tmp_path: Path) -> None:
     files = StudyFiles(tmp_path / "s")
-    with pytest.raises(StudyError, match=r"trials\.parquet does not exist: the study has no finished trial; run hnm tune --study s, or dvc pull"):
+    with pytest.raises(StudyError, match=r"there is no study s in .*; there are none; name one by --study"):
         trial_values(files, None)
     files.folder.mkdir()
+    with pytest.raises(StudyError, match=r"trials\.parquet does not exist: the study has no finished trial; run hnm tune --study s, or dvc pull"):
+        trial_values(files, None)
     row = {
         "trial": 0,
         "state": "failed",
