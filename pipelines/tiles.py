@@ -26,7 +26,7 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
     cuttings = {layout.slide_id: Cutting(layout, store.path("tiles", key_of(code=code, **layout.causes()), ".h5").absolute()) for layout in layouts}
     refused: dict[str, SlideError] = {}
     waiting = [cutting for cutting in cuttings.values() if not _is_whole(cutting.pack)]
-    outcomes = each(cut, waiting, seconds=tiles.slide_seconds, step="tiles")
+    outcomes = each(cut, waiting, seconds=tiles.slide_seconds, read_seconds=tiles.read_seconds, step="tiles")
     for cutting, outcome in followed(outcomes, slides=len(waiting), doing="cutting slides", line=_line):
         if isinstance(outcome, SlideError):
             refused[cutting.layout.slide_id] = outcome

@@ -77,7 +77,7 @@ def predict_slides(model: Model, slides: Mapping[str, str], *, mpp: float | None
             Reading(slide_id, place_of(source, Path.cwd()), mpp, record.mpp_from_objective, record.tissue, record.tiles, Path(packs) / f"{slide_id}.h5")
             for slide_id, source in slides.items()
         ]
-        for reading, outcome in each(read_slide, readings, seconds=record.tiles.slide_seconds, step="tiles"):
+        for reading, outcome in each(read_slide, readings, seconds=record.tiles.slide_seconds, read_seconds=record.tiles.read_seconds, step="tiles"):
             source = slides[reading.slide_id]
             if isinstance(outcome, SlideError):
                 yield Refusal(reading.slide_id, source, outcome)

@@ -39,8 +39,9 @@ class Layout:
     tiles: Tiles
 
     def causes(self) -> dict[str, object]:
-        """All that can change this slide's tiles, but the code; places are none of it."""
-        sections = {"tissue": self.tissue.model_dump(mode="json"), "tiles": self.tiles.model_dump(mode="json")}
+        """All that can change this slide's tiles, but the code; places and time limits are none of it."""
+        tiles = self.tiles.model_dump(mode="json", exclude={"slide_seconds", "read_seconds"})
+        sections = {"tissue": self.tissue.model_dump(mode="json"), "tiles": tiles}
         return {"slide_id": self.slide_id, "fingerprint": self.fingerprint, "mpp": self.mpp, "mask": self.mask_digest, **sections}
 
 

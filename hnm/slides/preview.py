@@ -50,7 +50,7 @@ def preview_cohort(slides: Path, slide_ids: Collection[str] | None, out: Path, *
     layouts = layouts_of(wanted, Path(cohort.manifest).parent.resolve(), tissue, tiles)
     sittings = [Sitting(layout, (out / f"{layout.slide_id}.png").absolute()) for layout in layouts]
     previews: dict[str, Preview] = {}
-    for sitting, outcome in each(preview_slide, sittings, seconds=tiles.slide_seconds, step="tiles"):
+    for sitting, outcome in each(preview_slide, sittings, seconds=tiles.slide_seconds, read_seconds=tiles.read_seconds, step="tiles"):
         if isinstance(outcome, SlideError):
             outcome = Preview(Image.new("RGB", (1, 1)), f"{sitting.layout.slide_id}: {outcome}")
         previews[sitting.layout.slide_id] = outcome

@@ -20,6 +20,7 @@ import numpy as np
 import simplejpeg
 import tifffile
 
+from hnm.processes import one_read
 from hnm.slides.reader import RGB, OpenSlideReader, RegionError, Slide
 
 VENDORS = frozenset({"aperio", "generic-tiff"})
@@ -135,7 +136,8 @@ class RawTileReader:
     def _decoded(self, number: int, tile: int) -> RGB:
         """(tile height, tile width, 3); `ValueError` where its bytes are no such JPEG image."""
         level = self._levels[number]
-        jpeg = os.pread(self._file.fileno(), level.counts[tile], level.offsets[tile])
+        with one_read():
+            jpeg = os.pread(self._file.fileno(), level.counts[tile], level.offsets[tile])
         pixels: RGB = simplejpeg.decode_jpeg(level.head + jpeg[len(START_OF_IMAGE) :], colorspace="RGB", fastdct=False, fastupsample=False)
         if pixels.shape[:2] != (level.tile_height, level.tile_width):
             raise ValueError(f"tile {tile} of level {number} has {pixels.shape[:2]} pixels")

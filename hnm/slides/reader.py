@@ -19,6 +19,7 @@ import openslide
 from PIL import Image
 
 from hnm.errors import SlideError
+from hnm.processes import one_read
 from hnm.slides.storage import PASSING, StorageError, may_pass
 from hnm.store import key_of
 
@@ -149,7 +150,8 @@ class OpenSlideReader:
         return key_of(files=files, properties=self._properties)
 
     def _read(self, x: int, y: int, level: int, width: int, height: int) -> RGB:
-        region = self._slide.read_region((x, y), level, (width, height))
+        with one_read():
+            region = self._slide.read_region((x, y), level, (width, height))
         pixels = region.convert("RGB")
         if self._is_ycbcr:
             pixels = Image.merge("YCbCr", pixels.split()).convert("RGB")
@@ -227,7 +229,8 @@ def _open(path: Path) -> openslide.OpenSlide:
             raise SlideError(f"{path.name} does not exist")
         if path.is_dir():
             raise SlideError(f"{path.name} is a folder; name the file of its slide, of DICOM any one")
-        return openslide.OpenSlide(path)
+        with one_read():
+            return openslide.OpenSlide(path)
     except OSError as error:
         raise _unreadable(path, error) from None
     except openslide.OpenSlideUnsupportedFormatError:

@@ -142,14 +142,17 @@ def test_bad_slides_go_to_quarantine_and_the_others_go_on(folder, tiny):
     assert contents(again) == contents(out)
 
 
-def test_a_slide_that_hangs_costs_itself(folder, tiny):
+@pytest.mark.parametrize(
+    ("limit", "reason"), [("slide_seconds", "it took longer than 5 s and was given up"), ("read_seconds", "one read took longer than 5 s and was given up")]
+)
+def test_a_slide_that_hangs_costs_itself(folder, tiny, limit, reason):
     """A named pipe instead of the slide: opening it for reading waits for ever."""
     shutil.copy(folder / "in" / "s0.svs", folder / "in" / "stuck.svs")
     refresh(folder)
     (folder / "in" / "stuck.svs").unlink()
     os.mkfifo(folder / "in" / "stuck.svs")
-    out = run(folder, tiles=TILES_SECTION.model_copy(update={"slide_seconds": 5.0}))
-    assert QUARANTINE.read(out / "quarantine.csv").to_numpy().tolist()[1] == ["stuck", "tiles", "it took longer than 5 s and was given up"]
+    out = run(folder, tiles=TILES_SECTION.model_copy(update={limit: 5.0}))
+    assert QUARANTINE.read(out / "quarantine.csv").to_numpy().tolist()[1] == ["stuck", "tiles", reason]
     assert len(list((out / "packs").iterdir())) == 5
 
 

@@ -4,12 +4,22 @@ import time
 import pytest
 
 from hnm.errors import ParamsError, SlideError
+from hnm.processes import one_read
 from hnm.slides.cohort import Opening, identify
 from hnm.slides.workers import each, worker_count
 
 
-def outcomes(function, jobs, seconds=60.0):
-    return dict(each(function, jobs, seconds=seconds, step="tiles"))
+def outcomes(function, jobs, **limits):
+    return dict(each(function, jobs, **{"seconds": 60.0, "step": "tiles", **limits}))
+
+
+def read_and_work(job):
+    """Sleeps in a read, and then outside of any, for so many seconds each."""
+    read, work = job
+    with one_read():
+        time.sleep(read)
+    time.sleep(work)
+    return read + work
 
 
 def test_each_job_has_its_result():
@@ -24,6 +34,14 @@ def test_a_hang_costs_one_slide():
     assert result[0.02] is None
     assert isinstance(result[30], SlideError)
     assert (str(result[30]), result[30].step) == ("it took longer than 1 s and was given up", "tiles")
+
+
+def test_a_read_that_hangs_costs_one_slide():
+    """The limit counts for one read; what a job does beside reading may take longer."""
+    result = outcomes(read_and_work, [(30, 0), (0, 1.5), (0.01, 0)], read_seconds=0.75)
+    assert (result[0, 1.5], result[0.01, 0]) == (1.5, 0.01)
+    assert (str(result[30, 0]), result[30, 0].step) == ("one read took longer than 0.75 s and was given up", "tiles")
+    assert outcomes(read_and_work, [(0.2, 0)]) == {(0.2, 0): 0.2}
 
 
 def test_a_crash_costs_one_slide(monkeypatch):
