@@ -17,6 +17,7 @@ from hnm.evidence.metrics import (
     Resampling,
     auc_gain,
     choose_threshold,
+    delong_bounds,
     delong_p,
     froc,
     lesion_metrics,
@@ -139,6 +140,8 @@ class Evaluation:
     """Test slide AUC of the chosen round over that of round 0, on the same slides."""
     gain_p: float | None
     """DeLong's p-value of no gain; it takes slides, not patients, for independent."""
+    auc_bounds: tuple[float, float] | None
+    """DeLong's interval of the chosen round's test AUC; it takes slides for independent as well."""
     section: Evaluate
     tile_truth: pd.DataFrame = field(repr=False)
     """slide_id, tile, truth, region of all tiles of labelled slides."""
@@ -159,7 +162,8 @@ def evaluate_rounds(cohort: CohortTruth, rounds: Sequence[RoundResults], section
         evidence.append(_round_evidence(cohort, results, truth, evidence[-1].results.mined if evidence else None, section))
     chosen = max(evidence, key=_validation_rank)
     before, after = predictions(evidence[0].slides["test"]), predictions(chosen.slides["test"])
-    return Evaluation(cohort, evidence, chosen, auc_gain(before, after, _resampling(section, "test")), delong_p(before, after), section, truth)
+    gain, gain_p = auc_gain(before, after, _resampling(section, "test")), delong_p(before, after)
+    return Evaluation(cohort, evidence, chosen, gain, gain_p, delong_bounds(after, section.confidence), section, truth)
 
 
 def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
@@ -173,7 +177,7 @@ def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "chosen_round": int(chosen.name),
         "threshold": round(chosen.threshold, DIGITS),
-        "test": {**_flat(chosen.numbers["test"]), **_counts(chosen.slides["test"])},
+        "test": {**_flat(chosen.numbers["test"]), **_delong(evaluation), **_counts(chosen.slides["test"])},
         "test_tiles": {
             **_flat(chosen.numbers["test_tiles"], ("auc", *LESION_METRICS)),
             "threshold": round(chosen.tile_threshold, DIGITS),
@@ -306,6 +310,11 @@ def _flat(numbers: Mapping[str, Number], bounds_of: Sequence[str] | None = None)
         if number.reason and (with_bounds or number.value is None):
             flat[f"{name}_reason"] = number.reason
     return flat
+
+
+def _delong(evaluation: Evaluation) -> dict[str, float | None]:
+    low, high = evaluation.auc_bounds or (None, None)
+    return {"auc_delong_low": _rounded(low), "auc_delong_high": _rounded(high)}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -243,6 +243,15 @@ def delong_p(before: Predictions, after: Predictions) -> float | None:
     return float(2 * norm.sf(abs(second - first) / np.sqrt(variance))) if variance > 1e-12 else None
 
 
+def delong_bounds(slides: Predictions, confidence: float) -> tuple[float, float] | None:
+    """DeLong's interval of the AUC, cut off at 0 and 1 as pROC's is; None where the variance cannot be told or is zero."""
+    if min(np.bincount(slides.labels, minlength=2)) < 2:
+        return None
+    (auc,), ((variance,),) = delong(slides.labels, slides.scores[None])
+    half = norm.ppf((1 + confidence) / 2) * np.sqrt(variance)
+    return (max(0.0, float(auc - half)), min(1.0, float(auc + half))) if variance > 1e-12 else None
+
+
 def reliability(slides: Predictions) -> list[dict[str, float]]:
     """The calibration curve: for each bin of equal width that holds slides, their mean score, share of positives and number."""
     bins = _bin_of(slides.scores)

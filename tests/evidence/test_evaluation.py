@@ -58,6 +58,11 @@ class TestNumbers:
         assert (test["slides"], test["positives"], test["patients"]) == (4, 2, 3)
         assert test["auc_low"] <= test["auc"] <= test["auc_high"]
 
+    def test_delong_s_interval_stands_beside_the_auc(self, evaluation: Evaluation) -> None:
+        # wins of positives 1 and 1/2, over negatives 1 and 1/2: AUC 3/4, variance 1/8 / 2 + 1/8 / 2
+        test = metrics_of(evaluation)["test"]
+        assert (test["auc_delong_low"], test["auc_delong_high"]) == (pytest.approx(0.75 - 1.959964 * 8**-0.5, abs=2e-6), 1.0)
+
     def test_gain_over_round_0(self, evaluation: Evaluation) -> None:
         # round 0: 0.62, 0.31 against 0.64, 0.12: 2 of 4 pairs
         assert metrics_of(evaluation)["gain"]["test_auc"] == pytest.approx(0.25)

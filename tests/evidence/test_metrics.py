@@ -186,6 +186,19 @@ class TestDelong:
         p_values = [metrics.delong_p(*(predictions(use.tolist(), scores.tolist()) for scores in pair)) for pair in pairs]
         assert p_values == pytest.approx([0.456139707507, 0.910206347201, 0.111828210121], abs=1e-12)
 
+    def test_intervals_of_the_published_example(self) -> None:
+        # Wald limits at 95 %: K-G 0.5243 to 0.9273, total protein 0.4518 to 0.8439, as the manual prints them
+        protein, kg, use = (np.array(column.split(), np.float64) for column in (self.TP, self.KG, self.USE))
+        bounds = [metrics.delong_bounds(predictions(use.tolist(), scores.tolist()), 0.95) for scores in (10 - kg, protein)]
+        assert np.array(bounds) == pytest.approx(np.array([[0.5243, 0.9273], [0.4518, 0.8439]]), abs=1.5e-4)
+
+    def test_intervals_end_at_one_and_need_variance(self) -> None:
+        # wins of positives 1, 1, 1/2 and over negatives 2/3, 1: AUC 5/6, variance (1/12) / 3 + (1/18) / 2 = 1/18
+        low, high = metrics.delong_bounds(predictions([1, 1, 1, 0, 0], [0.9, 0.8, 0.4, 0.6, 0.1]), 0.9) or (0, 0)
+        assert (low, high) == (pytest.approx(5 / 6 - 1.6448536 / 18**0.5), 1.0)
+        assert metrics.delong_bounds(predictions([1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1]), 0.9) is None
+        assert metrics.delong_bounds(predictions([1, 0, 0], [0.9, 0.8, 0.2]), 0.9) is None
+
     def test_no_p_value_without_variance(self) -> None:
         slides = predictions([1, 1, 0, 0], [0.9, 0.6, 0.7, 0.1])
         assert metrics.delong_p(slides, slides) is None
