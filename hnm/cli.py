@@ -71,32 +71,58 @@ def rounds() -> None:
 
 @app.command()
 def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is run.")] = 1) -> None:
-    """Cross-validate: the loop on split.folds folds of the patients; each slide is test once."""
-    import pandas as pd
+    """Cross-validate: the loop on split.folds folds of the patients, each a stage of DVC; each slide is test once."""
     from rich.console import Console
 
-    from hnm.evidence.openings import LEDGER, Opening, enter_opening
-    from hnm.evidence.pooling import out_of_fold, pooled, pooled_table
-    from hnm.experiments.cross_validation import cross_validate
-    from hnm.experiments.state import git_tags
+    from hnm.errors import EvidenceError
+    from hnm.evidence.pooling import pooled_table
+    from hnm.experiments.cross_validation import folds_in, reproduce, write_stages
     from hnm.params import load_params
-    from hnm.store import digest_of, key_of, project_root, project_store, whole, write_json
+    from hnm.store import project_root, read_json
 
     root = project_root()
-    params, tags = load_params(root / "params.yaml"), git_tags(root)
-    tables = []
-    for own in cross_validate(root / "data", params, project_store(), seeds, typer.echo):
-        tables.append(out_of_fold(own.slides, seed=own.seed, fold=own.fold))
-        state = key_of(slides=own.slides.to_dict("records"))
-        commit, dirty = tags.get("mlflow.source.git.commit", ""), tags.get("hnm.git_dirty", "")
-        enter_opening(root / LEDGER, Opening(state, digest_of(root / "params.yaml"), commit, dirty, "cv"))
-    table = pd.concat(tables, ignore_index=True)
-    numbers = pooled(table, params.evaluate)
-    with whole(root / "results" / "cv" / "slides.csv") as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.9g")
-    write_json(numbers, root / "results" / "cv" / "summary.json")
-    Console().print(pooled_table(numbers))
-    typer.echo("slides results/cv/slides.csv, numbers results/cv/summary.json")
+    reproduce(write_stages(root, seeds=seeds, folds=folds_in(load_params(root / "params.yaml"))))
+    Console().print(pooled_table(read_json(root / "results" / "cv" / "summary.json", EvidenceError)))
+    typer.echo("slides results/cv/slides.csv, numbers results/cv/summary.json; commit cv/dvc.yaml, cv/dvc.lock and the numbers")
+
+
+@app.command(hidden=True)
+def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Option()]) -> None:
+    """Stage `fold` of cv/dvc.yaml: one fold's loop with one seed, and its out-of-fold predictions."""
+    from hnm.evidence.openings import LEDGER, Opening, enter_opening
+    from hnm.evidence.pooling import out_of_fold, write_predictions
+    from hnm.experiments.cross_validation import fold_file, run_fold
+    from hnm.experiments.state import git_tags
+    from hnm.params import load_params
+    from hnm.processes import die_with_parent, keep_freed_memory
+    from hnm.store import digest_of, key_of, project_root, project_store
+
+    die_with_parent()
+    keep_freed_memory()
+    root = project_root()
+    own = run_fold(root / "data", load_params(root / "params.yaml"), project_store(), seed=seed, fold=fold)
+    tags = git_tags(root)
+    commit, dirty = tags.get("mlflow.source.git.commit", ""), tags.get("hnm.git_dirty", "")
+    enter_opening(root / LEDGER, Opening(key_of(slides=own.slides.to_dict("records")), digest_of(root / "params.yaml"), commit, dirty, "cv"))
+    write_predictions(out_of_fold(own.slides, seed=seed, fold=fold), root / fold_file(seed, fold))
+    typer.echo(f"seed {seed}, fold {fold}: validation AUC by round {', '.join(f'{result.auc:.3f}' for result in own.rounds)}")
+
+
+@app.command(hidden=True)
+def cv_pool(seeds: Annotated[int, typer.Option()], folds: Annotated[int, typer.Option()]) -> None:
+    """Stage `pool` of cv/dvc.yaml: the folds' predictions together, and their numbers."""
+    import pandas as pd
+
+    from hnm.evidence.pooling import pooled, read_predictions, write_predictions
+    from hnm.experiments.cross_validation import fold_file
+    from hnm.params import load_params
+    from hnm.store import project_root, write_json
+
+    root = project_root()
+    parts = [read_predictions(root / fold_file(seed, fold)) for seed in range(seeds) for fold in range(folds)]
+    table = pd.concat(parts, ignore_index=True)
+    write_predictions(table, root / "results" / "cv" / "slides.csv")
+    write_json(pooled(table, load_params(root / "params.yaml").evaluate), root / "results" / "cv" / "summary.json")
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Cross-validation's out-of-fold predictions put together: what all slides say, and how far folds and seeds differ."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hnm.draws import seed_of
 from hnm.evidence.evaluation import DIGITS, predictions
 from hnm.evidence.metrics import Number, Predictions, Resampling, auc_gain, auc_number, choose_threshold, delong_p, log_loss
 from hnm.params import Evaluate
+from hnm.store import whole
 
 
 def out_of_fold(held_out: pd.DataFrame, *, seed: int, fold: int) -> pd.DataFrame:
@@ -34,6 +36,19 @@ def out_of_fold(held_out: pd.DataFrame, *, seed: int, fold: int) -> pd.DataFrame
     first, test = (own[own["split"] == "test"].sort_values("slide_id", ignore_index=True) for own in (by_round[0], by_round[chosen]))
     table = test.assign(seed=seed, fold=fold, first_score=first["score"], threshold=threshold, called=(test["score"] >= threshold).astype(int))
     return table[["seed", "fold", "slide_id", "patient_id", "label", "first_score", "round", "threshold", "score", "called"]]
+
+
+def write_predictions(table: pd.DataFrame, path: Path) -> None:
+    """Rows of `out_of_fold` as CSV; scores come back as they were."""
+    with whole(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.9g")
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Rows that `write_predictions` has written; scores are single precision, as they were."""
+    scores = ("first_score", "score")
+    table = pd.read_csv(path, dtype={"slide_id": str, "patient_id": str}, converters=dict.fromkeys(scores, float), keep_default_na=False)
+    return table.astype(dict.fromkeys(scores, np.float32))
 
 
 def pooled(table: pd.DataFrame, section: Evaluate) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Cross-validation: the loop once for each fold and seed, in a folder that holds the fold's own labels and splits.
+"""Cross-validation: the loop once for each fold and seed, in a folder that holds the fold's own labels and splits; each is a stage of DVC.
 
 What sees no label is shared: tiles are linked, and features lie in the store by their pack and encoder, so that round 0
 is embedded once for all folds, with those of the pipeline itself. What sees labels, or chooses by them, happens inside
@@ -6,12 +6,17 @@ the fold: heads, mining, fine-tuning, the epoch, the round and the threshold. An
 cohort (SimCLR) sees no labels but train tiles, and is trained anew on those of each fold.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
+from ruamel.yaml import YAML
 
 from hnm.errors import StudyError
 from hnm.experiments.space import with_seed
@@ -20,11 +25,26 @@ from hnm.loop.encoder import check_place, first_encoder, weights_path
 from hnm.params import Params
 from hnm.slides.cohort import SPLITS
 from hnm.slides.folds import folds_of, split_of_fold
-from hnm.store import Store, code_version, digest_of, key_of
+from hnm.store import Store, code_version, digest_of, imports_of, key_of, whole
 from hnm.tables import LABELS, SLIDE_SCORES, SLIDES, TILES
 
 SHARED = ("tiles", "encoders", "mined")
 """Folders of the pipeline's data that every fold sees as they are; of the encoders and mined tiles it reads those of round 0."""
+
+CODE = {"fold": ("hnm.experiments.cross_validation", "hnm.evidence.pooling"), "pool": ("hnm.evidence.pooling",)}
+"""Stage -> the modules that it runs."""
+FOLD_PARAMS = ["rounds", "split.folds", "split.seed", "encoder", "simclr", "embed", "head", "ranking", "mining", "finetune", "compute"]
+FOLD_DEPS = [
+    "data/cohort/slides.parquet",
+    *(f"data/cohort/labels/{split}.csv" for split in SPLITS),
+    "data/tiles/packs",
+    "data/tiles/index.parquet",
+    "data/encoders/0",
+    "data/mined/0/mined.parquet",
+    "vetoes",
+    "extra",
+    "weights",
+]
 
 
 @dataclass(frozen=True)
@@ -38,34 +58,93 @@ class FoldScores:
     """slide_id, patient_id, split (validation, test), label, round, score."""
 
 
-def cross_validate(data: Path, params: Params, store: Store, seeds: int, say: Callable[[str], None]) -> Iterator[FoldScores]:
-    """The folds of each seed, one after the other.
+def run_fold(data: Path, params: Params, store: Store, *, seed: int, fold: int) -> FoldScores:
+    """The loop of one fold with one seed.
 
     Args:
         data: the pipeline's folder of data, with a cohort, tiles and round 0's encoder.
-        params: `split.folds` says how many folds; seeds 0, 1, … are added to those of head, mining and fine-tuning.
-        store: where results are kept; folds that were run before come from it.
-        seeds: how often each fold is run.
-        say: told of each fold.
+        params: `split.folds` says how many folds there are.
+        store: where results are kept; what was made before comes from it.
+        seed: 0, 1, …, added to the seeds of head, mining and fine-tuning.
+        fold: 0, 1, …
 
     Raises:
-        StudyError: `split.folds` is 0, or a stage before round 0's head has not run.
+        StudyError: there is no such fold, or a stage before round 0's head has not run.
         CohortError: too few patients for so many folds.
     """
-    folds = params.split.folds
-    if not folds:
-        raise StudyError("split.folds=0 asks for no cross-validation; set it to 3 or more in params.yaml")
+    folds = folds_in(params)
+    if not 0 <= fold < folds:
+        raise StudyError(f"there is no fold {fold}: split.folds={folds} counts them from 0")
     slides, labels = SLIDES.read(Upstream(data).slides), _all_labels(data)
     slides = slides[slides["slide_id"].isin(labels["slide_id"]) & slides["slide_id"].isin(TILES.read(Upstream(data).index)["slide_id"])]
     positive = slides.merge(labels, on="slide_id").groupby("patient_id")["label"].max() == 1
     own_fold = folds_of({str(patient): bool(value) for patient, value in positive.items()}, folds, params.split.seed)
     with TemporaryDirectory(prefix="hnm-cv-") as temporary:
-        upstreams = [_fold_folder(data, Path(temporary) / str(fold), slides, labels, own_fold, fold, params, store) for fold in range(folds)]
-        for seed in range(seeds):
-            for fold, upstream in enumerate(upstreams):
-                results = tuple(Loop(upstream, store).rounds(with_seed(params, seed)))
-                say(f"seed {seed}, fold {fold}: validation AUC by round {', '.join(f'{result.auc:.3f}' for result in results)}")
-                yield FoldScores(seed, fold, results, _held_out(upstream, results))
+        upstream = _fold_folder(data, Path(temporary), slides, labels, own_fold, fold, params, store)
+        results = tuple(Loop(upstream, store).rounds(with_seed(params, seed)))
+        return FoldScores(seed, fold, results, _held_out(upstream, results))
+
+
+def folds_in(params: Params) -> int:
+    """`split.folds`; `StudyError` where it asks for none."""
+    if not params.split.folds:
+        raise StudyError("split.folds=0 asks for no cross-validation; set it to 3 or more in params.yaml")
+    return params.split.folds
+
+
+def fold_file(seed: int | str, fold: int | str) -> str:
+    """Where the out-of-fold predictions of one fold and seed lie, from the repository's root."""
+    return f"results/cv/folds/{seed}-{fold}.csv"
+
+
+def write_stages(root: Path, *, seeds: int, folds: int) -> Path:
+    """Writes cv/dvc.yaml: the stage `fold` as a matrix over seeds and folds, and the stage `pool`; `dvc repro` at the root runs neither.
+
+    Code is a dependency as that of the pipeline's own stages is.
+    """
+    code = {name: [path for path in _code_of(modules) if (root / path).exists()] for name, modules in CODE.items()}
+    fold = {
+        "matrix": {"seed": [str(seed) for seed in range(seeds)], "fold": [str(number) for number in range(folds)]},
+        "wdir": "..",
+        "cmd": "hnm cv-fold --seed ${item.seed} --fold ${item.fold}",
+        "params": FOLD_PARAMS,
+        "deps": [*FOLD_DEPS, *code["fold"]],
+        "outs": [fold_file("${item.seed}", "${item.fold}")],
+    }
+    pool = {
+        "wdir": "..",
+        "cmd": f"hnm cv-pool --seeds {seeds} --folds {folds}",
+        "params": ["evaluate"],
+        "deps": [*(fold_file(seed, number) for seed in range(seeds) for number in range(folds)), *code["pool"]],
+        "outs": ["results/cv/slides.csv"],
+        "metrics": [{"results/cv/summary.json": {"cache": False}}],
+    }
+    path = root / "cv" / "dvc.yaml"
+    yaml = YAML()  # keeps the order of keys, as the safe one does not
+    yaml.width = 1000
+    with whole(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        yaml.dump({"stages": {"fold": fold, "pool": pool}}, stream)
+    return path
+
+
+def reproduce(stages: Path) -> None:
+    """Runs those stages of cv/dvc.yaml that are not up to date, and none before them.
+
+    Raises:
+        StudyError: one has failed.
+    """
+    bin_ = Path(sys.executable).parent  # where `hnm` lies, also where no virtual environment is activated
+    environment = {**os.environ, "PATH": f"{bin_}{os.pathsep}{os.environ.get('PATH', '')}"}
+    root = stages.parents[1]
+    if subprocess.run([sys.executable, "-m", "dvc", "repro", "--single-item", str(stages.relative_to(root))], cwd=root, env=environment).returncode:
+        raise StudyError(f"a stage of {stages.relative_to(root)} has failed; the lines above say why, and hnm cv goes on where it stopped")
+
+
+def _code_of(modules: Iterable[str]) -> list[str]:
+    """The files of the code that `modules` run through, from the folder in which this package lies."""
+    above = Path(__file__).parents[2]
+    specs = [importlib.util.find_spec(name) for name in sorted(frozenset().union(*map(imports_of, modules)))]
+    return [Path(spec.origin).relative_to(above).as_posix() for spec in specs if spec and spec.origin]
 
 
 def _all_labels(data: Path) -> pd.DataFrame:

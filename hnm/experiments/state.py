@@ -148,10 +148,10 @@ class Outputs:
 
 
 def git_tags(root: Path) -> dict[str, str]:
-    """Commit of the code, and whether tracked files differ from it (dvc.lock and the ledger of test openings aside, which stages change); empty outside git."""
+    """Commit of the code, and whether tracked files differ from it (dvc.lock, cv/ and the ledger aside, which stages change); empty outside git."""
     try:
         commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock", ":(exclude)test_ledger.csv")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock", ":(exclude)cv", ":(exclude)test_ledger.csv")
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": commit, "hnm.git_dirty": str(bool(changed)).lower()}

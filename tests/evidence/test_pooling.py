@@ -1,13 +1,14 @@
 """Out-of-fold predictions put together, by hand."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from hnm.evidence.pooling import out_of_fold, pooled, pooled_table
+from hnm.evidence.pooling import out_of_fold, pooled, pooled_table, read_predictions, write_predictions
 from hnm.params import Evaluate
 
 SECTION = Evaluate(resamples=100)
@@ -107,3 +108,12 @@ class TestPooled:
         shown = " ".join(stream.getvalue().split())
         assert "6 slides of 6 patients, each test once" in shown and "+0.375" in shown and "0, 1" in shown
         assert "AUC: mean of folds 0.500, SD between folds 0.354, between seeds 0.354" in shown
+
+
+def test_predictions_come_back_as_they_were(tmp_path: Path) -> None:
+    scores = {"v1": 0.8, "v0": 0.3, "t1": np.float32(1 / 3), "t0": np.float32(0.1) + np.float32(1e-8)}
+    table = out_of_fold(held_out(scores).assign(score=lambda own: own["score"].astype(np.float32), patient_id="007"), seed=0, fold=1)
+    write_predictions(table, tmp_path / "own.csv")
+    read = read_predictions(tmp_path / "own.csv")
+    assert read.dtypes["score"] == np.float32 and read[["score", "first_score"]].equals(table[["score", "first_score"]])
+    assert read["patient_id"].tolist() == ["007", "007"] and list(read) == list(table)

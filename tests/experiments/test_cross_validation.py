@@ -1,15 +1,23 @@
 """The loop on folds of a tiny cohort."""
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 from tiny_study import make_upstream, tiny_params
+from typer.testing import CliRunner
 
+from hnm.cli import app
 from hnm.errors import StudyError
+from hnm.evidence.openings import read_openings
 from hnm.evidence.pooling import out_of_fold
-from hnm.experiments.cross_validation import FoldScores, cross_validate
+from hnm.experiments.cross_validation import FoldScores, fold_file, run_fold, write_stages
 from hnm.experiments.trial import Upstream
 from hnm.params import Params
 from hnm.store import Store
@@ -32,9 +40,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(tmp_path_factory.mktemp("store"))
 
 
+def run_folds(data: Path, store: Store) -> list[FoldScores]:
+    return [run_fold(data, params_with(3), store, seed=0, fold=fold) for fold in range(3)]
+
+
 @pytest.fixture(scope="module")
 def results(data: Path, store: Store) -> list[FoldScores]:
-    return list(cross_validate(data, params_with(3), store, 1, lambda line: None))
+    return run_folds(data, store)
 
 
 def test_each_slide_is_test_once_with_its_label_and_patient(data: Path, results: list[FoldScores]) -> None:
@@ -61,13 +73,79 @@ def test_round_0_is_embedded_once_for_all_folds(data: Path, store: Store, result
 
 def test_the_same_folds_again_come_from_the_store(data: Path, store: Store, results: list[FoldScores]) -> None:
     before = sorted(path.as_posix() for path in store.root.rglob("*"))
-    said: list[str] = []
-    again = list(cross_validate(data, params_with(3), store, 1, said.append))
+    again = run_folds(data, store)
     assert [result.slides.to_dict() for result in again] == [result.slides.to_dict() for result in results]
     assert sorted(path.as_posix() for path in store.root.rglob("*")) == before
-    assert [line.partition(":")[0] for line in said] == ["seed 0, fold 0", "seed 0, fold 1", "seed 0, fold 2"]
 
 
 def test_no_folds_no_cross_validation(data: Path, store: Store) -> None:
     with pytest.raises(StudyError, match=r"split\.folds=0 asks for no cross-validation; set it to 3 or more"):
-        next(cross_validate(data, params_with(0), store, 1, print))
+        run_fold(data, params_with(0), store, seed=0, fold=0)
+    with pytest.raises(StudyError, match=r"there is no fold 3: split\.folds=3 counts them from 0"):
+        run_fold(data, params_with(3), store, seed=0, fold=3)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of one round, with the cohort made, under DVC."""
+    root = tmp_path_factory.mktemp("repository")
+    make_upstream(root / "data")
+    (root / "weights").mkdir()
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    params = tiny_params(rounds={"0": {}}, later_rounds={}, split={"folds": 3}, evaluate={"resamples": 100})
+    (root / "params.yaml").write_text(params.model_dump_json())
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=root, check=True)
+    return root
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def test_every_fold_and_seed_is_a_stage_of_its_own(repository: Path) -> None:
+    path = write_stages(repository, seeds=2, folds=3)
+    listed = dvc(repository, "stage", "list", "cv/dvc.yaml", "--name-only").split()
+    assert listed == [*(f"cv/dvc.yaml:fold@{seed}-{fold}" for seed in range(2) for fold in range(3)), "cv/dvc.yaml:pool"]
+    stages = YAML(typ="safe").load(path.read_text())["stages"]
+    assert stages["pool"]["deps"][:6] == [fold_file(seed, fold) for seed in range(2) for fold in range(3)]
+    read = {name.partition(".")[0] for name in stages["fold"]["params"]}
+    assert read == set(Params.model_fields) - {"later_rounds", "cohort", "tissue", "tiles", "evaluate", "tune"}  # seen in the tiles, or asked by no fold
+
+
+def test_code_is_a_dependency_as_the_pipelines_is() -> None:
+    root = Path(__file__).parents[2]
+    with TemporaryDirectory() as temporary:
+        (Path(temporary) / "hnm").symlink_to(root / "hnm")
+        stages = YAML(typ="safe").load(write_stages(Path(temporary), seeds=1, folds=3).read_text())["stages"]
+    assert {"hnm/loop/finetune.py", "hnm/mining/select.py", "hnm/slides/folds.py"} < set(stages["fold"]["deps"])
+    assert "hnm/evidence/metrics.py" in stages["pool"]["deps"] and "hnm/store.py" not in stages["fold"]["deps"]
+
+
+def test_hnm_cv_runs_the_stages_and_says_what_they_found(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    done = CliRunner().invoke(app, ["cv"])
+    assert done.exit_code == 0, done.output
+    assert "16 slides of 16 patients, each test once" in done.output
+    summary = (repository / "results" / "cv" / "summary.json").read_bytes()
+    table = pd.read_csv(repository / "results" / "cv" / "slides.csv")
+    assert sorted(table["fold"].unique()) == [0, 1, 2] and len(table) == 16
+    assert len(read_openings(repository / "test_ledger.csv")) == 3
+    locked = YAML(typ="safe").load((repository / "cv" / "dvc.lock").read_text())["stages"]
+    assert set(locked) == {"fold@0-0", "fold@0-1", "fold@0-2", "pool"}
+    shown = json.loads(dvc(repository, "metrics", "show", "--json"))[""]["data"]["results/cv/summary.json"]["data"]
+    assert shown["seeds"]["0"]["auc"] == json.loads(summary)["seeds"]["0"]["auc"]
+
+    assert CliRunner().invoke(app, ["cv"]).exit_code == 0
+    assert len(read_openings(repository / "test_ledger.csv")) == 3  # nothing ran, so nothing was looked at
+    assert (repository / "results" / "cv" / "summary.json").read_bytes() == summary
+
+
+def test_hnm_cv_says_which_stages_failed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.CompletedProcess([], 1)
+
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr("hnm.experiments.cross_validation.subprocess.run", fail)
+    done = CliRunner().invoke(app, ["cv"])
+    assert done.exit_code == 1
+    assert "error: a stage of cv/dvc.yaml has failed; the lines above say why, and hnm cv goes on where it stopped" in done.stderr
