@@ -80,8 +80,8 @@ def pooled_table(numbers: dict[str, Any]) -> Table:
         for name, own in (("AUC", auc), ("gain", gain))
     )
     table = Table(title=f"Cross-validation, {numbers['slides']} slides of {numbers['patients']} patients, each test once", caption=spread, box=box.SIMPLE_HEAD)
-    for header in ("seed", "pooled AUC", "gain over round 0", "DeLong p", "accuracy", "sensitivity", "specificity", "rounds chosen"):
-        table.add_column(header, justify="left" if header == "seed" else "right")
+    for header in ("seed", "pooled AUC", "gain over\nround 0", "DeLong p", "acc.", "sens.", "spec.", "rounds\nchosen"):
+        table.add_column(header, justify="left" if header == "seed" else "right", no_wrap=header != "rounds\nchosen")
     for seed, own in numbers["seeds"].items():
         rounds = ", ".join(str(fold["round"]) for fold in numbers["folds"] if str(fold["seed"]) == seed)
         shares = [_text(own[name]) for name in ("accuracy", "sensitivity", "specificity")]
@@ -134,4 +134,4 @@ def _text(value: float | None, form: str = ".3f") -> str:
 
 def _span(own: dict[str, Any], name: str) -> str:
     low, high = own[f"{name}_low"], own[f"{name}_high"]
-    return "" if low is None else f" ({low:.2f} to {high:.2f})"
+    return "" if low is None else f"\n{low:.2f} to {high:.2f}"
