@@ -4,7 +4,7 @@
 
 Two arms are compared in the same round, on the same slides, over the seeds that both have. The interval of a difference
 of test slide AUCs is a percentile bootstrap that draws seeds and, within their label, patients; that of a tile AUC, of
-false tiles and of purity is Student's over the seeds.
+false tiles and of purity is Student's over the seeds. The policy `none` mines nothing, so that its every round is round 0.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def difference(table: pd.DataFrame, column: str, arm: str, against: str) -> tupl
     wide = table.pivot(index="seed", columns="arm", values=column)[[arm, against]].dropna()
     gains = (wide[arm] - wide[against]).to_numpy(np.float64)
     if len(gains) < 2 or not gains.std():
-        return float(gains.mean()), float("nan"), float("nan")
+        return float(gains.mean()) if len(gains) else float("nan"), float("nan"), float("nan")
     half = float(stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains))
     return float(gains.mean()), float(gains.mean()) - half, float(gains.mean()) + half
 
@@ -72,6 +72,12 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
     """The row of each arm and seed whose round validation picks: the highest slide AUC, then the lower log loss, then the earlier round."""
     ordered = table.sort_values([*ARM, "validation_auc", "validation_log_loss", "round"], ascending=[True, True, True, False, True, True])
     return ordered.groupby(ARM, as_index=False).first()
+
+
+def with_none(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows`, of a table of rounds or of its slides, and those of the arm `none`: round 0 again in each later round, which all arms of a seed share."""
+    first = rows[rows["round"] == 0].drop_duplicates(["cohort", "seed", *rows.columns.intersection(["slide_id"])])
+    return pd.concat([rows, *(first.assign(arm="none", round=number) for number in sorted(rows["round"].unique()))], ignore_index=True)
 
 
 def means(table: pd.DataFrame) -> list[str]:
@@ -94,7 +100,9 @@ def _spread(values: pd.Series) -> str:
 
 
 def _with_bounds(value: float, low: float, high: float) -> str:
-    """One seed, or seeds that all agree, give no bounds."""
+    """One seed, or seeds that all agree, give no bounds; what an arm has not is a dash."""
+    if np.isnan(value):
+        return "–"
     return f"{value:+.3f}" if np.isnan(low) else f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
@@ -156,7 +164,7 @@ def main() -> None:
                     "",
                     "## Differences, with 95 % intervals",
                     "",
-                    *differences(table, scores, options.against),
+                    *differences(with_none(table), with_none(scores), options.against),
                     "",
                 ]
             ),

@@ -193,8 +193,8 @@ class Screen(Section):
 class Mining(Section):
     """Which tiles of the train slides are mined."""
 
-    policy: Literal["hard", "semi_hard", "mixed", "random", "all", "none"] = "hard"
-    """How negatives are chosen; `random` and `all` are the controls, `none` leaves the encoder as it is."""
+    policy: Literal["hard", "semi_hard", "mixed", "random", "all", "none"] = "mixed"
+    """How negatives are chosen: `hard` is the paper's; `random` and `all` are the controls, `none` leaves the encoder as it is."""
     scores: Literal["in_sample", "cross_fitted"] = "in_sample"
     """By which head a tile is scored: the round's, which was trained on its slide, or one that was not (`head.score_folds`)."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -202,7 +202,7 @@ class Mining(Section):
     positive_fraction: PositiveShare = 0.2
     """Share of those tiles that is mined, the best first."""
     negative_fraction: PositiveShare = 0.1
-    """Share of the negative slides' tiles that is mined, the best-scoring first."""
+    """Share of the negative slides' tiles that is mined."""
     growth: Positive = 1.0
     """Factor on both fractions from one round to the next, up to 1 (self-paced)."""
     max_slide_share: PositiveShare = 0.25

@@ -47,6 +47,13 @@ def test_validation_picks_the_round_by_auc_then_loss_then_the_earlier() -> None:
     assert evidence.chosen(table)["round"].tolist() == [2]
 
 
+def test_the_policy_none_has_round_0_in_each_round() -> None:
+    rows = [("a", 0, 0.6), ("a", 1, 0.7), ("a", 2, 0.8), ("b", 0, 0.6), ("b", 1, 0.9), ("b", 2, 0.5)]
+    table = evidence.with_none(pd.DataFrame(rows, columns=["arm", "round", "test_auc"]).assign(cohort="c", seed=3))
+    assert table[table["arm"] == "none"][["round", "test_auc"]].to_numpy().tolist() == [[0, 0.6], [1, 0.6], [2, 0.6]]
+    assert len(table) == 9
+
+
 def test_false_tiles_outscore_the_best_tile_of_the_median_positive_slide() -> None:
     rows = [("p", 1, 3.0), ("p", 1, 9.0), ("q", 1, 5.0), ("r", 1, 1.0), ("m", 0, 5.5), ("m", 0, 5.0), ("n", 0, 7.0), ("n", 0, 6.0), ("o", 0, 0.0)]
     tiles = pd.DataFrame(rows, columns=["slide_id", "label", "logit"])  # best tiles 9, 5, 1: the median is 5

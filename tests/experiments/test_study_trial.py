@@ -76,7 +76,7 @@ def test_mining_that_finds_the_same_tiles_trains_nothing(data: Path, store: Stor
     loop = Loop(Upstream(data), store)
     list(loop.rounds(tiny_params()))
     before = kept(store, "encoders"), kept(store, "heads")
-    list(loop.rounds(with_values(tiny_params(), {"mining.hard_share": 0.75})))  # of another policy
+    list(loop.rounds(with_values(tiny_params(), {"mining.skip_fraction": 0.25})))  # of another policy
     assert (kept(store, "encoders"), kept(store, "heads")) == before
 
 

@@ -21,7 +21,7 @@ LABELS = labels_of({"n1": 0, "n2": 0, "n3": 0, "p1": 1})
 
 
 def test_a_summary_by_hand() -> None:
-    section = params.Mining(positive_fraction=1.0, negative_fraction=1.0, max_slide_share=0.4, max_patient_share=0.4)
+    section = params.Mining(policy="hard", positive_fraction=1.0, negative_fraction=1.0, max_slide_share=0.4, max_patient_share=0.4)
     mined = mine(SCORES, LABELS, section, 1, patients=PATIENTS)
     supply = slide_supply(mined.tiles, SCORES, LABELS, PATIENTS, section)
     summary = summarise(mined, supply, SCORES, LABELS, section, 1)
@@ -70,7 +70,7 @@ def many(odd: float, slides: int = 20, tiles: int = 40) -> tuple[pd.DataFrame, p
 
 def supply_of(odd: float) -> pd.DataFrame:
     scores, labels, patients = many(odd)
-    section = params.Mining(negative_fraction=0.2)
+    section = params.Mining(policy="hard", negative_fraction=0.2)
     return slide_supply(mine(scores, labels, section, 1).tiles, scores, labels, patients, section).set_index("slide_id")
 
 

@@ -24,7 +24,7 @@ LABELS = labels_of({"n1": 0, "n2": 0, "p1": 1, "p2": 1})  # v1 is a validation s
 
 
 def test_mining_by_hand() -> None:
-    mined = mine(SCORES, LABELS, params.Mining(threshold=0.5, positive_fraction=0.5, negative_fraction=0.5, **UNCAPPED), 2).tiles
+    mined = mine(SCORES, LABELS, params.Mining(policy="hard", threshold=0.5, positive_fraction=0.5, negative_fraction=0.5, **UNCAPPED), 2).tiles
     # above 0.5: p1 has 0.6, 0.95, 0.7 and p2 has 0.75; the best half of 4 is 2. Half of the 6 negative tiles is 3
     assert chosen(mined, "positive") == [("p1", 1), ("p2", 1)]
     assert chosen(mined, "hard_negative") == [("n1", 0), ("n2", 1), ("n1", 2)]
@@ -34,14 +34,17 @@ def test_mining_by_hand() -> None:
 
 def test_no_slide_supplies_more_than_its_share() -> None:
     scores = scores_of({"odd": [0.99, 0.98, 0.97, 0.96], "n1": [0.5, 0.4], "n2": [0.3, 0.2], "p": [0.9]})
-    section = params.Mining(negative_fraction=0.5, max_slide_share=0.5)
+    section = params.Mining(policy="hard", negative_fraction=0.5, max_slide_share=0.5)
     mined = mine(scores, labels_of({"odd": 0, "n1": 0, "n2": 0, "p": 1}), section, 1).tiles
     assert chosen(mined, "hard_negative") == [("odd", 0), ("odd", 1), ("n1", 0), ("n1", 1)]
 
 
 def test_no_patient_supplies_more_than_its_share() -> None:
     scores = scores_of({"n1": [0.99, 0.98], "n2": [0.97, 0.96], "n3": [0.5, 0.4], "n4": [0.3, 0.2], "p": [0.9]})
-    labels, section = labels_of({"n1": 0, "n2": 0, "n3": 0, "n4": 0, "p": 1}), params.Mining(negative_fraction=0.5, max_slide_share=0.5, max_patient_share=0.75)
+    labels, section = (
+        labels_of({"n1": 0, "n2": 0, "n3": 0, "n4": 0, "p": 1}),
+        params.Mining(policy="hard", negative_fraction=0.5, max_slide_share=0.5, max_patient_share=0.75),
+    )
     mined = mine(scores, labels, section, 1, patients={"n1": "odd", "n2": "odd", "n3": "b", "n4": "c", "p": "d"}).tiles
     assert chosen(mined, "hard_negative") == [("n1", 0), ("n1", 1), ("n2", 0), ("n3", 0)]  # of 4 tiles the patient "odd" supplies 3
 
@@ -59,7 +62,7 @@ def test_another_head_is_another_scorer() -> None:
 
 def test_ties_go_by_slide_then_tile() -> None:
     scores = scores_of({"b": [0.5, 0.5], "a": [0.5, 0.5], "p": [0.9]})
-    mined = mine(scores, labels_of({"b": 0, "a": 0, "p": 1}), params.Mining(negative_fraction=0.75, **UNCAPPED), 1).tiles
+    mined = mine(scores, labels_of({"b": 0, "a": 0, "p": 1}), params.Mining(policy="hard", negative_fraction=0.75, **UNCAPPED), 1).tiles
     assert chosen(mined, "hard_negative") == [("a", 0), ("a", 1), ("b", 0)]
 
 
@@ -69,7 +72,7 @@ def test_the_budget_grows_by_round_up_to_everything(round_: int, expected: int) 
 
 
 def test_the_schedule_widens_both_roles_by_round() -> None:
-    section = params.Mining(threshold=0.3, positive_fraction=0.3, negative_fraction=0.2, growth=1.5, **UNCAPPED)
+    section = params.Mining(policy="hard", threshold=0.3, positive_fraction=0.3, negative_fraction=0.2, growth=1.5, **UNCAPPED)
     mined = [mine(SCORES, LABELS, section, round_).tiles for round_ in (1, 2, 3, 4)]
     # of 6 positive and 6 negative tiles: 0.3, 0.45, 0.675 and all; 0.2, 0.3, 0.45, 0.675
     assert [len(chosen(table, "positive")) for table in mined] == [2, 3, 5, 6]
@@ -106,7 +109,9 @@ def cohorts(draw: st.DrawFn) -> tuple[pd.DataFrame, pd.DataFrame]:
 @given(cohorts(), st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0, 0.9))
 def test_mining_is_brute_force(cohort: tuple[pd.DataFrame, pd.DataFrame], fraction: float, share: float, threshold: float) -> None:
     scores, labels = cohort
-    section = params.Mining(threshold=threshold, positive_fraction=fraction, negative_fraction=fraction, max_slide_share=share, max_patient_share=1.0)
+    section = params.Mining(
+        policy="hard", threshold=threshold, positive_fraction=fraction, negative_fraction=fraction, max_slide_share=share, max_patient_share=1.0
+    )
     mined = mine(scores, labels, section, 1).tiles
     of = dict(zip(labels["slide_id"], labels["label"], strict=True))
     for role, wanted in (("positive", 1), ("hard_negative", 0)):
@@ -125,7 +130,7 @@ def test_mining_is_brute_force(cohort: tuple[pd.DataFrame, pd.DataFrame], fracti
 def test_mining_does_not_depend_on_the_order_of_rows(cohort: tuple[pd.DataFrame, pd.DataFrame], seed: int) -> None:
     scores, labels = cohort
     shuffled = scores.iloc[np.random.default_rng(seed).permutation(len(scores))]
-    section = params.Mining(threshold=0.1, negative_fraction=0.3)
+    section = params.Mining(policy="hard", threshold=0.1, negative_fraction=0.3)
     pd.testing.assert_frame_equal(mine(scores, labels, section, 1).tiles, mine(shuffled, labels, section, 1).tiles)
 
 
@@ -199,7 +204,7 @@ def test_no_policy_breaks_a_cap_or_the_budget(
     assert {slide_id for slide_id, _ in own} <= set(pool["slide_id"])
 
 
-ALIKE = params.Mining(threshold=0.5, positive_fraction=1.0, negative_fraction=0.5, max_similarity=0.9, max_positive_similarity=0.9, **UNCAPPED)
+ALIKE = params.Mining(policy="hard", threshold=0.5, positive_fraction=1.0, negative_fraction=0.5, max_similarity=0.9, max_positive_similarity=0.9, **UNCAPPED)
 DIRECTIONS = {"n1": [0, 50, 3], "n2": [20, 10, 90], "p1": [5, 60, 0, 130], "p2": [0, 100]}  # degrees in the plane; the cosine of 25.8 is 0.9
 FEATURES = features_of(DIRECTIONS)
 
@@ -256,7 +261,7 @@ def inked(slide_id: str, tiles: np.ndarray) -> np.ndarray:
 
 
 def test_tiles_that_the_screen_refuses_give_way_in_either_role() -> None:
-    section = params.Mining(threshold=0.5, positive_fraction=0.5, negative_fraction=0.5, screen=params.Screen(max_pen_share=0.5), **UNCAPPED)
+    section = params.Mining(policy="hard", threshold=0.5, positive_fraction=0.5, negative_fraction=0.5, screen=params.Screen(max_pen_share=0.5), **UNCAPPED)
     mined, passed_over = mine(SCORES, LABELS, section, 1, pixels=inked)
     assert chosen(mined, "hard_negative") == [("n2", 1), ("n1", 2), ("n2", 2)]  # not n1's 0, the best
     assert chosen(mined, "positive") == [("p1", 1), ("p2", 1)]  # p1's 3 comes third, and the budget is 2
@@ -264,7 +269,7 @@ def test_tiles_that_the_screen_refuses_give_way_in_either_role() -> None:
 
 
 def test_a_screen_that_refuses_everything_is_an_error_with_the_counts() -> None:
-    section = params.Mining(negative_fraction=1.0, screen=params.Screen(max_blur=0.99), **UNCAPPED)
+    section = params.Mining(policy="hard", negative_fraction=1.0, screen=params.Screen(max_blur=0.99), **UNCAPPED)
     with pytest.raises(MiningError, match=r"mining.screen refuses each of the 6 tiles that could be hard negatives \(blur: 6\); raise its limits"):
         mine(SCORES, LABELS, section, 1, pixels=inked)
 
