@@ -52,6 +52,7 @@ test-services: | setup ## what needs a browser, PostgreSQL, R, dask or S3; insta
 	@missing=""; command -v chromium chromium-browser google-chrome >/dev/null || missing="chromium"; \
 		command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 		command -v Rscript >/dev/null || missing="$$missing r-cran-proc"; \
+		command -v docker-compose >/dev/null || missing="$$missing docker-compose"; \
 		test -z "$$missing" || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; } || echo "not here, and not to be installed: $$missing"
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,services]'
 	pytest -m services -rs
