@@ -126,3 +126,9 @@ def test_a_slide_without_tissue(tmp_path, tiny):
     with pytest.raises(SlideError, match=r"no tile holds tiles.min_tissue=0.9 of tissue \(the best: 0\.\d\d\); lower that") as caught:
         cut(cutting(sparse, tmp_path / "a.h5", min_tissue=0.9))
     assert caught.value.step == "tissue"
+
+
+def test_a_time_limit_is_no_cause_of_tiles_and_a_place_neither(tmp_path):
+    known = layout(tmp_path / "a.svs").causes()
+    assert layout(tmp_path / "moved" / "a.svs", slide_seconds=7.0, read_seconds=3.0).causes() == known
+    assert layout(tmp_path / "a.svs", tile_px=64).causes() != known
