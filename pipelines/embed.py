@@ -15,4 +15,4 @@ def main(packs: Path, index: Path, encoder: Path, features: Path, *, embed: Embe
 
 
 if __name__ == "__main__":
-    stage.run(main, tracked=True)
+    stage.run(main)

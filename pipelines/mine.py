@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hnm.experiments.tracking import Tracker
 from hnm.loop.mine import mine_tiles
 from hnm.params import Mining
 from pipelines import stage
@@ -23,11 +24,14 @@ def main(
     round: int,
     *,
     mining: Mining,
+    tracker: Tracker,
 ) -> None:
     """Writes the mined tiles of one round, what each slide supplies to them, what guards refused, and their summary."""
     found = mine_tiles(
         tile_scores, cross_fitted, train_labels, slides, vetoes, features, packs, extra, mined, mined_slides, passed_over, summary, round, mining=mining
     )
+    tracker.mining(found, round)
+    tracker.file(summary)
     suspects = f"; suspect slides: {', '.join(found['suspect_slides'])}" if found["suspect_slides"] else ""
     print(f"round {round}: mined {found['positive']['tiles']} positives and {found['hard_negative']['tiles']} hard negatives{suspects}", flush=True)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from hnm.errors import HnmError
 from hnm.experiments.ledger import cost_so_far, dvc_name, write_cost
 from hnm.experiments.state import running_stage
-from hnm.params import Params, load_params
+from hnm.experiments.tracking import track_stage
+from hnm.params import load_params
 from hnm.processes import die_with_parent, keep_freed_memory
 from hnm.store import project_root
 
@@ -30,16 +31,12 @@ def sections_of(main: Callable[..., None]) -> list[str]:
 
 
 def takes_tracker(main: Callable[..., None]) -> bool:
-    """Whether a stage logs to MLflow."""
+    """Whether a stage logs more than its cost."""
     return "tracker" in inspect.signature(main).parameters
 
 
-def run(main: Callable[..., None], *, tracked: bool = False) -> None:
-    """Runs the stage `main` with the process's arguments and the params.yaml of the working directory.
-
-    Args:
-        tracked: whether a stage that logs nothing has a run all the same, for its cost and what its processes are busy with.
-    """
+def run(main: Callable[..., None]) -> None:
+    """Runs the stage `main` with the process's arguments and the params.yaml of the working directory, and as a run in MLflow."""
     die_with_parent()
     keep_freed_memory()
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
@@ -50,10 +47,8 @@ def run(main: Callable[..., None], *, tracked: bool = False) -> None:
         params = load_params(Path("params.yaml"))
         sections = {name: getattr(params, name) for name in sections_of(main)}
         stage = _name_of(main)
-        if takes_tracker(main) or tracked:
-            _run_tracked(main, stage, arguments, sections, params)
-        else:
-            main(**arguments, **sections)
+        with track_stage(stage, arguments, sections, params) as tracker:
+            main(**arguments, **sections, **({"tracker": tracker} if takes_tracker(main) else {}))
         name = dvc_name(stage, arguments)
         state = running_stage(project_root(), name, f"pipelines.{stage}", arguments, sections)
         write_cost(project_root(), name, state.key, cost_so_far())
@@ -66,10 +61,3 @@ def _name_of(main: Callable[..., None]) -> str:
     """The stage's name without its round: that of its file."""
     name = main.__module__.rpartition(".")[2]
     return Path(inspect.getfile(main)).stem if name == "__main__" else name
-
-
-def _run_tracked(main: Callable[..., None], stage: str, arguments: dict[str, Path | int], sections: dict[str, object], params: Params) -> None:
-    from hnm.experiments.tracking import track_stage
-
-    with track_stage(stage, arguments, sections, params) as tracker:
-        main(**arguments, **sections, **({"tracker": tracker} if takes_tracker(main) else {}))

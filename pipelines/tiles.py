@@ -68,4 +68,4 @@ def _is_whole(pack: Path) -> bool:
 
 
 if __name__ == "__main__":
-    stage.run(main, tracked=True)
+    stage.run(main)

@@ -37,10 +37,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-TRACKED = ("tiles", "encoder", "embed", "head", "finetune", "evaluate")
-"""The stages that have runs; of those that train nothing there is no history, and no run is made for them afterwards."""
-COST_ALONE = ("tiles", "embed")
-"""Those that never train."""
+COST_ALONE = ("cohort", "tiles", "embed")
+"""The stages whose runs hold what they took, and nothing that their outputs could tell afterwards."""
 
 NAMED = 3
 """Params that the name of a state holds at most."""
@@ -88,8 +86,6 @@ def _replay(root: Path, client: "MlflowClient", states: Mapping[str, StageState]
     missing: list[str] = []
     runs: dict[str, Run] = {}
     for name, state in sorted(states.items(), key=lambda item: (item[1].stage == "evaluate", item[0])):
-        if state.stage not in TRACKED:
-            continue
         run = finished_run(client, experiment, "hnm.stage_key", state.key)
         if run is None:
             try:
@@ -107,16 +103,23 @@ def _replay(root: Path, client: "MlflowClient", states: Mapping[str, StageState]
 
 
 def _replay_stage(root: Path, client: "MlflowClient", outputs: Outputs, experiment: str, state: StageState) -> bool:
-    """Makes the run of one stage from its outputs; False where the stage trained nothing."""
+    """Makes the run of one stage from its outputs; False where they tell nothing."""
     if state.stage in COST_ALONE:
         return False
-    outs = {path: outputs.files(path, md5) for path, md5 in state.outs.items() if state.stage == "evaluate" or path == state.arguments["folder"]}
+    told = {state.arguments[flag] for flag in ("folder", "summary") if flag in state.arguments}
+    outs = {path: outputs.files(path, md5) for path, md5 in state.outs.items() if state.stage == "evaluate" or path in told}
     start = stage_run(state, experiment, {"hnm.kind": "replay"})
     if state.stage == "evaluate":
         with _new_run(root, client, start) as record:
             Tracker(state.stage, record).evaluation(_only_json(outs[state.arguments["metrics"]]))
             for path, files in outs.items():
                 record.append("file", path=record.keep_all(Path(path).name, files if state.outs[path].endswith(".dir") else {".": files[Path(path).name]}))
+        return True
+    if state.stage == "mine":
+        path = state.arguments["summary"]
+        with _new_run(root, client, start) as record:
+            Tracker(state.stage, record).mining(_only_json(outs[path]), int(state.arguments["round"]))
+            record.append("file", path=record.keep_all(Path(path).name, {".": outs[path][Path(path).name]}))
         return True
     model = outs[state.arguments["folder"]]
     if "history.csv" not in model:

@@ -2,7 +2,7 @@
 
 A stage writes events to a record on disk (`record.py`) and nothing else. A courier, a child process that alone imports
 MLflow, follows the record and brings it to the tracking store. When the store is away, slow, locked or full, the stage
-does not notice; its record waits in `.hnm/spool` for the next tracked stage or for `sync`. Bringing a record twice
+does not notice; its record waits in `.hnm/spool` for the next stage or for `sync`. Bringing a record twice
 changes nothing, so it can be cut short anywhere. What MLflow refuses for good stops nothing else: the rest is brought,
 and the record set aside in `.hnm/refused`.
 """
@@ -28,7 +28,7 @@ from hnm.experiments.ledger import cost_so_far, dvc_name
 from hnm.experiments.record import CURE, Event, Record, first_line, flat, now, waiting_records
 from hnm.experiments.state import StageState, git_tags, running_stage
 from hnm.experiments.system import SystemWatch
-from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation
+from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation, of_mining
 from hnm.params import Params
 from hnm.store import project_root, whole
 
@@ -64,6 +64,10 @@ class Tracker:
         """The content of metrics.json: `round/*` by round, `validation/*` and `test/*` of the chosen round."""
         for step, metrics in of_evaluation(content):
             self.metrics(metrics, step)
+
+    def mining(self, content: Mapping[str, Any], round_: int) -> None:
+        """The summary of the tiles that were mined for a round."""
+        self.metrics(of_mining(content), step=round_)
 
     def metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
         """Logs `metrics`; `step` counts what the name says before its slash, None for a single number.
@@ -279,7 +283,7 @@ def _await_courier(courier: "subprocess.Popen[bytes] | None", name: str, record:
         courier.wait(timeout=seconds)
     if courier.returncode != 0:
         reason = "no answer yet" if courier.returncode is None else record.reason() or "its courier was stopped"
-        print(f"tracking: the run {name} waits in .hnm/spool ({reason}); the next tracked stage or `hnm track sync` brings it to MLflow", file=sys.stderr)
+        print(f"tracking: the run {name} waits in .hnm/spool ({reason}); the next stage or `hnm track sync` brings it to MLflow", file=sys.stderr)
     elif aside := record.refused():
         print(f"tracking: MLflow refuses a part of the run {name}, which lies in .hnm/refused ({aside.reason()}); {CURE}", file=sys.stderr)
 

@@ -122,6 +122,11 @@ def of_history(rows: Sequence[Mapping[str, float]]) -> Iterator[Step]:
         yield None, {"validation/auc": kept["validation_auc"], "validation/loss": kept["validation_loss"]}
 
 
+def of_mining(content: Mapping[str, Any]) -> dict[str, float]:
+    """What the summary of mined tiles holds."""
+    return {"round/positives": content["positive"]["tiles"], "round/hard_negatives": content["hard_negative"]["tiles"]}
+
+
 def of_evaluation(content: Mapping[str, Any]) -> Iterator[Step]:
     """What metrics.json holds: each round by its number, then the chosen one; what has no name in the vocabulary stays in the file."""
     for name, numbers in content["rounds"].items():

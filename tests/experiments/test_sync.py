@@ -1,5 +1,6 @@
 """Runs made from dvc.lock, on a small pipeline that the real DVC runs: two rounds of `head`, then `evaluate`."""
 
+import json
 import os
 import re
 import shutil
@@ -321,9 +322,27 @@ def test_a_stage_that_trains_nothing_is_linked_where_it_ran_and_missing_nowhere(
     embedded = client.create_run(client.get_experiment_by_name("demo").experiment_id, run_name="embed-r1", tags={"hnm.stage_key": key})
     client.set_terminated(embedded.info.run_id)
     with (repository / "dvc.lock").open("a") as lock:
-        lock.write("  mine@1:\n    cmd: python -m pipelines.mine --round 1\n")
+        lock.write("  cohort:\n    cmd: python -m pipelines.cohort\n")
     assert (summary := sync(repository).summary) is not None
     assert runs(repository)[summary].data.tags["hnm.run.embed.1"] == embedded.info.run_id
+
+
+def test_what_was_mined_elsewhere_has_its_run(repository: Path) -> None:
+    summary = repository / "data" / "mined" / "1" / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text(json.dumps({"positive": {"tiles": 7}, "hard_negative": {"tiles": 11}, "suspect_slides": []}))
+    path = summary.relative_to(repository)
+    with (repository / "dvc.lock").open("a") as lock:
+        lock.write(f"  mine@1:\n    cmd: python -m pipelines.mine --summary {path} --round 1\n    outs: [{{path: {path}, md5: {md5_of(summary)}}}]\n")
+    done = sync(repository)
+    assert (done.replayed, done.missing) == (["mine-r1"], [])
+    run = runs(repository)["mine-r1"]
+    assert run.data.metrics["round/positives"] == 7 and run.data.metrics["round/hard_negatives"] == 11
+    (history,) = connect(repository).get_metric_history(run.info.run_id, "round/positives")
+    assert history.step == 1
+    (kept,) = connect(repository).list_artifacts(run.info.run_id)
+    assert kept.path == "summary.json"
+    assert done.summary is not None and runs(repository)[done.summary].data.tags["hnm.run.mine.1"] == run.info.run_id
 
 
 def test_a_run_that_waits_and_is_refused_stops_no_other(repository: Path) -> None:

@@ -36,7 +36,7 @@ def main(features: Path, *, embed: Embed) -> None:
     WORK.tiles += 1200
     features.mkdir(parents=True)
 
-stage.run(main, tracked=True)
+stage.run(main)
 """
 DELAY = 5.5  # the 5 s that tracking may take, and what a busy machine adds
 
@@ -375,7 +375,7 @@ def test_a_dead_server_costs_no_more_than_its_share_and_nothing_is_lost(root: Pa
     assert delay < DELAY
     (line,) = err.splitlines()
     assert line.startswith("tracking: the run head-r1-dsmil-s0 waits in .hnm/spool (")
-    assert line.endswith("; the next tracked stage or `hnm track sync` brings it to MLflow")
+    assert line.endswith("; the next stage or `hnm track sync` brings it to MLflow")
     assert "Connection refused" in waiting_records(root)[0].reason() or "no answer yet" in line
     output(start_stage(2, 0.5))  # the store is back: the next stage takes both
     wait_for_couriers()
