@@ -77,7 +77,7 @@ def train_by_contrast(
     projection = _make_projection(_features(encoder, read, sample, section.batch_tiles, machine), section).to(machine.device)
     model = nn.Sequential(encoder, projection)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay)
+    optimiser = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay, fused=True)
     only = (machine.rank,) if machine.ranks > 1 else ()
     history: list[dict[str, float]] = []
     for epoch in range(1, section.epochs + 1):

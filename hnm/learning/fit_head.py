@@ -94,7 +94,7 @@ def _standardise(head: Head, train: Sequence[LabelledSlide]) -> None:
 
 def _epochs(head: Head, train: Sequence[LabelledSlide], section: params.Head, ranking: params.Ranking) -> Iterator[dict[str, float]]:
     """Trains epoch by epoch; yields the learning rate and the mean losses of each."""
-    optimiser = torch.optim.Adam(head.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay)
+    optimiser = torch.optim.Adam(head.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, section.epochs) if section.schedule == "cosine" else None
     for epoch in range(1, section.epochs + 1):
         rate = optimiser.param_groups[0]["lr"]
