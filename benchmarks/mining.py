@@ -25,6 +25,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,12 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     return {name: yaml.load(value) for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
+def next_time(clock: str) -> datetime:
+    """The next moment at which the clock shows HH:MM."""
+    moment = datetime.combine(date.today(), datetime.strptime(clock, "%H:%M").time())
+    return moment if moment > datetime.now() else moment + timedelta(days=1)
+
+
 def main() -> None:
     """Runs what the table lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,15 +184,16 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=Path("benchmarks/results/mining.csv"))
     parser.add_argument("--work", type=Path, default=Path(".bench/mining"))
     parser.add_argument("--keep-gigabytes", type=float, default=20, help="of features and encoders of finished arms")
-    parser.add_argument("--until", help="HH:MM; no arm is begun after it, and the same command goes on later")
+    parser.add_argument("--until", help="HH:MM, the next time the clock shows it; no arm is begun after it, and the same command goes on later")
     options = parser.parse_args()
     cohorts = [prepare(name, Path(manifest), settings_of(options.set), options.work) for name, _, manifest in (text.partition("=") for text in options.cohort)]
     store = Store(options.work / "store")
+    end = next_time(options.until) if options.until else None
     for seed, cohort, arm in itertools.product(range(options.seeds), cohorts, arms_of(options)):
         done = pd.read_csv(options.table) if options.table.exists() else pd.DataFrame(columns=["cohort", "arm", "seed"])
         if ((done["cohort"] == cohort.name) & (done["arm"] == arm.name) & (done["seed"] == seed)).any():
             continue
-        if options.until and time.strftime("%H:%M") >= options.until:
+        if end and datetime.now() >= end:
             print(f"it is {options.until}: the rest waits for the same command", flush=True)
             return
         append(*run(cohort, arm, seed, store), options.table)
