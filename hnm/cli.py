@@ -39,7 +39,7 @@ app.info.cls = _Group
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="New or empty folder.")],
-    slides: Annotated[int, typer.Option(min=8, help="How many slides.")] = 36,
+    slides: Annotated[int, typer.Option(min=8, help="How many slides.")] = 72,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Draw the demo cohort: procedural slides, slides.csv and annotations."""

@@ -46,7 +46,7 @@ class _Subject:
     look_alike_share: float
 
 
-def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 36, width_px: int = 2240, odd_slides: bool = True) -> Path:
+def make_demo_cohort(out: Path, *, seed: int = 0, slides: int = 72, width_px: int = 1568, odd_slides: bool = True) -> Path:
     """Makes `slides` slides, half of them with tumour, under the folder `out` and returns its manifest, `out`/slides.csv.
 
     Args:
