@@ -4,20 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from scipy.stats import binomtest
 
 from hnm.draws import seed_of
 from hnm.errors import EvidenceError
-from hnm.evidence.evaluation import DIGITS, predictions
+from hnm.evidence.evaluation import DECISIONS, DIGITS, decisions_of, flat_numbers, predictions
 from hnm.evidence.metrics import Number, Resampling, auc_gain, auc_number, delong_p
 from hnm.params import Evaluate
 
 NAMED = 5
 """Slides that an error names at most."""
+NUMBERS = ("test AUC", "gain", "DeLong p", "accuracy", "sensitivity", "specificity", "McNemar p", "seconds", "score before", "score after")
+"""Columns that a terminal does not wrap."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,8 @@ class Side:
     """What one state's test slides say by themselves."""
 
     auc: Number
-    accuracy: float | None
-    sensitivity: float | None
-    specificity: float | None
+    decisions: Mapping[str, Number]
+    """Accuracy, sensitivity and specificity at the state's own threshold."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
                 "auc_low": _rounded(side.auc.low),
                 "auc_high": _rounded(side.auc.high),
                 "auc_reason": side.auc.reason,
-                "accuracy": _rounded(side.accuracy),
-                "sensitivity": _rounded(side.sensitivity),
-                "specificity": _rounded(side.specificity),
+                **flat_numbers(side.decisions),
                 "seconds": state.known_seconds,
                 "seconds_of_stage": dict(state.seconds),
             }
@@ -181,14 +180,14 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """The comparison for the terminal."""
+    """The comparison for the terminal: in 80 columns numbers stay whole, names and params' values wrap."""
     tables = []
     for title, header, rows in _sheets(comparison):
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True)
         for place, name in enumerate(header):
-            table.add_column(name, justify="right" if place else "left")
+            table.add_column(Text(name), justify="right" if place else "left", overflow="fold", no_wrap=name in NUMBERS)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         tables.append(table)
     return tables
 
@@ -198,7 +197,9 @@ def comparison_markdown(comparison: Comparison) -> str:
     parts = []
     for title, header, rows in _sheets(comparison):
         lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        parts.append(f"### {title}\n\n" + "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
+        parts.append(
+            f"### {title}\n\n" + "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in line) + " |" for line in lines)
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -215,15 +216,25 @@ def notes(comparison: Comparison) -> list[str]:
 def _sheets(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, header, rows) of each table."""
     first = comparison.states[0]
-    header = ["state", "test AUC", f"gain over {first.name}", "DeLong p", "McNemar p", "accuracy", "sensitivity", "specificity", "seconds"]
-    rows = []
+    ranked, decided = [], []
     for place, (state, side) in enumerate(zip(comparison.states, comparison.sides, strict=True)):
         pair = comparison.pairs[place - 1] if place else None
-        against = ["", "", ""] if pair is None else [_with_interval(pair.gain, "+.3f"), _p(pair.delong_p), _p(pair.mcnemar_p)]
-        shares = [_text(value, ".3f") for value in (side.accuracy, side.sensitivity, side.specificity)]
-        rows.append([state.name, _with_interval(side.auc, ".3f"), *against, *shares, _text(state.known_seconds, ",.0f")])
-    patients = first.test["patient_id"].nunique()
-    sheets = [(f"{len(first.test)} test slides of {patients} patients, {100 * comparison.confidence:g} % intervals", header, rows)]
+        ranked.append([state.name, _with_interval(side.auc, ".3f"), *(("", "") if pair is None else (_with_interval(pair.gain, "+.3f"), _p(pair.delong_p)))])
+        decided.append(
+            [
+                state.name,
+                *(_above_interval(side.decisions[name]) for name in DECISIONS),
+                "" if pair is None else _p(pair.mcnemar_p),
+                _text(state.known_seconds, ",.0f"),
+            ]
+        )
+    title = (
+        f"{len(first.test)} test slides of {first.test['patient_id'].nunique()} patients, {100 * comparison.confidence:g} % intervals; gain over {first.name}"
+    )
+    sheets = [
+        (title, ["state", "test AUC", "gain", "DeLong p"], ranked),
+        ("Decisions at each state's own threshold, and cost", ["state", *DECISIONS, "McNemar p", "seconds"], decided),
+    ]
     for state, pair in zip(comparison.states[1:], comparison.pairs, strict=True):
         changed = [
             [
@@ -238,7 +249,7 @@ def _sheets(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]
         ]
         if changed:
             title = f"Slides that changed sides: {first.name} to {state.name}"
-            sheets.append((title, ["slide", "patient", "label", f"score, {first.name}", f"score, {state.name}", "now"], changed))
+            sheets.append((title, ["slide", "patient", "label", "score before", "score after", "now"], changed))
     if comparison.params:
         values = [[name, *("–" if value is None else value for value in own)] for name, own in comparison.params.items()]
         sheets.append(("Params that differ", ["param", *(state.name for state in comparison.states)], values))
@@ -246,10 +257,7 @@ def _sheets(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]
 
 
 def _side(test: pd.DataFrame, resampling: Resampling) -> Side:
-    right = test["called"] == test["label"]
-    shares = [right.mean(), right[test["label"] == 1].mean(), right[test["label"] == 0].mean()]
-    accuracy, sensitivity, specificity = (None if np.isnan(share) else float(share) for share in shares)
-    return Side(auc_number(predictions(test), resampling), accuracy, sensitivity, specificity)
+    return Side(auc_number(predictions(test), resampling), decisions_of(test, resampling))
 
 
 def _listed(names: Sequence[str], kind: str = "slide") -> str:
@@ -260,6 +268,12 @@ def _listed(names: Sequence[str], kind: str = "slide") -> str:
 def _with_interval(number: Number, form: str) -> str:
     interval = "" if number.low is None or number.high is None else f" ({format(number.low, form)} to {format(number.high, form)})"
     return _text(number.value, form) + interval
+
+
+def _above_interval(number: Number) -> str:
+    """For a narrow column: the value, and on a second line the interval."""
+    interval = "" if number.low is None or number.high is None else f"\n{number.low:.2f} to {number.high:.2f}"
+    return _text(number.value, ".3f") + interval
 
 
 def _text(value: float | None, form: str) -> str:

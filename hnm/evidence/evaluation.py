@@ -10,7 +10,6 @@ import pandas as pd
 from hnm.draws import seed_of
 from hnm.errors import EvidenceError
 from hnm.evidence.metrics import (
-    LESION_METRICS,
     Detections,
     Number,
     Predictions,
@@ -30,6 +29,7 @@ from hnm.params import Evaluate
 from hnm.slides.annotations import Region
 
 SPLITS = ("train", "validation", "test")
+DECISIONS = ("accuracy", "sensitivity", "specificity")
 STEPS = ("open", "mpp", "tissue", "tiles")
 DIGITS = 6
 """Decimals of the numbers in metrics.json: enough to compare, too few for the last bits of a machine."""
@@ -177,13 +177,13 @@ def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "chosen_round": int(chosen.name),
         "threshold": round(chosen.threshold, DIGITS),
-        "test": {**_flat(chosen.numbers["test"]), **_delong(evaluation), **_counts(chosen.slides["test"])},
+        "test": {**flat_numbers(chosen.numbers["test"]), **_delong(evaluation), **_counts(chosen.slides["test"])},
         "test_tiles": {
-            **_flat(chosen.numbers["test_tiles"], ("auc", *LESION_METRICS)),
+            **flat_numbers(chosen.numbers["test_tiles"]),
             "threshold": round(chosen.tile_threshold, DIGITS),
             **_tile_counts(chosen),
         },
-        "gain": {**_flat({"test_auc": evaluation.gain}), "delong_p": _rounded(evaluation.gain_p)},
+        "gain": {**flat_numbers({"test_auc": evaluation.gain}), "delong_p": _rounded(evaluation.gain_p)},
         "rounds": {evidence.name: _round_metrics(evidence) for evidence in evaluation.rounds},
         "funnel": evaluation.cohort.funnel(),
     }
@@ -194,9 +194,9 @@ def _round_metrics(evidence: RoundEvidence) -> dict[str, Any]:
     validation = {name: evidence.numbers["validation"][name] for name in ("auc", "log_loss")}
     return {
         "threshold": round(evidence.threshold, DIGITS),
-        "validation": _flat(validation, bounds_of=("auc",)),
-        "test": _flat(test, bounds_of=("auc",)),
-        "test_tiles": _flat(evidence.numbers["test_tiles"], bounds_of=("auc",)),
+        "validation": flat_numbers(validation, bounds_of=("auc",)),
+        "test": flat_numbers(test, bounds_of=("auc",)),
+        "test_tiles": flat_numbers(evidence.numbers["test_tiles"], bounds_of=("auc",)),
         **({} if evidence.mined is None else {"mined": {**mined_summary(evidence.mined), **_overlap(evidence.overlap)}}),
     }
 
@@ -289,6 +289,17 @@ def predictions(frame: pd.DataFrame) -> Predictions:
     return Predictions(frame["label"].to_numpy(np.int64), frame["score"].to_numpy(np.float64), frame["patient_id"].to_numpy(str))
 
 
+def decisions_of(slides: pd.DataFrame, resampling: Resampling) -> dict[str, Number]:
+    """Accuracy, sensitivity and specificity of what slides were called, whatever threshold called them.
+
+    Args:
+        slides: patient_id, label, called.
+        resampling: of the intervals.
+    """
+    numbers = slide_metrics(predictions(slides.assign(score=slides["called"])), 0.5, resampling)
+    return {name: numbers[name] for name in DECISIONS}
+
+
 def _resampling(section: Evaluate, purpose: str) -> Resampling:
     """The same draws for each round, so that rounds are compared on the same resamples."""
     return Resampling(section.resamples, section.confidence, seed_of(section.seed, "bootstrap", purpose))
@@ -299,7 +310,7 @@ def _validation_rank(evidence: RoundEvidence) -> tuple[float, float]:
     return (-np.inf if auc is None else auc, -np.inf if loss is None else -loss)
 
 
-def _flat(numbers: Mapping[str, Number], bounds_of: Sequence[str] | None = None) -> dict[str, Any]:
+def flat_numbers(numbers: Mapping[str, Number], bounds_of: Sequence[str] | None = None) -> dict[str, Any]:
     """Numbers as JSON: `<name>`, `<name>_low`, `<name>_high`, and `<name>_reason` where there is one; bounds only of the named ones."""
     flat: dict[str, Any] = {}
     for name, number in numbers.items():

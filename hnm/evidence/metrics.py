@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
-from sklearn.metrics import average_precision_score, roc_curve
+from sklearn.metrics import roc_curve
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -25,6 +25,8 @@ FROC_RATES = (0.25, 0.5, 1, 2, 4, 8)
 """False detections a slide."""
 SLIDE_METRICS = ("auc", "average_precision", "sensitivity_at_specificity_90", "accuracy", "f1", "sensitivity", "specificity", "brier", "log_loss", "ece")
 LESION_METRICS = ("froc", "lesions_hit", "false_detections")
+CUTS_AT_ONCE = 4096
+"""Of so many scores precision is held in memory for all resamples."""
 
 
 @dataclass(frozen=True)
@@ -161,10 +163,11 @@ def auc_gain(before: Predictions, after: Predictions, resampling: Resampling) ->
 
 
 def tile_metrics(tiles: Predictions, resampling: Resampling) -> dict[str, Number]:
-    """AUC with its interval, and average precision, of tiles pooled over slides."""
+    """AUC and average precision of tiles pooled over slides, each with its interval."""
     if tiles.missing_class:
         return {name: Number(None, reason=tiles.missing_class) for name in ("auc", "average_precision")}
-    return {"auc": auc_number(tiles, resampling), "average_precision": Number(float(average_precision_score(tiles.labels, tiles.scores)))}
+    draws = Draws(tiles, resampling)
+    return {"auc": auc_number(tiles, resampling), "average_precision": draws.number(clustered_average_precision(tiles, draws))}
 
 
 def lesion_metrics(found: Detections, threshold: float, resampling: Resampling) -> dict[str, Number]:
@@ -336,6 +339,33 @@ def clustered_auc(items: Predictions, draws: "Draws") -> Statistic:
     positives = np.bincount(owner, minlength=count)
     negatives = np.bincount(draws.patient_of[~positive], minlength=count)
     return lambda weights: ((weights @ wins) * weights).sum(axis=1) / ((weights @ positives) * (weights @ negatives))
+
+
+def clustered_average_precision(items: Predictions, draws: "Draws") -> Statistic:
+    """The area under the precision-recall steps (as scikit-learn's) as a function of the patients' weights.
+
+    How many items, and how many positives, each patient has from a positive's score on is counted once; a resample is
+    then a few products with `(patients, scores)` matrices, however many negatives (tiles) there are.
+    """
+    positive = items.labels == 1
+    cuts = np.unique(items.scores[positive])  # where no positive comes in, the area does not grow
+
+    def from_cut_on(kind: NDArray[np.bool_]) -> Floats:
+        own = [np.sort(items.scores[kind & (draws.patient_of == p)]) for p in range(len(draws.patients))]
+        return np.array([len(scores) - np.searchsorted(scores, cuts, "left") for scores in own], dtype=np.float64)
+
+    true, called = from_cut_on(positive), from_cut_on(np.ones_like(positive))
+    gained = -np.diff(true, axis=1, append=0)
+
+    def area(weights: Floats) -> Floats:
+        sums = np.zeros(len(weights))
+        for first in range(0, len(cuts), CUTS_AT_ONCE):
+            part = slice(first, first + CUTS_AT_ONCE)
+            of_all = weights @ called[:, part]
+            sums += (weights @ gained[:, part] * (weights @ true[:, part]) / np.where(of_all > 0, of_all, 1)).sum(axis=1)
+        return np.asarray(sums / (weights @ true[:, 0]))
+
+    return area
 
 
 def _ranked_counts(items: Predictions, weights: Floats) -> tuple[Floats, Floats]:

@@ -11,8 +11,8 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from hnm.draws import seed_of
-from hnm.evidence.evaluation import DIGITS, predictions
-from hnm.evidence.metrics import Number, Predictions, Resampling, auc_gain, auc_number, choose_threshold, delong_p, log_loss
+from hnm.evidence.evaluation import DIGITS, decisions_of, flat_numbers, predictions
+from hnm.evidence.metrics import Predictions, Resampling, auc_gain, auc_number, choose_threshold, delong_p, log_loss
 from hnm.params import Evaluate
 from hnm.store import whole
 
@@ -55,7 +55,7 @@ def pooled(table: pd.DataFrame, section: Evaluate) -> dict[str, Any]:
     """The numbers of all folds and seeds, from the rows of `out_of_fold`.
 
     `seeds`: for each seed the pooled AUC with its interval, its gain over round 0 (paired, with interval and DeLong's p),
-    accuracy, sensitivity and specificity at the folds' own thresholds. `folds`: AUC and gain of each fold and seed.
+    accuracy, sensitivity and specificity at the folds' own thresholds, with theirs. `folds`: AUC and gain of each fold and seed.
     `variance`: mean of these, standard deviation between folds (of the seeds' mean) and between seeds (within a fold,
     root mean square over the folds; null for one seed). Scores of different folds come from different heads, so that the
     pooled AUC also asks that these agree on a scale; the mean of the folds' AUCs does not.
@@ -75,11 +75,12 @@ def pooled(table: pd.DataFrame, section: Evaluate) -> dict[str, Any]:
 def pooled_table(numbers: dict[str, Any]) -> Table:
     """A line for each seed, and the variance beneath."""
     auc, gain = numbers["variance"]["auc"], numbers["variance"]["gain"]
-    spread = "  ".join(
+    spread = "\n".join(
         f"{name}: mean of folds {_text(own['mean'])}, SD between folds {_text(own['sd_folds'])}, between seeds {_text(own['sd_seeds'])}"
         for name, own in (("AUC", auc), ("gain", gain))
     )
-    table = Table(title=f"Cross-validation, {numbers['slides']} slides of {numbers['patients']} patients, each test once", caption=spread, box=box.SIMPLE_HEAD)
+    title = f"Cross-validation, {numbers['slides']} slides of {numbers['patients']} patients, each test once"
+    table = Table(title=title, caption=spread, box=box.SIMPLE_HEAD, collapse_padding=True)
     for header in ("seed", "pooled AUC", "gain over\nround 0", "DeLong p", "acc.", "sens.", "spec.", "rounds\nchosen"):
         table.add_column(header, justify="left" if header == "seed" else "right", no_wrap=header != "rounds\nchosen")
     for seed, own in numbers["seeds"].items():
@@ -90,17 +91,9 @@ def pooled_table(numbers: dict[str, Any]) -> Table:
 
 
 def _seed_numbers(own: pd.DataFrame, resampling: Resampling) -> dict[str, Any]:
-    after = predictions(own)
-    before = predictions(own.assign(score=own["first_score"]))
-    right = own["called"] == own["label"]
-    return {
-        **_flat("auc", auc_number(after, resampling)),
-        **_flat("gain", auc_gain(before, after, resampling)),
-        "delong_p": _rounded(delong_p(before, after)),
-        "accuracy": _rounded(right.mean()),
-        "sensitivity": _rounded(right[own["label"] == 1].mean()),
-        "specificity": _rounded(right[own["label"] == 0].mean()),
-    }
+    before, after = predictions(own.assign(score=own["first_score"])), predictions(own)
+    numbers = {"auc": auc_number(after, resampling), "gain": auc_gain(before, after, resampling), **decisions_of(own, resampling)}
+    return {**flat_numbers(numbers), "delong_p": _rounded(delong_p(before, after))}
 
 
 def _fold_numbers(own: pd.DataFrame) -> dict[str, float]:
@@ -118,10 +111,6 @@ def _components(folds: Sequence[dict[str, Any]], name: str) -> dict[str, float |
 def _rank(validation: Predictions) -> tuple[float, float]:
     auc = float(roc_auc_score(validation.labels, validation.scores))
     return auc, -float(log_loss(validation, np.ones((1, len(validation.labels))))[0])
-
-
-def _flat(name: str, number: Number) -> dict[str, Any]:
-    return {name: _rounded(number.value), f"{name}_low": _rounded(number.low), f"{name}_high": _rounded(number.high)}
 
 
 def _rounded(value: float | None) -> float | None:

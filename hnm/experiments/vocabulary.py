@@ -48,6 +48,8 @@ METRICS = {
     "test/ece": "expected calibration error of slide scores",
     "test/tile_auc": "AUC of the tiles of annotated slides",
     "test/tile_average_precision": "average precision of the tiles of annotated slides",
+    "test/tile_average_precision_low": "lower end of its interval",
+    "test/tile_average_precision_high": "upper end of its interval",
     "test/tile_froc": "mean share of lesions found at 1/4 to 8 false detections a slide",
     "test/tile_lesions_hit": "share of lesions with a peak of the tile scores at the tile threshold or above",
     "test/tile_lesions_hit_low": "lower end of its interval",

@@ -49,7 +49,7 @@ class TestModelCard:
         hit = evaluation.chosen.numbers["test_tiles"]["lesions_hit"]
         assert numbers["share of lesions hit"][0] == f"{hit.value:.3f}"
         assert numbers["share of lesions hit"][2] == f"from the tile score {evaluation.chosen.tile_threshold:.3f} on"
-        assert len(numbers) == len(evaluation.chosen.numbers["test"]) + 4
+        assert len(numbers) == len(evaluation.chosen.numbers["test"]) + len(evaluation.chosen.numbers["test_tiles"])
 
     def test_limits_say_what_cannot_be_said(self, evaluation: Evaluation) -> None:
         assert f"the test AUC changed by {evaluation.gain.value:+.3f}" in model_card(evaluation, SETTINGS)

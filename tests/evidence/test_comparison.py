@@ -46,7 +46,8 @@ class TestPair:
         first, second = comparison.sides
         # before: 0.9 beats 4, 0.6 beats 3, 0.3 beats 2 and ties one; after: 0.9 and 0.8 beat 4 each, 0.4 beats 2
         assert (first.auc.value, second.auc.value) == pytest.approx((9.5 / 12, 10 / 12))
-        assert (first.accuracy, first.sensitivity, first.specificity) == pytest.approx((5 / 7, 2 / 3, 3 / 4))
+        assert [number.value for number in first.decisions.values()] == pytest.approx([5 / 7, 2 / 3, 3 / 4])
+        assert all(number.low < number.value < number.high for number in first.decisions.values())
         (pair,) = comparison.pairs
         assert pair.gain.value == pytest.approx(0.5 / 12)
         changed = [(row.slide_id, row.label, row.score_before, row.score, row.righted) for row in pair.changed.itertuples()]
@@ -130,17 +131,25 @@ class TestShown:
     def test_markdown(self) -> None:
         text = comparison_markdown(compare_states([BEFORE, AFTER], SECTION))
         lines = text.splitlines()
-        assert lines[0] == "### 7 test slides of 6 patients, 95 % intervals"
-        assert lines[4].startswith("| before | 0.792 (") and lines[4].endswith("|  |  |  | 0.714 | 0.667 | 0.750 | 16 |")
+        assert lines[0] == "### 7 test slides of 6 patients, 95 % intervals; gain over before"
+        assert lines[4].startswith("| before | 0.792 (") and lines[4].endswith(") |  |  |") and lines[5].startswith("| after | 0.833 (")
+        assert [line.split("<br>")[0] for line in lines if " | 16 |" in line] == ["| before | 0.714", "| after | 0.714"]
         assert "| d | p3 | negative | 0.700 | 0.450 | right |" in lines
         assert "| mining.scores | – | in_sample |" in lines
 
-    def test_terminal(self) -> None:
+    @pytest.mark.parametrize("width", [80, 200])
+    def test_terminal(self, width: int) -> None:
+        name = "experiments/a-branch-whose-name-is-far-too-long-for-a-column"
+        after = replace(AFTER, name=name, params={**AFTER.params, "evaluate.lesion_names": "[tumour, /tumor]"})
+        comparison = compare_states([BEFORE, after], SECTION)
         stream = io.StringIO()
-        console = Console(file=stream, width=200)
-        for table in comparison_tables(compare_states([BEFORE, AFTER], SECTION)):
-            console.print(table)
-        assert "Slides that changed sides: before to after" in stream.getvalue() and "+0.042 (" in stream.getvalue()
+        for table in comparison_tables(comparison):
+            Console(file=stream, width=width).print(table)
+        shown = stream.getvalue()
+        (pair,) = comparison.pairs
+        assert f"+0.042 ({pair.gain.low:+.3f} to {pair.gain.high:+.3f})" in shown and "0.400" in shown
+        assert "…" not in shown and f"Slidesthatchangedsides:beforeto{name}" in "".join(shown.split())
+        assert "[tumour, /tumor]" in " ".join(shown.split())  # brackets are no markup
 
     def test_notes_say_what_is_not_known(self) -> None:
         unknown = replace(AFTER, seconds={"head@0": None, "evaluate": 3.0})

@@ -104,13 +104,28 @@ class TestAgainstScikitLearn:
         expected = roc_auc_score(slides.labels, slides.scores, sample_weight=weights[draws.patient_of])
         assert metrics.clustered_auc(slides, draws)(weights[None])[0] == pytest.approx(expected)
 
+    @settings(max_examples=30, deadline=None)
+    @given(labelled(), st.lists(st.integers(1, 3), min_size=5, max_size=5), st.sampled_from([1, 2, 4096]))
+    def test_clustered_average_precision(self, drawn: tuple[Predictions, np.ndarray], times: list[int], at_once: int) -> None:
+        slides, _ = drawn
+        draws = Draws(slides, RESAMPLING)
+        weights = np.array(times[: len(draws.patients)], np.float64)
+        expected = average_precision_score(slides.labels, slides.scores, sample_weight=weights[draws.patient_of])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(metrics, "CUTS_AT_ONCE", at_once)
+            assert metrics.clustered_average_precision(slides, draws)(weights[None])[0] == pytest.approx(expected)
+
     def test_tiles(self) -> None:
         rng = np.random.default_rng(3)
         labels = (rng.random(300) < 0.2).astype(np.int64)
         tiles = Predictions(labels, np.round(rng.random(300) + 0.3 * labels, 2) / 2, rng.integers(0, 9, 300).astype(str))
         numbers = metrics.tile_metrics(tiles, RESAMPLING)
         assert numbers["auc"].value == pytest.approx(roc_auc_score(tiles.labels, tiles.scores))
-        assert numbers["average_precision"].value == pytest.approx(average_precision_score(tiles.labels, tiles.scores))
+        precision = numbers["average_precision"]
+        assert precision.value == pytest.approx(average_precision_score(tiles.labels, tiles.scores), abs=1e-12)
+        assert precision == Draws(tiles, RESAMPLING).number(
+            lambda weights: metrics.average_precision(tiles, weights[:, np.unique(tiles.patients, return_inverse=True)[1]])
+        )
 
 
 class TestThreshold:

@@ -86,6 +86,7 @@ class TestPooled:
         assert numbers["seeds"]["0"]["auc"] == pytest.approx(7 / 8)
         assert numbers["seeds"]["0"]["gain"] == pytest.approx(7 / 8 - 1 / 2)
         assert (numbers["seeds"]["0"]["accuracy"], numbers["seeds"]["0"]["sensitivity"], numbers["seeds"]["0"]["specificity"]) == (0.833333, 1.0, 0.75)
+        assert numbers["seeds"]["0"]["accuracy_low"] < 0.833333 < numbers["seeds"]["0"]["accuracy_high"]
 
     def test_variance_of_folds_and_of_seeds(self) -> None:
         auc = pooled(pd.concat(FOLDS), SECTION)["variance"]["auc"]
@@ -102,12 +103,17 @@ class TestPooled:
     def test_order_does_not_matter(self) -> None:
         assert pooled(pd.concat(FOLDS[::-1]), SECTION) == pooled(pd.concat(FOLDS), SECTION)
 
-    def test_table(self) -> None:
+    def test_table_stays_whole_in_80_columns(self) -> None:
         stream = io.StringIO()
-        Console(file=stream, width=200).print(pooled_table(pooled(pd.concat(FOLDS), SECTION)))
-        shown = " ".join(stream.getvalue().split())
-        assert "6 slides of 6 patients, each test once" in shown and "+0.375" in shown and "0, 1" in shown
-        assert "AUC: mean of folds 0.500, SD between folds 0.354, between seeds 0.354" in shown
+        Console(file=stream, width=80).print(pooled_table(pooled(pd.concat(FOLDS), SECTION)))
+        lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
+        assert lines[0] == "Cross-validation, 6 slides of 6 patients, each test once"
+        assert lines[2:4] == ["gain over rounds", "seed pooled AUC round 0 DeLong p acc. sens. spec. chosen"]
+        assert "+0.375" in stream.getvalue() and "0, 1" in stream.getvalue()
+        assert lines[-2:] == [
+            "AUC: mean of folds 0.500, SD between folds 0.354, between seeds 0.354",
+            "gain: mean of folds 0.000, SD between folds 0.354, between seeds 0.354",
+        ]
 
 
 def test_predictions_come_back_as_they_were(tmp_path: Path) -> None:
