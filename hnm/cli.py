@@ -76,12 +76,14 @@ def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is ru
 
     from hnm.errors import EvidenceError
     from hnm.evidence.pooling import pooled_table
-    from hnm.experiments.cross_validation import folds_in, reproduce, write_stages
+    from hnm.experiments.cross_validation import deal, reproduce, write_stages
     from hnm.params import load_params
     from hnm.store import project_root, read_json
 
     root = project_root()
-    reproduce(write_stages(root, seeds=seeds, folds=folds_in(load_params(root / "params.yaml"))))
+    params = load_params(root / "params.yaml")
+    deal(root / "data", params)  # what cannot be dealt is said before DVC starts anything
+    reproduce(write_stages(root, seeds=seeds, folds=params.split.folds))
     Console().print(pooled_table(read_json(root / "results" / "cv" / "summary.json", EvidenceError)))
     typer.echo("slides results/cv/slides.csv, numbers results/cv/summary.json; commit cv/dvc.yaml, cv/dvc.lock and the numbers")
 
@@ -89,16 +91,17 @@ def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is ru
 @app.command(hidden=True)
 def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Option()]) -> None:
     """Stage `fold` of cv/dvc.yaml: one fold's loop with one seed, and its out-of-fold predictions."""
+    from hnm.processes import die_with_parent, keep_freed_memory
+
+    die_with_parent()  # before imports that take seconds, in which the parent may be killed
+    keep_freed_memory()
     from hnm.evidence.openings import LEDGER, Opening, enter_opening
     from hnm.evidence.pooling import out_of_fold, write_predictions
     from hnm.experiments.cross_validation import fold_file, run_fold
     from hnm.experiments.state import git_tags
     from hnm.params import load_params
-    from hnm.processes import die_with_parent, keep_freed_memory
     from hnm.store import digest_of, key_of, project_root, project_store
 
-    die_with_parent()
-    keep_freed_memory()
     root = project_root()
     own = run_fold(root / "data", load_params(root / "params.yaml"), project_store(), seed=seed, fold=fold)
     tags = git_tags(root)

@@ -72,24 +72,28 @@ def run_fold(data: Path, params: Params, store: Store, *, seed: int, fold: int) 
         StudyError: there is no such fold, or a stage before round 0's head has not run.
         CohortError: too few patients for so many folds.
     """
-    folds = folds_in(params)
-    if not 0 <= fold < folds:
-        raise StudyError(f"there is no fold {fold}: split.folds={folds} counts them from 0")
-    slides, labels = SLIDES.read(Upstream(data).slides), _all_labels(data)
-    slides = slides[slides["slide_id"].isin(labels["slide_id"]) & slides["slide_id"].isin(TILES.read(Upstream(data).index)["slide_id"])]
-    positive = slides.merge(labels, on="slide_id").groupby("patient_id")["label"].max() == 1
-    own_fold = folds_of({str(patient): bool(value) for patient, value in positive.items()}, folds, params.split.seed)
+    own_fold = deal(data, params)
+    if not 0 <= fold < params.split.folds:
+        raise StudyError(f"there is no fold {fold}: split.folds={params.split.folds} counts them from 0")
+    slides, labels = _used(data)
     with TemporaryDirectory(prefix="hnm-cv-") as temporary:
         upstream = _fold_folder(data, Path(temporary), slides, labels, own_fold, fold, params, store)
         results = tuple(Loop(upstream, store).rounds(with_seed(params, seed)))
         return FoldScores(seed, fold, results, _held_out(upstream, results))
 
 
-def folds_in(params: Params) -> int:
-    """`split.folds`; `StudyError` where it asks for none."""
+def deal(data: Path, params: Params) -> dict[str, int]:
+    """Patient -> the fold in which its slides are test, of all patients that have a labelled slide with tiles.
+
+    Raises:
+        StudyError: `split.folds` asks for no fold.
+        CohortError: too few patients for so many folds.
+    """
     if not params.split.folds:
         raise StudyError("split.folds=0 asks for no cross-validation; set it to 3 or more in params.yaml")
-    return params.split.folds
+    slides, labels = _used(data)
+    positive = slides.merge(labels, on="slide_id").groupby("patient_id")["label"].max() == 1
+    return folds_of({str(patient): bool(value) for patient, value in positive.items()}, params.split.folds, params.split.seed)
 
 
 def fold_file(seed: int | str, fold: int | str) -> str:
@@ -147,8 +151,11 @@ def _code_of(modules: Iterable[str]) -> list[str]:
     return [Path(spec.origin).relative_to(above).as_posix() for spec in specs if spec and spec.origin]
 
 
-def _all_labels(data: Path) -> pd.DataFrame:
-    return pd.concat([LABELS.read(data / "cohort" / "labels" / f"{split}.csv") for split in SPLITS], ignore_index=True)
+def _used(data: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The `SLIDES` that have a label and tiles, and the `LABELS` of all splits."""
+    upstream = Upstream(data)
+    slides, labels = SLIDES.read(upstream.slides), pd.concat([LABELS.read(upstream.labels(split)) for split in SPLITS], ignore_index=True)
+    return slides[slides["slide_id"].isin(labels["slide_id"]) & slides["slide_id"].isin(TILES.read(upstream.index)["slide_id"])], labels
 
 
 def _fold_folder(

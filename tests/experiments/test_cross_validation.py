@@ -140,6 +140,23 @@ def test_hnm_cv_runs_the_stages_and_says_what_they_found(repository: Path, monke
     assert (repository / "results" / "cv" / "summary.json").read_bytes() == summary
 
 
+@pytest.mark.parametrize(
+    ("folds", "says"),
+    [
+        (0, "split.folds=0 asks for no cross-validation; set it to 3 or more in params.yaml"),
+        (9, "8 positive patients cannot be dealt into split.folds=9 folds, each of which needs one; lower it or add patients"),
+    ],
+)
+def test_hnm_cv_starts_nothing_that_cannot_be_dealt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path, folds: int, says: str) -> None:
+    (tmp_path / "data").symlink_to(data)
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "params.yaml").write_text(params_with(folds).model_dump_json())
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["cv"])
+    assert (done.exit_code, done.stderr) == (1, f"error: {says}\n")
+    assert not (tmp_path / "cv").exists()
+
+
 def test_hnm_cv_says_which_stages_failed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object, **options: object) -> subprocess.CompletedProcess[bytes]:
         return subprocess.CompletedProcess([], 1)
