@@ -121,6 +121,7 @@ def run_stages(upstream: Upstream, out: Path, *, embed: Any, head: Any, ranking:
                 *(mined, *(own / name for name in ("mined.csv", "passed.csv", "mined.json"))),
                 round_,
                 mining=mining,
+                tracker=Tracker("mine", None),
             )
             stage("finetune").main(
                 *(mined, upstream.packs, upstream.extra, encoder, own / "encoder"),
