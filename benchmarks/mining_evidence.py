@@ -107,7 +107,7 @@ def _with_bounds(value: float, low: float, high: float) -> str:
 
 
 def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str) -> list[str]:
-    """Each arm less `against`, in each round, and in the round that validation picks, as Markdown."""
+    """Each arm less `against`, where both have a seed, in each round, and in the round that validation picks, as Markdown."""
     lines = [
         f"| cohort | round | arm less *{against}* | seeds | test slide AUC | test tile AUC | false tiles | purity |",
         "|" + "---|" * 8,
@@ -118,7 +118,8 @@ def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str) -> list
         for name, of_round in rounds:
             own = of_round[of_round["cohort"] == cohort]
             of_slides = scores.merge(own[[*ARM, "round"]])
-            for arm in sorted(set(own["arm"]) - {against}):
+            shared = own[own["seed"].isin(own[own["arm"] == against]["seed"])]
+            for arm in sorted(set(shared["arm"]) - {against}):
                 mean, low, high, seeds = auc_difference(of_slides, arm, against)
                 others = [difference(own, column, arm, against) for column in ("test_tile_auc", "false_tiles", "purity")]
                 cells = [_with_bounds(*number) for number in [(mean, low, high), *others]]
