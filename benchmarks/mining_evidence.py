@@ -130,18 +130,20 @@ def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str) -> list
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Test slide AUC against the views of tiles that fine-tuning cost up to then; bars are standard errors over the seeds."""
     cohorts = sorted(table["cohort"].unique())
+    colours = {arm: f"C{number}" for number, arm in enumerate(sorted(table["arm"].unique()))}
     figure, axes = plt.subplots(1, len(cohorts), figsize=(5.5 * len(cohorts), 4.2), squeeze=False, sharey=True, layout="constrained")
     for axis, cohort in zip(axes[0], cohorts, strict=True):
         own = table[table["cohort"] == cohort].sort_values("round")
         own = own.assign(cost=own.groupby(["arm", "seed"])["tile_views"].cumsum())
         for arm, of_arm in own[own["round"] > 0].groupby("arm"):
             by_round = of_arm.groupby("round").agg(cost=("cost", "mean"), auc=("test_auc", "mean"), error=("test_auc", "sem"))
-            axis.errorbar(by_round["cost"], by_round["auc"], by_round["error"], marker="o", capsize=3, label=str(arm))
+            axis.errorbar(by_round["cost"], by_round["auc"], by_round["error"], marker="o", capsize=3, color=colours[str(arm)], label=str(arm))
         before = own[own["round"] == 0]["test_auc"].mean()
         axis.axhline(before, color="grey", linestyle=":", label="before any mining")
         axis.set(xscale="log", xlabel="views of tiles in fine-tuning, over all rounds", title=f"cohort {cohort}")
     axes[0][0].set_ylabel("test slide AUC")
-    axes[0][-1].legend()
+    named = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5)
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
 
