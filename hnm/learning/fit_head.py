@@ -135,7 +135,7 @@ def _train_epoch(
     head.train()
     parts = []
     for slides in steps:
-        slide_loss, tile_loss, rank_loss = step_losses(head, [head(slide.features) for slide in slides], ranking)
+        slide_loss, tile_loss, rank_loss = step_losses(head, head.together([slide.features for slide in slides]), ranking)
         loss = section.slide_weight * slide_loss + section.tile_weight * tile_loss + ranking.weight * rank_loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

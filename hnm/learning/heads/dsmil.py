@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from hnm import params
 from hnm.learning.heads.head import Head, HeadOutput
@@ -12,8 +13,8 @@ class DSMIL(Head):
 
     With features h_i, critical tile m = argmax_i w_0 h_i, queries q_i and values v_i = W_v h_i, the attention is
     a_i = softmax_i(q_i . q_m / sqrt(d)) and the slide logit w_b sum_i a_i v_i (equations 3 to 5; the queries are the
-    published code's two layers). As the values are linear, the features are pooled first and projected once:
-    the same numbers at a fraction of the cost. The two streams stay apart, as in the published training code: the
+    published code's two layers). As the values are linear, the features are pooled first and meet the product of w_b
+    and W_v, which the slides of a step share: the same numbers at a fraction of the cost. The two streams stay apart, as in the published training code: the
     slide logit is the slide stream's, and the tile loss trains the tile stream by its highest logit.
 
     Of more than two classes each has its own tile logits, critical tile, attention and pooled value, and the slide
@@ -31,12 +32,25 @@ class DSMIL(Head):
 
     def pool(self, features: Tensor) -> HeadOutput:
         """See `Head.pool`."""
-        tile_logits, queries = self.tile_stream(features), self.query(features)
-        attentions = [self.attend(queries, own) for own in tile_logits.unbind(dim=1)]
-        slide_logits = self.slide_stream(torch.cat([self.value(attention @ features) for attention in attentions]))
+        return self.pool_each(features, [len(features)])[0]
+
+    def pool_each(self, features: Tensor, counts: list[int]) -> list[HeadOutput]:
+        """See `Head.pool_each`.
+
+        Values and slide stream are linear, so that their product is taken first and once, and pooled features go
+        through it: no slide needs a gradient of the values' many weights to itself.
+        """
+        slides, streams = features.split(counts), len(self.labels)
+        tile_logits, queries = self.tile_stream(features).split(counts), self.query(features).split(counts)
+        attentions = [torch.stack([self.attend(q, own) for own in logits.unbind(dim=1)], dim=1) for q, logits in zip(queries, tile_logits, strict=True)]
+        pooled = torch.stack([(attention.T @ own).flatten() for attention, own in zip(attentions, slides, strict=True)])
+        of_value = self.slide_stream.weight.view(streams * streams, -1)
+        weight = (of_value @ self.value.weight).view(streams, -1)
+        bias = (of_value @ self.value.bias).view(streams, streams).sum(dim=1) + self.slide_stream.bias
+        outputs = zip(linear(pooled, weight, bias), tile_logits, attentions, strict=True)
         if self.classes == 2:
-            return HeadOutput(slide_logits.squeeze(0), tile_logits.squeeze(1), attentions[0])
-        return HeadOutput(slide_logits, tile_logits, torch.stack(attentions, dim=1))
+            return [HeadOutput(logits.squeeze(0), of_tiles.squeeze(1), attention.squeeze(1)) for logits, of_tiles, attention in outputs]
+        return [HeadOutput(*output) for output in outputs]
 
     def attend(self, queries: Tensor, tile_logits: Tensor) -> Tensor:
         """The attention `(tiles,)` of one stream: how much each query `(tiles, width)` resembles that of the highest tile logit."""

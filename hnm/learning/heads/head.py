@@ -1,5 +1,6 @@
 """What every head is: standardised features of one slide in, logits and attention out; and the loss of its tiles."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,16 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> HeadOutput:
         """What the head says of a slide with these features `(tiles, features)`, as the encoder gave them."""
-        return self.pool(self.dropout((features - self.mean) / self.scale))
+        return self.together([features])[0]
+
+    def together(self, slides: Sequence[Tensor]) -> Sequence[HeadOutput]:
+        """`forward` of several slides, such as those of a step. Each is a bag of its own."""
+        features = torch.cat(list(slides)) if len(slides) > 1 else slides[0]
+        return self.pool_each(self.dropout((features - self.mean) / self.scale), [len(slide) for slide in slides])
+
+    def pool_each(self, features: Tensor, counts: list[int]) -> Sequence[HeadOutput]:
+        """`pool` of each slide of `features` `(tiles, features)`: the first has the first of `counts` tiles, and so on. A kind may have a quicker way."""
+        return [self.pool(own) for own in features.split(counts)]
 
     def pool(self, features: Tensor) -> HeadOutput:
         """`forward` from standardised features `(tiles, features)`; each kind of head has its own."""
