@@ -420,6 +420,7 @@ def tune_run(
         if misplaced := [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]:
             raise StudyError(f"--{misplaced[0]} stands before {command}, which does not see it there; give {command} its options after its name")
         return
+    _expect_trials(workers)
     from hnm.experiments.study import Limits, run_study
     from hnm.experiments.study_files import best_values
     from hnm.experiments.trial import Loop, Upstream
@@ -460,6 +461,7 @@ def tune_report(
     workers: Annotated[int, typer.Option(min=1, help="Processes that run at once.")] = 1,
 ) -> None:
     """Run the best trials and params.yaml again with fresh seeds, and say whether the winner is better."""
+    _expect_trials(workers)
     from hnm.draws import seed_of
     from hnm.evidence.metrics import Resampling
     from hnm.evidence.verdict import Finalist, Reruns, judged, report_markdown
@@ -503,6 +505,14 @@ def tune_export(study: StudyName = "default", storage: Storage = None) -> None:
 
     files = _study_files(study)
     export(files, load_study(files, storage), plots=True)
+
+
+def _expect_trials(workers: int) -> None:
+    """Has the modules that workers need imported while this process imports its own; torch's first optimiser imports the second."""
+    if workers > 1:
+        from hnm.experiments.workers import expect_workers
+
+        expect_workers("hnm.experiments.study", "torch._dynamo")
 
 
 def _study_files(name: str) -> "StudyFiles":

@@ -6,11 +6,22 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from hnm.errors import HnmError
 from hnm.processes import keep_freed_memory
+
+SERVED = "forkserver" in multiprocessing.get_all_start_methods()
+"""Whether workers are forked from a server; elsewhere each is started from nothing. None is forked from this process, which has threads and locks."""
+
+
+def expect_workers(*modules: str) -> None:
+    """Has a server import `modules`, beside this process, that all later workers are forked from: imports of seconds are made once for all of them."""
+    if SERVED:
+        forkserver.set_forkserver_preload(list(modules))
+        forkserver.ensure_running()
 
 
 def run_workers(work: Callable[..., bool], arguments: Sequence[tuple[Any, ...]], say: Callable[[str], None]) -> tuple[bool, int]:
@@ -22,7 +33,7 @@ def run_workers(work: Callable[..., bool], arguments: Sequence[tuple[Any, ...]],
     Raises:
         HnmError: as a worker did; the others have ended then.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would share torch's threads and the storage's locks
+    context = multiprocessing.get_context("forkserver") if SERVED else multiprocessing.get_context("spawn")
     workers = []
     for own in arguments:
         here, there = context.Pipe(duplex=False)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from hnm.errors import HeadError
 from hnm.learning.heads import Head
 from hnm.tables import SLIDE_SCORES, TILE_SCORES
 
@@ -20,18 +20,18 @@ def predict(head: Head, slides: Mapping[str, Tensor], tiles: pd.DataFrame, label
         slides: slide id -> features `(tiles, features)`.
         tiles: the `TILES` index; a slide's rows stand in the order of its features.
         label: one of the head's `labels`; its scores are those of the label against the rest.
+
+    Raises:
+        HeadError: a slide has another number of features than of tiles.
     """
     head.eval()
-    slide_rows, tile_frames = [], []
-    for slide_id, own in tiles.sort_values(["slide_id", "tile"]).groupby("slide_id", sort=True):
-        output = head(slides[str(slide_id)]).of(label)
-        slide_rows.append({"slide_id": slide_id, "logit": output.slide_logit.item(), "score": output.slide_logit.sigmoid().item()})
-        tile_frames.append(
-            own.assign(
-                logit=output.tile_logits.cpu().numpy(),
-                score=output.tile_logits.sigmoid().cpu().numpy(),
-                attention=output.attention.cpu().numpy().clip(0, 1),
-            )[list(TILE_SCORES.columns)]
-        )
-    slide_table = pd.DataFrame(slide_rows, columns=list(SLIDE_SCORES.columns)).astype({"logit": np.float32, "score": np.float32})
-    return slide_table, pd.concat(tile_frames, ignore_index=True)
+    tiles = tiles.sort_values(["slide_id", "tile"])
+    outputs = {str(slide_id): head(slides[str(slide_id)]).of(label) for slide_id in tiles["slide_id"].unique()}
+    counts = tiles["slide_id"].value_counts()
+    if unlike := [slide_id for slide_id, output in outputs.items() if len(output.tile_logits) != counts[slide_id]]:
+        raise HeadError(f"slide {unlike[0]} has {len(slides[unlike[0]])} features, but {counts[unlike[0]]} tiles; embed it again")
+    logit = torch.stack([output.slide_logit for output in outputs.values()])
+    tile_logit, attention = (torch.cat(parts) for parts in zip(*((output.tile_logits, output.attention) for output in outputs.values()), strict=True))
+    slide_table = pd.DataFrame({"slide_id": list(outputs), "logit": logit.cpu().numpy(), "score": logit.sigmoid().cpu().numpy()})
+    columns = {"logit": tile_logit.cpu().numpy(), "score": tile_logit.sigmoid().cpu().numpy(), "attention": attention.cpu().numpy().clip(0, 1)}
+    return slide_table[list(SLIDE_SCORES.columns)], tiles.assign(**columns)[list(TILE_SCORES.columns)].reset_index(drop=True)

@@ -132,6 +132,22 @@ class TestEquations:
         assert head(rows).tile_logits.tolist() == pytest.approx(expected.tile_logits.tolist(), abs=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "classes"), [*((kind, 2) for kind in KINDS), ("dsmil", 3)])
+def test_slides_together_are_what_each_is_alone_and_so_are_the_gradients(kind: str, classes: int) -> None:
+    head = make_head(6, section_of(kind), classes).double().eval()
+    slides = [features(tiles, seed=tiles) for tiles in (5, 1, 9)]
+    gradients = []
+    for outputs in (head.together(slides), [head(slide) for slide in slides]):
+        gradients.append([tensor.flatten().tolist() for output in outputs for tensor in output])
+        head.zero_grad()
+        sum((slide + 1) * (output.slide_logit.square().sum() + output.tile_logits.square().sum()) for slide, output in enumerate(outputs)).backward()
+        gradients[-1] += [weight.grad.flatten().tolist() for weight in head.parameters() if weight.grad is not None]
+    together, alone = gradients
+    assert len(together) == len(alone) > 9
+    for own, expected in zip(together, alone, strict=True):
+        assert own == pytest.approx(expected, abs=1e-10)
+
+
 def transmil(hand: ByHand, x: list[Vector]) -> tuple[float, Vector, Vector]:
     """TransMIL in loops: slide logit, tile logits, attention."""
     tokens = [relu(hand.linear("token", row)) for row in x]

@@ -40,8 +40,8 @@ class DSMIL(Head):
         Values and slide stream are linear, so that their product is taken first and once, and pooled features go
         through it: no slide needs a gradient of the values' many weights to itself.
         """
-        slides, streams = features.split(counts), len(self.labels)
-        tile_logits, queries = self.tile_stream(features).split(counts), self.query(features).split(counts)
+        slides, streams = torch.split(features, counts), len(self.labels)
+        tile_logits, queries = torch.split(self.tile_stream(features), counts), torch.split(self.query(features), counts)
         attentions = [torch.stack([self.attend(q, own) for own in logits.unbind(dim=1)], dim=1) for q, logits in zip(queries, tile_logits, strict=True)]
         pooled = torch.stack([(attention.T @ own).flatten() for attention, own in zip(attentions, slides, strict=True)])
         of_value = self.slide_stream.weight.view(streams * streams, -1)

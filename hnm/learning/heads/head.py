@@ -62,7 +62,7 @@ class Head(nn.Module):
 
     def pool_each(self, features: Tensor, counts: list[int]) -> Sequence[HeadOutput]:
         """`pool` of each slide of `features` `(tiles, features)`: the first has the first of `counts` tiles, and so on. A kind may have a quicker way."""
-        return [self.pool(own) for own in features.split(counts)]
+        return [self.pool(own) for own in torch.split(features, counts)]
 
     def pool(self, features: Tensor) -> HeadOutput:
         """`forward` from standardised features `(tiles, features)`; each kind of head has its own."""
