@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -67,7 +68,7 @@ def main() -> None:
 
 def rows(folder: Path, side: int, repeats: int, few: int, many: int) -> Iterator[tuple[str, str, float]]:
     texture = tissue_texture(folder)
-    jpeg, deflate = slide_of(texture, side, folder / "jpeg.svs"), slide_of(texture, min(side, 4096), folder / "deflate.svs", compression="deflate")
+    jpeg, deflate = slide_of(texture, side, folder / "jpeg.svs"), slide_of(texture, side, folder / "deflate.svs", compression="deflate")
     small = slide_of(texture, TEXTURE_PX, folder / "small.svs")
     with open_slide(jpeg) as raw, OpenSlideReader(jpeg) as known:
         assert isinstance(raw, RawTileReader)
@@ -288,20 +289,18 @@ def slide_of(texture: np.ndarray, side: int, path: Path, compression: str = "jpe
                 f" -> {level}x{level}" if factor > 1 else ""
             )
             options = {"tile": (SOURCE_PX, SOURCE_PX), "description": f"{text} JPEG/RGB Q=80|MPP = {MPP}", "metadata": None}
-            if compression == "jpeg":
-                cells = [[jpeg_of(tiled, row, column) for column in range(period)] for row in range(period)]
-                across = -(-level // SOURCE_PX)
-                tiles = (cells[row % period][column % period] for row in range(across) for column in range(across))
-                shape = {"shape": (level, level, 3), "dtype": np.uint8, "photometric": "ycbcr", "subsampling": (2, 2)}
-                file.write(tiles, compression="jpeg", **shape, **options)
-            else:
-                repeated = np.tile(tiled, (-(-level // len(tiled)),) * 2 + (1,))[:level, :level]
-                file.write(repeated, photometric="rgb", compression=compression, **options)
+            cells = [[encoded(tiled, row, column, compression) for column in range(period)] for row in range(period)]
+            across = -(-level // SOURCE_PX)
+            tiles = (cells[row % period][column % period] for row in range(across) for column in range(across))
+            colours = {"photometric": "ycbcr", "subsampling": (2, 2)} if compression == "jpeg" else {"photometric": "rgb"}
+            file.write(tiles, compression=compression, shape=(level, level, 3), dtype=np.uint8, **colours, **options)
     return path
 
 
-def jpeg_of(pixels: np.ndarray, row: int, column: int) -> bytes:
+def encoded(pixels: np.ndarray, row: int, column: int, compression: str) -> bytes:
     cell = np.ascontiguousarray(pixels[row * SOURCE_PX : (row + 1) * SOURCE_PX, column * SOURCE_PX : (column + 1) * SOURCE_PX])
+    if compression == "deflate":
+        return zlib.compress(cell)
     return bytes(simplejpeg.encode_jpeg(cell, quality=80, colorspace="RGB", colorsubsampling="420"))
 
 

@@ -21,12 +21,10 @@ import simplejpeg
 import tifffile
 
 from hnm.processes import one_read
-from hnm.slides.reader import RGB, OpenSlideReader, RegionError, Slide
+from hnm.slides.reader import RGB, OpenSlideReader, RegionError, Slide, cache_bytes
 
 VENDORS = frozenset({"aperio", "generic-tiff"})
 """Formats, in OpenSlide's words, whose levels are the tiles of one TIFF page, side by side."""
-CACHE_BYTES = 64 << 20
-"""Decoded source tiles that are kept: a row of the grid needs those of the row before again."""
 START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 """A JPEG segment that states the colours; the byte after it is 0 for RGB, 1 for YCbCr."""
@@ -53,6 +51,11 @@ class Level:
         """Tiles of a row."""
         return ceil(self.width / self.tile_width)
 
+    @property
+    def tile_bytes(self) -> int:
+        """Of a decoded tile."""
+        return 3 * self.tile_width * self.tile_height
+
 
 class RawTileReader:
     """A slide whose levels are plain JPEG tiles. A context manager; belongs to one process.
@@ -70,8 +73,8 @@ class RawTileReader:
         self.mpp = authority.mpp
         self.level_downsamples = authority.level_downsamples
         self.background = authority.background
-        largest = max(3 * level.tile_width * level.tile_height for level in levels.values())
-        self._tile = lru_cache(max(4, CACHE_BYTES // largest))(self._decoded)
+        kept = (cache_bytes(level.columns * level.tile_bytes) // level.tile_bytes for level in levels.values())
+        self._tile = lru_cache(max(4, *kept))(self._decoded)
         self._file = path.open("rb", buffering=0)
 
     def __enter__(self) -> Self:

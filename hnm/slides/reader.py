@@ -31,6 +31,10 @@ READ_PX = 2048
 """Side of the largest region that a thumbnail reads at once."""
 SMALLEST_BLOCK_PX = 16
 """Side of the smallest block of a thumbnail that is given up as lost."""
+LEAST_CACHE_BYTES, MOST_CACHE_BYTES = 32 << 20, 256 << 20
+"""Of decoded source tiles; the most is enough for 100,000 px across source tiles of 256 px."""
+USUAL_TILE_PX = 256
+"""Side of a source tile where the format names none."""
 
 
 class RegionError(SlideError):
@@ -102,6 +106,9 @@ class OpenSlideReader:
         self._path = path
         self._slide = _open(path)
         self._properties = dict(self._slide.properties)
+        tile_height = int(self._properties.get("openslide.level[0].tile-height", USUAL_TILE_PX))
+        self._cache = openslide.OpenSlideCache(cache_bytes(4 * self._slide.dimensions[0] * tile_height))
+        self._slide.set_cache(self._cache)
         self.vendor: str = self._properties.get("openslide.vendor", "unknown")
         self.dimensions: tuple[int, int] = self._slide.dimensions
         self.level_dimensions: tuple[tuple[int, int], ...] = tuple(self._slide.level_dimensions)
@@ -167,7 +174,17 @@ class OpenSlideReader:
             self._slide = _open(self._path)
         except SlideError as error:  # it could be opened before
             raise StorageError(str(error)) from None
+        self._slide.set_cache(self._cache)
         latched.close()
+
+
+def cache_bytes(row: int) -> int:
+    """Bytes of decoded source tiles to keep, where a row of source tiles across the slide has `row` bytes.
+
+    A row of the grid needs source tiles of the row before again. With fewer than two rows of them kept, each has been
+    forgotten when its turn comes, and a wide slide is decoded twice.
+    """
+    return min(max(2 * row * 9 // 8, LEAST_CACHE_BYTES), MOST_CACHE_BYTES)
 
 
 def thumbnail(slide: Slide, mpp: float, slide_mpp: tuple[float, float]) -> Thumbnail:

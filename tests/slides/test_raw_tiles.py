@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hnm.slides.raw_tiles import RawTileReader, levels_of, open_slide
-from hnm.slides.reader import OpenSlideReader, RegionError
+from hnm.slides.reader import OpenSlideReader, RegionError, cache_bytes
 
 WIDTH, HEIGHT = 304, 208  # 5 x 4 TIFF tiles of 64 pixels, the last of each row and column cut off
 
@@ -123,11 +123,30 @@ def test_few_decoded_tiles_give_the_same_pixels(tmp_path, monkeypatch):
     path = write(tmp_path / "a.svs", texture())
     with open_slide(path) as slide:
         known = slide.read(0, 0, 0, WIDTH, HEIGHT)
-    monkeypatch.setattr("hnm.slides.raw_tiles.CACHE_BYTES", 1)
+    monkeypatch.setattr("hnm.slides.reader.MOST_CACHE_BYTES", 1)
     with open_slide(path) as slide:
         for _ in range(2):
             np.testing.assert_array_equal(slide.read(0, 0, 0, WIDTH, HEIGHT), known)
         assert slide._tile.cache_info().currsize == 4
+
+
+def test_a_grid_row_by_row_decodes_each_source_tile_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("hnm.slides.reader.LEAST_CACHE_BYTES", 1)
+    decoded = []
+    for most in (10**9, 5 * 3 * 64 * 64):  # room for two rows of 5 source tiles; for one row
+        monkeypatch.setattr("hnm.slides.reader.MOST_CACHE_BYTES", most)
+        with open_slide(write(tmp_path / f"{most}.svs", texture())) as slide:
+            slide._tile.cache_clear()
+            for y in range(0, 180, 60):
+                for x in range(0, 300, 60):
+                    slide.read(x, y, 0, 60, 60)
+            decoded.append(slide._tile.cache_info().misses)
+    assert decoded[0] == 5 * 3 < decoded[1]
+
+
+def test_what_is_kept_is_two_rows_of_source_tiles_within_bounds():
+    mib = 1 << 20
+    assert [cache_bytes(row) for row in (1, 16 * mib, 64 * mib, 200 * mib)] == [32 * mib, 36 * mib, 144 * mib, 256 * mib]
 
 
 @pytest.mark.parametrize("compression", ["deflate", "lzw", None])
