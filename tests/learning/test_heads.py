@@ -132,19 +132,6 @@ class TestEquations:
         assert head(rows).tile_logits.tolist() == pytest.approx(expected.tile_logits.tolist(), abs=1e-6)
 
 
-def test_dropout_thins_features_in_training_alone_and_keeps_their_mean() -> None:
-    head = make_head(50, params.Head(kind="mean", dropout=0.3))
-    rows = torch.rand(400, 50, generator=torch.Generator().manual_seed(0)) + 1
-    assert head.eval().thinned(rows) is rows
-    torch.manual_seed(1)
-    thinned = head.train().thinned(rows)
-    kept = thinned != 0
-    assert kept.float().mean().item() == pytest.approx(0.7, abs=0.01)  # five deviations
-    torch.testing.assert_close(thinned[kept], rows[kept] / 0.7)
-    torch.manual_seed(1)
-    assert torch.equal(head.thinned(rows), thinned) and not torch.equal(head.thinned(rows), thinned)
-
-
 @pytest.mark.parametrize(("kind", "classes"), [*((kind, 2) for kind in KINDS), ("dsmil", 3)])
 def test_slides_together_are_what_each_is_alone_and_so_are_the_gradients(kind: str, classes: int) -> None:
     head = make_head(6, section_of(kind), classes).double().eval()

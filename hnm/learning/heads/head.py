@@ -37,7 +37,7 @@ class Head(nn.Module):
 
     def __init__(self, features: int, section: params.Head) -> None:
         super().__init__()
-        self.dropout = section.dropout
+        self.dropout = nn.Dropout(section.dropout)
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
 
@@ -58,16 +58,7 @@ class Head(nn.Module):
     def together(self, slides: Sequence[Tensor]) -> Sequence[HeadOutput]:
         """`forward` of several slides, such as those of a step. Each is a bag of its own."""
         features = torch.cat(list(slides)) if len(slides) > 1 else slides[0]
-        return self.pool_each(self.thinned((features - self.mean) / self.scale), [len(slide) for slide in slides])
-
-    def thinned(self, features: Tensor) -> Tensor:
-        """In training `features` with a random share `head.dropout` of their numbers set to 0 and the others raised by as much; else `features`.
-
-        What `nn.Dropout` does, by uniform draws: on a processor its Bernoulli draws take a quarter of DSMIL's step on small slides.
-        """
-        if not self.training or not self.dropout:
-            return features
-        return features * ((torch.rand_like(features) >= self.dropout) / (1 - self.dropout))
+        return self.pool_each(self.dropout((features - self.mean) / self.scale), [len(slide) for slide in slides])
 
     def pool_each(self, features: Tensor, counts: list[int]) -> Sequence[HeadOutput]:
         """`pool` of each slide of `features` `(tiles, features)`: the first has the first of `counts` tiles, and so on. A kind may have a quicker way."""
