@@ -7,13 +7,12 @@ alone, with features in the store and one thread a process. The first is the com
 to its end, with its workers, MLflow and plots. The second runs some trials twice in this process, which has trained a
 head before: by a study with one worker, and bare, that is by the steps that the stages call.
 
-Processor seconds are those of all processes, user's and system's: where other work holds the cores too, they still say
-what wall-clock seconds no longer do.
+Processor seconds, user's and system's, are told of the second part alone: where other work holds the cores too, they
+still say what wall-clock seconds no longer do. The command's workers are no children of this process.
 """
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -52,15 +51,10 @@ def head_only(params: Params, threads: int) -> Params:
 
 
 def measured(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall-clock and processor seconds of `work`, and of the processes that it started and that have ended."""
-    before, began = _processor_seconds(), time.perf_counter()
+    """Wall-clock seconds of `work`, and processor seconds of this process."""
+    before, began = time.process_time(), time.perf_counter()
     work()
-    return time.perf_counter() - began, _processor_seconds() - before
-
-
-def _processor_seconds() -> float:
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(own.ru_utime + own.ru_stime for own in used)
+    return time.perf_counter() - began, time.process_time() - before
 
 
 def scratch_project(project: Path, params: Params, folder: Path) -> None:
@@ -105,8 +99,8 @@ def report(project: Path, trials: int, workers: int, compared: int, say: Callabl
         store = Store(scratch / "store")
         bare(params, upstream, store)  # features into the store, and all that torch does once
         scratch_project(project, params, scratch / "project")
-        together = measured(lambda: tune(scratch / "project", store, trials, workers))
-        say(f"{trials} trials, {workers} workers: {together[0]:.1f} s, {together[1]:.1f} s of processors")
+        together, _ = measured(lambda: tune(scratch / "project", store, trials, workers))
+        say(f"{trials} trials, {workers} workers: {together:.1f} s")
 
         files, alone = StudyFiles(scratch / "one"), Store(scratch / "alone")
         alone.root.mkdir()
@@ -118,7 +112,7 @@ def report(project: Path, trials: int, workers: int, compared: int, say: Callabl
         own = [measured(lambda setting=setting: bare(setting, upstream, alone)) for setting in settings]
     wall, processor = (sum(seconds[part] for seconds in own) for part in range(2))
     rows = [
-        f"| `hnm tune --trials {trials} --workers {workers}` | {together[0]:.1f} s | {together[1]:.1f} s | |",
+        f"| `hnm tune --trials {trials} --workers {workers}` | {together:.1f} s | | |",
         f"| {compared} trials, 1 worker, in a process that is warm | {study[0]:.1f} s | {study[1]:.1f} s | {study[1] / processor:.2f} |",
         f"| the same rounds bare | {wall:.1f} s | {processor:.1f} s | 1 |",
     ]
