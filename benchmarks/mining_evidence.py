@@ -130,7 +130,8 @@ def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str) -> list
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Test slide AUC against the views of tiles that fine-tuning cost up to then; bars are standard errors over the seeds."""
     cohorts = sorted(table["cohort"].unique())
-    colours = {arm: f"C{number}" for number, arm in enumerate(sorted(table["arm"].unique()))}
+    shades = matplotlib.colormaps["tab20"]([*range(0, 20, 2), *range(1, 20, 2)])  # the ten strong ones first
+    colours = {arm: shades[number % len(shades)] for number, arm in enumerate(sorted(table["arm"].unique()))}
     figure, axes = plt.subplots(1, len(cohorts), figsize=(5.5 * len(cohorts), 4.2), squeeze=False, sharey=True, layout="constrained")
     for axis, cohort in zip(axes[0], cohorts, strict=True):
         own = table[table["cohort"] == cohort].sort_values("round")
