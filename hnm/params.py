@@ -102,7 +102,7 @@ class Encoder(Section):
     """Round 0's encoder, which saw no labels."""
 
     name: str = "tf_efficientnet_lite0"
-    """Any timm model, or `resnet18_instance_norm`, `uni`, `uni2-h`, `virchow2`, `h-optimus-0`, `phikon` (hnm/learning/catalogue.py)."""
+    """Any timm model, or `resnet18_instance_norm`, `uni`, `uni2-h`, `virchow2`, `conch`, `h-optimus-0`, `phikon` (hnm/learning/catalogue.py)."""
     source: Literal["pretrained", "simclr"] = "pretrained"
     """`simclr` goes on from the weights below, on the cohort's own train tiles (section `simclr`)."""
     weights: str = "package"

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hnm.learning.attention_pool import AttentionPool
+
 State = Mapping[str, Tensor]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -61,6 +63,30 @@ def vision_transformer_names(state: State) -> dict[str, Tensor]:
     return named
 
 
+def conch_names(state: State) -> dict[str, Tensor]:
+    """CONCH's image tower by the names of timm and `AttentionPool`; the text tower, the captions' pool and the projection onto text are dropped."""
+    places = {
+        "ln_contrast.": "norm.",
+        "attn_pool_contrast.query": "query",
+        "attn_pool_contrast.ln_q.": "norm_query.",
+        "attn_pool_contrast.ln_k.": "norm_tokens.",
+        "attn_pool_contrast.attn.q_proj_weight": "to_query.weight",
+        "attn_pool_contrast.attn.k_proj_weight": "to_key.weight",
+        "attn_pool_contrast.attn.v_proj_weight": "to_value.weight",
+        "attn_pool_contrast.attn.out_proj.": "out.",
+    }
+    named: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = name.removeprefix("visual.")
+        if plain.startswith("trunk."):
+            named[plain.removeprefix("trunk.")] = tensor
+        elif plain == "attn_pool_contrast.attn.in_proj_bias":
+            named |= {f"head.to_{part}.bias": bias for part, bias in zip(("query", "key", "value"), tensor.chunk(3), strict=True)}
+        elif there := next((there for there in places if plain.startswith(there)), None):
+            named[f"head.{places[there]}{plain.removeprefix(there)}"] = tensor
+    return named
+
+
 @dataclass(frozen=True)
 class Named:
     """An encoder with a name of its own."""
@@ -73,6 +99,8 @@ class Named:
     std: tuple[float, ...] = IMAGENET[1]
     pooling: Literal["timm", "class_and_mean"] = "timm"
     """How tokens become a feature: as timm's model does, or the class token beside the mean of the patch tokens."""
+    head: Callable[[], AttentionPool] | None = None
+    """Makes tokens a feature in the place of timm's classifier, where the encoder's authors have a pooling that timm has not."""
     hub: str = ""
     """Repository on the Hugging Face hub; empty where weights come by path alone."""
     file: str = "pytorch_model.bin"
@@ -123,6 +151,18 @@ CATALOGUE: Mapping[str, Named] = {
         hub="paige-ai/Virchow2",
         licence=NON_COMMERCIAL,
         gated=True,
+    ),
+    # Lu et al. 2024: the image's embedding before its projection onto text, as its authors advise for all but text
+    "conch": Named(
+        "vit_base_patch16_224",
+        {"img_size": 448, "global_pool": "", "dynamic_img_size": True},
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        head=lambda: AttentionPool(width=768, features=512, heads=8),
+        hub="MahmoodLab/conch",
+        licence=NON_COMMERCIAL,
+        gated=True,
+        names=conch_names,
     ),
     "h-optimus-0": Named(
         "vit_giant_patch14_reg4_dinov2",

@@ -1,5 +1,6 @@
 """The encoder: tiles to features, with its normalisation on record."""
 
+import difflib
 import functools
 import importlib
 import sys
@@ -101,7 +102,7 @@ def make_encoder(section: params.Encoder) -> TileEncoder:
     """
     timm, known = import_timm(), _known(section.name)
     if not timm.is_model(known.architecture):
-        close = timm.list_models(f"*{section.name.split('_')[0]}*")[:5]
+        close = difflib.get_close_matches(section.name.lower(), [*CATALOGUE, *timm.list_models()], n=5)
         raise EncoderError(
             f"encoder.name={section.name!r} is no timm model, nor one of {', '.join(CATALOGUE)}; "
             + (f"similar are {', '.join(close)}" if close else "see timm.list_models()")
@@ -166,7 +167,11 @@ def _build(known: Named) -> Any:
         return getattr(timm.layers, value, None) or getattr(nn, value) if name.endswith("_layer") else value
 
     options = {name: option(name, value) for name, value in known.options.items()}
-    return timm.create_model(known.architecture, pretrained=False, num_classes=0, **options)
+    backbone = timm.create_model(known.architecture, pretrained=False, num_classes=0, **options)
+    if known.head:
+        backbone.head = known.head()
+        backbone.num_features = backbone.head.features
+    return backbone
 
 
 def _check_side(backbone: nn.Module, name: str, side: int) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from hnm import params
 from hnm.errors import EncoderError
 from hnm.learning import encoder as module
+from hnm.learning.attention_pool import AttentionPool
 from hnm.learning.catalogue import CATALOGUE, Named
 from hnm.learning.encoder import TileEncoder, import_timm, load_encoder, make_encoder, save_encoder
 
@@ -35,6 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> Named:
         ("uni", 24, 303_350_784, 1024),
         ("uni2-h", 24, 681_394_176, 1536),
         ("virchow2", 32, 631_239_424, 2560),
+        ("conch", 12, 87_567_104, 512),
         ("h-optimus-0", 40, 1_134_774_272, 1536),
         ("phikon", 12, 85_798_656, 768),
     ],
@@ -153,6 +155,48 @@ def test_phikon_comes_from_the_hub_under_the_names_of_transformers(tmp_path: Pat
     with torch.inference_mode():
         assert torch.equal(encoder(tiles()), source(tiles()))
     assert encoder.record.weights == "hub"
+
+
+class ConchTower(torch.nn.Module):
+    """CONCH's pooling of tokens, as published, for a trunk of 24 features; with what of its checkpoint an encoder has no use for."""
+
+    def __init__(self, trunk: torch.nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.attn_pool_contrast = torch.nn.Module()
+        self.attn_pool_contrast.query = torch.nn.Parameter(torch.randn(1, 16))
+        self.attn_pool_contrast.attn = torch.nn.MultiheadAttention(16, 4, kdim=24, vdim=24)
+        self.attn_pool_contrast.ln_q, self.attn_pool_contrast.ln_k = torch.nn.LayerNorm(16), torch.nn.LayerNorm(24)
+        self.ln_contrast = torch.nn.LayerNorm(16)
+        self.proj_contrast = torch.nn.Parameter(torch.randn(16, 16))
+        self.attn_pool_caption = torch.nn.Linear(2, 2)
+        for weight in self.parameters():
+            torch.nn.init.normal_(weight, std=0.3)  # no bias is zero, no norm is one
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        pool: Any = self.attn_pool_contrast
+        tokens = pool.ln_k(self.trunk(tiles)).permute(1, 0, 2)
+        query = pool.ln_q(pool.query).unsqueeze(1).repeat(1, len(tiles), 1)
+        pooled: torch.Tensor = self.ln_contrast(pool.attn(query, tokens, tokens, need_weights=False)[0][0])
+        return pooled
+
+
+def test_conch_s_checkpoint_gives_the_embedding_of_its_image_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = small(monkeypatch, "conch")
+    entry = dataclasses.replace(entry, head=lambda: AttentionPool(width=24, features=16, heads=4))
+    monkeypatch.setattr(module, "CATALOGUE", {**CATALOGUE, "conch": entry})
+    torch.manual_seed(6)
+    theirs = ConchTower(import_timm().create_model(entry.architecture, num_classes=0, **entry.options)).eval()
+    state = {f"visual.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    torch.save({**state, "logit_scale": torch.zeros(()), "text.cls_emb": torch.zeros(4)}, tmp_path / "pytorch_model.bin")
+    encoder = make_encoder(params.Encoder(name="conch", weights=str(tmp_path / "pytorch_model.bin")))
+    save_encoder(encoder, tmp_path / "saved")
+    with torch.inference_mode():
+        expected = theirs((tiles() - encoder.mean) / encoder.std)
+        assert expected.std() > 0.1
+        assert torch.allclose(encoder(tiles()), expected, atol=1e-5)
+        assert torch.allclose(load_encoder(tmp_path / "saved")(tiles()), expected, atol=1e-5)
+    assert encoder.record.features == 16
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

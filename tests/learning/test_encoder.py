@@ -99,7 +99,7 @@ def test_a_pickle_is_not_read_whatever_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        (params.Encoder(name="resnet81"), r"encoder.name='resnet81' is no timm model, nor one of resnet18_instance_norm, uni, .*; see timm.list_models"),
+        (params.Encoder(name="resnet81"), r"encoder.name='resnet81' is no timm model, nor one of resnet18_instance_norm, uni, .*; similar are .*resnet18"),
         (params.Encoder(name="resnet18"), r"package has weights for tf_efficientnet_lite0 alone, not for 'resnet18'"),
         (params.Encoder(name="test_resnet", weights="nowhere.safetensors"), r"the weights nowhere.safetensors do not exist; give a safetensors file"),
     ],
