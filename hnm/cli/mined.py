@@ -1,0 +1,83 @@
+"""`hnm mined`: look at mined tiles, and say which are not to be."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Mined tiles: look at them, and say which are not to be.", no_args_is_help=True)
+Round = Annotated[int | None, typer.Option("--round", min=1, help="The last one where none is named.")]
+
+
+@app.command("suspects")
+def suspects(round_: Round = None) -> None:
+    """List the negative slides that supply an odd share of the hardest tiles, the oddest first."""
+    from hnm.tables import MINED_SLIDES
+
+    table = MINED_SLIDES.read(_mined_folder(round_) / "slides.csv")
+    for slide in table[table["suspect"]].sort_values(["chance", "slide_id"]).itertuples():
+        typer.echo(f"{slide.slide_id}\t{slide.hardest} of the hardest tiles, {slide.expected:.1f} by its size\tpatient {slide.patient_id}")
+    typer.echo(f"{table['suspect'].sum()} of {(table['label'] == 0).sum()} negative slides are suspect")
+
+
+@app.command("export")
+def export(round_: Round = None, out: Annotated[Path, typer.Option(help="Folder of the files, one a slide.")] = Path("results/mined")) -> None:
+    """Write the mined tiles as GeoJSON for QuPath: outline, role, score."""
+    from hnm.mining.export import export_mined
+    from hnm.store import project_root
+    from hnm.tables import MINED, SLIDES
+
+    slides = SLIDES.read(project_root() / "data" / "cohort" / "slides.parquet")
+    aspects = dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))
+    for path in export_mined(MINED.read(_mined_folder(round_) / "mined.parquet"), aspects, out):
+        typer.echo(path)
+
+
+@app.command("gallery")
+def gallery(
+    round_: Round = None,
+    out: Annotated[Path, typer.Option(help="Folder of the sheets, one a role.")] = Path("results/mined"),
+    tiles: Annotated[int, typer.Option(min=1, help="How many tiles a sheet shows.")] = 60,
+) -> None:
+    """Draw the best-scoring mined tiles with their scores and places, and those that guards passed over."""
+    from hnm.mining.gallery import write_gallery
+    from hnm.store import project_root
+    from hnm.tables import MINED, PASSED_OVER
+
+    folder, packs = _mined_folder(round_), project_root() / "data" / "tiles" / "packs"
+    for path in write_gallery(MINED.read(folder / "mined.parquet"), PASSED_OVER.read(folder / "passed_over.csv"), packs, out, tiles):
+        typer.echo(path)
+
+
+@app.command("diff")
+def diff(
+    before: Annotated[str, typer.Argument(help="A Git revision.")],
+    after: Annotated[str, typer.Argument(help="Another, or what lies in the working tree.")] = "workspace",
+    round_: Annotated[int | None, typer.Option("--round", min=1, help="The last one that both have, where none is named.")] = None,
+) -> None:
+    """Compare the mined tiles of two Git revisions: params, overlap, and what came and went by slide."""
+    from hnm.experiments.mined_revision import mined_difference
+    from hnm.store import project_root
+
+    found = mined_difference(project_root(), before, after, round_)
+    typer.echo(f"round {found.round}, {before} to {after}")
+    for name, (was, is_) in found.params.items():
+        typer.echo(f"{name}\t{was} -> {is_}")
+    typer.echo(f"scorer\t{'the same' if found.scorers[0] == found.scorers[1] else ' -> '.join(own or 'none' for own in found.scorers)}")
+    for role, overlap in found.by_role.items():
+        shares = [f"{name} {'-' if share is None else format(share, '.3f')}" for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn))]
+        typer.echo(f"{role}\t{overlap.kept + overlap.went} -> {overlap.kept + overlap.came} tiles\t" + "\t".join(shares))
+    for slide in found.by_slide.itertuples():
+        typer.echo(f"{slide.slide_id}\t{slide.role}\t{slide.came} came, {slide.went} went, {slide.kept} stayed")
+
+
+def _mined_folder(round_: int | None) -> Path:
+    """The folder of a round's mined tiles; of the last round where None."""
+    from hnm.errors import MiningError
+    from hnm.store import project_root
+
+    folder = project_root() / "data" / "mined"
+    rounds = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+    if round_ is None and not rounds:
+        raise MiningError(f"{folder} holds no round; run dvc repro")
+    return folder / str(max(rounds) if round_ is None else round_)
