@@ -5,10 +5,12 @@
 Two arms are compared in the same round, on the same slides, over the seeds that both have. The interval of a difference
 of test slide AUCs is a percentile bootstrap that draws seeds and, within their label, patients; that of a tile AUC, of
 false tiles and of purity is Student's over the seeds. The policy `none` mines nothing, so that its every round is round 0.
+An arm stands against its control, the arm that says `random` in the place of its policy and the same after it: `hard 0.2`
+against `random 0.2`. One that has none stands against `--against`.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -68,6 +70,12 @@ def difference(table: pd.DataFrame, column: str, arm: str, against: str) -> tupl
     return float(gains.mean()), float(gains.mean()) - half, float(gains.mean()) + half
 
 
+def control(arm: str, arms: Collection[str], against: str) -> str:
+    """The arm among `arms` that `arm` is compared with: random tiles in the place of its policy, or `against`."""
+    random = " ".join(["random", *arm.split(" ")[1:]])
+    return random if random in arms and arm not in (random, "random") else against
+
+
 def chosen(table: pd.DataFrame) -> pd.DataFrame:
     """The row of each arm and seed whose round validation picks: the highest slide AUC, then the lower log loss, then the earlier round."""
     ordered = table.sort_values([*ARM, "validation_auc", "validation_log_loss", "round"], ascending=[True, True, True, False, True, True])
@@ -107,53 +115,79 @@ def _with_bounds(value: float, low: float, high: float) -> str:
 
 
 def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str) -> list[str]:
-    """Each arm less `against`, where both have a seed, in each round, and in the round that validation picks, as Markdown."""
-    lines = [
-        f"| cohort | round | arm less *{against}* | seeds | test slide AUC | test tile AUC | false tiles | purity |",
-        "|" + "---|" * 8,
-    ]
+    """Each arm less its control, over the seeds that both have, in each round, and in the round that validation picks, as Markdown."""
+    lines = ["| cohort | round | arm | less | seeds | test slide AUC | test tile AUC | false tiles | purity |", "|" + "---|" * 9]
     picked = chosen(table)
     rounds = [(str(number), table[table["round"] == number]) for number in sorted(table["round"].unique()) if number] + [("validation's", picked)]
     for cohort in sorted(table["cohort"].unique()):
         for name, of_round in rounds:
             own = of_round[of_round["cohort"] == cohort]
             of_slides = scores.merge(own[[*ARM, "round"]])
-            shared = own[own["seed"].isin(own[own["arm"] == against]["seed"])]
-            for arm in sorted(set(shared["arm"]) - {against}):
-                mean, low, high, seeds = auc_difference(of_slides, arm, against)
-                others = [difference(own, column, arm, against) for column in ("test_tile_auc", "false_tiles", "purity")]
+            seeds_of = own.groupby("arm")["seed"].agg(set).to_dict()
+            for arm in sorted(seeds_of):
+                other = control(arm, seeds_of, against)
+                if arm == against or not seeds_of[arm] & seeds_of.get(other, set()):
+                    continue
+                mean, low, high, seeds = auc_difference(of_slides, arm, other)
+                others = [difference(own, column, arm, other) for column in ("test_tile_auc", "false_tiles", "purity")]
                 cells = [_with_bounds(*number) for number in [(mean, low, high), *others]]
-                lines.append(f"| {cohort} | {name} | {arm} | {seeds} | {' | '.join(cells)} |")
+                lines.append(f"| {cohort} | {name} | {arm} | {other} | {seeds} | {' | '.join(cells)} |")
     return lines
 
 
+COLOURS = {"random": "tab:blue", "hard": "tab:red", "mixed": "tab:purple", "semi_hard": "tab:orange", "all": "black"}
+MARKERS = "sD^vPX*"
+
+
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Test slide AUC against the views of tiles that fine-tuning cost up to then; bars are standard errors over the seeds."""
+    """Test slide AUC after the last round against the views of tiles that fine-tuning cost up to then; bars are standard errors over the seeds.
+
+    A line joins one policy's budgets, told in per cent beside those of `random`; an arm that differs in more than its
+    budget stands alone, with a marker of its own.
+    """
     cohorts = sorted(table["cohort"].unique())
-    shades = matplotlib.colormaps["tab20"]([*range(0, 20, 2), *range(1, 20, 2)])  # the ten strong ones first
-    colours = {arm: shades[number % len(shades)] for number, arm in enumerate(sorted(table["arm"].unique()))}
-    figure, axes = plt.subplots(1, len(cohorts), figsize=(5.5 * len(cohorts), 4.2), squeeze=False, sharey=True, layout="constrained")
+    notes = sorted({_note(arm) for arm in table["arm"]} - {""})
+    figure, axes = plt.subplots(1, len(cohorts), figsize=(5.5 * len(cohorts), 4.4), squeeze=False, sharex=True, sharey=True, layout="constrained")
     for axis, cohort in zip(axes[0], cohorts, strict=True):
         own = table[table["cohort"] == cohort].sort_values("round")
         own = own.assign(cost=own.groupby(["arm", "seed"])["tile_views"].cumsum())
-        for arm, of_arm in own[own["round"] > 0].groupby("arm"):
-            by_round = of_arm.groupby("round").agg(cost=("cost", "mean"), auc=("test_auc", "mean"), error=("test_auc", "sem"))
-            axis.errorbar(by_round["cost"], by_round["auc"], by_round["error"], marker="o", capsize=3, color=colours[str(arm)], label=str(arm))
-        before = own[own["round"] == 0]["test_auc"].mean()
-        axis.axhline(before, color="grey", linestyle=":", label="before any mining")
+        last = own[own["round"] == own["round"].max()]
+        by_arm = last.groupby("arm").agg(cost=("cost", "mean"), auc=("test_auc", "mean"), error=("test_auc", "sem")).reset_index()
+        by_arm = by_arm.assign(policy=by_arm["arm"].str.split(" ").str[0], note=by_arm["arm"].map(_note)).sort_values("cost")
+        for (policy, note), of_policy in by_arm.groupby(["policy", "note"]):
+            marker, label = (MARKERS[notes.index(note) % len(MARKERS)], f"{policy}, {note}") if note else ("o", policy)
+            colour = COLOURS.get(policy, "tab:green")
+            beside = 1.03 ** list(COLOURS).index(policy) if policy in COLOURS else 1.0  # equal costs would hide each other
+            axis.errorbar(of_policy["cost"] * beside, of_policy["auc"], of_policy["error"], marker=marker, capsize=3, color=colour, label=label)
+            if (policy, note) == ("random", ""):
+                for arm in of_policy.itertuples():
+                    axis.annotate(_budget(arm.arm), (arm.cost, arm.auc), xytext=(-4, 8), textcoords="offset points", ha="right", fontsize=8)
+        axis.axhline(own[own["round"] == 0]["test_auc"].mean(), color="grey", linestyle=":", label="before any mining")
+        axis.margins(x=0.1)
         axis.set(xscale="log", xlabel="views of tiles in fine-tuning, over all rounds", title=f"cohort {cohort}")
-    axes[0][0].set_ylabel("test slide AUC")
+    axes[0][0].set_ylabel("test slide AUC after the last round")
     named = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5)
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
 
 
+def _note(arm: str) -> str:
+    """What an arm's name says beside policy and budget, `30 epochs` of `random 0.1, 30 epochs`."""
+    return arm.partition(", ")[2]
+
+
+def _budget(arm: str) -> str:
+    """The budget in an arm's name, in per cent; empty where it has none."""
+    budget = arm.partition(", ")[0].partition(" ")[2]
+    return f"{float(budget):.0%}" if budget else ""
+
+
 def main() -> None:
     """Writes the tables and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=Path("benchmarks/results/mining.csv"))
-    parser.add_argument("--against", default="random 0.1", help="the arm that the others are compared with")
+    parser.add_argument("--against", default="random 0.1", help="the arm that those without a control are compared with")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--figure", type=Path, required=True)
     options = parser.parse_args()

@@ -41,6 +41,34 @@ def test_an_interval_over_seeds_is_students() -> None:
     assert (mean, low, high) == pytest.approx((0.2, 0.2 - 4.302653 * 0.1, 0.2 + 4.302653 * 0.1))
 
 
+def test_an_arm_stands_against_random_tiles_of_the_same_budget_where_they_were_run() -> None:
+    arms = {"random 0.1", "random 0.2", "random 0.1, 30 epochs"}
+    controls = {
+        "hard 0.1": "random 0.1",
+        "mixed 0.2": "random 0.2",
+        "hard 0.05": "random 0.1",
+        "hard 0.1, 30 epochs": "random 0.1, 30 epochs",
+        "mixed 0.1, cross-fitted": "random 0.1",
+        "random 0.2": "random 0.1",
+        "all": "random 0.1",
+        "none": "random 0.1",
+    }
+    assert {arm: evidence.control(arm, arms, "random 0.1") for arm in controls} == controls
+
+
+def test_the_table_of_differences_names_both_arms_and_leaves_out_what_shares_no_seed() -> None:
+    rows = [("random 0.1", 0, 0.5), ("random 0.2", 0, 0.6), ("hard 0.2", 0, 0.9), ("hard 0.1", 1, 0.7)]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "test_tile_auc"]).assign(cohort="c", round=1, validation_auc=0.5, validation_log_loss=1.0)
+    table = table.assign(false_tiles=0.0, purity=float("nan"))
+    of_slides = pd.concat([scores()[lambda own: (own["arm"] == "a") & (own["seed"] == 0)].assign(arm=arm, seed=seed) for arm, seed, _ in rows])
+    lines = evidence.differences(table, of_slides.assign(cohort="c", round=1), "random 0.1")[2:]
+    assert lines[:2] == [
+        "| c | 1 | hard 0.2 | random 0.2 | 1 | +0.000 (+0.000 to +0.000) | +0.300 | +0.000 | – |",
+        "| c | 1 | random 0.2 | random 0.1 | 1 | +0.000 (+0.000 to +0.000) | +0.100 | +0.000 | – |",
+    ]
+    assert [line.split(" | ")[1] for line in lines] == ["1", "1", "validation's", "validation's"]
+
+
 def test_validation_picks_the_round_by_auc_then_loss_then_the_earlier() -> None:
     rows = [(0, 0.8, 0.5), (1, 0.9, 0.6), (2, 0.9, 0.4), (3, 0.9, 0.4)]
     table = pd.DataFrame(rows, columns=["round", "validation_auc", "validation_log_loss"]).assign(cohort="c", arm="a", seed=0)
