@@ -33,7 +33,7 @@ def main(
     tracker.mining(found, round)
     tracker.file(summary)
     suspects = f"; suspect slides: {', '.join(found['suspect_slides'])}" if found["suspect_slides"] else ""
-    print(f"round {round}: mined {found['positive']['tiles']} positives and {found['hard_negative']['tiles']} hard negatives{suspects}", flush=True)
+    print(f"round {round}: mined {found['positive']['tiles']} positives and {found['hard_negative']['tiles']} negatives{suspects}", flush=True)
 
 
 if __name__ == "__main__":

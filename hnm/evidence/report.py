@@ -23,6 +23,8 @@ from hnm.slides.pack import Pack
 OpenPack = Callable[[str], Pack]
 """Slide id to its pack."""
 
+NEGATIVES = {"hard": "hard", "semi_hard": "semi-hard", "mixed": "hard and random", "random": "random", "all": "all"}
+"""Mining policy -> the negatives that it takes. The role `hard_negative` says what they are mined for, not how."""
 SHOWN_TILES = {"hard_negative": 24, "positive": 12}
 SHOWN_SLIDES = 2
 """Of the best and of the worst test slides of each label."""
@@ -59,6 +61,8 @@ class Gallery:
     """The mined tiles of one role in one round."""
 
     role: str
+    title: str
+    """What its tiles are: positives, or negatives as their policy chose them."""
     tiles: int
     slides: int
     pictures: Sequence[Picture]
@@ -66,7 +70,7 @@ class Gallery:
     sources: Sequence[tuple[str, str, int, float]]
     """(slide id, patient id, tiles, share of the role's tiles), the largest first."""
     share: float | None
-    """Of those on what the role hopes for: a region that is no lesion for hard negatives, a lesion for positives."""
+    """Of those on what the role hopes for: a region that is no lesion for negatives, a lesion for positives."""
     base: float | None
     """The same share among all tiles that could have been mined in this role."""
     again: float
@@ -202,6 +206,7 @@ def _galleries(evaluation: Evaluation, evidence: RoundEvidence, open_pack: OpenP
         sources = tiles["slide_id"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
         yield Gallery(
             role,
+            "positives" if role == "positive" else " ".join([*(NEGATIVES[policy] for policy in tiles["policy"].unique()), "negatives"]),
             len(tiles),
             len(sources),
             [_picture(tile, open_pack) for tile in _spread(tiles, SHOWN_TILES[role]).itertuples()],

@@ -19,7 +19,7 @@ def round_table(metrics: Mapping[str, Any], seconds: Mapping[str, float | None])
         caption=f"Validation picks round {metrics['chosen_round']} (*). AUC with interval.",
         box=box.SIMPLE_HEAD,
     )
-    for header in ("round", "validation slide AUC", "test slide AUC", "test tile AUC", "hard negatives", "seconds"):
+    for header in ("round", "validation slide AUC", "test slide AUC", "test tile AUC", "mined negatives", "seconds"):
         table.add_column(header, justify="left" if header == "round" else "right")
     for name, entry in metrics["rounds"].items():
         own = [value for stage, value in seconds.items() if stage.endswith(f"@{name}") and value is not None]

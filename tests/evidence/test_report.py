@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tiny_evidence as tiny
@@ -15,8 +16,8 @@ from hnm.evidence.charts import CHARTS
 from hnm.evidence.evaluation import Evaluation, evaluate_rounds
 from hnm.evidence.interactive import library, live
 from hnm.evidence.openings import Looks
-from hnm.evidence.report import Origin, render_report
-from hnm.params import Evaluate
+from hnm.evidence.report import NEGATIVES, Origin, render_report
+from hnm.params import Evaluate, Mining
 from hnm.slides.pack import Pack
 
 ORIGIN = Origin(Looks(0, 0), "# Model card: tiny\n\n## Limits\n\n| a |\n|---|\n| 1 |\n", "# Data card: tiny\n", [("head@0", "data/scores/0", "0a1b.dir")])
@@ -142,7 +143,7 @@ class TestPage:
 
     def test_mined_tiles_are_shown_with_place_score_and_truth(self, page: Page) -> None:
         images = {image["alt"]: image["src"] for image in page.all("img")}
-        alt = "Hard negative 1 of round 1: slide tr3 at x 64, y 64, score 0.85, look-alike"
+        alt = "Negative 1 of round 1: slide tr3 at x 64, y 64, score 0.85, look-alike"
         picture = Image.open(io.BytesIO(base64.b64decode(images[alt].removeprefix("data:image/jpeg;base64,"))))
         # the eighth pack's sixth tile
         assert picture.getpixel((16, 16)) == pytest.approx((200 - 9 * 5, 90 + 10 * sorted(tiny.CAST).index("tr3"), 40 + 15 * 5), abs=6)
@@ -166,3 +167,7 @@ class TestOtherRuns:
         assert "On 2 test slides nothing can be said of its AUC: there is no positive." in text
         assert "Whether mining helped cannot be said: there is no positive." in text
         assert "None of them lies on an annotated slide." in text
+
+
+def test_the_report_has_words_for_each_policy_that_mines() -> None:
+    assert {*NEGATIVES, "none"} == set(get_args(Mining.model_fields["policy"].annotation))
