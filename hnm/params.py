@@ -201,7 +201,7 @@ class Mining(Section):
     """A positive is a tile of a positive slide whose score exceeds this."""
     positive_fraction: PositiveShare = 0.2
     """Share of those tiles that is mined, the best first."""
-    negative_fraction: PositiveShare = 0.1
+    negative_fraction: PositiveShare = 0.2
     """Share of the negative slides' tiles that is mined."""
     growth: Positive = 1.0
     """Factor on both fractions from one round to the next, up to 1 (self-paced)."""
