@@ -6,7 +6,7 @@ Two arms are compared in the same round, on the same slides, over the seeds that
 of test slide AUCs is a percentile bootstrap that draws seeds and, within their label, patients; that of a tile AUC, of
 false tiles and of purity is Student's over the seeds. The policy `none` mines nothing, so that its every round is round 0.
 An arm stands against its control, the arm that says `random` in the place of its policy and the same after it: `hard 0.2`
-against `random 0.2`. One that has none stands against `--against`.
+against `random 0.2`. One that has none stands against `--against`; with `--no-controls` all do.
 """
 
 import argparse
@@ -114,8 +114,8 @@ def _with_bounds(value: float, low: float, high: float) -> str:
     return f"{value:+.3f}" if np.isnan(low) else f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str) -> list[str]:
-    """Each arm less its control, over the seeds that both have, in each round, and in the round that validation picks, as Markdown."""
+def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str, *, controls: bool = True) -> list[str]:
+    """Each arm less its control, or without `controls` less `against`, over the seeds that both have: a line a round, and the one that validation picks."""
     lines = ["| cohort | round | arm | less | seeds | test slide AUC | test tile AUC | false tiles | purity |", "|" + "---|" * 9]
     picked = chosen(table)
     rounds = [(str(number), table[table["round"] == number]) for number in sorted(table["round"].unique()) if number] + [("validation's", picked)]
@@ -125,7 +125,7 @@ def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str) -> list
             of_slides = scores.merge(own[[*ARM, "round"]])
             seeds_of = own.groupby("arm")["seed"].agg(set).to_dict()
             for arm in sorted(seeds_of):
-                other = control(arm, seeds_of, against)
+                other = control(arm, seeds_of, against) if controls else against
                 if arm == against or not seeds_of[arm] & seeds_of.get(other, set()):
                     continue
                 mean, low, high, seeds = auc_difference(of_slides, arm, other)
@@ -188,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=Path("benchmarks/results/mining.csv"))
     parser.add_argument("--against", default="random 0.1", help="the arm that those without a control are compared with")
+    parser.add_argument("--controls", action=argparse.BooleanOptionalAction, default=True, help="whether an arm stands against its own control")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--figure", type=Path, required=True)
     options = parser.parse_args()
@@ -202,7 +203,7 @@ def main() -> None:
                     "",
                     "## Differences, with 95 % intervals",
                     "",
-                    *differences(with_none(table), with_none(scores), options.against),
+                    *differences(with_none(table), with_none(scores), options.against, controls=options.controls),
                     "",
                 ]
             ),

@@ -67,6 +67,8 @@ def test_the_table_of_differences_names_both_arms_and_leaves_out_what_shares_no_
         "| c | 1 | random 0.2 | random 0.1 | 1 | +0.000 (+0.000 to +0.000) | +0.100 | +0.000 | – |",
     ]
     assert [line.split(" | ")[1] for line in lines] == ["1", "1", "validation's", "validation's"]
+    plain = evidence.differences(table, of_slides.assign(cohort="c", round=1), "random 0.1", controls=False)[2:]
+    assert plain[0] == "| c | 1 | hard 0.2 | random 0.1 | 1 | +0.000 (+0.000 to +0.000) | +0.400 | +0.000 | – |"
 
 
 def test_validation_picks_the_round_by_auc_then_loss_then_the_earlier() -> None:
