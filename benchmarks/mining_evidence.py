@@ -162,7 +162,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             if (policy, note) == ("random", ""):
                 for arm in of_policy.itertuples():
                     axis.annotate(_budget(arm.arm), (arm.cost, arm.auc), xytext=(-4, 8), textcoords="offset points", ha="right", fontsize=8)
-        axis.axhline(own[own["round"] == 0]["test_auc"].mean(), color="grey", linestyle=":", label="before any mining")
+        axis.axhline(own[own["round"] == 0].drop_duplicates("seed")["test_auc"].mean(), color="grey", linestyle=":", label="before any mining")
         axis.margins(x=0.1)
         axis.set(xscale="log", xlabel="views of tiles in fine-tuning, over all rounds", title=f"cohort {cohort}")
     axes[0][0].set_ylabel("test slide AUC after the last round")
