@@ -20,7 +20,6 @@ tiles among the mined positives; `tile_views` how many views of tiles fine-tunin
 
 import argparse
 import itertools
-import math
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -130,11 +129,11 @@ def _false_tiles(tiles: pd.DataFrame) -> float:
 
 
 def _tile_views(mined: pd.DataFrame, params: Params) -> int:
-    """Two views of each tile of each step; `hnm.learning.fit_encoder.role_batches` says how many steps there are."""
+    """Two views of each tile of each step."""
     if mined.empty:
         return 0
-    half = params.finetune.batch_tiles // 2
-    return params.finetune.epochs * math.ceil(mined["role"].value_counts().max() / half) * half * 2 * 2
+    positives = int((mined["role"] == "positive").sum())
+    return 2 * params.finetune.batch_tiles * params.finetune.steps(len(mined) - positives, positives) * params.finetune.epochs
 
 
 def append(rows: Sequence[Mapping[str, Any]], scores: Sequence[pd.DataFrame], table: Path) -> None:

@@ -272,13 +272,15 @@ class Finetune(Contrast):
     """Supervised contrastive fine-tuning of the encoder on the mined tiles."""
 
     epochs: Count = 4
-    """Each epoch shows every tile of the more numerous role once."""
+    """Each epoch shows every mined tile; of the role that fills fewer steps, some again."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     """First epochs, in which negatives alone are anchors."""
     anchors: Literal["negatives", "positives", "both"] = "both"
     """Whose tiles are anchors after the warm-up."""
     batch_tiles: Annotated[int, Field(ge=4)] = 32
-    """Tiles of a step, half of each role; each gives two views."""
+    """Tiles of a step, of both roles; each gives two views."""
+    positive_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of a step's tiles that are positives, one at least; the others are hard negatives."""
     learning_rate: Positive = 3e-4
     schedule: Literal["cosine", "constant"] = "constant"
     temperature: Positive = 0.07
@@ -287,6 +289,16 @@ class Finetune(Contrast):
     adapter_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of low-rank adapters (LoRA) that are trained in place of the linear layers' weights, for large vision transformers; 0 trains all weights."""
     views: Views = Views()
+
+    @property
+    def step_tiles(self) -> tuple[int, int]:
+        """Hard negatives and positives of a step."""
+        positives = min(max(round(self.batch_tiles * self.positive_share), 1), self.batch_tiles - 1)
+        return self.batch_tiles - positives, positives
+
+    def steps(self, negatives: int, positives: int) -> int:
+        """Steps of an epoch that shows so many mined tiles of each role at least once."""
+        return max(math.ceil(count / share) for count, share in zip((negatives, positives), self.step_tiles, strict=True))
 
 
 class Evaluate(Section):

@@ -263,9 +263,8 @@ def _cost_of(mined: pd.DataFrame, params: Params, tiles: int) -> int:
     """Encoder passes of a tile in a round that fine-tunes: one for each embedded tile, three (a backward takes two) for each of a mined tile's two views."""
     if params.mining.policy == "none":
         return 0
-    half = params.finetune.batch_tiles // 2
-    steps = -(-int(mined["role"].value_counts().max()) // half)
-    return tiles + 3 * 2 * (2 * half * steps) * params.finetune.epochs
+    positives = int((mined["role"] == "positive").sum())
+    return tiles + 3 * 2 * params.finetune.batch_tiles * params.finetune.steps(len(mined) - positives, positives) * params.finetune.epochs
 
 
 def _untold(epoch: int, metrics: Any) -> None:

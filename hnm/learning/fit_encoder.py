@@ -27,7 +27,7 @@ def fit_encoder(
 ) -> list[dict[str, float]]:
     """Fine-tunes `encoder` in place by `train_by_contrast` and returns the history: one mapping an epoch.
 
-    A step takes tiles of both roles, half and half, and two views of each. In the warm-up negatives are anchors, with
+    A step takes tiles of both roles (`positive_share`), and two views of each. In the warm-up negatives are anchors, with
     the other negatives as their positives; then those that `section.anchors` names. Tiles of no certain label never
     come here: mining leaves them out. Batch normalisation keeps its statistics, as the mined tiles are no fair sample
     of the cohort. With an `adapter_rank` low-rank adapters of the linear layers are trained, and merged at the end.
@@ -51,7 +51,7 @@ def fit_encoder(
         add_adapters(encoder.backbone, section.adapter_rank, section.seed)
 
     def batches(epoch: int) -> list[Rows]:
-        return list(role_batches(roles, section.batch_tiles, section.seed, epoch))
+        return list(role_batches(roles, section, epoch))
 
     def loss_of(projected: Tensor, rows: Rows, epoch: int) -> dict[str, Tensor]:
         losses = role_losses(projected, torch.from_numpy(roles[rows]).to(projected.device), temperature=section.temperature)
@@ -93,7 +93,7 @@ def collapse_of(history: Sequence[Mapping[str, float]], section: params.Finetune
     last = history[-1]
     if last["spread"] >= section.temperature / 10:
         return None
-    rows = 4 * (section.batch_tiles // 2)
+    rows = 2 * section.batch_tiles
     return (
         f"fine-tuning has collapsed: all views of mined tiles lie at one point (spread {last['spread']:.2g}), where the contrastive loss is "
         f"ln(rows - 1) = {math.log(rows - 1):.3f} (it is {last['loss']:.3f}) and nothing more is learnt; the roles could not be told apart: "
@@ -107,12 +107,14 @@ def role_losses(projected: Tensor, roles: Tensor, *, temperature: float) -> Tens
     return torch.stack([supervised_contrastive_loss(projected, roles, roles == role, temperature=temperature) for role in (NEGATIVE, POSITIVE)])
 
 
-def role_batches(roles: NDArray[np.int64], batch_tiles: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Rows of each step: half of each role. Every tile of the more numerous role comes once, those of the other in whole orders again and again."""
-    generator = np.random.default_rng(seed_of(seed, "finetune batches", epoch))
-    half = batch_tiles // 2
+def role_batches(roles: NDArray[np.int64], section: params.Finetune, epoch: int) -> Iterator[NDArray[np.int64]]:
+    """Rows of each step, negatives first. Every tile of the role that fills more steps comes once, those of the other in whole orders again and again."""
+    generator = np.random.default_rng(seed_of(section.seed, "finetune batches", epoch))
     rows = [np.flatnonzero(roles == role) for role in (NEGATIVE, POSITIVE)]
-    steps = -(-max(map(len, rows)) // half)
-    orders = [np.concatenate([generator.permutation(own) for _ in range(-(-steps * half // len(own)))]) for own in rows]
+    steps = section.steps(*map(len, rows))
+    orders = [
+        np.concatenate([generator.permutation(own) for _ in range(math.ceil(steps * share / len(own)))])
+        for own, share in zip(rows, section.step_tiles, strict=True)
+    ]
     for step in range(steps):
-        yield np.concatenate([order[step * half : (step + 1) * half] for order in orders])
+        yield np.concatenate([order[step * share : (step + 1) * share] for order, share in zip(orders, section.step_tiles, strict=True)])

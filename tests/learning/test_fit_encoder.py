@@ -34,11 +34,24 @@ def no_one(epoch: int, metrics: object) -> None:
 
 def test_a_step_takes_half_of_each_role_and_an_epoch_every_tile_of_the_larger() -> None:
     roles = np.array([POSITIVE] * 3 + [NEGATIVE] * 7)
-    steps = list(role_batches(roles, 4, seed=0, epoch=1))
+    steps = list(role_batches(roles, params.Finetune(batch_tiles=4), epoch=1))
     assert [roles[rows].tolist() for rows in steps] == [[NEGATIVE, NEGATIVE, POSITIVE, POSITIVE]] * 4
     seen = Counter(np.concatenate(steps).tolist())
     assert all(seen[row] >= 1 for row in range(3, 10)) and sum(seen[row] for row in range(3, 10)) == 8
     assert sorted(seen[row] for row in range(3)) == [2, 3, 3]
+
+
+def test_a_step_takes_the_share_of_positives_asked_for() -> None:
+    roles = np.array([POSITIVE] * 3 + [NEGATIVE] * 7)
+    steps = list(role_batches(roles, params.Finetune(batch_tiles=5, positive_share=0.2), epoch=1))
+    assert [roles[rows].tolist() for rows in steps] == [[NEGATIVE] * 4 + [POSITIVE]] * 3  # 7 negatives fill two steps, 3 positives three
+    seen = Counter(np.concatenate(steps).tolist())
+    assert [seen[row] for row in range(3)] == [1, 1, 1] and sorted(seen[row] for row in range(3, 10)) == [1, 1, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("share", "tiles"), [(0.5, (16, 16)), (0.2, (26, 6)), (0.001, (31, 1)), (0.999, (1, 31))])
+def test_a_step_has_tiles_of_both_roles(share: float, tiles: tuple[int, int]) -> None:
+    assert params.Finetune(batch_tiles=32, positive_share=share).step_tiles == tiles
 
 
 def test_role_losses_are_the_contrast_with_each_role_as_anchor() -> None:
