@@ -9,13 +9,13 @@ the arm names and in nothing else. An arm that is not of the grid of policies an
     --arm "mixed, cross-fitted: mining.policy=mixed mining.scores=cross_fitted"
 
 Each finished arm appends a row a round to `--table`, and its test slides' scores to the parquet file of the same name.
-What the table has is not run again, and what a killed run had made of an arm is used.
+What the table has is not run again, unless by other settings, which is refused; what a killed run had made of an arm is used.
 `benchmarks/mining_evidence.py` makes intervals and the figure.
 
 Columns: `validation_*` and `test_*` are slide metrics, `*_tile_auc` those of tiles; `false_tiles` are the tiles of a
 negative test slide, on average, that outscore the best tile of the median positive one; `purity` is the share of lesion
 tiles among the mined positives; `tile_views` how many views of tiles fine-tuning has shown to the encoder, and
-`finetune_seconds` its processor time; `settings` digests the params that made the row.
+`finetune_seconds` its processor time; `settings` digests the params that made the row and are not the defaults.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from hnm.store import Store, expired, key_of, whole
 from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
 SPLITS = ("train", "validation", "test")
+SECTIONS = ("tissue", "tiles", "encoder", "simclr", "embed", "head", "ranking", "mining", "finetune")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ def prepare(name: str, manifest: Path, values: Mapping[str, Any], work: Path) ->
     clone = work / name
     if not clone.exists():
         subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
+    # the clone of an earlier run has today's code, and its params.yaml is written anew
+    subprocess.run(["git", "fetch", "--quiet", str(Path.cwd()), "HEAD"], cwd=clone, check=True)
+    subprocess.run(["git", "checkout", "--quiet", "--force", "--detach", "FETCH_HEAD"], cwd=clone, check=True)
     yaml = YAML()
     raw = yaml.load(Path("params.yaml").read_text(encoding="utf-8"))
     for key, value in {**values, "cohort.name": name, "cohort.manifest": str(manifest.resolve())}.items():
@@ -88,17 +92,44 @@ def prepare(name: str, manifest: Path, values: Mapping[str, Any], work: Path) ->
     return Cohort(name, params, upstream, tile_truth(TILES.read(upstream.index), labels, annotations, aspects, params.evaluate), slides)
 
 
+def params_of(cohort: Cohort, arm: Arm, seed: int) -> Params:
+    """The params of an arm with a seed."""
+    return with_seed(with_values(cohort.params, arm.values), seed)
+
+
+def settings_key(params: Params) -> str:
+    """Digest of what can change a row. Defaults are left out, so that a param that is new one day does not make a table's rows strangers."""
+    told = {name: getattr(params, name).model_dump(mode="json", exclude_defaults=True) for name in SECTIONS}
+    return key_of(precision=params.compute.precision, **told)[:12]
+
+
+def is_done(table: Path, cohort: Cohort, arm: Arm, seed: int) -> bool:
+    """Whether the table has the arm with this seed.
+
+    Raises:
+        SystemExit: it has it by other settings.
+    """
+    if not table.exists():
+        return False
+    done = pd.read_csv(table)
+    own = done[(done["cohort"] == cohort.name) & (done["arm"] == arm.name) & (done["seed"] == seed)]
+    now = settings_key(params_of(cohort, arm, seed))
+    if others := set(own["settings"]) - {now}:
+        raise SystemExit(
+            f"{table} has arm {arm.name!r} of cohort {cohort.name!r}, seed {seed}, by other settings ({', '.join(sorted(others))}, now {now}): "
+            "give the --set that it was made with, or another --table, or name the cohort or the arm otherwise"
+        )
+    return not own.empty
+
+
 def run(cohort: Cohort, arm: Arm, seed: int, store: Store) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
     """The rows of the table, one a round, and the scores of the test slides."""
-    params = with_seed(with_values(cohort.params, arm.values), seed)
-    settings = key_of(
-        **{section: getattr(params, section).model_dump(mode="json") for section in ("embed", "head", "ranking", "mining", "finetune", "compute")}
-    )
+    params = params_of(cohort, arm, seed)
     rows, scores = [], []
     for result in Loop(cohort.upstream, store).rounds(params):
         identity = {"cohort": cohort.name, "arm": arm.name, "seed": seed, "round": result.round}
         slides = SLIDE_SCORES.read(result.slide_scores)
-        rows.append({**identity, **judge(cohort, result, slides, params), "settings": settings[:12]})
+        rows.append({**identity, **judge(cohort, result, slides, params), "settings": settings_key(params)})
         scores.append(cohort.slides["test"].merge(slides[["slide_id", "score"]], validate="one_to_one").assign(**identity))
         print(rows[-1], flush=True)
     return rows, scores
@@ -138,9 +169,14 @@ def _tile_views(mined: pd.DataFrame, params: Params) -> int:
 
 def append(rows: Sequence[Mapping[str, Any]], scores: Sequence[pd.DataFrame], table: Path) -> None:
     """Adds the rounds of an arm to the table, and to the scores beside it."""
-    held, kept = table.with_suffix(".parquet"), [pd.read_parquet(table.with_suffix(".parquet"))] if table.exists() else []
+    held, new = table.with_suffix(".parquet"), pd.concat(scores, ignore_index=True)
+    if held.exists():
+        kept, identity = pd.read_parquet(held), ["cohort", "arm", "seed", "round"]
+        # a run that was killed between the two files has left scores whose rows the table lacks
+        stale = pd.MultiIndex.from_frame(kept[identity]).isin(pd.MultiIndex.from_frame(new[identity]))
+        new = pd.concat([kept[~stale], new], ignore_index=True)
     with whole(held) as temporary:
-        pd.concat([*kept, *scores], ignore_index=True).to_parquet(temporary, index=False)
+        new.to_parquet(temporary, index=False)
     before = [pd.read_csv(table)] if table.exists() else []
     with whole(table) as temporary:
         pd.concat([*before, pd.DataFrame(rows)]).to_csv(temporary, index=False, lineterminator="\n")
@@ -189,8 +225,7 @@ def main() -> None:
     store = Store(options.work / "store")
     end = next_time(options.until) if options.until else None
     for seed, cohort, arm in itertools.product(range(options.seeds), cohorts, arms_of(options)):
-        done = pd.read_csv(options.table) if options.table.exists() else pd.DataFrame(columns=["cohort", "arm", "seed"])
-        if ((done["cohort"] == cohort.name) & (done["arm"] == arm.name) & (done["seed"] == seed)).any():
+        if is_done(options.table, cohort, arm, seed):
             continue
         if end and datetime.now() >= end:
             print(f"it is {options.until}: the rest waits for the same command", flush=True)

@@ -98,12 +98,30 @@ def test_an_arm_runs_on_a_tiny_cohort_and_its_rows_say_what_it_cost(tmp_path: Pa
     index = TILES.read(upstream.index)
     truth = index[["slide_id", "tile"]].assign(truth=np.where(index["tile"] % 3 == 0, "lesion", "normal"))
     cohort = mining.Cohort("tiny", params, upstream, truth, slides)
-    rows, tested = mining.run(cohort, mining.Arm("hard 0.3", {"mining.policy": "hard", "mining.negative_fraction": 0.3}), 1, Store(tmp_path / "store"))
+    arm = mining.Arm("hard 0.3", {"mining.policy": "hard", "mining.negative_fraction": 0.3})
+    rows, tested = mining.run(cohort, arm, 1, Store(tmp_path / "store"))
     assert [row["round"] for row in rows] == [0, 1] and {row["seed"] for row in rows} == {1}
     assert rows[0]["tile_views"] == 0 and np.isnan(rows[0]["purity"])
     # the negative train slides have 5 + 7 + 9 tiles, of which 30 % are 7: at least four steps of 2 + 2 tiles with two views
     assert rows[1]["tile_views"] >= 4 * 8 and rows[1]["tile_views"] % 8 == 0
     table = tmp_path / "table.csv"
+    assert not mining.is_done(table, cohort, arm, 1)
     mining.append(rows, tested, table)
+    assert mining.is_done(table, cohort, arm, 1) and not mining.is_done(table, cohort, arm, 2)
+    with pytest.raises(SystemExit, match=r"has arm 'hard 0.3' of cohort 'tiny', seed 1, by other settings \(\w{12}, now \w{12}\): give the --set"):
+        mining.is_done(table, cohort, mining.Arm("hard 0.3", {**arm.values, "finetune.temperature": 0.1}), 1)
     mining.append([{**row, "seed": 2} for row in rows], [frame.assign(seed=2) for frame in tested], table)
     assert len(pd.read_csv(table)) == 4 and len(pd.read_parquet(table.with_suffix(".parquet"))) == 4 * len(slides["test"])
+    before, held = pd.read_csv(table), table.with_suffix(".parquet")
+    scores_before = pd.read_parquet(held)
+    before[before["seed"] == 1].to_csv(table, index=False)  # killed after the scores of seed 2, before their rows
+    mining.append([{**row, "seed": 2} for row in rows], [frame.assign(seed=2) for frame in tested], table)
+    pd.testing.assert_frame_equal(pd.read_csv(table), before)
+    pd.testing.assert_frame_equal(pd.read_parquet(held), scores_before)
+
+
+def test_the_settings_of_a_row_are_what_is_not_the_default() -> None:
+    params = tiny_params()
+    other = params.model_copy(update={"mining": params.mining.model_copy(update={"growth": 2.0})})
+    threads = params.model_copy(update={"compute": params.compute.model_copy(update={"threads": 7})})
+    assert mining.settings_key(other) != mining.settings_key(params) == mining.settings_key(threads)
