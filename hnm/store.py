@@ -165,6 +165,22 @@ class Store:
         """Where the result of `key` lies, or will lie."""
         return self.root / kind / key[:2] / f"{key}{suffix}"
 
+    def folder(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
+        """The folder that `make` fills, made anew only where there is none of this key; a process that makes the same at once may be first."""
+        kept = self.path(kind, key, "")
+        if not kept.is_dir():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".making-") as beside:
+                made = Path(beside) / "made"
+                made.mkdir()
+                make(made)
+                try:
+                    made.rename(kept)
+                except OSError:
+                    if not kept.is_dir():
+                        raise
+        return kept
+
     def link(self, kept: Path, target: Path) -> None:
         """The kept result as `target`: a hard link, or a copy where the file system has none."""
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -185,23 +185,20 @@ def _pretrained(upstream: Upstream, weights: Path, params: Params, store: Store)
     if (path := weights_path(params.encoder)) is not None:
         check_place(params.encoder, weights)
         causes["weights"] = digest_of(path)
-    kept = store.path("cv/encoders", key_of(**causes, **sections), "")
-    if not kept.is_dir():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=kept.parent, prefix=".making-") as folder:
-            made = Path(folder) / "made"
-            first_encoder(
-                upstream.packs,
-                upstream.labels("train"),
-                weights,
-                made,
-                encoder=params.encoder,
-                simclr=params.simclr,
-                compute=params.compute,
-                on_epoch=lambda epoch, metrics: None,
-            )
-            made.rename(kept)
-    return kept
+
+    def make(made: Path) -> None:
+        first_encoder(
+            upstream.packs,
+            upstream.labels("train"),
+            weights,
+            made,
+            encoder=params.encoder,
+            simclr=params.simclr,
+            compute=params.compute,
+            on_epoch=lambda epoch, metrics: None,
+        )
+
+    return store.folder("cv/encoders", key_of(**causes, **sections), make)
 
 
 def _held_out(upstream: Upstream, results: tuple[RoundResult, ...]) -> pd.DataFrame:

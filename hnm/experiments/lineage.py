@@ -16,7 +16,7 @@ import ruamel.yaml
 from hnm.errors import EvidenceError, TrackingError
 from hnm.experiments.ledger import seconds_by_key
 from hnm.experiments.state import Outputs, StageState, current_stages, stages_of
-from hnm.experiments.tracking import connect, flat_params, store_errors, tracking_uri
+from hnm.experiments.tracking import connect, flat_params, has_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -83,7 +83,7 @@ def _of_revision(root: Path, name: str, files: Any) -> PastState:
 
 
 def _of_run(root: Path, name: str) -> PastState:
-    if tracking_uri(root).startswith("sqlite:") and not Path(tracking_uri(root).removeprefix("sqlite:///")).exists():
+    if not has_store(root):
         raise EvidenceError(
             f"{name} is no Git revision and no DVC experiment, and there are no runs of MLflow here; git log and dvc exp list show what there is"
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hnm.errors import TableError, TrackingError
 from hnm.experiments.record import first_line
 from hnm.experiments.state import StageState, locked_stages
-from hnm.experiments.tracking import connect, finished_run, flat_params, store_errors, tracking_uri
+from hnm.experiments.tracking import connect, finished_run, flat_params, has_store, store_errors, tracking_uri
 from hnm.tables import SLIDES
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _heads(states: Mapping[str, StageState]) -> dict[str, str]:
 
 
 def _versions(root: Path, name: str) -> "list[ModelVersion]":
-    if not _has_store(root):
+    if not has_store(root):
         return []
     try:
         client = connect(root)
@@ -203,13 +203,8 @@ def _cohort(states: Mapping[str, StageState]) -> str:
     return next((str(state.params["cohort"]["name"]) for state in states.values() if "cohort" in state.params), "")
 
 
-def _has_store(root: Path) -> bool:
-    uri = tracking_uri(root)
-    return not uri.startswith("sqlite:") or Path(uri.removeprefix("sqlite:///")).exists()
-
-
 def _run(root: Path, run_id: str) -> "Run | None":
-    if not _has_store(root):
+    if not has_store(root):
         return None
     try:
         return connect(root).get_run(run_id)
@@ -219,7 +214,7 @@ def _run(root: Path, run_id: str) -> "Run | None":
 
 def _runs(root: Path, states: Mapping[str, StageState], involved: Collection[StageState]) -> dict[str, StageRun]:
     """The runs of stages; none where there is no store."""
-    if not _has_store(root):
+    if not has_store(root):
         return {}
     try:
         client = connect(root)

@@ -12,7 +12,7 @@ from hnm.experiments.packaging import cards_of, package_round
 from hnm.experiments.record import first_line
 from hnm.experiments.state import current_stages, locked_stages
 from hnm.experiments.sync import state_key, sync
-from hnm.experiments.tracking import connect, experiment_id_of, finished_run, store_errors, tracking_uri
+from hnm.experiments.tracking import connect, experiment_id_of, finished_run, has_store, store_errors, tracking_uri
 from hnm.prediction.model import Model, ModelRecord, read_model
 from hnm.store import digest_of
 
@@ -93,9 +93,10 @@ def registered_model(root: Path, uri: str) -> Model:
     """
     from hnm.experiments.predictor import default_store, fetch_model
 
-    database = Path(tracking_uri(root).removeprefix("sqlite:///"))
-    if tracking_uri(root).startswith("sqlite:") and not database.exists():
-        raise PredictionError(f"there is no registry: {database} does not exist; run in the repository, or set MLFLOW_TRACKING_URI to the team's server")
+    if not has_store(root):
+        raise PredictionError(
+            f"there is no registry: {tracking_uri(root)} does not exist; run in the repository, or set MLFLOW_TRACKING_URI to the team's server"
+        )
     with tempfile.TemporaryDirectory(prefix="hnm-model-") as folder:
         try:
             client = connect(root)

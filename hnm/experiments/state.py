@@ -60,7 +60,7 @@ class StageState:
     @property
     def data(self) -> dict[str, str]:
         """The dependencies that are data, not code: path -> md5."""
-        return {path: md5 for path, md5 in self.deps.items() if not path.endswith(".py")}
+        return {path: md5 for path, md5 in self.deps.items() if not path.endswith((".py", ".jinja"))}
 
 
 def locked_stages(root: Path) -> dict[str, StageState]:

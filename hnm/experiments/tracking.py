@@ -263,6 +263,12 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
+def has_store(root: Path) -> bool:
+    """Whether there is anything to ask for runs: a server, or an SQLite file that exists."""
+    uri = tracking_uri(root)
+    return not uri.startswith("sqlite:") or Path(uri.removeprefix("sqlite:///")).exists()
+
+
 def _send_courier(root: Path, record: Record) -> "subprocess.Popen[bytes] | None":
     """Starts the process that brings the record to MLflow; it learns of the stage's end by the end of its standard input."""
     command = [sys.executable, "-m", "hnm.experiments.tracking", str(root.resolve()), str(record.folder.resolve()), str(os.getpid())]

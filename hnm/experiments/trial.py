@@ -244,19 +244,7 @@ class Loop:
 
     def _kept(self, kind: str, step: str, make: Callable[[Path], None], fold: Fold, **causes: Any) -> Path:
         """The folder that `make` fills, made anew only where its causes have not made it before."""
-        kept = self._store.path(f"trials/{kind}", key_of(upstream={**self._digests, **fold.digests}, code=self._code[step], **causes), "")
-        if not kept.is_dir():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".making-") as folder:
-                made = Path(folder) / "made"
-                made.mkdir()
-                make(made)
-                try:
-                    made.rename(kept)
-                except OSError:  # another process was first with the same
-                    if not kept.is_dir():
-                        raise
-        return kept
+        return self._store.folder(f"trials/{kind}", key_of(upstream={**self._digests, **fold.digests}, code=self._code[step], **causes), make)
 
 
 def _cost_of(mined: pd.DataFrame, params: Params, tiles: int) -> int:
