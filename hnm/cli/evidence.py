@@ -91,7 +91,7 @@ def compare(
     from rich.console import Console
 
     from hnm.evidence.comparison import State, compare_states, comparison_json, comparison_markdown, comparison_tables, notes
-    from hnm.experiments.lineage import read_state
+    from hnm.experiments.past_state import read_state
     from hnm.params import load_params
     from hnm.store import project_root
 

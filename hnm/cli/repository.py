@@ -59,11 +59,12 @@ def lineage(
     mermaid: Annotated[bool, typer.Option("--mermaid", help="As a Mermaid flowchart.")] = False,
 ) -> None:
     """Trace an output back to slides, params, code and runs, and forward to what was made of it."""
-    from hnm.experiments import provenance
+    from hnm.experiments.lineage import as_mermaid, as_text
+    from hnm.experiments.lineage import lineage as lineage_of
     from hnm.store import project_root
 
-    found = provenance.lineage(project_root(), target)
-    typer.echo(provenance.as_mermaid(found) if mermaid else provenance.as_text(found))
+    found = lineage_of(project_root(), target)
+    typer.echo(as_mermaid(found) if mermaid else as_text(found))
 
 
 def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:

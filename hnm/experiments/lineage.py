@@ -1,137 +1,249 @@
-"""Past states of the pipeline: what `evaluate` left behind at a Git revision, in a DVC experiment, in an MLflow run, or now.
+"""Where an output comes from and what was made of it: dvc.lock read as a graph, with MLflow's runs beside its stages.
 
-DVC's API finds the version of an output that a revision speaks of. An MLflow summary links the run of its evaluation,
-which holds the scores of the test slides and names the cohort by DVC's md5.
+Stages are joined by the paths that they write and read; a folder that several stages write into is read as all of them.
 """
 
-import io
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import ruamel.yaml
-
-from hnm.errors import EvidenceError, TrackingError
-from hnm.experiments.ledger import seconds_by_key
-from hnm.experiments.state import Outputs, StageState, current_stages, stages_of
-from hnm.experiments.tracking import connect, flat_params, has_store, store_errors
+from hnm.errors import TableError, TrackingError
+from hnm.experiments.record import first_line
+from hnm.experiments.state import StageState, locked_stages
+from hnm.experiments.tracking import connect, finished_run, flat_params, has_store, store_errors, tracking_uri
+from hnm.tables import SLIDES
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
-
-WORKSPACE = "workspace"
-"""Name of the state that lies in the working tree."""
-TEST_SLIDES = "test_slides.csv"
-COHORT_COLUMNS = ["slide_id", "patient_id", "split", "fingerprint"]
+    from mlflow.entities.model_registry import ModelVersion
 
 
 @dataclass(frozen=True)
-class PastState:
-    """One state of the pipeline."""
+class StageRun:
+    """The run of a stage in MLflow."""
 
     name: str
-    slides: pd.DataFrame
-    """slide_id, patient_id, split, fingerprint of the cohort."""
-    test: pd.DataFrame
-    """slide_id, patient_id, label, score, called of the test slides."""
-    params: dict[str, str]
-    """Dotted name -> value, of all stages."""
-    seconds: dict[str, float | None]
-    """DVC's name of each stage -> what its execution took; None where nobody knows."""
+    run_id: str
+    commit: str | None
+    """Of the code that ran; None of a run that was made from the files."""
 
 
-def read_state(root: Path, name: str) -> PastState:
-    """The state `name`: `workspace`, a Git revision, a DVC experiment, or the id or name of an MLflow summary, in this order.
+@dataclass(frozen=True)
+class Lineage:
+    """One stage execution with all that stands before and after it, each in the order of execution."""
+
+    target: str
+    stage: StageState
+    before: list[StageState]
+    after: list[StageState]
+    runs: Mapping[str, StageRun]
+    """By DVC's name, of the stages that have one."""
+    models: Mapping[str, str]
+    """Version of the registered model, by what it is called there -> the stage that made its head; those of the stage and of what came of it."""
+    slides: str
+    """What the cohort is, in words."""
+
+
+def lineage(root: Path, target: str) -> Lineage:
+    """The lineage of `target`: an output or a file in one, a stage of dvc.lock (`head@1`), the id of a stage's run, or a registered model.
 
     Raises:
-        EvidenceError: there is no such state, or its outputs are not in DVC's cache.
+        TrackingError: nothing of that name is known.
     """
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-    from dvc.scm import RevError
-
-    try:
-        return _of_revision(root, name, DVCFileSystem(str(root), rev=None if name == WORKSPACE else name))
-    except RevError:
-        return _of_run(root, name)
-    except (DvcException, OSError) as error:
-        cure = "run dvc repro" if name == WORKSPACE else f"run dvc fetch --all-commits (of a DVC experiment: dvc exp pull origin {name})"
-        raise EvidenceError(f"{name}: {error}; {cure}") from None
-
-
-def _of_revision(root: Path, name: str, files: Any) -> PastState:
-    """The state in `files`, a file system of DVC's API."""
-    try:
-        lock = files.read_text("dvc.lock")
-    except FileNotFoundError:
-        raise EvidenceError(f"{name} holds no dvc.lock; name a state that dvc repro has made, and whose dvc.lock is committed") from None
-    states = current_stages(stages_of(ruamel.yaml.YAML(typ="safe").load(lock) or {}))
-    if not states:
-        raise EvidenceError(f"dvc.lock of {name} holds no evaluation; name a state that dvc repro has run to its end")
-    evaluate = states["evaluate"]
-    slides, test = (files.read_bytes(path) for path in (evaluate.arguments["slides"], f"{evaluate.arguments['plots']}/{TEST_SLIDES}"))
-    return PastState(
-        name,
-        pd.read_parquet(io.BytesIO(slides), columns=COHORT_COLUMNS),
-        _test_slides(test),
-        _params(states),
-        seconds_by_key(root, {stage: state.key for stage, state in states.items()}),
+    states = locked_stages(root)
+    name = _stage_of(root, target, states)
+    state = states[name]
+    before, after = (_reached(name, neighbours) for neighbours in (_neighbours(states, forward=False), _neighbours(states, forward=True)))
+    order = in_order(states)
+    involved, came = ([states[other] for other in order if other in names] for names in (before | after | {name}, after | {name}))
+    return Lineage(
+        target,
+        state,
+        [states[other] for other in order if other in before],
+        [states[other] for other in order if other in after],
+        _runs(root, states, involved),
+        _models(root, states, came),
+        _slides(root, states),
     )
 
 
-def _of_run(root: Path, name: str) -> PastState:
+def as_text(found: Lineage) -> str:
+    """The lineage as lines: the stage itself, what it comes from back to the slides, and what was made of it."""
+    lines = [f"{found.target} was made by", *_described(found.stage, found.runs), "", "from"]
+    for state in reversed(found.before):
+        lines += _described(state, found.runs)
+    lines += [f"  {found.slides}", "", "of it came" if found.after or found.models else "nothing was made of it"]
+    for state in found.after:
+        lines += _described(state, found.runs)
+    lines += [f"  {model}, by {head}" for model, head in found.models.items()]
+    return "\n".join(lines)
+
+
+def as_mermaid(found: Lineage) -> str:
+    """The lineage as a Mermaid flowchart, as GitHub and MLflow's descriptions draw it; the stage itself stands out."""
+    states = [*found.before, found.stage, *found.after]
+    labels = {state.name: f"{state.name}<br/>{found.runs[state.name].run_id[:8]}" if state.name in found.runs else state.name for state in states}
+    nodes = [f'    {_node(name)}["{label}"]' for name, label in labels.items()]
+    nodes += [f'    model{number}(["{model}"])' for number, model in enumerate(found.models)]
+    edges = [f"    {_node(head)} --> model{number}" for number, head in enumerate(found.models.values())]
+    edges += [f"    {_node(maker)} --> {_node(state.name)}" for state in states for maker in sorted(_makers(state, {other.name: other for other in states}))]
+    return "\n".join(
+        [
+            "flowchart LR",
+            '    slides(["slides"])',
+            *nodes,
+            *(["    slides --> cohort"] if "cohort" in labels else []),
+            *edges,
+            f"    style {_node(found.stage.name)} stroke-width:3px",
+        ]
+    )
+
+
+def in_order(states: Mapping[str, StageState]) -> list[str]:
+    """The stages, each after those whose outputs it reads."""
+    placed: list[str] = []
+    waiting = sorted(states)
+    while waiting:
+        ready = [name for name in waiting if not (_makers(states[name], states) & set(waiting)) - {name}]
+        placed += ready
+        waiting = [name for name in waiting if name not in ready]
+        if not ready:
+            raise TrackingError(f"dvc.lock has a circle of stages: {', '.join(waiting)}; run dvc repro")
+    return placed
+
+
+def _makers(state: StageState, states: Mapping[str, StageState]) -> set[str]:
+    """The stages whose outputs `state` reads, in whole or as part of a folder."""
+    return {other.name for other in states.values() for out in other.outs for path in state.deps if out == path or out.startswith(f"{path}/")}
+
+
+def _neighbours(states: Mapping[str, StageState], *, forward: bool) -> Callable[[str], set[str]]:
+    makers = {name: _makers(state, states) for name, state in states.items()}
+    if not forward:
+        return makers.__getitem__
+    return lambda name: {other for other, own in makers.items() if name in own}
+
+
+def _reached(start: str, neighbours: Callable[[str], Collection[str]]) -> set[str]:
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        fresh = set(neighbours(waiting.pop())) - found
+        found |= fresh
+        waiting += fresh
+    return found - {start}
+
+
+def _stage_of(root: Path, target: str, states: Mapping[str, StageState]) -> str:
+    if target in states:
+        return target
+    if target.startswith("models:/"):
+        return _stage_of_model(root, target, states)
+    path = Path(target)
+    inside = (
+        (path.resolve().relative_to(root.resolve()) if path.is_absolute() or path.exists() else path) if path.resolve().is_relative_to(root.resolve()) else path
+    )
+    for name, state in states.items():
+        if any(inside == Path(out) or Path(out) in inside.parents for out in state.outs):
+            return name
+    if run := _run(root, target):
+        key = run.data.tags.get("hnm.stage_key")
+        made = [name for name, state in states.items() if state.key == key]
+        if made:
+            return made[0]
+        raise TrackingError(f"the run {run.info.run_name} is of another state than dvc.lock; check out the commit that has it, then dvc checkout")
+    raise TrackingError(f"{target} is no output of dvc.lock, none of its stages ({', '.join(states)}), and no run in {tracking_uri(root)}")
+
+
+def _stage_of_model(root: Path, uri: str, states: Mapping[str, StageState]) -> str:
+    name, _, version = uri.removeprefix("models:/").replace("@", "/").partition("/")
+    for found in _versions(root, name):
+        if version == str(found.version) or version in found.aliases:
+            made = [other for other, head in _heads(states).items() if head == found.tags.get("hnm.head")]
+            if made:
+                return made[0]
+            raise TrackingError(f"{uri} was made by another state than dvc.lock; check out the commit that has it (hnm predict tells it), then dvc checkout")
+    raise TrackingError(f"{uri} is not registered in {tracking_uri(root)}")
+
+
+def _models(root: Path, states: Mapping[str, StageState], came: Collection[StageState]) -> dict[str, str]:
+    """The versions of the registered model whose head one of the stages `came` has made."""
+    stage_of = {head: name for name, head in _heads({state.name: state for state in came}).items()}
+    versions = sorted(_versions(root, f"hnm-{_cohort(states)}"), key=lambda version: int(version.version))
+    called = {version.version: f" ({', '.join(sorted(version.aliases))})" if version.aliases else "" for version in versions}
+    found = [version for version in versions if version.tags.get("hnm.head") in stage_of]
+    return {f"models:/{version.name}/{version.version}{called[version.version]}": stage_of[version.tags["hnm.head"]] for version in found}
+
+
+def _heads(states: Mapping[str, StageState]) -> dict[str, str]:
+    """Stage -> md5 of the head that it made."""
+    return {name: state.outs[state.arguments["folder"]] for name, state in states.items() if state.stage == "head"}
+
+
+def _versions(root: Path, name: str) -> "list[ModelVersion]":
     if not has_store(root):
-        raise EvidenceError(
-            f"{name} is no Git revision and no DVC experiment, and there are no runs of MLflow here; git log and dvc exp list show what there is"
-        )
+        return []
     try:
         client = connect(root)
-        summary = _summary(client, name)
-        links = {
-            tag.removeprefix("hnm.run.").replace(".", "@"): client.get_run(run_id) for tag, run_id in summary.data.tags.items() if tag.startswith("hnm.run.")
-        }
-        evaluate = links["evaluate"]
-        test = Path(client.download_artifacts(evaluate.info.run_id, f"plots/{TEST_SLIDES}")).read_bytes()
+        aliases: dict[str, list[str]] = defaultdict(list)
+        for model in client.search_registered_models(f"name = '{name}'"):
+            for alias, version in model.aliases.items():
+                aliases[str(version)].append(alias)
+        found = client.search_model_versions(f"name = '{name}'")
     except store_errors() as error:
-        raise EvidenceError(f"{name} is no Git revision, no DVC experiment, and MLflow does not give it as a run: {error}") from None
-    inputs = evaluate.inputs.dataset_inputs if evaluate.inputs is not None else []
-    cohort = {item.dataset.name: item.dataset.digest for item in inputs}
-    path = next(path for path in cohort if path.endswith("/slides.parquet"))
+        raise TrackingError(f"the models at {tracking_uri(root)} cannot be read: {first_line(error)}") from None
+    for version in found:
+        version.aliases = aliases[str(version.version)]
+    return list(found)
+
+
+def _cohort(states: Mapping[str, StageState]) -> str:
+    return next((str(state.params["cohort"]["name"]) for state in states.values() if "cohort" in state.params), "")
+
+
+def _run(root: Path, run_id: str) -> "Run | None":
+    if not has_store(root):
+        return None
     try:
-        slides = Outputs(root).files(path, cohort[path])[Path(path).name]
-    except TrackingError:
-        raise EvidenceError(
-            f"{name}: {path} (md5 {cohort[path]}), its cohort, is neither in the workspace nor in DVC's cache; run dvc fetch --all-commits"
-        ) from None
-    return PastState(
-        name,
-        pd.read_parquet(slides, columns=COHORT_COLUMNS),
-        _test_slides(test),
-        dict(summary.data.params),
-        {stage: run.data.metrics.get("cost/seconds") for stage, run in links.items()},
-    )
+        return connect(root).get_run(run_id)
+    except store_errors():
+        return None
 
 
-def _summary(client: "MlflowClient", name: str) -> "Run":
-    """The newest summary of this id or name."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    summaries = client.search_runs(experiments, "tags.`hnm.kind` = 'summary'", order_by=["attributes.start_time DESC"])
-    found = next((run for run in summaries if name in (run.info.run_id, run.info.run_name)), None)
-    if found is None:
-        known = ", ".join(sorted({str(run.info.run_name) for run in summaries})) or "none"
-        raise EvidenceError(
-            f"{name} is no Git revision, no DVC experiment and no summary run of MLflow (there: {known}); `dvc exp list` and `make ui` show them"
-        )
-    return found
+def _runs(root: Path, states: Mapping[str, StageState], involved: Collection[StageState]) -> dict[str, StageRun]:
+    """The runs of stages; none where there is no store."""
+    if not has_store(root):
+        return {}
+    try:
+        client = connect(root)
+        found = {state.name: finished_run(client, _cohort(states), "hnm.stage_key", state.key) for state in involved}
+    except store_errors() as error:
+        raise TrackingError(f"the runs at {tracking_uri(root)} cannot be read: {first_line(error)}") from None
+    return {name: StageRun(run.info.run_name, run.info.run_id, run.data.tags.get("mlflow.source.git.commit")) for name, run in found.items() if run is not None}
 
 
-def _test_slides(content: bytes) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(content), dtype={"slide_id": str, "patient_id": str}, converters={"score": float})  # exact, in every version of pandas
+def _slides(root: Path, states: Mapping[str, StageState]) -> str:
+    if "cohort" not in states:
+        return "the slides of the manifest"
+    path = states["cohort"].arguments["slides"]
+    try:
+        table = SLIDES.read(root / path)
+    except (TableError, OSError, ValueError):
+        return "the slides of the manifest (their table is not here; dvc pull brings it)"
+    return f"{len(table)} slides of {table['patient_id'].nunique()} patients, by their fingerprints in {path}"
 
 
-def _params(states: Mapping[str, StageState]) -> dict[str, str]:
-    """The params that the stages of a state use, as MLflow holds them."""
-    return {name: str(value) for name, value in flat_params({name: section for state in states.values() for name, section in state.params.items()}).items()}
+def _described(state: StageState, runs: Mapping[str, StageRun]) -> Iterator[str]:
+    yield f"  {state.name}"
+    if run := runs.get(state.name):
+        yield f"    run     {run.name} {run.run_id}" + (f", code {run.commit}" if run.commit else "")
+    if state.params:
+        yield f"    params  {', '.join(f'{name}={value}' for name, value in flat_params(state.params).items())}"
+    for path, md5 in state.outs.items():
+        yield f"    wrote   {path} {md5}"
+
+
+def _node(name: str) -> str:
+    return name.replace("@", "_r")

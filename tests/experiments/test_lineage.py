@@ -1,128 +1,90 @@
-"""Past states, found by the real DVC and the real MLflow."""
-
-import contextlib
-import json
-import subprocess
+import os
+import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
+import tiny_project as tiny
 
-from hnm.errors import EvidenceError
-from hnm.experiments.ledger import Cost, write_cost
-from hnm.experiments.lineage import read_state
+from hnm.errors import TrackingError
+from hnm.experiments.lineage import as_mermaid, as_text, in_order, lineage
+from hnm.experiments.record import Record
 from hnm.experiments.state import locked_stages, md5_of
-from hnm.experiments.tracking import connect
-
-SLIDES, PLOTS = "data/cohort/slides.parquet", "results/plots"
-PIPELINE = {
-    "stages": {
-        "cohort": {"cmd": f"python -m pipelines.cohort --slides {SLIDES}", "params": ["cohort"], "outs": [SLIDES]},
-        "evaluate": {
-            "cmd": f"python -m pipelines.evaluate --slides {SLIDES} --plots {PLOTS}",
-            "params": ["rounds", "evaluate"],
-            "deps": [SLIDES],
-            "outs": [PLOTS],
-        },
-    }
-}
-SLIDE = {"slide_id": "te1", "patient_id": "007", "split": "test", "fingerprint": "f"}
-
-
-def write_outputs(root: Path, score: float) -> None:
-    (root / SLIDES).parent.mkdir(parents=True, exist_ok=True)
-    (root / PLOTS).mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([{**SLIDE, "vendor": "aperio"}]).to_parquet(root / SLIDES)
-    table = root / PLOTS / "test_slides.csv"
-    table.unlink(missing_ok=True)  # a link to the cache
-    table.write_text(f"slide_id,patient_id,label,score,called,loss\nte1,007,1,{score},0,1.5\n")
+from hnm.experiments.tracking import Delivery, connect, finished_run, stage_run
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two commits, tagged `first` and `second`, and an experiment `tried` that is the first again."""
-    from dvc.repo import Repo
-
-    root = tmp_path_factory.mktemp("repository")
-
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=n", "-c", "user.email=n@example.org"]
-        return subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
-
-    git("init", "-q")
-    Repo.init(str(root))
-    (root / "dvc.yaml").write_text(json.dumps(PIPELINE))
-    for tag, score, resamples in (("first", 0.250000015, 100), ("second", 0.75, 200)):
-        (root / "params.yaml").write_text(json.dumps({"cohort": {"name": "tiny", "manifest": "m"}, "rounds": {"0": {}}, "evaluate": {"resamples": resamples}}))
-        write_outputs(root, score)
-        with contextlib.chdir(root), Repo(str(root)) as repo:
-            repo.commit(force=True)
-        git("add", "-A")
-        git("commit", "-qm", tag)
-        git("tag", tag)
-        write_cost(root, "evaluate", locked_stages(root)["evaluate"].key, Cost(seconds=round(score * 100), peak_memory_mb=1))
-    first, second = git("rev-parse", "first"), git("rev-parse", "second")
-    git("update-ref", f"refs/exps/{second[:2]}/{second[2:]}/tried", first)
+def project(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """A project whose head@1 alone has a run, and a registered model."""
+    root = tiny.make_project(tmp_path_factory.mktemp("project"))
+    shutil.copy(empty_store, root / "mlflow.db")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    record = Record.create(root, "head-r1")
+    record.append("start", **stage_run(locked_stages(root)["head@1"], "demo", {"hnm.kind": "stage", "mlflow.source.git.commit": "c0ffee"}))
+    record.append("finish", status="FINISHED")
+    client = connect(root)
+    Delivery(root, record, client).bring(record.events())
+    client.create_registered_model("hnm-demo")
+    for head in ("ab" * 16, md5_of(root / "data" / "heads" / "1")):
+        client.create_model_version("hnm-demo", root.as_uri(), tags={"hnm.head": head})
+    client.set_registered_model_alias("hnm-demo", "champion", "2")
     return root
 
 
-def test_a_revision_an_experiment_and_the_workspace(repository: Path) -> None:
-    first, tried, now = (read_state(repository, name) for name in ("first", "tried", "workspace"))
-    assert first.slides.to_dict("records") == [SLIDE]
-    assert (first.test["score"][0], now.test["score"][0]) == (0.250000015, 0.75)
-    assert first.test["patient_id"][0] == "007"
-    assert tried.test.equals(first.test) and tried.params == first.params
-    assert (first.params["evaluate.resamples"], now.params["evaluate.resamples"], now.params["rounds"]) == ("100", "200", "1")
-    assert first.params["cohort.max_quarantined_share"] == "0.1"  # a default that nobody wrote
-    assert (first.seconds, now.seconds) == ({"cohort": None, "evaluate": 25.0}, {"cohort": None, "evaluate": 75.0})
+def names(states) -> list[str]:
+    return [state.name for state in states]
 
 
-def test_a_state_without_evaluation_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = repository / "dvc.lock"
-    content = lock.read_text()
-    lock.write_text("schema: '2.0'\nstages: {}\n")
-    with pytest.raises(EvidenceError, match=r"dvc\.lock of workspace holds no evaluation"):
-        read_state(repository, "workspace")
-    lock.write_text(content)
+def test_a_mined_set_comes_from_the_round_before_and_leads_to_its_own(project: Path) -> None:
+    found = lineage(project, "data/mined/1/mined.parquet")
+    assert found.stage.name == "mine@1"
+    assert names(found.before) == ["cohort", "tiles", "encoder", "embed@0", "head@0"]
+    assert names(found.after) == ["finetune@1", "embed@1", "head@1", "evaluate"]
 
 
-def test_outputs_that_the_cache_lacks_ask_for_a_fetch(repository: Path) -> None:
-    (repository / ".dvc" / "cache").rename(repository / "away")
-    with pytest.raises(EvidenceError, match=r"first: .*No storage files available.*dvc fetch"):
-        read_state(repository, "first")
-    (repository / "away").rename(repository / ".dvc" / "cache")
+def test_a_file_in_an_output_an_absolute_path_and_a_stage_are_found(project: Path) -> None:
+    assert lineage(project, "data/tiles/packs/a.h5").stage.name == "tiles"
+    assert lineage(project, str(project / "results" / "metrics.json")).stage.name == "evaluate"
+    assert names(lineage(project, "head@0").before) == ["cohort", "tiles", "encoder", "embed@0"]
 
 
-def test_a_state_that_never_ran_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvidenceError, match=r"workspace holds no dvc\.lock; name a state that dvc repro has made"):
-        read_state(tmp_path, "workspace")
+def test_a_run_leads_to_its_stage_and_the_text_to_the_run(project: Path) -> None:
+    run = finished_run(connect(project), "demo", "hnm.stage", "head")
+    assert run is not None
+    found = lineage(project, run.info.run_id)
+    assert found.stage.name == "head@1" and list(found.runs) == ["head@1"]
+    text = as_text(found)
+    assert f"    run     head-r1-dsmil-s0 {run.info.run_id}, code c0ffee" in text.splitlines()
+    assert f"    wrote   data/mined/1/mined.parquet {md5_of(project / 'data/mined/1/mined.parquet')}" in text.splitlines()
+    assert "mining.threshold=0.5" in text and "the slides of the manifest (their table is not here" in text
+    assert text.index("  mine@1") < text.index("  tiles") and "of it came\n  evaluate" in text
 
 
-def test_a_name_of_nothing_is_refused_and_makes_no_store(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(EvidenceError, match="nothing is no Git revision and no DVC experiment, and there are no runs of MLflow here"):
-        read_state(repository, "nothing")
-    assert not (repository / "mlflow.db").exists()
+def test_a_registered_model_leads_to_its_head_and_the_data_to_the_model(project: Path) -> None:
+    for name in ("models:/hnm-demo@champion", "models:/hnm-demo/2"):
+        assert lineage(project, name).stage.name == "head@1"
+    found = lineage(project, "data/mined/1/mined.parquet")
+    assert found.models == {"models:/hnm-demo/2 (champion)": "head@1"}
+    assert as_text(found).splitlines()[-1] == "  models:/hnm-demo/2 (champion), by head@1"
+    assert "    head_r1 --> model0" in as_mermaid(found).splitlines()
+    assert lineage(project, "evaluate").models == {}
+    with pytest.raises(TrackingError, match=r"models:/hnm-demo/1 was made by another state than dvc\.lock; check out the commit that has it"):
+        lineage(project, "models:/hnm-demo/1")
+    with pytest.raises(TrackingError, match=r"models:/hnm-demo@challenger is not registered in sqlite:"):
+        lineage(project, "models:/hnm-demo@challenger")
 
 
-def test_a_summary_of_mlflow(repository: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow.entities import Dataset, DatasetInput
+def test_the_flowchart_has_an_arrow_for_each_reading(project: Path) -> None:
+    lines = as_mermaid(lineage(project, "mine@1")).splitlines()
+    assert lines[0] == "flowchart LR" and "    slides --> cohort" in lines
+    assert {"    head_r0 --> mine_r1", "    mine_r1 --> finetune_r1", "    encoder --> finetune_r1", "    finetune_r1 --> evaluate"} <= set(lines)
+    assert lines[-1] == "    style mine_r1 stroke-width:3px"
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (repository / "mlflow.db").write_bytes(empty_store.read_bytes())
-    client = connect(repository)
-    experiment = client.create_experiment("tiny", artifact_location=(repository / "mlruns").as_uri())
-    evaluate, head, summary = (client.create_run(experiment, run_name=name).info.run_id for name in ("evaluate", "head-r0", "baseline"))
-    client.log_artifacts(evaluate, str(repository / PLOTS), "plots")
-    digest = md5_of(repository / SLIDES)
-    client.log_inputs(evaluate, [DatasetInput(Dataset(name=SLIDES, digest=digest, source_type="dvc", source="{}"))])
-    client.log_metric(head, "cost/seconds", 7.5)
-    for tag, value in (("hnm.kind", "summary"), ("hnm.run.evaluate", evaluate), ("hnm.run.head.0", head)):
-        client.set_tag(summary, tag, value)
-    client.log_param(summary, "evaluate.resamples", "200")
-    named, by_id = (read_state(repository, name) for name in ("baseline", summary))
-    assert named.test["score"].tolist() == by_id.test["score"].tolist() == [0.75]
-    assert named.slides.to_dict("records") == [SLIDE]
-    assert (named.params, named.seconds) == ({"evaluate.resamples": "200"}, {"evaluate": None, "head@0": 7.5})
-    with pytest.raises(EvidenceError, match=r"nothing is no Git revision, no DVC experiment and no summary run of MLflow \(there: baseline\)"):
-        read_state(repository, "nothing")
+
+def test_each_stage_stands_after_those_it_reads(project: Path) -> None:
+    order = in_order(locked_stages(project))
+    assert order[0] == "cohort" and order[-1] == "evaluate" and order.index("mine@1") < order.index("finetune@1") < order.index("embed@1")
+
+
+def test_what_is_unknown_is_named(project: Path) -> None:
+    with pytest.raises(TrackingError, match=r"data/nothing is no output of dvc\.lock, none of its stages \(cohort, .*\), and no run in sqlite:"):
+        lineage(project, "data/nothing")
