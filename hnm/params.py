@@ -211,7 +211,7 @@ class Mining(Section):
     """Largest share of one role's mined tiles that the slides of one patient may supply."""
     hard_share: Share = 0.5
     """Policy `mixed`: share of the negatives that is the best-scoring; the rest is random."""
-    skip_fraction: Share = 0.05
+    skip_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Policy `semi_hard`: share of the negative slides' tiles that is passed over as too hard, the best-scoring first."""
     max_similarity: PositiveShare = 1.0
     """A hard negative whose feature has a higher cosine than this to one already mined is passed over as its near-duplicate; 1 passes over none."""

@@ -3,6 +3,7 @@
 Columns stand in the order given here, rows in the order of the table's key, so that equal content has equal bytes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,13 @@ class Table:
             raise TableError(f"{path} does not exist, but a {self.name} table is wanted; run the stage that makes it (dvc repro)")
         if path.suffix == ".csv":
             kinds = {name: str(column.dtype) for name, column in self.columns.items()}
-            return self.check(pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""]), str(path))
+            try:
+                frame = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
+            except UnicodeDecodeError as error:
+                raise TableError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
+            except (TypeError, ValueError) as error:
+                raise TableError(f"{path}: {_wrong_cell(path, kinds) or str(error).strip()}") from None
+            return self.check(frame, str(path))
         return self.check(pd.read_parquet(path), str(path))
 
     def write(self, frame: pd.DataFrame, path: Path) -> None:
@@ -75,6 +82,25 @@ class Table:
     def empty(self) -> pd.DataFrame:
         """This table without rows."""
         return pd.DataFrame({name: pd.Series(dtype=str(column.dtype)) for name, column in self.columns.items()})
+
+
+def _wrong_cell(path: Path, kinds: Mapping[str, str]) -> str | None:
+    """The first cell of a CSV file that is not of its column's kind, as a sentence; None where the file is no CSV or its cells are fine."""
+    try:
+        text = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    except ValueError:
+        return None
+    for name in (name for name, kind in kinds.items() if name in text and kind.lower().startswith(("int", "float"))):
+        numbers = pd.to_numeric(text[name], errors="coerce")
+        wrong = text[name].notna() & numbers.isna()
+        if kinds[name].lower().startswith("int"):
+            wrong |= numbers % 1 > 0
+        if kinds[name].startswith("int"):  # pandas' Int64 may be empty, int64 not
+            wrong |= text[name].isna()
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            return f"column {name}, row {row}: value {text[name][row]!r}: must be of type {kinds[name].lower()}"
+    return None
 
 
 def _sentence(failures: pd.DataFrame, key: tuple[str, ...]) -> str:

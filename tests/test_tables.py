@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from hnm.errors import TableError
-from hnm.tables import LABELS, SLIDE_SCORES, TILES
+from hnm.tables import LABELS, SLIDE_SCORES, TILES, VETOES
 
 
 def scores(**changes: object) -> pd.DataFrame:
@@ -47,6 +47,21 @@ def test_a_wrong_label_in_a_csv_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("slide_id,label\na,1\nb,2\n")
     with pytest.raises(TableError, match=r"train\.csv: column label, row 1: value 2: must be one of 0, 1"):
         LABELS.read(tmp_path / "train.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"slide_id,tile,x,y,reason\na,1,,,fold\na,12.5,,,pen\n", r"vetoes\.csv: column tile, row 1: value '12\.5': must be of type int64"),
+        (b"slide_id,tile,x,y,reason\na,,left,7,pen\n", r"vetoes\.csv: column x, row 0: value 'left': must be of type int64"),
+        ("slide_id,tile,x,y,reason\na,1,,,gefärbt\n".encode("latin-1"), r"vetoes\.csv is not UTF-8 \(.*\); save it as UTF-8"),
+        (b"", r"vetoes\.csv: No columns to parse from file"),
+    ],
+)
+def test_a_cell_of_another_kind_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "vetoes.csv").write_bytes(content)
+    with pytest.raises(TableError, match=message):
+        VETOES.read(tmp_path / "vetoes.csv")
 
 
 def test_a_missing_table_says_how_it_is_made(tmp_path: Path) -> None:

@@ -31,11 +31,13 @@ def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is ru
     from hnm.errors import EvidenceError
     from hnm.evidence.pooling import pooled_table
     from hnm.experiments.cross_validation import deal, reproduce, write_stages
+    from hnm.experiments.trial import check_one_process
     from hnm.params import load_params
     from hnm.store import project_root, read_json
 
     root = project_root()
     params = load_params(root / "params.yaml")
+    check_one_process(params)
     deal(root / "data", params)  # what cannot be dealt is said before DVC starts anything
     reproduce(write_stages(root, seeds=seeds, folds=params.split.folds))
     Console().print(pooled_table(read_json(root / "results" / "cv" / "summary.json", EvidenceError)))

@@ -27,14 +27,18 @@ def demo(
 
 def preview(
     slide_ids: Annotated[list[str] | None, typer.Argument(help="Slides of the cohort; all when none is named.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("results/preview"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the pictures; results/preview of the repository by default.")] = None,
 ) -> None:
     """Draw the tissue mask and the grid of tiles over each slide's thumbnail, and a contact sheet."""
     from hnm.params import load_params
     from hnm.slides.preview import preview_cohort
+    from hnm.store import project_root
 
-    params = load_params(Path("params.yaml"))
-    for path in preview_cohort(Path("data/cohort/slides.parquet"), slide_ids, out, cohort=params.cohort, tissue=params.tissue, tiles=params.tiles):
+    root = project_root()
+    params = load_params(root / "params.yaml")
+    cohort = params.cohort.model_copy(update={"manifest": str(root / params.cohort.manifest)})
+    slides, folder = root / "data" / "cohort" / "slides.parquet", out or root / "results" / "preview"
+    for path in preview_cohort(slides, slide_ids, folder, cohort=cohort, tissue=params.tissue, tiles=params.tiles):
         typer.echo(path)
 
 

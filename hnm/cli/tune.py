@@ -36,7 +36,7 @@ def run(
     _expect_trials(workers)
     from hnm.experiments.study import Limits, run_study
     from hnm.experiments.study_files import best_values
-    from hnm.experiments.trial import Loop, Upstream
+    from hnm.experiments.trial import Loop, Upstream, check_one_process
     from hnm.params import load_params
     from hnm.processes import keep_freed_memory
     from hnm.store import project_root, project_store
@@ -46,6 +46,7 @@ def run(
     upstream, results = Upstream(root / "data"), project_store()
     winners = [best_values(_study_files(name)) for name in enqueue or ()]
     params, loop, limits = load_params(root / "params.yaml"), Loop(upstream, results), Limits(trials, timeout)
+    check_one_process(params)
     run_study(files, params, upstream, loop, results, limits, storage=storage, workers=workers, winners=winners, root=root, plots=True, say=typer.echo)
     typer.echo(f"trials {files.trials.relative_to(root)}, the best in {files.best.relative_to(root)}")
 
@@ -83,13 +84,14 @@ def report(
     from hnm.experiments.space import with_values
     from hnm.experiments.study import check_identity, identity_of
     from hnm.experiments.study_files import load_study, read_trials, written
-    from hnm.experiments.trial import Loop, Upstream
+    from hnm.experiments.trial import Loop, Upstream, check_one_process
     from hnm.params import load_params
     from hnm.store import project_root, project_store, whole
     from hnm.tables import LABELS, SLIDE_SCORES, SLIDES
 
     root, files, results = project_root(), _study_files(study), project_store()
     params, upstream, known = load_params(root / "params.yaml"), Upstream(root / "data"), load_study(files, storage)
+    check_one_process(params)
     check_identity(known, identity_of(params, upstream))
     params = with_values(params, known.user_attrs["defaults"])
     folds = folds_of(upstream, params.tune.folds, params.tune.seed, results)

@@ -171,16 +171,17 @@ def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
 
     `chosen_round`, `threshold`; `test` and `test_tiles`: every metric of the chosen round, with `<metric>_low` and
     `<metric>_high`; `gain`: its test AUC less round 0's and DeLong's p-value; `rounds`: a few metrics
-    of each round; `funnel`. A number that cannot be given is null, and `<metric>_reason` says why.
+    of each round; `funnel`. A number that cannot be given is null, and `<metric>_reason` says why. Thresholds are exact,
+    for a model that decides by a rounded one could call a slide otherwise.
     """
     chosen = evaluation.chosen
     return {
         "chosen_round": int(chosen.name),
-        "threshold": round(chosen.threshold, DIGITS),
+        "threshold": chosen.threshold,
         "test": {**flat_numbers(chosen.numbers["test"]), **_delong(evaluation), **_counts(chosen.slides["test"])},
         "test_tiles": {
             **flat_numbers(chosen.numbers["test_tiles"]),
-            "threshold": round(chosen.tile_threshold, DIGITS),
+            "threshold": chosen.tile_threshold,
             **_tile_counts(chosen),
         },
         "gain": {**flat_numbers({"test_auc": evaluation.gain}), "delong_p": _rounded(evaluation.gain_p)},
@@ -193,7 +194,7 @@ def _round_metrics(evidence: RoundEvidence) -> dict[str, Any]:
     test = {name: evidence.numbers["test"][name] for name in ("auc", "average_precision", "accuracy", "f1", "sensitivity", "specificity")}
     validation = {name: evidence.numbers["validation"][name] for name in ("auc", "log_loss")}
     return {
-        "threshold": round(evidence.threshold, DIGITS),
+        "threshold": evidence.threshold,
         "validation": flat_numbers(validation, bounds_of=("auc",)),
         "test": flat_numbers(test, bounds_of=("auc",)),
         "test_tiles": flat_numbers(evidence.numbers["test_tiles"], bounds_of=("auc",)),

@@ -48,18 +48,19 @@ def _params(root: Path) -> Finding:
 
 def _slides(root: Path) -> Finding:
     try:
-        manifest = root / load_params(root / "params.yaml").cohort.manifest
+        named = load_params(root / "params.yaml").cohort.manifest
     except HnmError:
         return Finding("slides", False, "unknown without params")
+    manifest = root / named
     needless = "; none is needed as long as the stages cohort and tiles need not run"
     if not manifest.is_file():
-        return Finding("slides", False, f"the manifest {manifest.relative_to(root)} does not exist{needless}")
+        return Finding("slides", False, f"the manifest {named} does not exist{needless}")
     with manifest.open(newline="", encoding="utf-8-sig") as stream:
         paths = [row.get("path") or "" for row in csv.DictReader(stream)]
     gone = [path for path in paths if not is_url(path) and not (manifest.parent / path).exists()]
     if gone:
         return Finding("slides", False, f"{len(gone)} of {len(paths)} are not where the manifest says, the first {gone[0]}; mount their folder{needless}")
-    return Finding("slides", True, f"all {len(paths)} of {manifest.relative_to(root)}")
+    return Finding("slides", True, f"all {len(paths)} of {named}")
 
 
 def _outputs(root: Path) -> Finding:

@@ -150,7 +150,8 @@ def _value_of(params: Params, name: str) -> Value:
         raise ParamsError(f"tune.space.{name} is a section; name one of its params: {', '.join(f'{name}.{key}' for key in value)}")
     if path[-1] == "seed":
         raise ParamsError(f"tune.space.{name}: a study that picks a seed picks luck; set tune.seeds to average over several")
-    assert isinstance(value, bool | int | float | str)
+    if not isinstance(value, bool | int | float | str):
+        raise ParamsError(f"tune.space.{name}: {value!r} is no single value; a study sets numbers, names and switches")
     return value
 
 

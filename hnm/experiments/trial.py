@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from hnm.errors import StudyError
+from hnm.errors import ParamsError, StudyError
 from hnm.experiments.seal import sealed
 from hnm.learning.encoder import encoder_digest
 from hnm.loop.embed import embed_slides
@@ -245,6 +245,16 @@ class Loop:
     def _kept(self, kind: str, step: str, make: Callable[[Path], None], fold: Fold, **causes: Any) -> Path:
         """The folder that `make` fills, made anew only where its causes have not made it before."""
         return self._store.folder(f"trials/{kind}", key_of(upstream={**self._digests, **fold.digests}, code=self._code[step], **causes), make)
+
+
+def check_one_process(params: Params) -> None:
+    """Trials and folds train in the process that runs them.
+
+    Raises:
+        ParamsError: `compute.processes` asks for more.
+    """
+    if params.compute.processes > 1:
+        raise ParamsError(f"compute.processes={params.compute.processes}: each trial of a study and each fold trains in one process; set it to 1")
 
 
 def _cost_of(mined: pd.DataFrame, params: Params, tiles: int) -> int:

@@ -1,5 +1,6 @@
 """Tiles to features: the encoder's forward pass over the packs of a cohort."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def embed(
         return torch.from_numpy(np.concatenate(parts))
 
     room = _Room(batch_tiles)
-    pending = np.empty((0, encoder.record.features), np.float32)
+    pending: list[NDArray[np.float32]] = []
     slide = 0
     with ThreadPoolExecutor(max_workers=1) as reader:
         batches = list(pairwise(borders))
@@ -64,11 +65,15 @@ def embed(
             tiles = ahead.pop().result()
             if number + 1 < len(batches):
                 ahead.append(reader.submit(read_batch, *batches[number + 1]))
-            pending = np.concatenate([pending, _forward(run, tiles, batch_tiles, machine, room)])
-            while slide < len(counts) and len(pending) >= counts[slide]:
-                yield pending[: counts[slide]]
-                pending = pending[counts[slide] :]
+            pending.append(_forward(run, tiles, batch_tiles, machine, room))
+            if sum(map(len, pending)) < (counts[slide] if slide < len(counts) else math.inf):
+                continue
+            features = np.concatenate(pending)
+            while slide < len(counts) and len(features) >= counts[slide]:
+                yield features[: counts[slide]]
+                features = features[counts[slide] :]
                 slide += 1
+            pending = [features]
 
 
 @dataclass

@@ -193,7 +193,7 @@ def _from_timm(name: str) -> Any:
     except Exception as error:  # the hub's client raises whatever its transport raises
         raise EncoderError(
             f"encoder.weights=hub: the weights of {name!r} cannot be had ({type(error).__name__}: {error}); "
-            "check the network and, for gated models, your access (huggingface-cli login), "
+            "check the network and, for gated models, your access (HF_TOKEN, or hf auth login), "
             "or set encoder.weights to package or to the path of its weights"
         ) from error
 

@@ -8,23 +8,29 @@ likely to be hard to another, and a tile of a negative slide is truly negative w
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from hnm.errors import MiningError
-from hnm.slides.pack import Pack
+from hnm.slides.pack import TOLERANCE, Pack
 from hnm.tables import MINED
 
 MINED_FILE = "mined.parquet"
 OWN = "own_slide"
 """Column of what `extra_negatives` returns: whether the tile is one of this project, too."""
+COMPARED = 16
+"""How many tiles of two slides of one name are compared at most."""
+SAME = 10.0
+"""Mean difference of 8-bit pixels up to which tiles count as the same: JPEG of any quality stays below, other tissue does not."""
 
 
 def extra_negatives(folder: Path, projects: Sequence[str], packs: Path) -> pd.DataFrame:
     """The hard negatives of the other `projects`, as `MINED` has them, by project, slide and tile.
 
     Three columns come before the table's: `project`; `pack`, the absolute path of the tile's pack without its suffix;
-    and `own_slide`, whether the slide is in this project under the same name with the same pixels. Such tiles must not
-    be learnt from: the slide may be one of validation or test.
+    and `own_slide`, whether the slide is in this project under the same name with the same pixels, as far as JPEG keeps
+    them; one that shares no tile with its namesake counts as the same. Such tiles must not be learnt from: the slide may
+    be one of validation or test.
 
     Args:
         folder: holds a folder a project.
@@ -69,14 +75,16 @@ def _negatives_of(folder: Path, project: str, packs: Path) -> pd.DataFrame:
             raise MiningError(f"{path} does not exist, but {folder / MINED_FILE} has {len(tiles)} hard negatives of it; bring it by dvc import")
         with Pack(path) as pack:
             _check_fit(pack, tiles, cut, folder / MINED_FILE)
-            own = _is_own(pack, int(tiles["tile"].iloc[0]), packs / path.name)
+            own = _is_own(pack, packs / path.name)
         parts.append(tiles.assign(project=project, pack=str(path.resolve().with_name(str(slide_id))), own_slide=own))
     return pd.concat(parts)
 
 
 def _check_fit(pack: Pack, tiles: pd.DataFrame, cut: tuple[int, float], table: Path) -> None:
     """`MiningError` where the pack was cut otherwise than this project's, or is not the one that the tiles were mined from."""
-    if (pack.tile_px, pack.mpp) != cut:
+    # a level within TOLERANCE of tiles.mpp is taken as it is, so packs of one project differ by as much either way
+    alike = abs(pack.mpp / cut[1] - 1) <= (1 + TOLERANCE) / (1 - TOLERANCE) - 1
+    if pack.tile_px != cut[0] or not alike:
         raise MiningError(
             f"{pack.path} has tiles of {pack.tile_px} px at {pack.mpp} µm per pixel, but this project's are of {cut[0]} px at {cut[1]}; "
             "take mined tiles of a project with the same tiles.tile_px and tiles.mpp"
@@ -86,9 +94,17 @@ def _check_fit(pack: Pack, tiles: pd.DataFrame, cut: tuple[int, float], table: P
             raise MiningError(f"{table}: tile={tile} of slide_id={pack.slide_id} at x={x}, y={y} is not in {pack.path}; bring both from one revision")
 
 
-def _is_own(pack: Pack, tile: int, own: Path) -> bool:
-    """Whether `own` is a pack of the same slide: its tile at the same place has the same bytes."""
+def _is_own(pack: Pack, own: Path) -> bool:
+    """Whether `own` is a pack of the same slide: tiles at the same places show the same, whatever their numbers and their JPEG quality.
+
+    Packs that share no place cannot be told apart, and count as of one slide.
+    """
     if not own.is_file():
         return False
     with Pack(own) as other:
-        return tile < len(other) and other.jpeg(tile) == pack.jpeg(tile)
+        numbers = {tuple(place): tile for tile, place in enumerate(other.coords.tolist())}
+        shared = [(tile, numbers[place]) for tile, place in enumerate(map(tuple, pack.coords.tolist())) if place in numbers][:COMPARED]
+        if not shared:
+            return True
+        theirs, ours = (of.tiles(list(tiles)).astype(np.int64) for of, tiles in zip((pack, other), zip(*shared, strict=True), strict=True))
+        return bool(np.abs(theirs - ours).mean() < SAME)

@@ -20,8 +20,8 @@ LISTED = "vetoes.csv"
 def vetoed_tiles(folder: Path, tiles: pd.DataFrame, slides: pd.DataFrame) -> pd.DataFrame:
     """slide_id, tile, `reason` of each tile that the vetoes in `folder` forbid; the first reason of several.
 
-    A polygon forbids the tiles whose centre, or more than half of whose area, lies in it. A slide in quarantine has no
-    tiles, and its vetoes forbid nothing.
+    A polygon forbids the tiles whose centre, or more than half of whose area, lies in it. A slide whose tiling put
+    it into quarantine has no tiles, and its vetoes forbid nothing.
 
     Args:
         folder: the vetoes.
@@ -36,9 +36,13 @@ def vetoed_tiles(folder: Path, tiles: pd.DataFrame, slides: pd.DataFrame) -> pd.
     drawn = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix == ".geojson"}
     if strange := sorted(path.name for path in folder.iterdir() if path.suffix != ".geojson" and path.name != LISTED):
         raise MiningError(f"{folder / strange[0]} is neither {LISTED} nor <slide_id>.geojson; rename or remove it")
+    known = set(slides["slide_id"])
     for slide_id, where in [*((slide_id, folder / LISTED) for slide_id in vetoes["slide_id"]), *drawn.items()]:
-        if slide_id not in set(slides["slide_id"]):
-            raise MiningError(f"{where}: slide_id={slide_id} is not in the cohort; correct or remove its veto")
+        if slide_id not in known:
+            raise MiningError(
+                f"{where}: slide_id={slide_id} is not among the cohort's slides; correct it, or remove its veto "
+                "(of a slide whose file cannot be opened too: data/cohort/quarantine.csv)"
+            )
     rows = {str(slide_id): own for slide_id, own in tiles.groupby("slide_id", sort=False)}
     aspects = dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))
     sizes = {slide_id: (width, height) for slide_id, width, height in slides[["slide_id", "width", "height"]].itertuples(index=False)}

@@ -17,7 +17,7 @@ from hnm.params import Compute
 from hnm.prediction.model import Model
 from hnm.prediction.reading import Reading, SlideRead, read_slide
 from hnm.slides.pack import Pack
-from hnm.slides.remote import place_of
+from hnm.slides.remote import file_name, place_of
 from hnm.slides.workers import each
 
 
@@ -54,7 +54,7 @@ def slide_ids_of(sources: Sequence[str]) -> dict[str, str]:
     """
     ids: dict[str, str] = {}
     for source in sources:
-        slide_id = re.sub(r"[^A-Za-z0-9._-]", "_", Path(source).stem).lstrip("._-") or "slide"
+        slide_id = re.sub(r"[^A-Za-z0-9._-]", "_", Path(file_name(source)).stem).lstrip("._-") or "slide"
         if slide_id in ids:
             raise PredictionError(f"{ids[slide_id]} and {source} would both be called {slide_id}; predict them into two folders")
         ids[slide_id] = source
@@ -65,7 +65,8 @@ def predict_slides(model: Model, slides: Mapping[str, str], *, mpp: float | None
     """What `model` says of each slide, in order of completion; a slide that cannot be used is refused with its reason, and the others go on.
 
     Args:
-        model: the model; a slide of its cohort gets the very scores that the pipeline gave it, on the same device and number of threads.
+        model: the model; a slide of its cohort gets the very scores that the pipeline gave it, on the same device and number of threads,
+            unless the manifest gave it a mask.
         slides: slide id -> path or URL of its file.
         mpp: µm per pixel that override those of the files.
         device: as `compute.device`; None takes the model's own, or the CPU where that is not here.
@@ -77,7 +78,7 @@ def predict_slides(model: Model, slides: Mapping[str, str], *, mpp: float | None
             Reading(slide_id, place_of(source, Path.cwd()), mpp, record.mpp_from_objective, record.tissue, record.tiles, Path(packs) / f"{slide_id}.h5")
             for slide_id, source in slides.items()
         ]
-        for reading, outcome in each(read_slide, readings, seconds=record.tiles.slide_seconds, read_seconds=record.tiles.read_seconds, step="tiles"):
+        for reading, outcome in each(read_slide, readings, seconds=record.tiles.slide_seconds, read_seconds=record.tiles.read_seconds, step="tiles", here=True):
             source = slides[reading.slide_id]
             if isinstance(outcome, SlideError):
                 yield Refusal(reading.slide_id, source, outcome)

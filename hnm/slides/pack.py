@@ -23,6 +23,8 @@ import simplejpeg
 from hnm.errors import TableError
 from hnm.store import whole
 
+TOLERANCE = 0.02
+"""Relative difference of a level's mpp to `tiles.mpp` up to which its pixels are taken as they are: resampling would blur more than it mends."""
 SPOOL_BYTES = 1 << 20
 """Of JPEG that are written at once: a write for each tile takes a twentieth to a tenth of the whole stage's processor time."""
 

@@ -41,7 +41,12 @@ class Version:
     @property
     def name(self) -> str:
         """The last part of the URL, without query: what messages may show."""
-        return PurePosixPath(urlsplit(self.url).path).name
+        return file_name(self.url)
+
+
+def file_name(source: str) -> str:
+    """The name of the file at a path or URL, without the URL's query."""
+    return PurePosixPath(urlsplit(source).path).name if is_url(source) else Path(source).name
 
 
 def is_url(source: str) -> bool:

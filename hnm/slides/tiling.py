@@ -11,11 +11,9 @@ from PIL import Image
 
 from hnm.errors import SlideError
 from hnm.params import Tiles
+from hnm.slides.pack import TOLERANCE
 from hnm.slides.reader import RGB, Box, Thumbnail, finest_sufficient_level
 from hnm.slides.tissue import Mask
-
-TOLERANCE = 0.02
-"""Relative difference of a level's mpp to `tiles.mpp` up to which its pixels are taken as they are: resampling would blur more than it mends."""
 
 
 @dataclass(frozen=True)

@@ -38,18 +38,18 @@ def executor_name() -> str:
 
 
 def each(
-    function: Callable[[Job], Result], jobs: Sequence[Job], *, seconds: float, step: str, read_seconds: float | None = None
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, seconds: float, step: str, read_seconds: float | None = None, here: bool = False
 ) -> Iterator[tuple[Job, Result | SlideError]]:
     """Each job with the result of `function(job)`, or the error that costs the slide, in order of completion.
 
     A job that takes longer than `seconds`, or in one read of a slide than `read_seconds`, or ends its process, becomes a
     `SlideError` of `step`. While storage fails a job is tried again, within its `seconds`. Any other exception is a
     defect: it ends all. `function` and the jobs are pickled; paths in them must be absolute. Where HNM_EXECUTOR names a
-    cluster, they run there.
+    cluster, they run there, unless they are to run `here`, as those that write where another machine does not look.
     """
     if not jobs:
         return
-    if (executor := executor_name()) == LOCAL:
+    if here or (executor := executor_name()) == LOCAL:
         yield from _each_here(function, jobs, workers=worker_count(), seconds=seconds, step=step, read_seconds=read_seconds)
     else:
         alone = partial(_alone, function, seconds=seconds, step=step, read_seconds=read_seconds)

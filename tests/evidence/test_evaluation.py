@@ -82,6 +82,7 @@ class TestNumbers:
         # va1 is positive, va2 negative: the threshold lies midway where va1 has the higher tile, and above both where it has not
         positive, negative = highest["va1"], highest["va2"]
         assert tiles["threshold"] == pytest.approx((positive + negative) / 2 if positive > negative else (1 + negative) / 2, abs=1e-6)
+        assert tiles["threshold"] == chosen.tile_threshold and metrics_of(evaluation)["threshold"] == chosen.threshold  # not rounded
         found = chosen.detections
         assert tiles["lesions_hit"] == float(found.lesion_scores[0] >= chosen.tile_threshold)  # te1 has one lesion
         assert tiles["false_detections"] == pytest.approx((found.false_scores >= chosen.tile_threshold).sum() / 3, abs=1e-6)

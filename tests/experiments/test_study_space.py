@@ -38,6 +38,7 @@ def test_a_space_is_sorted_and_knows_the_values_of_params_yaml() -> None:
         ({"head.seed": {"low": 0, "high": 9}}, r"tune\.space\.head\.seed: a study that picks a seed picks luck; set tune\.seeds"),
         ({"finetune.views": {"low": 0, "high": 9}}, r"tune\.space\.finetune\.views is a section; name one of its params: finetune\.views\.min_crop"),
         ({"ranking.margin.low": {"low": 0, "high": 9}}, r"tune\.space\.ranking\.margin\.low is not a known param"),
+        ({"mining.extra": {"choices": ["a", "b"]}}, r"tune\.space\.mining\.extra: \[\] is no single value; a study sets numbers, names and switches"),
         ({"mining.threshold": {"low": 0.1, "high": 1.5}}, r"tune\.space\.mining\.threshold: mining\.threshold=1\.5: input should be less than 1"),
         ({"ranking.margin": {"low": 0.0, "high": 1.2}}, r"tune\.space\.ranking\.margin: ranking: margin=1\.2 can never be met by scores"),
         ({"head.schedule": {"choices": ["cosine", "step"]}}, r"tune\.space\.head\.schedule: head\.schedule='step': input should be 'cosine' or 'constant'"),

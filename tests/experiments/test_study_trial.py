@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from tiny_study import make_upstream, tiny_params
 
-from hnm.errors import MiningError, StudyError
+from hnm.errors import MiningError, ParamsError, StudyError
 from hnm.experiments.seal import sealed
 from hnm.experiments.space import with_seed, with_values
 from hnm.experiments.tracking import Tracker
-from hnm.experiments.trial import Loop, RoundResult, Upstream
+from hnm.experiments.trial import Loop, RoundResult, Upstream, check_one_process
 from hnm.store import Store, digest_of, read_json
 from hnm.tables import LABELS, MINED, PATIENTS, SLIDES
 from pipelines import embed, finetune, head, mine
@@ -156,3 +156,9 @@ def test_a_value_orders_by_auc_and_then_by_log_loss(better: tuple[float, float],
 
 def test_the_smallest_step_of_auc_is_half_a_pair(data: Path) -> None:
     assert Upstream(data).split.smallest_auc_step == 0.5 / 9
+
+
+def test_what_would_train_in_several_processes_is_refused() -> None:
+    check_one_process(tiny_params())
+    with pytest.raises(ParamsError, match=r"compute\.processes=2: each trial of a study and each fold trains in one process; set it to 1"):
+        check_one_process(with_values(tiny_params(), {"compute.processes": 2}))

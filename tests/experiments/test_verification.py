@@ -101,6 +101,9 @@ def test_the_doctor_knows_slides_params_and_waiting_runs(project: Path) -> None:
     (project / "data" / "demo" / "a.svs").touch()
     (project / "data" / "demo" / "slides.csv").write_text("slide_id,path,label\na,a.svs,0\nb,b.svs,1\nc,s3://far/c.svs,1\n")
     assert "1 of 3 are not where the manifest says, the first b.svs; mount their folder" in says(project, "slides")
+    elsewhere, text = shutil.move(project / "data" / "demo", project.parent / "demo"), (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("data/demo/slides.csv", f"{elsewhere}/slides.csv"))
+    assert "1 of 3 are not where the manifest says" in says(project, "slides")
     assert says(project, "runs") == "fine: none waits"
     (project / ".hnm" / "spool" / "1-head").mkdir(parents=True)
     (project / ".hnm" / "spool" / "1-head" / "events.jsonl").touch()

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from tiny_extra import SCORER, mined, pack
 
 from hnm.errors import MiningError, TableError
 from hnm.mining.extra import counts_by_project, extra_negatives
+from hnm.slides.pack import PackTile, encode, write_pack
+from hnm.tables import MINED
 
 
 @pytest.fixture
@@ -36,6 +39,31 @@ def test_hard_negatives_alone_are_taken_and_own_slides_are_marked(project: Path)
     assert set(table["role"]) == {"hard_negative"} and set(table["scorer"]) == {SCORER}
     assert table["pack"].tolist() == [str(project / "extra" / "other" / "packs" / slide_id) for slide_id in ("s1", "s1", "t1")]
     assert counts_by_project(table) == {"other": {"hard_negatives": 2, "slides": 1, "left_out": 1}}
+
+
+@pytest.mark.parametrize("quality", [50, 100])
+def test_an_own_slide_is_known_under_other_numbers_and_other_jpeg(project: Path, quality: int) -> None:
+    noise = np.random.default_rng(0).integers(-20, 20, (4, 16, 16, 1)).repeat(3, axis=3)
+    own = [PackTile(32 * n, 7, 1.0, encode((120 + 20 * n + noise[n]).astype(np.uint8), 90)) for n in range(4)]
+    theirs = [PackTile(tile.x, tile.y, 1.0, encode((120 + 20 * n + noise[n]).astype(np.uint8), quality)) for n, tile in enumerate(own)][1:]
+    write_pack(project / "packs" / "t1.h5", own, slide_id="t1", mpp=0.5, tile_px=16, side=32, planned=4)
+    write_pack(project / "extra" / "other" / "packs" / "t1.h5", theirs, slide_id="t1", mpp=0.5, tile_px=16, side=32, planned=3)
+    table = mined(project / "extra" / "other" / "mined.parquet", ("hard_negative", 1, "t1", 0))
+    MINED.write(table.assign(x=32), project / "extra" / "other" / "mined.parquet")
+    assert found(project)["own_slide"].tolist() == [True]
+
+
+def test_a_namesake_that_shares_no_tile_is_left_out_for_it_may_be_the_same(project: Path) -> None:
+    tiles = [PackTile(1000, 7, 1.0, encode(np.full((16, 16, 3), 90, np.uint8), 100))]
+    write_pack(project / "extra" / "other" / "packs" / "s1.h5", tiles, slide_id="s1", mpp=0.5, tile_px=16, side=32, planned=1)
+    MINED.write(mined(project / "m.parquet", ("hard_negative", 1, "s1", 0)).assign(x=1000), project / "extra" / "other" / "mined.parquet")
+    assert found(project)["own_slide"].tolist() == [True]
+
+
+def test_a_level_within_the_tolerance_of_the_tiles_mpp_fits(project: Path) -> None:
+    for slide_id, mpp in (("s1", 0.49), ("t1", 0.51)):
+        pack(project / "extra" / "other" / "packs", slide_id, *range(90, 94), mpp=mpp)
+    assert len(found(project)) == 3
 
 
 def test_a_project_counts_once_and_the_order_of_names_does_not(project: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_slides_own_aspect_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("n7,1,,,fold", r"vetoes.csv: slide_id=n7 is not in the cohort; correct or remove its veto"),
+        ("n7,1,,,fold", r"vetoes.csv: slide_id=n7 is not among the cohort's slides; correct it, or remove its veto"),
         ("n1,5,,,fold", r"slide_id=n1 has no tile=5; correct or remove the veto"),
         ("n1,,288,56,fold", r"slide_id=n1 has no tile at x=288, y=56"),
         ("n1,,,,fold", r"must name either a tile or a point x, y, but has tile=<NA>, x=<NA>, y=<NA>"),
@@ -93,7 +93,7 @@ def test_a_veto_that_means_nothing_is_an_error(tmp_path: Path, line: str, messag
 
 def test_files_that_mean_nothing_are_errors(tmp_path: Path) -> None:
     region = Region("pen", shapely.box(0, 0, 9, 9))
-    with pytest.raises(MiningError, match=r"n7.geojson: slide_id=n7 is not in the cohort"):
+    with pytest.raises(MiningError, match=r"n7.geojson: slide_id=n7 is not among the cohort's slides"):
         vetoed(folder_with(tmp_path / "a", n7=region))
     with pytest.raises(CohortError, match="outside the slide of 500 x 200"):
         vetoed(folder_with(tmp_path / "b", n1=Region("pen", shapely.box(600, 0, 700, 9))))

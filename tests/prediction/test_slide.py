@@ -33,6 +33,7 @@ def written(tmp_path_factory, tiny):
     model = read_model(tiny_model.make_model(folder), "round 1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HNM_WORKERS", "1")
+        patch.setenv("HNM_EXECUTOR", "slurm")  # a cluster's nodes would not see the packs of a prediction: it stays here
         write_predictions(model, list(map(str, paths)), folder / "out", say=lines.append)
     return folder / "out", model, lines, paths
 
@@ -101,6 +102,7 @@ def test_the_overview_is_no_larger_than_its_limit(tmp_path, tiny):
 
 def test_two_files_of_one_name_are_refused():
     assert list(slide_ids_of(["a/Case 1 (2).svs", "s3://bucket/b/.hidden.tif"])) == ["Case_1__2_", "hidden"]
+    assert list(slide_ids_of(["https://host/b/c.svs?X-Amz-Credential=a/b&sig=x/y.z"])) == ["c"]
     with pytest.raises(PredictionError, match=r"a/s\.svs and b/s\.ndpi would both be called s; predict them into two folders"):
         slide_ids_of(["a/s.svs", "b/s.ndpi"])
 
