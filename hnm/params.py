@@ -271,7 +271,7 @@ class Simclr(Contrast):
 class Finetune(Contrast):
     """Supervised contrastive fine-tuning of the encoder on the mined tiles."""
 
-    epochs: Count = 4
+    epochs: Count = 8
     """Each epoch shows every mined tile; of the role that fills fewer steps, some again."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     """First epochs, in which negatives alone are anchors."""

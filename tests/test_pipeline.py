@@ -20,7 +20,7 @@ SMALL = {
     "tiles": {"tile_px": 64},
     "encoder": {"name": "test_resnet", "weights": "random"},
     "head": {"epochs": 4},
-    "mining": {"threshold": 0.0, "negative_fraction": 0.2},
+    "mining": {"policy": "hard", "threshold": 0.0, "negative_fraction": 0.2},
     "finetune": {"epochs": 1, "warmup_epochs": 0, "batch_tiles": 16},
     "evaluate": {"resamples": 100},
 }
