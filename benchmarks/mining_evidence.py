@@ -84,6 +84,7 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
 
 def with_none(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows`, of a table of rounds or of its slides, and those of the arm `none`: round 0 again in each later round, which all arms of a seed share."""
+    rows = rows[rows["arm"] != "none"]  # where it was run, it is the same
     first = rows[rows["round"] == 0].drop_duplicates(["cohort", "seed", *rows.columns.intersection(["slide_id"])])
     return pd.concat([rows, *(first.assign(arm="none", round=number) for number in sorted(rows["round"].unique()))], ignore_index=True)
 

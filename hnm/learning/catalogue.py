@@ -21,12 +21,13 @@ def resnet_names(state: State) -> dict[str, Tensor]:
 
     Their network is torchvision's ResNet less its classifier as one sequence, `features.0` to `features.7`, and the two
     layers `l1`, `l2` of the projection, which an encoder has not. Checkpoints with torchvision's own names, under
-    `module.`, `backbone.` or `encoder.` or under nothing, are taken too; a classifier or projection is dropped.
+    `module.`, `backbone.`, `encoder.`, `encoder_q.` or `resnet.` (Huang et al.) or under nothing, are taken too; a
+    classifier or projection is dropped.
     """
     places = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
     named = {}
     for name, tensor in state.items():
-        plain = re.sub(r"^(module\.|backbone\.|encoder\.)+", "", name)
+        plain = re.sub(r"^(module\.|backbone\.|encoder\.|encoder_q\.|resnet\.)+", "", name)
         if match := re.match(r"features\.(\d+)\.", plain):
             plain = f"{places.get(match[1], match[0])}.{plain[match.end() :]}"
         if not plain.startswith(("l1.", "l2.", "fc.", "projection_head.")):

@@ -203,7 +203,9 @@ class _Standardise(nn.Module):
     def __init__(self, features: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", features.mean(dim=0))
-        self.register_buffer("deviation", features.std(dim=0, unbiased=False).clamp_min(1e-6))
+        deviation = features.std(dim=0, unbiased=False)
+        # a feature that no tile of the sample has must not be blown up in the view that shows it first
+        self.register_buffer("deviation", torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
     def forward(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.deviation

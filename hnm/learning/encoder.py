@@ -249,7 +249,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} is neither a safetensors file nor a checkpoint of tensors alone ({reason}); other pickles are not read, for they can run code: "
             "save its tensors with safetensors.torch.save_file"
         ) from None
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "net"):
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise EncoderError(f"{path} holds no tensors by name, but {type(found).__name__}; save the network's state_dict()")

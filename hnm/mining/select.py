@@ -85,7 +85,9 @@ def mine(
     hard, hard_refused = negatives(negative, section, round_, features, pixels)
     surest, sure_refused = positives(sure, hard, section, round_, features, pixels)
     table = pd.concat([surest.assign(role="positive"), hard.assign(role="hard_negative")], ignore_index=True)
-    table = table.assign(round=round_, policy=section.policy, scorer=scorer_of(scores)).astype({"round": "int32", "rank": "int32", "role": "str"})
+    table = table.assign(round=round_, policy=section.policy, scorer=scorer_of(scores[scores["slide_id"].isin(labels["slide_id"])])).astype(
+        {"round": "int32", "rank": "int32", "role": "str"}
+    )
     passed_over = pd.concat([sure_refused.assign(role="positive"), hard_refused.assign(role="hard_negative")], ignore_index=True)
     return Mined(table[list(MINED.columns)], passed_over.astype({"role": "str", "reason": "str"})[list(PASSED_OVER.columns)])
 
@@ -130,7 +132,8 @@ def negatives(
     """
     count = budget(section.negative_fraction, section.growth, round_, len(tiles))
     ordered = best_first(tiles)
-    shuffled = ordered.iloc[np.random.default_rng(seed_of(section.seed, "mining", round_)).permutation(len(ordered))]
+    # by place, not by score, so that one seed draws the same tiles whatever the head
+    shuffled = tiles.sort_values(["slide_id", "tile"]).iloc[np.random.default_rng(seed_of(section.seed, "mining", round_)).permutation(len(ordered))]
     guards = Guards(_screen(section, pixels), features if section.max_similarity < 1 else None, section.max_similarity)
     walk = Walk(tiles, caps_of(count, section), guards)
     match section.policy:

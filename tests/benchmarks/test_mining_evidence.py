@@ -81,7 +81,7 @@ def test_the_policy_none_has_round_0_in_each_round() -> None:
     rows = [("a", 0, 0.6), ("a", 1, 0.7), ("a", 2, 0.8), ("b", 0, 0.6), ("b", 1, 0.9), ("b", 2, 0.5)]
     table = evidence.with_none(pd.DataFrame(rows, columns=["arm", "round", "test_auc"]).assign(cohort="c", seed=3))
     assert table[table["arm"] == "none"][["round", "test_auc"]].to_numpy().tolist() == [[0, 0.6], [1, 0.6], [2, 0.6]]
-    assert len(table) == 9
+    assert len(table) == 9 and evidence.with_none(table).equals(table)
 
 
 def test_false_tiles_outscore_the_best_tile_of_the_median_positive_slide() -> None:

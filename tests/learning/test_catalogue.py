@@ -98,10 +98,11 @@ def test_a_simclr_checkpoint_of_dsmil_s_authors_gives_their_features(tmp_path: P
     assert encoder.record.features == 512 and encoder.record.weights == "file"
 
 
-def test_torchvision_s_own_names_are_taken_too_and_a_nested_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "prefix"), [("state_dict", "backbone."), ("net", "module.resnet.")])
+def test_torchvision_s_own_names_are_taken_too_and_a_nested_checkpoint(tmp_path: Path, key: str, prefix: str) -> None:
     source = make_encoder(params.Encoder(name="resnet18_instance_norm", weights="random", seed=5))
-    state = {**{f"backbone.{name}": tensor for name, tensor in source.backbone.state_dict().items()}, "backbone.fc.0.weight": torch.zeros(2, 512)}
-    torch.save({"epoch": 100, "state_dict": state}, tmp_path / "checkpoint.pth.tar")
+    state = {**{f"{prefix}{name}": tensor for name, tensor in source.backbone.state_dict().items()}, f"{prefix}fc.0.weight": torch.zeros(2, 512)}
+    torch.save({"epoch": 100, key: state}, tmp_path / "checkpoint.pth.tar")
     encoder = make_encoder(params.Encoder(name="resnet18_instance_norm", weights=str(tmp_path / "checkpoint.pth.tar")))
     with torch.inference_mode():
         assert torch.equal(encoder(tiles()), source(tiles()))

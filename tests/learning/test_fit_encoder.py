@@ -9,7 +9,7 @@ import torch
 from hnm import params
 from hnm.errors import FinetuneError
 from hnm.learning.compute import CPU, Machine
-from hnm.learning.contrast import ReadTiles
+from hnm.learning.contrast import ReadTiles, _Standardise
 from hnm.learning.encoder import TileEncoder, make_encoder
 from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, anchor_weights, collapse_of, fit_encoder, role_batches, role_losses
 from hnm.learning.losses import supervised_contrastive_loss
@@ -144,3 +144,9 @@ def test_roles_that_cannot_be_told_apart_collapse_and_it_is_said() -> None:
     warning = collapse_of(history, section)
     assert warning is not None and "ln(rows - 1) = 2.708 (it is 2.70" in warning
     assert "lower finetune.learning_rate=0.003, raise finetune.temperature=0.07, or mine surer tiles" in warning
+
+
+def test_a_feature_that_no_tile_shows_at_first_is_not_blown_up() -> None:
+    features = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    standardise = _Standardise(features)
+    assert standardise(torch.tensor([[4.0, 0.5]])).tolist() == [[2.0, 0.5]]

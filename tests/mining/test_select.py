@@ -51,7 +51,9 @@ def test_no_patient_supplies_more_than_its_share() -> None:
 
 def test_a_mined_tile_names_its_policy_and_its_scorer() -> None:
     mined = mine(SCORES, LABELS, params.Mining(policy="mixed", negative_fraction=1.0), 2).tiles
-    assert set(mined["policy"]) == {"mixed"} and set(mined["scorer"]) == {scorer_of(SCORES)}
+    train = SCORES[SCORES["slide_id"].isin(LABELS["slide_id"])]  # tiles of other splits are not mined from, and change no scorer
+    assert len(train) < len(SCORES)
+    assert set(mined["policy"]) == {"mixed"} and set(mined["scorer"]) == {scorer_of(train)}
 
 
 def test_another_head_is_another_scorer() -> None:
@@ -148,6 +150,13 @@ MANY_LABELS = labels_of({"n1": 0, "n2": 0, "n3": 0, "p1": 1})
 
 def mined_by(**section: object) -> list[tuple[str, int]]:
     return chosen(mine(MANY, MANY_LABELS, params.Mining(**{**UNCAPPED, "negative_fraction": 0.25, **section}), 1).tiles, "hard_negative")
+
+
+def test_random_draws_the_same_tiles_whatever_the_head() -> None:
+    other = MANY.assign(score=1 - MANY["score"] / 2, logit=-MANY["logit"])
+    section = params.Mining(**{**UNCAPPED, "negative_fraction": 0.25, "policy": "random", "seed": 5})
+    own, turned = (chosen(mine(scores, MANY_LABELS, section, 1).tiles, "hard_negative") for scores in (MANY, other))
+    assert len(own) == 3 and set(own) == set(turned)
 
 
 def test_semi_hard_passes_over_the_hardest() -> None:
