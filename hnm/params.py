@@ -196,7 +196,7 @@ class Mining(Section):
     policy: Literal["hard", "semi_hard", "mixed", "random", "all", "none"] = "random"
     """How negatives are chosen: `hard` is the paper's; `random` and `all` are the controls, `none` leaves the encoder as it is."""
     scores: Literal["in_sample", "cross_fitted"] = "in_sample"
-    """By which head a tile is scored: the round's, which was trained on its slide, or one that was not (`head.score_folds`)."""
+    """By which head a tile is scored: the round's, which was trained on its slide, or one that was not (`head.score_folds`); the encoder of a later round was."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """A positive is a tile of a positive slide whose score exceeds this."""
     positive_fraction: PositiveShare = 0.2
@@ -206,9 +206,9 @@ class Mining(Section):
     growth: Positive = 1.0
     """Factor on both fractions from one round to the next, up to 1 (self-paced)."""
     max_slide_share: PositiveShare = 0.25
-    """Largest share of one role's mined tiles that one slide may supply."""
+    """Largest share of one role's budget that one slide may supply."""
     max_patient_share: PositiveShare = 0.5
-    """Largest share of one role's mined tiles that the slides of one patient may supply."""
+    """Largest share of one role's budget that the slides of one patient may supply."""
     hard_share: Share = 0.5
     """Policy `mixed`: share of the negatives that is the best-scoring; the rest is random."""
     skip_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
