@@ -196,7 +196,7 @@ class Mining(Section):
     policy: Literal["hard", "semi_hard", "mixed", "random", "all", "none"] = "random"
     """How negatives are chosen: `hard` is the paper's; `random` and `all` are the controls, `none` leaves the encoder as it is."""
     scores: Literal["in_sample", "cross_fitted"] = "in_sample"
-    """By which head a tile is scored: the round's, which was trained on its slide, or one that was not (`head.score_folds`); the encoder of a later round was."""
+    """By which head a tile is scored: the round's, which was trained on its slide, or one that was not (`head.score_folds`); a later round's encoder was."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """A positive is a tile of a positive slide whose score exceeds this."""
     positive_fraction: PositiveShare = 0.2
