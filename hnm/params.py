@@ -7,6 +7,7 @@ slides) is no param: it is an environment variable, HNM_WORKERS or HNM_EXECUTOR.
 
 import difflib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -481,3 +482,11 @@ def _suggestion(location: tuple[str | int, ...]) -> str:
     prefix = ".".join(str(part) for part in location[:-1])
     names = [f"{prefix}.{key}" if prefix else key for key in (close or known)]
     return f"; did you mean {names[0]}?" if close else f"; known are {', '.join(names)}"
+
+
+def flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names as dotted ones: {"head": {"seed": 0}} is {"head.seed": 0}."""
+    flattened: dict[str, Any] = {}
+    for name, value in sections.items():
+        flattened |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flattened

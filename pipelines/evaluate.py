@@ -1,5 +1,6 @@
 """Stage `evaluate`: what each round is worth. It alone opens test labels and annotations."""
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hnm import params
 from hnm.errors import EvidenceError
 from hnm.evidence.cards import data_card as make_data_card
 from hnm.evidence.cards import model_card as make_model_card
-from hnm.evidence.evaluation import CohortTruth, RoundResults, evaluate_rounds, metrics_of
+from hnm.evidence.evaluation import CohortTruth, RoundResults, evaluate_rounds, lesions_among_negatives, metrics_of
 from hnm.evidence.openings import LEDGER, Looks, Opening, enter_opening, looks, read_openings
 from hnm.evidence.plots import write_plots
 from hnm.evidence.report import Origin, render_report
@@ -79,6 +80,9 @@ def main(
     tracker.metrics({"test/openings": openings.openings, "test/opened_states": openings.states})
     for path in (metrics, plots, report, model_card, data_card):
         tracker.file(path)
+    for evidence in evaluation.rounds:
+        if contradiction := lesions_among_negatives(evidence):
+            logging.getLogger(__name__).warning(contradiction)
     auc = evaluation.chosen.numbers["test"]["auc"].value
     print(f"validation picks round {evaluation.chosen.name}: test AUC {'unknown' if auc is None else format(auc, '.3f')}", flush=True)
 

@@ -28,7 +28,20 @@ def main(
 ) -> None:
     """Writes the mined tiles of one round, what each slide supplies to them, what guards refused, and their summary."""
     found = mine_tiles(
-        tile_scores, cross_fitted, train_labels, slides, vetoes, features, packs, extra, mined, mined_slides, passed_over, summary, round, mining=mining
+        tile_scores=tile_scores,
+        cross_fitted=cross_fitted,
+        train_labels=train_labels,
+        slides=slides,
+        vetoes=vetoes,
+        features=features,
+        packs=packs,
+        extra=extra,
+        mined=mined,
+        mined_slides=mined_slides,
+        passed_over=passed_over,
+        summary=summary,
+        round_=round,
+        mining=mining,
     )
     tracker.mining(found, round)
     tracker.file(summary)

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from hnm.evidence.evaluation import SPLITS, CohortTruth, Evaluation, mined_summary
 from hnm.evidence.metrics import Number
 from hnm.evidence.truth import is_lesion
-from hnm.params import Section
+from hnm.params import Section, flat
 from hnm.store import key_of
 
 METRIC_NAMES = {
@@ -112,14 +112,6 @@ def card_html(card: str) -> str:
         if token.type == "th_open":
             token.attrSet("scope", "col")
     return str(parser.renderer.render(body, parser.options, {}))
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted names."""
-    flattened: dict[str, Any] = {}
-    for name, inner in value.items():
-        flattened |= flat(inner, f"{prefix}{name}.") if isinstance(inner, Mapping) else {f"{prefix}{name}": inner}
-    return flattened
 
 
 def _render(template: str, **values: Any) -> str:

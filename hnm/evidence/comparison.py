@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from hnm.draws import seed_of
 from hnm.errors import EvidenceError
-from hnm.evidence.evaluation import DECISIONS, DIGITS, decisions_of, flat_numbers, predictions
+from hnm.evidence.evaluation import DECISIONS, decisions_of, flat_numbers, predictions, rounded
 from hnm.evidence.metrics import Number, Resampling, auc_gain, auc_number, delong_p
 from hnm.params import Evaluate
 
@@ -151,9 +151,9 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "name": state.name,
                 "test_slides": len(state.test),
-                "auc": _rounded(side.auc.value),
-                "auc_low": _rounded(side.auc.low),
-                "auc_high": _rounded(side.auc.high),
+                "auc": rounded(side.auc.value),
+                "auc_low": rounded(side.auc.low),
+                "auc_high": rounded(side.auc.high),
                 "auc_reason": side.auc.reason,
                 **flat_numbers(side.decisions),
                 "seconds": state.known_seconds,
@@ -165,13 +165,13 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "before": comparison.states[0].name,
                 "after": state.name,
-                "auc_gain": _rounded(pair.gain.value),
-                "auc_gain_low": _rounded(pair.gain.low),
-                "auc_gain_high": _rounded(pair.gain.high),
+                "auc_gain": rounded(pair.gain.value),
+                "auc_gain_low": rounded(pair.gain.low),
+                "auc_gain_high": rounded(pair.gain.high),
                 "auc_gain_reason": pair.gain.reason,
-                "delong_p": _rounded(pair.delong_p),
-                "mcnemar_p": _rounded(pair.mcnemar_p),
-                "changed": [{**row, "score_before": _rounded(row["score_before"]), "score": _rounded(row["score"])} for row in pair.changed.to_dict("records")],
+                "delong_p": rounded(pair.delong_p),
+                "mcnemar_p": rounded(pair.mcnemar_p),
+                "changed": [{**row, "score_before": rounded(row["score_before"]), "score": rounded(row["score"])} for row in pair.changed.to_dict("records")],
             }
             for state, pair in zip(comparison.states[1:], comparison.pairs, strict=True)
         ],
@@ -282,7 +282,3 @@ def _text(value: float | None, form: str) -> str:
 
 def _p(value: float | None) -> str:
     return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, DIGITS)

@@ -184,7 +184,7 @@ def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
             "threshold": chosen.tile_threshold,
             **_tile_counts(chosen),
         },
-        "gain": {**flat_numbers({"test_auc": evaluation.gain}), "delong_p": _rounded(evaluation.gain_p)},
+        "gain": {**flat_numbers({"test_auc": evaluation.gain}), "delong_p": rounded(evaluation.gain_p)},
         "rounds": {evidence.name: _round_metrics(evidence) for evidence in evaluation.rounds},
         "funnel": evaluation.cohort.funnel(),
     }
@@ -222,7 +222,21 @@ def mined_summary(mined: pd.DataFrame) -> dict[str, Any]:
 
 
 def _overlap(overlap: Overlap | None) -> dict[str, float | None]:
-    return {"jaccard": None, "churn": None} if overlap is None else {"jaccard": _rounded(overlap.jaccard), "churn": _rounded(overlap.churn)}
+    return {"jaccard": None, "churn": None} if overlap is None else {"jaccard": rounded(overlap.jaccard), "churn": rounded(overlap.churn)}
+
+
+def lesions_among_negatives(evidence: RoundEvidence) -> str | None:
+    """What to say of hard negatives of the round that lie on a drawn lesion, slide by slide; None where there is none."""
+    if evidence.mined is None:
+        return None
+    wrong = evidence.mined[(evidence.mined["role"] == "hard_negative") & (evidence.mined["region"] == LESION)]
+    if wrong.empty:
+        return None
+    slides = ", ".join(f"{slide_id} ({count})" for slide_id, count in wrong["slide_id"].value_counts().sort_index().items())
+    return (
+        f"round {evidence.name} has hard negatives on drawn lesions of slides labelled 0: {slides}; "
+        "a label or an annotation is wrong: correct it in the manifest, or veto the tiles"
+    )
 
 
 def look_alike_share(tiles: pd.DataFrame) -> float | None:
@@ -315,22 +329,23 @@ def flat_numbers(numbers: Mapping[str, Number], bounds_of: Sequence[str] | None 
     """Numbers as JSON: `<name>`, `<name>_low`, `<name>_high`, and `<name>_reason` where there is one; bounds only of the named ones."""
     flat: dict[str, Any] = {}
     for name, number in numbers.items():
-        flat[name] = _rounded(number.value)
+        flat[name] = rounded(number.value)
         with_bounds = bounds_of is None or name in bounds_of
         if with_bounds:
-            flat |= {f"{name}_low": _rounded(number.low), f"{name}_high": _rounded(number.high)}
+            flat |= {f"{name}_low": rounded(number.low), f"{name}_high": rounded(number.high)}
         if number.reason and (with_bounds or number.value is None):
             flat[f"{name}_reason"] = number.reason
     return flat
 
 
+def rounded(value: float | None) -> float | None:
+    """To `DIGITS` decimals."""
+    return None if value is None else round(float(value), DIGITS)
+
+
 def _delong(evaluation: Evaluation) -> dict[str, float | None]:
     low, high = evaluation.auc_bounds or (None, None)
-    return {"auc_delong_low": _rounded(low), "auc_delong_high": _rounded(high)}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, DIGITS)
+    return {"auc_delong_low": rounded(low), "auc_delong_high": rounded(high)}
 
 
 def _counts(slides: pd.DataFrame) -> dict[str, int]:

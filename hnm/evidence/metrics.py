@@ -127,7 +127,7 @@ def slide_metrics(slides: Predictions, threshold: float, resampling: Resampling)
 
     return {
         "auc": auc_number(slides, resampling),
-        "average_precision": number(average_precision),
+        "average_precision": average_precision_number(slides, resampling),
         "sensitivity_at_specificity_90": number(partial(sensitivity_at, specificity=0.9), of=of_positives),
         "accuracy": number(partial(accuracy, threshold=threshold), of=of_all, of_one_class=True),
         "f1": number(partial(f1, threshold=threshold)),
@@ -153,6 +153,14 @@ def auc_number(items: Predictions, resampling: Resampling) -> Number:
     return Number(number.value, *newcombe_bounds(number.value, items.patients_with(1), items.patients_with(0), resampling.confidence))
 
 
+def average_precision_number(items: Predictions, resampling: Resampling) -> Number:
+    """Area under the precision-recall steps, with its interval; the items may be slides or tiles."""
+    if items.missing_class:
+        return Number(None, reason=items.missing_class)
+    draws = Draws(items, resampling)
+    return draws.number(clustered_average_precision(items, draws))
+
+
 def auc_gain(before: Predictions, after: Predictions, resampling: Resampling) -> Number:
     """How much higher the AUC of `after` is than that of `before`, on the same items, with the paired interval."""
     if after.missing_class:
@@ -164,10 +172,7 @@ def auc_gain(before: Predictions, after: Predictions, resampling: Resampling) ->
 
 def tile_metrics(tiles: Predictions, resampling: Resampling) -> dict[str, Number]:
     """AUC and average precision of tiles pooled over slides, each with its interval."""
-    if tiles.missing_class:
-        return {name: Number(None, reason=tiles.missing_class) for name in ("auc", "average_precision")}
-    draws = Draws(tiles, resampling)
-    return {"auc": auc_number(tiles, resampling), "average_precision": draws.number(clustered_average_precision(tiles, draws))}
+    return {"auc": auc_number(tiles, resampling), "average_precision": average_precision_number(tiles, resampling)}
 
 
 def lesion_metrics(found: Detections, threshold: float, resampling: Resampling) -> dict[str, Number]:
@@ -266,14 +271,6 @@ def reliability(slides: Predictions) -> list[dict[str, float]]:
         }
         for b in np.unique(bins)
     ]
-
-
-def average_precision(items: Predictions, weights: Floats) -> Floats:
-    """Area under the precision-recall steps (as scikit-learn's), for each row of weights `(resamples, items)`."""
-    true, false = _ranked_counts(items, weights)
-    precision = true / np.where(true + false > 0, true + false, 1)
-    gained = np.diff(true, axis=1, prepend=0)
-    return np.asarray((gained * precision).sum(axis=1) / true[:, -1])
 
 
 def sensitivity_at(items: Predictions, weights: Floats, *, specificity: float) -> Floats:

@@ -11,7 +11,7 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from hnm.draws import seed_of
-from hnm.evidence.evaluation import DIGITS, decisions_of, flat_numbers, predictions
+from hnm.evidence.evaluation import DIGITS, decisions_of, flat_numbers, predictions, rounded
 from hnm.evidence.metrics import Predictions, Resampling, auc_gain, auc_number, choose_threshold, delong_p, log_loss
 from hnm.params import Evaluate
 from hnm.store import whole
@@ -93,7 +93,7 @@ def pooled_table(numbers: dict[str, Any]) -> Table:
 def _seed_numbers(own: pd.DataFrame, resampling: Resampling) -> dict[str, Any]:
     before, after = predictions(own.assign(score=own["first_score"])), predictions(own)
     numbers = {"auc": auc_number(after, resampling), "gain": auc_gain(before, after, resampling), **decisions_of(own, resampling)}
-    return {**flat_numbers(numbers), "delong_p": _rounded(delong_p(before, after))}
+    return {**flat_numbers(numbers), "delong_p": rounded(delong_p(before, after))}
 
 
 def _fold_numbers(own: pd.DataFrame) -> dict[str, float]:
@@ -104,17 +104,13 @@ def _fold_numbers(own: pd.DataFrame) -> dict[str, float]:
 def _components(folds: Sequence[dict[str, Any]], name: str) -> dict[str, float | None]:
     """Mean, and standard deviations between folds and between seeds of a fold."""
     values = pd.DataFrame(folds).pivot_table(index="seed", columns="fold", values=name).to_numpy()
-    between_seeds = None if len(values) < 2 else _rounded(np.sqrt(values.var(axis=0, ddof=1).mean()))
-    return {"mean": _rounded(values.mean()), "sd_folds": _rounded(values.mean(axis=0).std(ddof=1)), "sd_seeds": between_seeds}
+    between_seeds = None if len(values) < 2 else rounded(np.sqrt(values.var(axis=0, ddof=1).mean()))
+    return {"mean": rounded(values.mean()), "sd_folds": rounded(values.mean(axis=0).std(ddof=1)), "sd_seeds": between_seeds}
 
 
 def _rank(validation: Predictions) -> tuple[float, float]:
     auc = float(roc_auc_score(validation.labels, validation.scores))
     return auc, -float(log_loss(validation, np.ones((1, len(validation.labels))))[0])
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(float(value), DIGITS)
 
 
 def _text(value: float | None, form: str = ".3f") -> str:

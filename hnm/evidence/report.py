@@ -11,13 +11,14 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hnm.evidence import interactive, plots
-from hnm.evidence.cards import METRIC_NAMES, card_html, flat
+from hnm.evidence.cards import METRIC_NAMES, card_html
 from hnm.evidence.charts import CHARTS, decisions
-from hnm.evidence.evaluation import Evaluation, RoundEvidence, lesion_share, look_alike_share, mined_summary
+from hnm.evidence.evaluation import Evaluation, RoundEvidence, lesion_share, lesions_among_negatives, look_alike_share, mined_summary
 from hnm.evidence.heatmap import COLOURS, SlidePicture, slide_picture, tile_picture
 from hnm.evidence.metrics import FROC_RATES, Number
 from hnm.evidence.openings import Looks
 from hnm.evidence.truth import is_lesion
+from hnm.params import flat
 from hnm.slides.pack import Pack
 
 OpenPack = Callable[[str], Pack]
@@ -152,6 +153,7 @@ def render_report(evaluation: Evaluation, open_pack: OpenPack, origin: Origin) -
         decisions=list(decisions(evaluation.chosen).itertuples()),
         galleries={evidence.name: list(_galleries(evaluation, evidence, open_pack)) for evidence in evaluation.rounds if evidence.mined is not None},
         heatmaps=list(_heatmaps(evaluation, open_pack)),
+        contradictions=[text for evidence in evaluation.rounds if (text := lesions_among_negatives(evidence))],
         churn={evidence.name: evidence.overlap for evidence in evaluation.rounds if evidence.overlap is not None},
         colours=COLOURS,
         is_lesion=partial(is_lesion, section=evaluation.section),

@@ -1,7 +1,6 @@
 """Mined sets of Git revisions, as DVC keeps them, and what differs between two."""
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ruamel.yaml import YAML
 
 from hnm.errors import MiningError
 from hnm.mining.overlap import Overlap, overlap_by_slide, overlap_of
+from hnm.params import flat
 from hnm.tables import MINED
 
 WORKSPACE = "workspace"
@@ -69,7 +69,7 @@ def _opened(root: Path, revision: str) -> tuple[Any, dict[str, Any]]:
         raise MiningError(f"{revision} holds no params.yaml; name a revision of this pipeline") from None
     except SCMError:
         raise MiningError(f"{revision} is no Git revision; name a commit, a branch, a tag, or {WORKSPACE}") from None
-    return files, _flat(raw.get("mining") or {}, "mining")
+    return files, flat(raw.get("mining") or {}, "mining.")
 
 
 def _rounds(files: Any) -> set[int]:
@@ -92,10 +92,3 @@ def _mined(files: Any, revision: str, round_: int) -> pd.DataFrame:
 
 def _scorer(mined: pd.DataFrame) -> str:
     return "" if mined.empty else str(mined["scorer"].iloc[0])
-
-
-def _flat(section: Mapping[str, Any], name: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        flat |= _flat(value, f"{name}.{key}") if isinstance(value, Mapping) else {f"{name}.{key}": value}
-    return flat

@@ -210,11 +210,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted names: {"head": {"seed": 0}} is {"head.seed": 0}."""
-    flattened: dict[str, Any] = {}
-    for name, inner in value.items():
-        flattened |= flat(inner, f"{prefix}{name}.") if isinstance(inner, Mapping) else {f"{prefix}{name}": inner}
-    return flattened

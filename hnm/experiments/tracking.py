@@ -25,11 +25,11 @@ from filelock import FileLock, Timeout
 
 from hnm.errors import TrackingError
 from hnm.experiments.ledger import cost_so_far, dvc_name
-from hnm.experiments.record import CURE, Event, Record, first_line, flat, now, waiting_records
+from hnm.experiments.record import CURE, Event, Record, first_line, now, waiting_records
 from hnm.experiments.state import StageState, git_tags, running_stage
 from hnm.experiments.system import SystemWatch
 from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation, of_mining
-from hnm.params import Params
+from hnm.params import Params, flat
 from hnm.store import project_root, whole
 
 if TYPE_CHECKING:

@@ -206,9 +206,22 @@ class Loop:
 
         def make(folder: Path) -> None:
             with self._features(encoder, folder.parent, params) as features:
-                read = (*scores, fold.train, upstream.slides, upstream.vetoes, features, upstream.packs, upstream.extra)
-                written = (folder / "mined.parquet", folder / "slides.csv", folder / "passed_over.csv", folder / "summary.json")
-                mine_tiles(*read, *written, number, mining=params.mining)
+                mine_tiles(
+                    tile_scores=scores[0],
+                    cross_fitted=scores[1],
+                    train_labels=fold.train,
+                    slides=upstream.slides,
+                    vetoes=upstream.vetoes,
+                    features=features,
+                    packs=upstream.packs,
+                    extra=upstream.extra,
+                    mined=folder / "mined.parquet",
+                    mined_slides=folder / "slides.csv",
+                    passed_over=folder / "passed_over.csv",
+                    summary=folder / "summary.json",
+                    round_=number,
+                    mining=params.mining,
+                )
 
         causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "scores": [digest_of(table) for table in scores]}
         return self._kept("mined", "mine", make, fold, **causes, round=number, **_dumped(params, "mining", "embed", "compute"))

@@ -175,7 +175,11 @@ def _build(known: Named) -> Any:
 
 
 def _check_side(backbone: nn.Module, name: str, side: int) -> None:
-    """Refuses tiles that a backbone which cuts them into patches cannot take."""
+    """Refuses tiles that a backbone which cuts them into patches, or normalises each by itself, cannot take."""
+    if "Instance" in _known(name).options.get("norm_layer", "") and side <= 32:
+        raise EncoderError(
+            f"the encoder {name!r} normalises each map of a tile, and of {side} px its last is a single value; set tiles.tile_px above 32, best 224"
+        )
     patches: Any = getattr(backbone, "patch_embed", None)
     patch, size = getattr(patches, "patch_size", None), getattr(patches, "img_size", None)
     if size and getattr(patches, "strict_img_size", False) and side != size[0]:

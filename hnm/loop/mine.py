@@ -19,6 +19,7 @@ from hnm.tables import LABELS, MINED, MINED_SLIDES, PASSED_OVER, SLIDES, TILE_SC
 
 
 def mine_tiles(
+    *,
     tile_scores: Path,
     cross_fitted: Path,
     train_labels: Path,
@@ -32,7 +33,6 @@ def mine_tiles(
     passed_over: Path,
     summary: Path,
     round_: int,
-    *,
     mining: Mining,
 ) -> dict[str, Any]:
     """Writes the mined tiles of one round, what each slide supplies to them, what guards refused, and their summary, which it returns.

@@ -33,9 +33,10 @@ def vetoed_tiles(folder: Path, tiles: pd.DataFrame, slides: pd.DataFrame) -> pd.
         CohortError: a GeoJSON file holds no polygons, or they lie outside their slide.
     """
     vetoes = VETOES.read(folder / LISTED)
-    drawn = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix == ".geojson"}
-    if strange := sorted(path.name for path in folder.iterdir() if path.suffix != ".geojson" and path.name != LISTED):
-        raise MiningError(f"{folder / strange[0]} is neither {LISTED} nor <slide_id>.geojson; rename or remove it")
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))  # desktops leave .DS_Store and the like
+    drawn = {path.stem: path for path in files if path.suffix == ".geojson"}
+    if strange := [path for path in files if path.suffix != ".geojson" and path.name != LISTED]:
+        raise MiningError(f"{strange[0]} is neither {LISTED} nor <slide_id>.geojson; rename or remove it")
     known = set(slides["slide_id"])
     for slide_id, where in [*((slide_id, folder / LISTED) for slide_id in vetoes["slide_id"]), *drawn.items()]:
         if slide_id not in known:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import tiny_evidence as tiny
 
-from hnm.evidence.cards import card_html, data_card, flat, model_card, split_counts
+from hnm.evidence.cards import card_html, data_card, model_card, split_counts
 from hnm.evidence.evaluation import Evaluation, evaluate_rounds
 from hnm.params import Evaluate
 
@@ -99,7 +99,3 @@ def test_html_has_no_title_lower_headings_and_no_raw_html() -> None:
     html = card_html("# Title\n\n<script>x</script>\n\n## Part\n\n| a |\n|---|\n| <b>1</b> |\n")
     assert "Title" not in html and "<h3>Part</h3>" in html and "<table>" in html
     assert "<script>" not in html and "&lt;b&gt;1&lt;/b&gt;" in html
-
-
-def test_flat() -> None:
-    assert flat({"a": {"b": {"c": 1}, "d": [2]}, "e": 3}) == {"a.b.c": 1, "a.d": [2], "e": 3}

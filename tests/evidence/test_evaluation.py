@@ -3,11 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import tiny_evidence as tiny
 
 from hnm.errors import EvidenceError
-from hnm.evidence.evaluation import Evaluation, evaluate_rounds, metrics_of
+from hnm.evidence.evaluation import Evaluation, evaluate_rounds, lesions_among_negatives, metrics_of
 from hnm.params import Evaluate
+from hnm.slides.annotations import Region
 
 SECTION = Evaluate(resamples=100)
 
@@ -114,6 +116,15 @@ class TestNumbers:
             "churn": 0.5,
         }
         assert "mined" not in rounds["0"]
+
+    def test_hard_negatives_on_a_lesion_are_named_by_slide(self) -> None:
+        drawn = {"tr3": [Region("look-alike", shapely.box(64, 64, 128, 128))], "tr4": [Region("Tumour", shapely.box(0, 0, 999, 999))]}
+        rounds = evaluate_rounds(tiny.cohort(annotations=drawn), tiny.rounds(3), SECTION).rounds
+        told = lesions_among_negatives(rounds[1])
+        assert told is not None and told.startswith(
+            "round 1 has hard negatives on drawn lesions of slides labelled 0: tr4 (1); a label or an annotation is wrong"
+        )
+        assert lesions_among_negatives(rounds[0]) is None is lesions_among_negatives(rounds[2])
 
     def test_no_annotation_at_all(self) -> None:
         metrics = metrics_of(evaluate_rounds(tiny.cohort(annotations={}), tiny.rounds(2), SECTION))

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import shapely
 import tiny_evidence as tiny
 from PIL import Image
 
+from hnm.evidence import plots
 from hnm.evidence.charts import CHARTS
 from hnm.evidence.evaluation import Evaluation, evaluate_rounds
 from hnm.evidence.interactive import library, live
 from hnm.evidence.openings import Looks
 from hnm.evidence.report import NEGATIVES, Origin, render_report
 from hnm.params import Evaluate, Mining
+from hnm.slides.annotations import Region
 from hnm.slides.pack import Pack
 
 ORIGIN = Origin(Looks(0, 0), "# Model card: tiny\n\n## Limits\n\n| a |\n|---|\n| 1 |\n", "# Data card: tiny\n", [("head@0", "data/scores/0", "0a1b.dir")])
@@ -167,6 +170,12 @@ class TestOtherRuns:
         assert "On 2 test slides nothing can be said of its AUC: there is no positive." in text
         assert "Whether mining helped cannot be said: there is no positive." in text
         assert "None of them lies on an annotated slide." in text
+
+    def test_a_lesion_among_the_hard_negatives_stands_above_the_galleries(self, packs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(plots, "png", lambda chart: b"")  # drawing takes most of the time
+        drawn = {**tiny.annotations(), "tr4": [Region("Tumour", shapely.box(0, 0, 999, 999))]}
+        text = " ".join(Page(rendered(evaluate_rounds(tiny.cohort(annotations=drawn), tiny.rounds(2), Evaluate(resamples=100)), packs)).text.split())
+        assert "Look at this first: round 1 has hard negatives on drawn lesions of slides labelled 0: tr4 (1);" in text
 
 
 def test_the_report_has_words_for_each_policy_that_mines() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hnm.experiments import record as record_module
-from hnm.experiments.record import Record, flat, waiting_records
+from hnm.experiments.record import Record, waiting_records
 
 
 def test_events_come_back_in_order(tmp_path: Path) -> None:
@@ -106,7 +106,3 @@ def test_a_killed_stage_is_told_from_one_that_runs(tmp_path: Path) -> None:
     record.close_if_killed()
     assert not record.is_alive()
     assert record.events()[-1] == {"event": "finish", "time": 1000, "status": "KILLED"}
-
-
-def test_flat_names() -> None:
-    assert flat({"head": {"seed": 3, "views": {"blur": 0.5}}, "rounds": {}, "name": "demo"}) == {"head.seed": 3, "head.views.blur": 0.5, "name": "demo"}

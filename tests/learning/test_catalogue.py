@@ -246,3 +246,10 @@ def test_tiles_that_do_not_fit_a_transformer_are_named(monkeypatch: pytest.Monke
     small(monkeypatch, "uni", dynamic_img_size=False)
     with pytest.raises(EncoderError, match=r"'uni' takes tiles of 32 px alone, not of 64; set tiles.tile_px to 32"):
         make_encoder(params.Encoder(name="uni", weights="random"))(tiles())
+
+
+def test_a_tile_whose_last_map_is_one_value_cannot_be_normalised_by_itself() -> None:
+    encoder = make_encoder(params.Encoder(name="resnet18_instance_norm", weights="random"))
+    with pytest.raises(EncoderError, match=r"'resnet18_instance_norm' .* of 32 px its last is a single value; set tiles.tile_px above 32, best 224"):
+        encoder(torch.zeros(2, 3, 32, 32))
+    assert encoder(torch.zeros(2, 3, 33, 33)).shape == (2, 512)

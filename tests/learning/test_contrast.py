@@ -4,16 +4,42 @@ import threading
 
 import numpy as np
 import pytest
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hnm import params
 from hnm.errors import TableError
-from hnm.learning.contrast import learning_rate, read_ahead
+from hnm.learning.compute import CPU
+from hnm.learning.contrast import learning_rate, read_ahead, train_by_contrast
+from hnm.learning.encoder import make_encoder
 
 
 def test_a_cosine_falls_from_the_learning_rate_to_0_and_a_constant_stays() -> None:
     section = params.Finetune(epochs=4, learning_rate=0.2, schedule="cosine")
     assert [learning_rate(section, epochs) for epochs in (0, 1, 2, 4)] == pytest.approx([0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.0])
     assert learning_rate(section.model_copy(update={"schedule": "constant"}), 3.5) == 0.2
+
+
+def test_each_step_takes_the_rate_of_its_own_moment() -> None:
+    section = params.Finetune(epochs=2, learning_rate=0.2, schedule="cosine", batch_tiles=4, projection_features=4)
+    tiles = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+    rates: list[float] = []
+    hook = register_optimizer_step_post_hook(lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"]))
+    try:
+        train_by_contrast(
+            make_encoder(params.Encoder(name="test_resnet", weights="random")),
+            tiles.__getitem__,
+            len(tiles),
+            lambda epoch: [np.arange(4)] * 2,
+            lambda projected, rows, epoch: {"loss": projected.square().mean()},
+            section,
+            CPU,
+            lambda epoch, metrics: None,
+            name="finetune",
+            frozen_batch_norm=True,
+        )
+    finally:
+        hook.remove()
+    assert rates == pytest.approx([learning_rate(section, epochs) for epochs in (0, 0.5, 1, 1.5)])
 
 
 def test_batches_come_in_order_and_no_more_than_asked_for_are_read_ahead() -> None:

@@ -91,6 +91,15 @@ def test_the_same_seed_gives_the_same_encoder_bit_by_bit() -> None:
     assert not torch.equal(states[0]["layer1.0.conv1.weight"], states[2]["layer1.0.conv1.weight"])
 
 
+def test_the_temperature_is_the_losses() -> None:
+    """Without training to speak of: the hotter, the more alike all views look, until each is one of 15 others."""
+    losses = {}
+    for temperature in (0.07, 1000.0):
+        section = SECTION.model_copy(update={"epochs": 1, "learning_rate": 1e-12, "temperature": temperature})
+        losses[temperature] = fit_encoder(encoder(), *mined(), section, CPU, no_one)[0]["loss"]
+    assert losses[1000.0] == pytest.approx(np.log(15), abs=0.005) and abs(losses[0.07] - np.log(15)) > 0.1
+
+
 @pytest.mark.parametrize(("role", "name"), [(NEGATIVE, "hard negatives"), (POSITIVE, "positives")])
 def test_a_mined_set_without_a_role_is_refused(role: int, name: str) -> None:
     read, roles = mined()

@@ -63,6 +63,13 @@ def test_the_tile_loss_of_a_step_is_the_heads_own() -> None:
     assert tile.item() == pytest.approx(((log2 + softplus1) / 2 + (softplus_minus3 + softplus1 + log2) / 3) / 2, abs=1e-5)
 
 
+def test_each_loss_has_its_own_weight() -> None:
+    section = SECTION.model_copy(update={"epochs": 1, "slide_weight": 0.7, "tile_weight": 0.2})
+    _, (row,) = fit_head(cohort(8, 1), cohort(6, 2), section, RANKING.model_copy(update={"weight": 0.05}), no_one)
+    assert len({row[f"{part}_loss"] for part in ("slide", "tile", "ranking")}) == 3
+    assert row["loss"] == pytest.approx(0.7 * row["slide_loss"] + 0.2 * row["tile_loss"] + 0.05 * row["ranking_loss"])
+
+
 def test_ranking_on_scores_ranks_sigmoids() -> None:
     positive = HeadOutput(torch.tensor(0.0), torch.tensor([0.0]), torch.ones(1))
     negative = HeadOutput(torch.tensor(0.0), torch.tensor([1.0]), torch.ones(1))

@@ -36,6 +36,14 @@ def test_it_learns_to_find_the_other_view_and_tells_of_each_epoch() -> None:
     assert {"layer1.0.conv1.weight", "bn1.running_mean"} <= moved and not trained.training
 
 
+def test_the_temperature_is_the_losses() -> None:
+    losses = {}
+    for temperature in (0.1, 1000.0):
+        section = SECTION.model_copy(update={"epochs": 1, "learning_rate": 1e-12, "temperature": temperature})
+        losses[temperature] = fit_simclr(encoder(), TILES.__getitem__, len(TILES), section, CPU, lambda epoch, metrics: None)[0]["loss"]
+    assert losses[1000.0] == pytest.approx(np.log(15), abs=0.005) and abs(losses[0.1] - np.log(15)) > 0.1
+
+
 def test_without_tiles_it_says_what_to_set() -> None:
     with pytest.raises(EncoderError, match=r"encoder.source=simclr needs tiles of train slides, but there are 1; set encoder.source to pretrained"):
         fit_simclr(encoder(), TILES.__getitem__, 1, SECTION, CPU, lambda epoch, metrics: None)

@@ -8,7 +8,9 @@ from tiny_extra import mined, pack
 
 from hnm import params
 from hnm.errors import FinetuneError
+from hnm.learning.contrast import ReadTiles
 from hnm.learning.encoder import encoder_digest, make_encoder, save_encoder
+from hnm.learning.fit_encoder import NEGATIVE, POSITIVE
 from hnm.loop.finetune import finetune_encoder, with_extra
 from hnm.loop.packs import Packs
 from hnm.tables import MINED
@@ -40,6 +42,24 @@ def test_the_policy_none_hands_the_encoder_on(tmp_path: Path) -> None:
     assert run(tmp_path, "none") == ([], 0)
     assert encoder_digest(tmp_path / "encoder") == encoder_digest(tmp_path / "previous")
     assert not (tmp_path / "encoder" / "history.csv").exists()
+
+
+def test_each_tile_is_learnt_from_in_its_own_role(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(tmp_path / "packs", "n", 10, 20)
+    pack(tmp_path / "packs", "p", 200, 210, 220)
+    mined(tmp_path / "mined.parquet", ("positive", 1, "p", 2), ("hard_negative", 1, "n", 1), ("positive", 2, "p", 0))
+    save_encoder(make_encoder(params.Encoder(name="test_resnet", weights="random")), tmp_path / "previous")
+    seen: dict[int, int] = {}
+
+    def fit(encoder: object, read: ReadTiles, roles: np.ndarray, *settings: object) -> list[dict[str, float]]:
+        seen.update(zip(read(np.arange(len(roles)))[:, 0, 0, 0].tolist(), roles.tolist(), strict=True))
+        return [{"epoch": 1, "loss": 1.0, "spread": 1.0}]
+
+    monkeypatch.setattr("hnm.loop.finetune.fit_encoder", fit)
+    settings = {"finetune": params.Finetune(), "mining": params.Mining(), "compute": params.Compute(threads=1)}
+    folders = (tmp_path / "packs", tmp_path / "extra", tmp_path / "previous", tmp_path / "encoder")
+    finetune_encoder(tmp_path / "mined.parquet", *folders, **settings, on_epoch=lambda epoch, metrics: None)
+    assert seen == {20: NEGATIVE, 200: POSITIVE, 220: POSITIVE}
 
 
 def test_hard_negatives_of_another_project_are_learnt_from_with_its_pixels(tmp_path: Path) -> None:

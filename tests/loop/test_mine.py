@@ -21,18 +21,38 @@ from hnm.tables import LABELS, MINED, MINED_SLIDES, PASSED_OVER, SLIDES, TILE_SC
 EVERY = params.Mining(threshold=0.3, negative_fraction=1.0, max_slide_share=1.0, max_patient_share=1.0)
 
 
-def mined_with(folder: Path, *vetoes: str, section: params.Mining = EVERY, scorer: int = 1, cross_fitted: pd.DataFrame | None = None) -> dict[str, Any]:
-    """Mines round 2 from what the head of round `scorer` says."""
+def mined_with(
+    folder: Path,
+    *vetoes: str,
+    section: params.Mining = EVERY,
+    scorer: int = 1,
+    cross_fitted: pd.DataFrame | None = None,
+    patients: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Mines round 2 from what the head of round `scorer` says; `patients` of some slides replace the cohort's."""
     truth = tiny.cohort()
     tables, labels, slides = (folder / "tiles.parquet", folder / "cross_fitted.parquet"), folder / "train.csv", folder / "slides.parquet"
     TILE_SCORES.write(tiny.rounds(2)[scorer].tile_scores, tables[0])
     TILE_SCORES.write(TILE_SCORES.empty() if cross_fitted is None else cross_fitted, tables[1])
     LABELS.write(truth.labels["train"], labels)
-    SLIDES.write(truth.slides, slides)
+    SLIDES.write(
+        truth.slides.assign(patient_id=[(patients or {}).get(s, p) for s, p in zip(truth.slides["slide_id"], truth.slides["patient_id"], strict=True)]), slides
+    )
     (folder / "vetoes").mkdir(exist_ok=True)
     (folder / "vetoes" / "vetoes.csv").write_text("\n".join(["slide_id,tile,x,y,reason", *vetoes]) + "\n")
-    written = (folder / "mined.parquet", folder / "slides.csv", folder / "passed_over.csv", folder / "summary.json")
-    return mine_tiles(*tables, labels, slides, folder / "vetoes", folder / "features", folder / "packs", folder / "extra", *written, 2, mining=section)
+    return mine_tiles(
+        tile_scores=tables[0],
+        cross_fitted=tables[1],
+        train_labels=labels,
+        slides=slides,
+        **{name: folder / name for name in ("vetoes", "features", "packs", "extra")},
+        mined=folder / "mined.parquet",
+        mined_slides=folder / "slides.csv",
+        passed_over=folder / "passed_over.csv",
+        summary=folder / "summary.json",
+        round_=2,
+        mining=section,
+    )
 
 
 def test_what_is_written_fits_together_and_heeds_vetoes(tmp_path: Path) -> None:
@@ -68,6 +88,14 @@ def test_the_screen_reads_the_pixels_of_the_packs(tmp_path: Path) -> None:
             refused = pen_share(pack.tiles([tile])[0]) > 0.5
         assert refused == ((hard["slide_id"] == slide_id) & (hard["tile"] == tile)).any()
     assert 0 < len(hard) < 22
+
+
+def test_patients_are_those_of_the_cohort(tmp_path: Path) -> None:
+    found = {}
+    for patients in ({}, {"tr4": "p3"}):
+        found[len(patients)] = mined_with(tmp_path, section=EVERY.model_copy(update={"max_patient_share": 0.25}), patients=patients)
+    # of a budget of 22 no patient supplies more than 6, and tr3 is p3's
+    assert [found[shared]["hard_negative"]["tiles"] for shared in (0, 1)] == [12, 6]
 
 
 def test_a_limit_without_features_names_the_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny_scores import chosen, features_of, labels_of, scores_of
 
 from hnm import params
+from hnm.draws import seed_of
 from hnm.errors import MiningError
 from hnm.mining.select import budget, mine, negatives, scorer_of
 from hnm.tables import MINED, PASSED_OVER
@@ -127,6 +128,38 @@ def test_mining_is_brute_force(cohort: tuple[pd.DataFrame, pd.DataFrame], fracti
         assert chosen(mined, role) == expected
 
 
+def taken_by_hand(order: list[tuple[str, int]], want: int, cap: int, taken: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """`taken`, and what a walk along `order` adds to it until there are `want`, `cap` a slide at most."""
+    for slide_id, tile in order:
+        if len(taken) < want and (slide_id, tile) not in taken and sum(s == slide_id for s, _ in taken) < cap:
+            taken = [*taken, (slide_id, tile)]
+    return taken
+
+
+@few
+@given(cohorts(), st.floats(0.05, 1), st.floats(0.05, 1), st.floats(0, 1), st.integers(1, 3))
+def test_the_other_policies_are_brute_force(cohort: tuple[pd.DataFrame, pd.DataFrame], fraction: float, share: float, part: float, round_: int) -> None:
+    scores, labels = cohort
+    negative = set(labels.loc[labels["label"] == 0, "slide_id"])
+    pool = [(-row.score, row.slide_id, row.tile) for row in scores.itertuples() if row.slide_id in negative]
+    hardest = [(slide_id, tile) for _, slide_id, tile in sorted(pool)]
+    by_place = sorted(hardest)
+    drawn = [by_place[i] for i in np.random.default_rng(seed_of(4, "mining", round_)).permutation(len(by_place))]
+    want = math.ceil(round(fraction * len(pool), 6))
+    cap = math.ceil(round(share * want, 6))
+    skip = math.ceil(round(part * 0.9 * len(pool), 6))
+    expected = {
+        "semi_hard": taken_by_hand(hardest[skip:], want, cap, []),
+        "random": taken_by_hand(drawn, want, cap, []),
+        "mixed": taken_by_hand(drawn, want, cap, taken_by_hand(hardest, math.ceil(round(part * want, 6)), cap, [])),
+        "all": hardest,
+    }
+    limits = {"negative_fraction": fraction, "max_slide_share": share, "max_patient_share": 1.0, "skip_fraction": part * 0.9, "hard_share": part}
+    for policy, tiles in expected.items():
+        mined = mine(scores, labels, params.Mining(policy=policy, threshold=0.0, seed=4, **limits), round_).tiles
+        assert chosen(mined, "hard_negative") == sorted(tiles, key=hardest.index), policy
+
+
 @settings(max_examples=6)
 @given(cohorts(), st.integers(0, 1000))
 def test_mining_does_not_depend_on_the_order_of_rows(cohort: tuple[pd.DataFrame, pd.DataFrame], seed: int) -> None:
@@ -201,16 +234,18 @@ def test_no_policy_breaks_a_cap_or_the_budget(
     policy: str, cohort: tuple[pd.DataFrame, pd.DataFrame], share: float, patient_share: float, fraction: float
 ) -> None:
     scores, labels = cohort
-    limits = {"negative_fraction": fraction, "max_slide_share": share, "max_patient_share": patient_share}
+    limits = {"positive_fraction": fraction, "negative_fraction": fraction, "max_slide_share": share, "max_patient_share": patient_share}
     section = params.Mining(policy=policy, threshold=0.0, hard_share=1.0, skip_fraction=0.0, **limits)
     patients = {slide_id: f"patient{int(slide_id[1:]) // 4}" for slide_id in labels["slide_id"]}
-    own = chosen(mine(scores, labels, section, 1, patients=patients).tiles, "hard_negative")
-    pool = scores.merge(labels[labels["label"] == 0], on="slide_id")
-    count = budget(fraction, 1.0, 1, len(pool))
-    assert len(own) == len(set(own)) <= count
-    assert max(Counter(s for s, _ in own).values()) <= math.ceil(round(share * count, 6))
-    assert max(Counter(patients[s] for s, _ in own).values()) <= math.ceil(round(patient_share * count, 6))
-    assert {slide_id for slide_id, _ in own} <= set(pool["slide_id"])
+    mined = mine(scores, labels, section, 1, patients=patients).tiles
+    for role, label in (("hard_negative", 0), ("positive", 1)):
+        own = chosen(mined, role)
+        pool = scores.merge(labels[labels["label"] == label], on="slide_id")
+        count = budget(fraction, 1.0, 1, len(pool))
+        assert len(own) == len(set(own)) <= count
+        assert max(Counter(s for s, _ in own).values()) <= math.ceil(round(share * count, 6))
+        assert max(Counter(patients[s] for s, _ in own).values()) <= math.ceil(round(patient_share * count, 6))
+        assert {slide_id for slide_id, _ in own} <= set(pool["slide_id"])
 
 
 ALIKE = params.Mining(policy="hard", threshold=0.5, positive_fraction=1.0, negative_fraction=0.5, max_similarity=0.9, max_positive_similarity=0.9, **UNCAPPED)

@@ -98,6 +98,8 @@ def test_files_that_mean_nothing_are_errors(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match="outside the slide of 500 x 200"):
         vetoed(folder_with(tmp_path / "b", n1=Region("pen", shapely.box(600, 0, 700, 9))))
     strange = folder_with(tmp_path / "c")
+    (strange / ".DS_Store").write_bytes(b"\0")  # of a desktop, not of anybody
+    assert vetoed(strange) == []
     (strange / "n1.json").write_text("{}")
     with pytest.raises(MiningError, match=r"n1.json is neither vetoes.csv nor <slide_id>.geojson"):
         vetoed(strange)
