@@ -73,7 +73,14 @@ def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
 def test_the_papers_settings_can_be_run_as_documented() -> None:
     yaml, page = YAML(typ="safe"), Path("docs/paper.md").read_text(encoding="utf-8")
     found = with_values(load_params(Path("params.yaml")), {name: yaml.load(value) for name, value in re.findall(r"-S ([\w.]+)=(\S+)", page)})
-    assert (found.head.kind, found.head.epochs, found.ranking.on, found.ranking.margin, found.ranking.weight) == ("dsmil", 200, "logit", 1.0, 0.1)
+    assert (found.head.kind, found.head.epochs, found.head.patience, found.ranking.on, found.ranking.margin, found.ranking.weight) == (
+        "dsmil",
+        200,
+        200,
+        "logit",
+        1.0,
+        0.1,
+    )
     assert (found.mining.policy, found.mining.threshold, found.mining.positive_fraction, found.mining.negative_fraction) == ("hard", 0.3, 0.2, 0.2)
     assert found.mining.negative_fraction * found.mining.growth**19 == pytest.approx(0.8, abs=0.01)  # of the twentieth round
     assert found.finetune.step_tiles == (410, 102) and found.finetune.temperature == 0.07

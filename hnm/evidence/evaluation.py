@@ -24,7 +24,6 @@ from hnm.evidence.metrics import (
     tile_metrics,
 )
 from hnm.evidence.truth import LESION, UNCLEAR, detect, tile_truth
-from hnm.mining.overlap import Overlap, overlap_of
 from hnm.params import Evaluate
 from hnm.slides.annotations import Region
 
@@ -111,8 +110,6 @@ class RoundEvidence:
     """slide_id, tile, x, y, side, patient_id, score, truth, region of the test tiles."""
     mined: pd.DataFrame | None
     """The mined tiles with their `truth`, `region` and `again`: whether the round before had mined them in the same role."""
-    overlap: Overlap | None
-    """Of the mined tiles with those of the round before; None where either has none."""
     detections: Detections
     """The peaks of the test tiles' scores against the lesions."""
     numbers: Mapping[str, Mapping[str, Number]]
@@ -122,6 +119,11 @@ class RoundEvidence:
     def name(self) -> str:
         """The round."""
         return self.results.name
+
+    @property
+    def overlap(self) -> dict[str, float | None]:
+        """`jaccard` and `churn` of the mined tiles against those of the round before, as mining told them; None where either has none."""
+        return {name: self.results.records["mine"][name] for name in ("jaccard", "churn")}
 
     @property
     def froc(self) -> list[float] | None:
@@ -198,7 +200,7 @@ def _round_metrics(evidence: RoundEvidence) -> dict[str, Any]:
         "validation": flat_numbers(validation, bounds_of=("auc",)),
         "test": flat_numbers(test, bounds_of=("auc",)),
         "test_tiles": flat_numbers(evidence.numbers["test_tiles"], bounds_of=("auc",)),
-        **({} if evidence.mined is None else {"mined": {**mined_summary(evidence.mined), **_overlap(evidence.overlap)}}),
+        **({} if evidence.mined is None else {"mined": {**mined_summary(evidence.mined), **evidence.overlap}}),
     }
 
 
@@ -219,10 +221,6 @@ def mined_summary(mined: pd.DataFrame) -> dict[str, Any]:
         "hard_negative_lesions": int((hard["region"] == LESION).sum()),
         "again_share": round(float(mined["again"].mean()), DIGITS) if len(mined) else None,
     }
-
-
-def _overlap(overlap: Overlap | None) -> dict[str, float | None]:
-    return {"jaccard": None, "churn": None} if overlap is None else {"jaccard": rounded(overlap.jaccard), "churn": rounded(overlap.churn)}
 
 
 def lesions_among_negatives(evidence: RoundEvidence) -> str | None:
@@ -269,8 +267,7 @@ def _round_evidence(cohort: CohortTruth, results: RoundResults, truth: pd.DataFr
         "test": slide_metrics(test, threshold, _resampling(section, "test")),
         "test_tiles": of_tiles | lesion_metrics(detections, tile_threshold, _resampling(section, "lesions")),
     }
-    overlap = None if results.mined is None or mined_before is None else overlap_of(mined_before, results.mined)
-    return RoundEvidence(results, threshold, tile_threshold, slides, tiles, _mined_truth(results.mined, mined_before, truth), overlap, detections, numbers)
+    return RoundEvidence(results, threshold, tile_threshold, slides, tiles, _mined_truth(results.mined, mined_before, truth), detections, numbers)
 
 
 def _by_highest_tile(slides: pd.DataFrame, results: RoundResults) -> pd.DataFrame:

@@ -154,7 +154,7 @@ def render_report(evaluation: Evaluation, open_pack: OpenPack, origin: Origin) -
         galleries={evidence.name: list(_galleries(evaluation, evidence, open_pack)) for evidence in evaluation.rounds if evidence.mined is not None},
         heatmaps=list(_heatmaps(evaluation, open_pack)),
         contradictions=[text for evidence in evaluation.rounds if (text := lesions_among_negatives(evidence))],
-        churn={evidence.name: evidence.overlap for evidence in evaluation.rounds if evidence.overlap is not None},
+        churn={evidence.name: evidence.overlap for evidence in evaluation.rounds if evidence.mined is not None and evidence.overlap["jaccard"] is not None},
         colours=COLOURS,
         is_lesion=partial(is_lesion, section=evaluation.section),
         validation_aucs=[_number(evidence.numbers["validation"]["auc"].value) for evidence in evaluation.rounds],

@@ -173,7 +173,7 @@ class Loop:
             cost, seconds = 0, 0.0
             with sealed(upstream.test_truth):
                 if head is not None:
-                    mined = self._mined(head, encoder, number, params, fold) / "mined.parquet"
+                    mined = self._mined(head, encoder, mined, number, params, fold) / "mined.parquet"
                     start = time.process_time()
                     encoder = self._encoder(mined, encoder, params, fold)
                     seconds = time.process_time() - start
@@ -199,8 +199,8 @@ class Loop:
         causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "mined": learns}
         return self._kept("heads", "head", make, fold, **causes, **_dumped(params, "embed", "head", "ranking", "compute"))
 
-    def _mined(self, head: Path, encoder: Path, number: int, params: Params, fold: Fold) -> Path:
-        """Folder of `mined.parquet` and what is told of it; `encoder` is the one whose features `head` scored."""
+    def _mined(self, head: Path, encoder: Path, before: Path, number: int, params: Params, fold: Fold) -> Path:
+        """Folder of `mined.parquet` and what is told of it; `encoder` is the one whose features `head` scored, `before` what the round before mined."""
         upstream = self._upstream
         scores = (head / "tiles.parquet", head / "cross_fitted.parquet")
 
@@ -215,6 +215,7 @@ class Loop:
                     features=features,
                     packs=upstream.packs,
                     extra=upstream.extra,
+                    mined_before=before,
                     mined=folder / "mined.parquet",
                     mined_slides=folder / "slides.csv",
                     passed_over=folder / "passed_over.csv",
@@ -223,7 +224,8 @@ class Loop:
                     mining=params.mining,
                 )
 
-        causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "scores": [digest_of(table) for table in scores]}
+        tables = [digest_of(table) for table in (*scores, before)]
+        causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "tables": tables}
         return self._kept("mined", "mine", make, fold, **causes, round=number, **_dumped(params, "mining", "embed", "compute"))
 
     def _encoder(self, mined: Path, previous: Path, params: Params, fold: Fold) -> Path:

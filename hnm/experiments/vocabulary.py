@@ -24,6 +24,8 @@ METRICS = {
     "round/test_tile_auc": "AUC of the test tiles of annotated slides",
     "round/positives": "positives that were mined for the round",
     "round/hard_negatives": "hard negatives that were mined for the round",
+    "round/jaccard": "share of the mined tiles of this round or the one before that are of both",
+    "round/churn": "share of the mined tiles that the round before had not mined in that role",
     "round/look_alike_share": "share of hard negatives on a drawn region that is no lesion",
     "round/lesion_share": "share of positives on a lesion",
     "validation/auc": "slide AUC of the epoch that was kept (head) or of the round that was chosen (evaluate)",
@@ -125,8 +127,9 @@ def of_history(rows: Sequence[Mapping[str, float]]) -> Iterator[Step]:
 
 
 def of_mining(content: Mapping[str, Any]) -> dict[str, float]:
-    """What the summary of mined tiles holds."""
-    return {"round/positives": content["positive"]["tiles"], "round/hard_negatives": content["hard_negative"]["tiles"]}
+    """What the summary of mined tiles holds; round 1, before which nothing was mined, has no overlap, and an older summary may tell of none."""
+    overlap = {f"round/{name}": content[name] for name in ("jaccard", "churn") if content.get(name) is not None}
+    return {"round/positives": content["positive"]["tiles"], "round/hard_negatives": content["hard_negative"]["tiles"], **overlap}
 
 
 def of_evaluation(content: Mapping[str, Any]) -> Iterator[Step]:
@@ -139,7 +142,7 @@ def of_evaluation(content: Mapping[str, Any]) -> Iterator[Step]:
                     **_prefixed("round/validation_", numbers["validation"]),
                     **_prefixed("round/test_", numbers["test"]),
                     **_prefixed("round/test_tile_", numbers["test_tiles"]),
-                    **_prefixed("round/", numbers.get("mined", {})),
+                    **_prefixed("round/", {name: value for name, value in numbers.get("mined", {}).items() if value is not None}),
                 }
             ),
         )

@@ -28,6 +28,7 @@ def mine_tiles(
     features: Path,
     packs: Path,
     extra: Path,
+    mined_before: Path,
     mined: Path,
     mined_slides: Path,
     passed_over: Path,
@@ -59,7 +60,7 @@ def mine_tiles(
     found = mine(scores, labels, mining, round_, patients=patients, vetoed=vetoed, features=read_features, pixels=read_pixels)
     supply = slide_supply(found.tiles, allowed, labels, patients, mining)
     told = {
-        **summarise(found, supply, allowed, labels, mining, round_),
+        **summarise(found, MINED.read(mined_before), supply, allowed, labels, mining, round_),
         "vetoed": int(vetoed["slide_id"].isin(labels["slide_id"]).sum()),
         "extra": counts_by_project(extra_negatives(extra, mining.extra, packs)),
     }

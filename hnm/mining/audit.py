@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.stats import hypergeom
 
 from hnm import params
+from hnm.mining.overlap import overlap_of
 from hnm.mining.select import Mined, best_first, budget, tiles_labelled
 from hnm.tables import MINED_SLIDES
 
@@ -22,8 +23,10 @@ SUSPECT_CHANCE = 0.01
 DIGITS = 6
 
 
-def summarise(mined: Mined, slides: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, round_: int) -> dict[str, Any]:
-    """Counts, budgets, spread over slides and patients, and scores of a mined set, by role; JSON-ready.
+def summarise(
+    mined: Mined, before: pd.DataFrame, slides: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, round_: int
+) -> dict[str, Any]:
+    """Counts, budgets, spread over slides and patients, and scores of a mined set, by role, and its overlap with the round before; JSON-ready.
 
     `short_of_budget` counts the tiles that caps and guards kept out without another to take their place, `passed_over`
     by reason those that guards refused;
@@ -31,6 +34,7 @@ def summarise(mined: Mined, slides: pd.DataFrame, scores: pd.DataFrame, labels: 
 
     Args:
         mined: what was mined.
+        before: the `MINED` table of the round before; where it is empty, `jaccard` and `churn` are None.
         slides: its `MINED_SLIDES` table.
         scores: the `TILE_SCORES` table that it was mined from.
         labels: the `LABELS` of the train slides.
@@ -42,9 +46,11 @@ def summarise(mined: Mined, slides: pd.DataFrame, scores: pd.DataFrame, labels: 
         "positive": (positive[positive["score"] > section.threshold], section.positive_fraction, slides[slides["label"] == 1]),
         "hard_negative": (negative, section.negative_fraction, slides[slides["label"] == 0]),
     }
+    overlap = overlap_of(before, mined.tiles)
     return {
         "round": round_,
         "policy": section.policy,
+        **{name: None if before.empty or share is None else round(share, DIGITS) for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn))},
         "suspect_slides": slides.loc[slides["suspect"], "slide_id"].tolist(),
         **{role: _role_summary(role, mined, pool, budget(fraction, section.growth, round_, len(pool)), own) for role, (pool, fraction, own) in of_role.items()},
     }

@@ -114,10 +114,10 @@ def run_stages(upstream: Upstream, out: Path, *, embed: Any, head: Any, ranking:
     for round_ in range(2):
         own, before = out / str(round_), out / str(round_ - 1)
         if round_:
-            mined = own / "mined.parquet"
+            mined_before, mined = mined, own / "mined.parquet"
             scores = (before / "tiles.parquet", before / "cross_fitted.parquet", upstream.labels("train"), upstream.slides, upstream.vetoes)
             stage("mine").main(
-                *(*scores, before / "features", upstream.packs, upstream.extra),
+                *(*scores, before / "features", upstream.packs, upstream.extra, mined_before),
                 *(mined, *(own / name for name in ("mined.csv", "passed.csv", "mined.json"))),
                 round_,
                 mining=mining,

@@ -43,11 +43,11 @@ def test_a_trial_yields_what_the_stages_yield(kind: str, data: Path, store: Stor
     for number, result in enumerate(rounds):
         out = tmp_path / str(number)
         if number:
-            scores, mined = tmp_path / str(number - 1) / "tiles.parquet", out / "mined.parquet"
+            scores, before, mined = tmp_path / str(number - 1) / "tiles.parquet", mined, out / "mined.parquet"
             inputs = (scores, scores.with_name("cross_fitted.parquet"), upstream.labels("train"), upstream.slides, upstream.vetoes)
             told = (out / "mined.csv", out / "passed_over.csv", out / "mined.json")
             mining = {"mining": params.mining, "tracker": Tracker("mine", None)}
-            mine.main(*inputs, scores.with_name("features"), upstream.packs, upstream.extra, mined, *told, number, **mining)
+            mine.main(*inputs, scores.with_name("features"), upstream.packs, upstream.extra, before, mined, *told, number, **mining)
             finetuning = {"finetune": params.finetune, "mining": params.mining, "compute": compute}
             finetune.main(mined, upstream.packs, upstream.extra, encoder, out / "encoder", number, **finetuning, tracker=Tracker("finetune", None))
             encoder = out / "encoder"

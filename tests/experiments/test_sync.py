@@ -330,14 +330,18 @@ def test_a_stage_that_trains_nothing_is_linked_where_it_ran_and_missing_nowhere(
 def test_what_was_mined_elsewhere_has_its_run(repository: Path) -> None:
     summary = repository / "data" / "mined" / "1" / "summary.json"
     summary.parent.mkdir(parents=True)
-    summary.write_text(json.dumps({"positive": {"tiles": 7}, "hard_negative": {"tiles": 11}, "suspect_slides": []}))
+    summary.write_text(json.dumps({"positive": {"tiles": 7}, "hard_negative": {"tiles": 11}, "suspect_slides": [], "jaccard": 0.25, "churn": None}))
     path = summary.relative_to(repository)
     with (repository / "dvc.lock").open("a") as lock:
         lock.write(f"  mine@1:\n    cmd: python -m pipelines.mine --summary {path} --round 1\n    outs: [{{path: {path}, md5: {md5_of(summary)}}}]\n")
     done = sync(repository)
     assert (done.replayed, done.missing) == (["mine-r1"], [])
     run = runs(repository)["mine-r1"]
-    assert run.data.metrics["round/positives"] == 7 and run.data.metrics["round/hard_negatives"] == 11
+    assert {name: value for name, value in run.data.metrics.items() if name.startswith("round/")} == {
+        "round/positives": 7,
+        "round/hard_negatives": 11,
+        "round/jaccard": 0.25,
+    }
     (history,) = connect(repository).get_metric_history(run.info.run_id, "round/positives")
     assert history.step == 1
     (kept,) = connect(repository).list_artifacts(run.info.run_id)

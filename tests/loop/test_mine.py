@@ -28,6 +28,7 @@ def mined_with(
     scorer: int = 1,
     cross_fitted: pd.DataFrame | None = None,
     patients: dict[str, str] | None = None,
+    before: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Mines round 2 from what the head of round `scorer` says; `patients` of some slides replace the cohort's."""
     truth = tiny.cohort()
@@ -40,12 +41,14 @@ def mined_with(
     )
     (folder / "vetoes").mkdir(exist_ok=True)
     (folder / "vetoes" / "vetoes.csv").write_text("\n".join(["slide_id,tile,x,y,reason", *vetoes]) + "\n")
+    MINED.write(MINED.empty() if before is None else before, folder / "before.parquet")
     return mine_tiles(
         tile_scores=tables[0],
         cross_fitted=tables[1],
         train_labels=labels,
         slides=slides,
         **{name: folder / name for name in ("vetoes", "features", "packs", "extra")},
+        mined_before=folder / "before.parquet",
         mined=folder / "mined.parquet",
         mined_slides=folder / "slides.csv",
         passed_over=folder / "passed_over.csv",
@@ -88,6 +91,16 @@ def test_the_screen_reads_the_pixels_of_the_packs(tmp_path: Path) -> None:
             refused = pen_share(pack.tiles([tile])[0]) > 0.5
         assert refused == ((hard["slide_id"] == slide_id) & (hard["tile"] == tile)).any()
     assert 0 < len(hard) < 22
+
+
+def test_the_summary_tells_the_overlap_with_the_round_before(tmp_path: Path) -> None:
+    mined_with(tmp_path)
+    own = MINED.read(tmp_path / "mined.parquet")
+    half = own.iloc[: len(own) // 2]
+    alone, again, other = (mined_with(tmp_path, before=before) for before in (None, half, half.assign(tile=half["tile"] + np.int32(100))))
+    assert (alone["jaccard"], alone["churn"]) == (None, None)
+    assert again["jaccard"] == pytest.approx(len(half) / len(own), abs=1e-6) and again["churn"] == pytest.approx(1 - len(half) / len(own), abs=1e-6)
+    assert (other["jaccard"], other["churn"]) == (0.0, 1.0)
 
 
 def test_patients_are_those_of_the_cohort(tmp_path: Path) -> None:

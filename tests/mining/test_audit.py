@@ -24,7 +24,7 @@ def test_a_summary_by_hand() -> None:
     section = params.Mining(policy="hard", positive_fraction=1.0, negative_fraction=1.0, max_slide_share=0.4, max_patient_share=0.4)
     mined = mine(SCORES, LABELS, section, 1, patients=PATIENTS)
     supply = slide_supply(mined.tiles, SCORES, LABELS, PATIENTS, section)
-    summary = summarise(mined, supply, SCORES, LABELS, section, 1)
+    summary = summarise(mined, MINED.empty(), supply, SCORES, LABELS, section, 1)
     # of 7 negative tiles a slide or patient supplies ceil(2.8) = 3; the positive slide's cap is ceil(0.8) = 1
     assert summary["hard_negative"] == {
         "candidates": 7,
@@ -55,7 +55,7 @@ def test_a_round_that_mines_nothing_has_a_summary_too() -> None:
     section = params.Mining(policy="none")
     mined = mine(SCORES, LABELS, section, 1)
     supply = slide_supply(mined.tiles, SCORES, LABELS, PATIENTS, section)
-    summary = summarise(mined, supply, SCORES, LABELS, section, 1)
+    summary = summarise(mined, MINED.empty(), supply, SCORES, LABELS, section, 1)
     assert summary["hard_negative"]["tiles"] == 0 and summary["hard_negative"]["candidates"] == 7
     assert supply["share"].tolist() == [0.0] * 4
     json.dumps(summary, allow_nan=False)
