@@ -144,8 +144,11 @@ def load_encoder(folder: Path) -> TileEncoder:
         record = EncoderRecord(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
     except (KeyError, TypeError) as error:
         raise EncoderError(f"{folder / 'encoder.json'} is no encoder record: {error}; run the stage that makes it again") from None
+    weights = folder / "weights.safetensors"
+    if not weights.is_file():
+        raise EncoderError(f"{weights} does not exist; bring it with dvc pull, or run the stage that makes it again")
     backbone = _build(_known(record.name))
-    _load_state(backbone, _read_weights(folder / "weights.safetensors"), str(folder))
+    _load_state(backbone, _read_weights(weights), str(folder))
     return TileEncoder(backbone, record).eval()
 
 

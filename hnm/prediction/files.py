@@ -38,14 +38,21 @@ PREDICTIONS = Table(
 
 
 def write_predictions(
-    model: Model, slides: Sequence[str], folder: Path, *, mpp: float | None = None, device: str | None = None, say: Callable[[str], None]
+    model: Model,
+    slides: Sequence[str],
+    folder: Path,
+    *,
+    mpp: float | None = None,
+    mask: Path | None = None,
+    device: str | None = None,
+    say: Callable[[str], None],
 ) -> None:
     """Predicts slides and writes all there is to see of them into `folder`; a line for each slide goes to `say` when it is done.
 
-    `mpp` and `device` are those of `predict_slides`.
+    `mpp`, `mask` and `device` are those of `predict_slides`.
     """
     rows = []
-    for outcome in predict_slides(model, slide_ids_of(slides), mpp=mpp, device=device):
+    for outcome in predict_slides(model, slide_ids_of(slides), mpp=mpp, mask=mask, device=device):
         if isinstance(outcome, Prediction):
             write_slide(outcome, model, folder)
             say(f"{outcome.slide_id}\t{outcome.called}\tscore {outcome.score:.4f} (threshold {model.record.threshold:.4f}), {len(outcome.tiles)} tiles")

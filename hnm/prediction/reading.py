@@ -9,6 +9,7 @@ from hnm.slides.cohort import OBJECTIVE_MPP, PLAUSIBLE_MPP
 from hnm.slides.cutting import Cutting, Layout, cut, opened
 from hnm.slides.reader import OpenSlideReader, Thumbnail, thumbnail
 from hnm.slides.remote import fetched
+from hnm.store import digest_of
 
 OVERVIEW_PX = 1200
 """Longest side of the overview."""
@@ -24,6 +25,8 @@ class Reading:
     mpp: float | None
     """µm per pixel that override the file's."""
     mpp_from_objective: bool
+    mask: Path | None
+    """A tissue mask in place of the classical one."""
     tissue: Tissue
     tiles: Tiles
     pack: Path
@@ -50,7 +53,8 @@ def read_slide(reading: Reading) -> SlideRead:
     with fetched(reading.source) as path:
         with OpenSlideReader(path) as slide:
             mpp, fingerprint = _mpp_of(slide, reading), slide.fingerprint()
-        layout = Layout(reading.slide_id, str(path), mpp, fingerprint, None, "", reading.tissue, reading.tiles)
+        mask_digest = "" if reading.mask is None else digest_of(reading.mask)
+        layout = Layout(reading.slide_id, str(path), mpp, fingerprint, reading.mask, mask_digest, reading.tissue, reading.tiles)
         cut(Cutting(layout, reading.pack))
         with opened(layout) as slide_of_any_kind:
             bounds = slide_of_any_kind.bounds

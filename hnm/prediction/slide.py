@@ -61,21 +61,32 @@ def slide_ids_of(sources: Sequence[str]) -> dict[str, str]:
     return ids
 
 
-def predict_slides(model: Model, slides: Mapping[str, str], *, mpp: float | None = None, device: str | None = None) -> Iterator[Prediction | Refusal]:
+def predict_slides(
+    model: Model, slides: Mapping[str, str], *, mpp: float | None = None, mask: Path | None = None, device: str | None = None
+) -> Iterator[Prediction | Refusal]:
     """What `model` says of each slide, in order of completion; a slide that cannot be used is refused with its reason, and the others go on.
 
     Args:
         model: the model; a slide of its cohort gets the very scores that the pipeline gave it, on the same device and number of threads,
-            unless the manifest gave it a mask.
+            and with the mask and the µm per pixel that the manifest gave it.
         slides: slide id -> path or URL of its file.
         mpp: µm per pixel that override those of the files.
+        mask: a tissue mask of the one slide, GeoJSON or an image, in place of the classical one.
         device: as `compute.device`; None takes the model's own, or the CPU where that is not here.
+
+    Raises:
+        PredictionError: the mask does not exist, or there are several slides that it could be of.
     """
+    if mask is not None and len(slides) > 1:
+        raise PredictionError(f"--mask {mask} is of one slide, but {len(slides)} are named; predict the slides with masks one by one")
+    if mask is not None and not mask.is_file():
+        raise PredictionError(f"--mask {mask} is no file; name GeoJSON or an image of the slide's tissue")
+    mask = mask and mask.absolute()
     record = model.record
     machine = machine_of(record.compute, device)
     with tempfile.TemporaryDirectory(prefix="hnm-predict-") as packs:
         readings = [
-            Reading(slide_id, place_of(source, Path.cwd()), mpp, record.mpp_from_objective, record.tissue, record.tiles, Path(packs) / f"{slide_id}.h5")
+            Reading(slide_id, place_of(source, Path.cwd()), mpp, record.mpp_from_objective, mask, record.tissue, record.tiles, Path(packs) / f"{slide_id}.h5")
             for slide_id, source in slides.items()
         ]
         for reading, outcome in each(read_slide, readings, seconds=record.tiles.slide_seconds, read_seconds=record.tiles.read_seconds, step="tiles", here=True):

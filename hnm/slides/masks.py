@@ -35,7 +35,8 @@ def read_mask(path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
         if may_pass(error):
             raise
         raise SlideError(
-            f"its mask {path.name} cannot be read: {error.strerror or 'it is no image, or not a whole one'}; correct the manifest's column mask", step="tissue"
+            f"its mask {path.name} cannot be read: {error.strerror or 'it is no image, or not a whole one'}; correct the manifest's column mask, or --mask",
+            step="tissue",
         ) from None
     if not mask.any():
         raise SlideError(f"its mask {path.name} has no tissue within the scan", step="tissue")

@@ -129,3 +129,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "encoder.json").write_text(json.dumps({"name": "test_resnet"}))
     with pytest.raises(EncoderError, match="is no encoder record"):
         load_encoder(tmp_path)
+    save_encoder(make_encoder(params.Encoder(name="test_resnet", weights="random")), tmp_path / "saved")
+    (tmp_path / "saved" / "weights.safetensors").unlink()
+    with pytest.raises(EncoderError, match=r"saved/weights.safetensors does not exist; bring it with dvc pull, or run the stage that makes it again"):
+        load_encoder(tmp_path / "saved")

@@ -170,7 +170,7 @@ def test_a_mask_from_elsewhere_replaces_the_classical_one(folder):
     out = run(folder)
     index = TILES.read(out / "index.parquet")
     assert index.loc[index["slide_id"] == "s1", ["x", "y"]].to_numpy().tolist() == [[96, 0]]
-    reason = "its mask broken.png cannot be read: it is no image, or not a whole one; correct the manifest's column mask"
+    reason = "its mask broken.png cannot be read: it is no image, or not a whole one; correct the manifest's column mask, or --mask"
     assert QUARANTINE.read(out / "quarantine.csv").to_numpy().tolist()[1:] == [["s2", "tissue", reason]]
     before = kept(folder)
     table.loc["s1", "mask_digest"] = "d3"

@@ -2,6 +2,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny_model
@@ -80,8 +81,27 @@ def test_a_prediction_does_not_depend_on_what_is_predicted_beside_it(written, mo
     pd.testing.assert_frame_equal(TILE_SCORES.check(alone.tiles, "alone"), TILE_SCORES.read(out / "good_one.tiles.parquet"))
 
 
+def test_a_mask_says_where_the_tissue_is(written, tmp_path):
+    _, model, _, paths = written
+    left = Image.fromarray(np.repeat(np.array([[1] * 6 + [0] * 6], np.uint8), 4, axis=0))  # the slide is 384 x 128, its tissue 32 to 128 x 32 to 96
+    left.save(tmp_path / "left.png")
+    (masked,) = predict_slides(model, {"good_one": str(paths[0])}, mask=tmp_path / "left.png")
+    (whole,) = predict_slides(model, {"good_one": str(paths[0])})
+    assert isinstance(masked, Prediction) and isinstance(whole, Prediction)
+    assert set(masked.tiles["x"]) == {0, 32, 64, 96, 128, 160} and set(whole.tiles["x"]) == {32, 64, 96}
+
+
+def test_a_mask_that_is_not_there_or_of_no_one_slide_is_refused(written, tmp_path):
+    _, model, _, paths = written
+    slides = {path.stem: str(path) for path in paths}
+    with pytest.raises(PredictionError, match=r"--mask .*none.png is no file; name GeoJSON or an image of the slide's tissue"):
+        next(predict_slides(model, {"good_one": str(paths[0])}, mask=tmp_path / "none.png"))
+    with pytest.raises(PredictionError, match=r"--mask m.png is of one slide, but 4 are named; predict the slides with masks one by one"):
+        next(predict_slides(model, slides, mask=Path("m.png")))
+
+
 def reading(path: Path, **changes) -> Reading:
-    known = {"mpp": None, "mpp_from_objective": False, "tissue": tiny_model.RECORD["tissue"], "tiles": tiny_model.RECORD["tiles"]}
+    known = {"mpp": None, "mpp_from_objective": False, "mask": None, "tissue": tiny_model.RECORD["tissue"], "tiles": tiny_model.RECORD["tiles"]}
     return Reading("s", str(path), **{**known, "pack": path.with_suffix(".h5"), **changes})
 
 

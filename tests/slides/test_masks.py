@@ -83,7 +83,7 @@ def test_what_is_wrong_with_a_mask(tmp_path):
         ("empty.png", "its mask empty.png has no tissue within the scan"),
         ("turned.png", r"its mask turned.png has 40 x 60 pixels, which is not the aspect of the slide's 600 x 400; it must cover all of level 0"),
         ("colour.png", "its mask colour.png is a picture in colour; save it with one channel that is 0 on glass"),
-        ("text.png", "its mask text.png cannot be read: it is no image, or not a whole one; correct the manifest's column mask"),
+        ("text.png", "its mask text.png cannot be read: it is no image, or not a whole one; correct the manifest's column mask, or --mask"),
         ("none.png", "its mask none.png cannot be read: No such file or directory; correct"),
         ("none.geojson", "its mask none.geojson does not exist; correct the manifest's column mask"),
         ("other.geojson", r"its mask other.geojson, feature 1 \(\) lies at x 900 to 950, y 0 to 50, outside the slide of 600 x 400"),
