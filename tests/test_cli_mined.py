@@ -52,6 +52,9 @@ def test_export_of_the_last_round_or_of_another(root: Path) -> None:
     assert said("export", "--out", "a") == ["a/tr2.geojson", "a/tr3.geojson"]
     assert said("export", "--round", "1", "--out", "b") == ["b/tr1.geojson", "b/tr3.geojson", "b/tr4.geojson"]
     assert (root / "b" / "tr4.geojson").is_file()
+    assert said("export", "--round", "1") == [f"results/mined/1/{slide_id}.geojson" for slide_id in ("tr1", "tr3", "tr4")]
+    *_, left_over = said("export", "--out", "b")
+    assert left_over == "b has files of slides without mined tiles too, perhaps of an earlier export: tr1.geojson, tr4.geojson"
 
 
 def test_gallery_of_the_last_round(root: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(help="Mined tiles: look at them, and say which are not to be.", no_args_is_help=True)
+RESULTS = Path("results/mined")
 Round = Annotated[int | None, typer.Option("--round", min=1, help="The last one where none is named.")]
 
 
@@ -21,7 +22,9 @@ def suspects(round_: Round = None) -> None:
 
 
 @app.command("export")
-def export(round_: Round = None, out: Annotated[Path, typer.Option(help="Folder of the files, one a slide.")] = Path("results/mined")) -> None:
+def export(
+    round_: Round = None, out: Annotated[Path | None, typer.Option(help="Folder of the files, one a slide; results/mined/ROUND where none is named.")] = None
+) -> None:
     """Write the mined tiles as GeoJSON for QuPath: outline, role, score."""
     from hnm.mining.export import export_mined
     from hnm.store import project_root
@@ -29,14 +32,19 @@ def export(round_: Round = None, out: Annotated[Path, typer.Option(help="Folder 
 
     slides = SLIDES.read(project_root() / "data" / "cohort" / "slides.parquet")
     aspects = dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))
-    for path in export_mined(MINED.read(_mined_folder(round_) / "mined.parquet"), aspects, out):
+    folder = _mined_folder(round_)
+    out = out or RESULTS / folder.name
+    written = export_mined(MINED.read(folder / "mined.parquet"), aspects, out)
+    for path in written:
         typer.echo(path)
+    if others := sorted(path.name for path in set(out.glob("*.geojson")) - set(written)):
+        typer.echo(f"{out} has files of slides without mined tiles too, perhaps of an earlier export: {', '.join(others)}", err=True)
 
 
 @app.command("gallery")
 def gallery(
     round_: Round = None,
-    out: Annotated[Path, typer.Option(help="Folder of the sheets, one a role.")] = Path("results/mined"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the sheets, one a role; results/mined/ROUND where none is named.")] = None,
     tiles: Annotated[int, typer.Option(min=1, help="How many tiles a sheet shows.")] = 60,
 ) -> None:
     """Draw the best-scoring mined tiles with their scores and places, and those that guards passed over."""
@@ -45,7 +53,7 @@ def gallery(
     from hnm.tables import MINED, PASSED_OVER
 
     folder, packs = _mined_folder(round_), project_root() / "data" / "tiles" / "packs"
-    for path in write_gallery(MINED.read(folder / "mined.parquet"), PASSED_OVER.read(folder / "passed_over.csv"), packs, out, tiles):
+    for path in write_gallery(MINED.read(folder / "mined.parquet"), PASSED_OVER.read(folder / "passed_over.csv"), packs, out or RESULTS / folder.name, tiles):
         typer.echo(path)
 
 
