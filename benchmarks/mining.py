@@ -15,11 +15,13 @@ What the table has is not run again, unless by other settings, which is refused;
 Columns: `validation_*` and `test_*` are slide metrics, `*_tile_auc` those of tiles; `false_tiles` are the tiles of a
 negative test slide, on average, that outscore the best tile of the median positive one; `purity` is the share of lesion
 tiles among the mined positives; `tile_views` how many views of tiles fine-tuning has shown to the encoder, and
-`finetune_seconds` its processor time; `settings` digests the params that made the row and are not the defaults.
+`finetune_seconds` its processor time, empty where a killed run had fine-tuned already; `settings` digests the
+params that made the row and are not the defaults.
 """
 
 import argparse
 import itertools
+import math
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -42,6 +44,9 @@ from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
 SPLITS = ("train", "validation", "test")
 SECTIONS = ("tissue", "tiles", "encoder", "simclr", "embed", "head", "ranking", "mining", "finetune")
+
+LEAST_SECONDS = 0.5
+"""No fine-tuning takes less; reading one from the store does."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +149,13 @@ def judge(cohort: Cohort, result: RoundResult, slides: pd.DataFrame, params: Par
         found[f"{split}_auc"] = float(roc_auc_score(scored["label"], scored["logit"]))
         found[f"{split}_tile_auc"] = float(roc_auc_score(known["truth"] == LESION, known["logit"]))
     mined = MINED.read(result.mined).merge(cohort.truth, on=["slide_id", "tile"], validate="one_to_one")
+    views, seconds = _tile_views(mined, params), result.finetune_seconds
     found |= {
         "false_tiles": _false_tiles(tiles.merge(cohort.slides["test"], on="slide_id")),
         "purity": float((mined[mined["role"] == "positive"]["truth"] == LESION).mean()),
         "validation_log_loss": result.log_loss,
-        "tile_views": _tile_views(mined, params),
-        "finetune_seconds": round(result.finetune_seconds, 1),
+        "tile_views": views,
+        "finetune_seconds": math.nan if views and seconds < LEAST_SECONDS else round(seconds, 1),
     }
     return {name: round(value, 6) for name, value in found.items()}
 
