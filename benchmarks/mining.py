@@ -38,6 +38,7 @@ from hnm.evidence.truth import LESION, NORMAL, tile_truth
 from hnm.experiments.space import with_seed, with_values
 from hnm.experiments.trial import Loop, RoundResult, Upstream
 from hnm.params import Params, load_params
+from hnm.processes import keep_freed_memory
 from hnm.slides.annotations import read_annotation
 from hnm.store import Store, expired, key_of, whole
 from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
@@ -227,6 +228,7 @@ def main() -> None:
     parser.add_argument("--keep-gigabytes", type=float, default=20, help="of features and encoders of finished arms")
     parser.add_argument("--until", help="HH:MM, the next time the clock shows it; no arm is begun after it, and the same command goes on later")
     options = parser.parse_args()
+    keep_freed_memory()
     cohorts = [prepare(name, Path(manifest), settings_of(options.set), options.work) for name, _, manifest in (text.partition("=") for text in options.cohort)]
     store = Store(options.work / "store")
     end = next_time(options.until) if options.until else None
