@@ -113,11 +113,15 @@ def is_done(table: Path, cohort: Cohort, arm: Arm, seed: int) -> bool:
     """Whether the table has the arm with this seed.
 
     Raises:
-        SystemExit: it has it by other settings.
+        SystemExit: it has it by other settings, with other rounds or of other slides.
     """
     if not table.exists():
         return False
-    done = pd.read_csv(table)
+    done, scores = pd.read_csv(table), pd.read_parquet(table.with_suffix(".parquet"), columns=["cohort", "slide_id"])
+    if strange := sorted(set(scores.loc[scores["cohort"] == cohort.name, "slide_id"]) - set(cohort.slides["test"]["slide_id"])):
+        raise SystemExit(
+            f"{table} has cohort {cohort.name!r} with other test slides ({strange[0]} among them): name this one otherwise, or give another --table"
+        )
     own = done[(done["cohort"] == cohort.name) & (done["arm"] == arm.name) & (done["seed"] == seed)]
     now = settings_key(params_of(cohort, arm, seed))
     if others := set(own["settings"]) - {now}:
@@ -125,6 +129,8 @@ def is_done(table: Path, cohort: Cohort, arm: Arm, seed: int) -> bool:
             f"{table} has arm {arm.name!r} of cohort {cohort.name!r}, seed {seed}, by other settings ({', '.join(sorted(others))}, now {now}): "
             "give the --set that it was made with, or another --table, or name the cohort or the arm otherwise"
         )
+    if not own.empty and set(own["round"]) != set(range(len(cohort.params.rounds))):
+        raise SystemExit(f"{table} has arm {arm.name!r} of cohort {cohort.name!r}, seed {seed}, with rounds 0..{own['round'].max()}: give another --table")
     return not own.empty
 
 
@@ -197,7 +203,9 @@ def arms_of(options: argparse.Namespace) -> list[Arm]:
             values = {"mining.policy": policy} | ({} if budget is None else {"mining.negative_fraction": budget})
             arms.append(Arm(policy if budget is None else f"{policy} {budget:g}", values))
     for text in options.arm:
-        name, _, settings = text.partition(":")
+        name, colon, settings = text.partition(":")
+        if not colon:
+            raise SystemExit(f"--arm {text!r} names no params; write NAME: param=value ...")
         arms.append(Arm(name.strip(), settings_of(settings.split())))
     return arms
 

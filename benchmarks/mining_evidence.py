@@ -5,8 +5,9 @@
 Two arms are compared in the same round, on the same slides, over the seeds that both have. The interval of a difference
 of test slide AUCs is a percentile bootstrap that draws seeds and, within their label, patients; that of a tile AUC, of
 false tiles and of purity is Student's over the seeds. The policy `none` mines nothing, so that its every round is round 0.
-An arm stands against its control, the arm that says `random` in the place of its policy and the same after it: `hard 0.2`
-against `random 0.2`. One that has none stands against `--against`; with `--no-controls` all do.
+An arm stands against its control, the arm that says `random` in the place of its policy and the same after it, or the same
+budget alone: `hard 0.2` against `random 0.2`, `random 0.2, 8 epochs` too. One that has none stands against `--against`; with
+`--no-controls` all do.
 """
 
 import argparse
@@ -71,9 +72,11 @@ def difference(table: pd.DataFrame, column: str, arm: str, against: str) -> tupl
 
 
 def control(arm: str, arms: Collection[str], against: str) -> str:
-    """The arm among `arms` that `arm` is compared with: random tiles in the place of its policy, or `against`."""
-    random = " ".join(["random", *arm.split(" ")[1:]])
-    return random if random in arms and arm not in (random, "random") else against
+    """The arm among `arms` that `arm` is compared with: random tiles in the place of its policy, else random tiles of its budget, or `against`."""
+    policy_and_budget, _, note = arm.partition(", ")
+    random = " ".join(["random", *policy_and_budget.split(" ")[1:]])
+    found = [name for name in (f"{random}, {note}", random) if name in arms and name not in (arm, "random")]
+    return found[0] if found else against
 
 
 def chosen(table: pd.DataFrame) -> pd.DataFrame:
@@ -82,10 +85,17 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
     return ordered.groupby(ARM, as_index=False).first()
 
 
+def first_rounds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Round 0 of each cohort and seed, of an arm without a note where there is one: arms share it, but not those that have another head."""
+    first = rows[rows["round"] == 0]
+    plain = first["arm"].map(_note) == ""
+    return pd.concat([first[plain], first[~plain]]).drop_duplicates(["cohort", "seed", *rows.columns.intersection(["slide_id"])])
+
+
 def with_none(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows`, of a table of rounds or of its slides, and those of the arm `none`: round 0 again in each later round, which all arms of a seed share."""
+    """`rows`, of a table of rounds or of its slides, and those of the arm `none`: round 0 again in each later round."""
     rows = rows[rows["arm"] != "none"]  # where it was run, it is the same
-    first = rows[rows["round"] == 0].drop_duplicates(["cohort", "seed", *rows.columns.intersection(["slide_id"])])
+    first = first_rounds(rows)
     return pd.concat([rows, *(first.assign(arm="none", round=number) for number in sorted(rows["round"].unique()))], ignore_index=True)
 
 
@@ -95,7 +105,7 @@ def means(table: pd.DataFrame) -> list[str]:
         "| cohort | round | arm | seeds | validation AUC | test AUC | test tile AUC | false tiles | purity | tile views | fine-tuning, s |",
         "|" + "---|" * 11,
     ]
-    shared = table[table["round"] == 0].drop_duplicates(["cohort", "seed"]).assign(arm="before any mining")
+    shared = first_rounds(table).assign(arm="before any mining")
     for (cohort, number, arm), own in pd.concat([shared, table[table["round"] > 0]]).groupby(["cohort", "round", "arm"]):
         cells = [_spread(own[column]) for column in ("validation_auc", "test_auc", "test_tile_auc")]
         cells += [f"{own['false_tiles'].mean():.2f}", "–" if own["purity"].isna().all() else f"{own['purity'].mean():.2f}"]
@@ -163,7 +173,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             if (policy, note) == ("random", ""):
                 for arm in of_policy.itertuples():
                     axis.annotate(_budget(arm.arm), (arm.cost, arm.auc), xytext=(-4, 8), textcoords="offset points", ha="right", fontsize=8)
-        axis.axhline(own[own["round"] == 0].drop_duplicates("seed")["test_auc"].mean(), color="grey", linestyle=":", label="before any mining")
+        axis.axhline(first_rounds(own)["test_auc"].mean(), color="grey", linestyle=":", label="before any mining")
         axis.margins(x=0.1)
         axis.set(xscale="log", xlabel="views of tiles in fine-tuning, over all rounds", title=f"cohort {cohort}")
     axes[0][0].set_ylabel("test slide AUC after the last round")

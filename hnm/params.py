@@ -204,7 +204,7 @@ class Mining(Section):
     """Share of those tiles that is mined, the best first."""
     negative_fraction: PositiveShare = 0.2
     """Share of the negative slides' tiles that is mined."""
-    growth: Positive = 1.0
+    growth: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Factor on both fractions from one round to the next, up to 1 (self-paced)."""
     max_slide_share: PositiveShare = 0.25
     """Largest share of one role's budget that one slide may supply."""

@@ -17,6 +17,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     SLIDES.write(tiny_evidence.cohort().slides, tmp_path / "data" / "cohort" / "slides.parquet")
+    MINED.write(MINED.empty(), tmp_path / "data" / "mined" / "0" / "mined.parquet")
     for round_ in (1, 2):
         MINED.write(tiny_evidence.mined(round_), tmp_path / "data" / "mined" / str(round_) / "mined.parquet")
         table = pd.DataFrame(
@@ -65,4 +66,5 @@ def test_gallery_of_the_last_round(root: Path) -> None:
 
 def test_nothing_mined_yet_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    MINED.write(MINED.empty(), tmp_path / "data" / "mined" / "0" / "mined.parquet")  # what the stage `encoder` writes
     assert said("suspects") == [f"error: {tmp_path / 'data' / 'mined'} holds no round; run dvc repro"]

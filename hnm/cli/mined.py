@@ -85,7 +85,7 @@ def _mined_folder(round_: int | None) -> Path:
     from hnm.store import project_root
 
     folder = project_root() / "data" / "mined"
-    rounds = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+    rounds = [int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.name != "0"]  # for round 0 nothing is mined
     if round_ is None and not rounds:
         raise MiningError(f"{folder} holds no round; run dvc repro")
     return folder / str(max(rounds) if round_ is None else round_)

@@ -76,7 +76,7 @@ def _rounds(files: Any) -> set[int]:
     if not files.exists(FOLDER):
         return set()
     names = (Path(entry["name"]).name for entry in files.ls(FOLDER))
-    return {int(name) for name in names if name.isdecimal()}
+    return {int(name) for name in names if name.isdecimal()} - {0}  # nothing is mined for round 0; its table has no rows
 
 
 def _mined(files: Any, revision: str, round_: int) -> pd.DataFrame:

@@ -26,6 +26,16 @@ class Adapter(nn.Module):
         adapted: Tensor = self.layer(features) + nn.functional.linear(nn.functional.linear(features, self.down), self.up)
         return adapted
 
+    @property
+    def weight(self) -> Tensor:
+        """`(outputs, inputs)` of the whole, for attention that takes a layer's matrix and not its output, as BEiT, EVA-02 and Swin 2 do."""
+        return self.layer.weight + self.up @ self.down
+
+    @property
+    def bias(self) -> Tensor | None:
+        """`(outputs,)`, beside `weight`."""
+        return self.layer.bias
+
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The linear layer that computes the same alone."""

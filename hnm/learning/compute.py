@@ -1,9 +1,11 @@
 """How torch computes: on which device, in which precision, with how many threads, and the same way each time."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -44,7 +46,16 @@ def set_up_torch(section: params.Compute) -> Machine:
     # nothing here reads memory that was not written, and filling it takes a fifth of an encoder's time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = pick_device(section.device)
+    if device.type == "cpu":
+        _tell_of_an_idle_gpu()
     return Machine(device, pick_precision(section.precision, device))
+
+
+@cache
+def _tell_of_an_idle_gpu() -> None:
+    """Once a process."""
+    if torch.cuda.is_available():
+        logging.getLogger(__name__).warning("compute.device=cpu leaves this machine's GPU idle; set it to auto to use it")
 
 
 def first_process() -> bool:

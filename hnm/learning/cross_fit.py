@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.model_selection import StratifiedGroupKFold
 
 from hnm import params
@@ -27,7 +29,9 @@ def cross_fitted_scores(
     A head has learnt the labels of its own train slides, and with many features and few slides some of them by heart:
     in sample, the hardest negatives are those that it did not get round to, and the surest positives any tiles of
     positive slides. The head of a fold is trained as any other, its epoch chosen on validation, on all train slides but
-    the fold's. The logits of two folds come from two heads, and differ by what these differ.
+    the fold's. Two heads differ in how far they spread their logits, so that ranking their folds together would take
+    the hardest tiles from whoever spreads most: each head's logits are shifted and stretched until those of all train
+    tiles have the mean and the deviation that the heads have on average. The order within a fold stays.
 
     Args:
         train: the labelled train slides.
@@ -40,13 +44,28 @@ def cross_fitted_scores(
     Raises:
         HeadError: fewer patients than folds have slides of a label, or as `fit_head`.
     """
-    tables = [TILE_SCORES.empty()]
-    if section.score_folds:
-        for others, own in score_folds(train, patients, section.score_folds, section.seed):
-            head, _ = fit_head(others, validation, section, ranking, _untold)
-            features = {slide.slide_id: slide.features for slide in own}
-            tables.append(predict(head, features, tiles[tiles["slide_id"].isin(list(features))])[1])
-    return pd.concat(tables[1:] or tables, ignore_index=True)
+    if not section.score_folds:
+        return TILE_SCORES.empty()
+    features = {slide.slide_id: slide.features for slide in train}
+    tiles = tiles[tiles["slide_id"].isin(list(features))]
+    of_folds, owned = [], []
+    for others, own in score_folds(train, patients, section.score_folds, section.seed):
+        head, _ = fit_head(others, validation, section, ranking, _untold)
+        of_folds.append(predict(head, features, tiles)[1])
+        owned.append({slide.slide_id for slide in own})
+    scaled = on_one_scale([scores["logit"].to_numpy(np.float64) for scores in of_folds])
+    tables = []
+    for scores, logits, own_ids in zip(of_folds, scaled, owned, strict=True):
+        told = scores.assign(logit=logits.astype(np.float32), score=expit(logits).astype(np.float32))
+        tables.append(told[told["slide_id"].isin(own_ids)])
+    return pd.concat(tables, ignore_index=True)
+
+
+def on_one_scale(logits: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """Each head's `(tiles,)` logits of the same tiles, moved to the heads' average mean and deviation."""
+    means, deviations = np.mean(logits, axis=1), np.std(logits, axis=1)
+    stretch = deviations.mean() / np.where(deviations > 0, deviations, 1)  # a head that says one thing of all has nothing to stretch
+    return [(own - mean) * factor + means.mean() for own, mean, factor in zip(logits, means, stretch, strict=True)]
 
 
 def score_folds(

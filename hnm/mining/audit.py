@@ -84,7 +84,11 @@ def slide_supply(mined: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame
     pool, found, supplied = count(pd.concat([negative, positive[positive["score"] > section.threshold]])), count(hardest), count(mined)
     is_negative = slides["label"] == 0
     expected = np.where(is_negative, pool * (len(hardest) / max(len(negative), 1)), 0.0)
-    chance = np.where(is_negative, hypergeom.sf(found - 1, len(negative), len(hardest), pool.where(is_negative, 0)), 1.0)
+    chance = np.where(
+        is_negative & (pool > 0),  # of no tiles at all there is no chance
+        hypergeom.sf(found - 1, len(negative), len(hardest), pool.where(is_negative, 0)),
+        1.0,
+    )
     of_role = supplied.groupby(slides["label"]).transform("sum").clip(lower=1)
     patient = pd.Series([patients[str(slide_id)] for slide_id in slides.index], slides.index, dtype="str")
     table = slides.assign(

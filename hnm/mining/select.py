@@ -148,7 +148,7 @@ def negatives(
             walk.go(shuffled, count)
         case _:
             return ranked(ordered), walk.refused
-    _check_taken(walk, "hard negatives")
+    _check_taken(walk, "hard negatives", "lower mining.skip_fraction" if section.policy == "semi_hard" else "raise mining.negative_fraction")
     return ranked(walk.taken), walk.refused
 
 
@@ -176,7 +176,7 @@ def positives(
     count = budget(section.positive_fraction, section.growth, round_, len(tiles))
     walk = Walk(tiles, caps_of(count, section), Guards(_screen(section, pixels)))
     walk.go(best_first(tiles), count)
-    _check_taken(walk, "positives")
+    _check_taken(walk, "positives", "raise mining.positive_fraction")
     if features is None or section.max_positive_similarity == 1:
         return ranked(walk.taken), walk.refused
     likeness = likest(walk.taken, hard, features)
@@ -226,7 +226,9 @@ def _check_readers(section: params.Mining, features: TileReader | None, pixels: 
         raise MiningError(f"{' and '.join(screened)} look at pixels, but none can be read here; pass a reader of pixels, or set 1")
 
 
-def _check_taken(walk: Walk, what: str) -> None:
-    if walk.taken.empty and len(walk.refused):
+def _check_taken(walk: Walk, what: str, cure: str) -> None:
+    if walk.taken.empty and walk.refused.empty:
+        raise MiningError(f"no tile is left to be {what}; {cure}")
+    if walk.taken.empty:
         counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(walk.refused["reason"].value_counts().items()))
         raise MiningError(f"mining.screen refuses each of the {len(walk.refused)} tiles that could be {what} ({counts}); raise its limits")

@@ -1,5 +1,8 @@
 """The evidence on mining: arms on a tiny cohort, and intervals of differences."""
 
+import argparse
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,8 @@ def test_an_arm_stands_against_random_tiles_of_the_same_budget_where_they_were_r
         "hard 0.05": "random 0.1",
         "hard 0.1, 30 epochs": "random 0.1, 30 epochs",
         "mixed 0.1, cross-fitted": "random 0.1",
+        "mixed 0.2, cross-fitted": "random 0.2",
+        "random 0.2, 8 epochs": "random 0.2",
         "random 0.2": "random 0.1",
         "all": "random 0.1",
         "none": "random 0.1",
@@ -84,6 +89,25 @@ def test_the_policy_none_has_round_0_in_each_round() -> None:
     assert len(table) == 9 and evidence.with_none(table).equals(table)
 
 
+def test_round_0_is_that_of_the_common_head_whichever_arm_stands_first() -> None:
+    rows = [("random 0.1, mined head", 0, 0.5), ("random 0.1, mined head", 1, 0.4), ("random 0.1", 0, 0.9), ("random 0.1", 1, 0.8)]
+    table = evidence.with_none(pd.DataFrame(rows, columns=["arm", "round", "test_auc"]).assign(cohort="c", seed=3))
+    assert table[table["arm"] == "none"]["test_auc"].tolist() == [0.9, 0.9]
+
+
+def test_the_means_and_the_figure_of_a_table(tmp_path: Path) -> None:
+    rows = [(arm, seed, number) for arm in ("random 0.1", "hard 0.1", "all", "hard 0.1, cold") for seed in (0, 1) for number in (0, 1)]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "round"]).assign(
+        cohort="c", validation_auc=0.5, test_tile_auc=0.6, false_tiles=0.25, finetune_seconds=7.0
+    )
+    table = table.assign(test_auc=0.7 + 0.1 * table["seed"], purity=np.where(table["round"] > 0, 0.4, np.nan), tile_views=1000 * table["round"])
+    lines = evidence.means(table)[2:]
+    assert lines[0] == "| c | 0 | before any mining | 2 | 0.500 ± 0.000 | 0.750 ± 0.071 | 0.600 ± 0.000 | 0.25 | – | 0 | 7 |"
+    assert [line.split(" | ")[2] for line in lines[1:]] == ["all", "hard 0.1", "hard 0.1, cold", "random 0.1"]
+    evidence.draw(table, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
 def test_false_tiles_outscore_the_best_tile_of_the_median_positive_slide() -> None:
     rows = [("p", 1, 3.0), ("p", 1, 9.0), ("q", 1, 5.0), ("r", 1, 1.0), ("m", 0, 5.5), ("m", 0, 5.0), ("n", 0, 7.0), ("n", 0, 6.0), ("o", 0, 0.0)]
     tiles = pd.DataFrame(rows, columns=["slide_id", "label", "logit"])  # best tiles 9, 5, 1: the median is 5
@@ -110,6 +134,13 @@ def test_an_arm_runs_on_a_tiny_cohort_and_its_rows_say_what_it_cost(tmp_path: Pa
     assert mining.is_done(table, cohort, arm, 1) and not mining.is_done(table, cohort, arm, 2)
     with pytest.raises(SystemExit, match=r"has arm 'hard 0.3' of cohort 'tiny', seed 1, by other settings \(\w{12}, now \w{12}\): give the --set"):
         mining.is_done(table, cohort, mining.Arm("hard 0.3", {**arm.values, "finetune.temperature": 0.1}), 1)
+    second = {"2": type(params.rounds["1"])(previous="1")}
+    longer = params.model_copy(update={"rounds": {**params.rounds, **second}, "later_rounds": {**params.later_rounds, **second}})
+    with pytest.raises(SystemExit, match=r"has arm 'hard 0.3' of cohort 'tiny', seed 1, with rounds 0\.\.1: give another --table"):
+        mining.is_done(table, replace(cohort, params=longer), arm, 1)
+    elsewhere = {**slides, "test": slides["test"].assign(slide_id="other")}
+    with pytest.raises(SystemExit, match=r"has cohort 'tiny' with other test slides \(\w+ among them\): name this one otherwise"):
+        mining.is_done(table, replace(cohort, slides=elsewhere), arm, 1)
     mining.append([{**row, "seed": 2} for row in rows], [frame.assign(seed=2) for frame in tested], table)
     assert len(pd.read_csv(table)) == 4 and len(pd.read_parquet(table.with_suffix(".parquet"))) == 4 * len(slides["test"])
     before, held = pd.read_csv(table), table.with_suffix(".parquet")
@@ -125,3 +156,22 @@ def test_the_settings_of_a_row_are_what_is_not_the_default() -> None:
     other = params.model_copy(update={"mining": params.mining.model_copy(update={"growth": 2.0})})
     threads = params.model_copy(update={"compute": params.compute.model_copy(update={"threads": 7})})
     assert mining.settings_key(other) != mining.settings_key(params) == mining.settings_key(threads)
+
+
+def test_arms_are_the_grid_and_those_by_name() -> None:
+    options = argparse.Namespace(policies=["hard", "all"], budgets=[0.05, 0.1], arm=["cold: mining.policy=hard finetune.temperature=0.01"])
+    arms = {arm.name: dict(arm.values) for arm in mining.arms_of(options)}
+    assert arms == {
+        "hard 0.05": {"mining.policy": "hard", "mining.negative_fraction": 0.05},
+        "hard 0.1": {"mining.policy": "hard", "mining.negative_fraction": 0.1},
+        "all": {"mining.policy": "all"},
+        "cold": {"mining.policy": "hard", "finetune.temperature": 0.01},
+    }
+    with pytest.raises(SystemExit, match="--arm 'cold' names no params; write NAME: param=value"):
+        mining.arms_of(argparse.Namespace(policies=[], budgets=[], arm=["cold"]))
+
+
+def test_a_clock_time_is_the_next_such_moment() -> None:
+    for clock in ("00:00", "12:00", "23:59"):
+        moment = mining.next_time(clock)
+        assert moment.strftime("%H:%M") == clock and timedelta(0) < moment - datetime.now() <= timedelta(days=1)

@@ -17,12 +17,12 @@ from hnm.errors import MiningError
 from hnm.experiments.mined_revision import mined_difference
 from hnm.tables import MINED
 
-TABLES = [f"data/mined/{round_}/mined.parquet" for round_ in (1, 2)]
+TABLES = [f"data/mined/{round_}/mined.parquet" for round_ in (0, 1, 2)]
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tagged `bare` without mined tiles, `first` with round 1, `second` with rounds 1 and 2, of which round 1 differs."""
+    """Tagged `bare` without mined tiles, `zero` with round 0's table alone, `first` with round 1 too, `second` with 1 and 2, of which 1 differs."""
     from dvc.repo import Repo
 
     root = tmp_path_factory.mktemp("repository")
@@ -42,8 +42,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     positive = before[before["slide_id"] == "tr1"]
     after = pd.concat([before.drop(positive.index), positive.head(1).assign(tile=np.int32(7))]).assign(scorer="fedcba9876543210")
     sections = {"first": {"policy": "hard", "screen": {"max_blur": 1.0}}, "second": {"policy": "mixed", "screen": {"max_blur": 0.5}, "seed": 3}}
-    for tag, tables in (("first", [before]), ("second", [after, tiny_evidence.mined(2)])):
-        (root / "params.yaml").write_text(json.dumps({"mining": sections[tag]}))
+    none = MINED.empty()
+    for tag, tables in (("zero", [none]), ("first", [none, before]), ("second", [none, after, tiny_evidence.mined(2)])):
+        (root / "params.yaml").write_text(json.dumps({"mining": sections.get(tag, {})}))
         stages = {f"mine{n}": {"cmd": "true", "outs": [path]} for n, path in enumerate(TABLES[: len(tables)])}
         (root / "dvc.yaml").write_text(json.dumps({"stages": stages}))
         for path, table in zip(TABLES, tables, strict=False):
@@ -88,6 +89,8 @@ def test_what_is_not_there_is_named_with_the_cure(repository: Path) -> None:
         mined_difference(repository, "nothing", "second", None)
     with pytest.raises(MiningError, match=r"bare and first have no mined round in common; name revisions whose dvc.lock was committed"):
         mined_difference(repository, "bare", "first", None)
+    with pytest.raises(MiningError, match=r"zero and first have no mined round in common"):
+        mined_difference(repository, "zero", "first", None)
     with pytest.raises(MiningError, match=r"first has no mined tiles of round 2 \(data/mined/2/mined.parquet\); name another --round"):
         mined_difference(repository, "first", "second", 2)
 

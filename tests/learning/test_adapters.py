@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hnm import params
 from hnm.errors import FinetuneError
 from hnm.learning.adapters import Adapter, add_adapters, merge_adapters
 from hnm.learning.compute import CPU
-from hnm.learning.encoder import TileEncoder, make_encoder
+from hnm.learning.encoder import TileEncoder, import_timm, make_encoder
 from hnm.learning.fit_encoder import fit_encoder
 
 SECTION = params.Finetune(epochs=1, batch_tiles=4, learning_rate=1e-2, projection_features=8, adapter_rank=2)
@@ -17,6 +18,29 @@ TILES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint
 
 def transformer() -> TileEncoder:
     return make_encoder(params.Encoder(name="test_vit", weights="random"))
+
+
+def beit() -> nn.Module:
+    """An attention that takes its layers' matrices, not their outputs."""
+    torch.manual_seed(0)
+    made: nn.Module = import_timm().create_model("beit_base_patch16_224", depth=1, embed_dim=24, num_heads=2, img_size=32, num_classes=0)
+    return made.eval()
+
+
+def test_adapters_of_an_attention_that_takes_the_matrices_of_its_layers() -> None:
+    plain, adapted = beit(), beit()
+    add_adapters(adapted, 3, seed=1)
+    tiles = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(plain(tiles), adapted(tiles))
+    adapted(tiles).square().sum().backward()
+    assert all(weight.grad is not None for name, weight in adapted.named_parameters() if name.endswith(".up"))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if name.endswith(".up"):
+                weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
+        before = adapted(tiles)
+        merge_adapters(adapted)
+        assert torch.allclose(adapted(tiles), before, atol=1e-5) and not torch.allclose(plain(tiles), before, atol=1e-2)
 
 
 def test_an_adapter_by_hand() -> None:

@@ -3,10 +3,21 @@
 import pytest
 import torch
 
+from hnm import params
 from hnm.errors import EncoderError
+from hnm.learning import compute
 from hnm.learning.compute import CPU, Machine, pick_device, pick_precision
 
 GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_a_gpu_that_is_left_idle_is_told_once(available: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: available)
+    compute._tell_of_an_idle_gpu.cache_clear()
+    section = params.Compute(device="cpu", threads=torch.get_num_threads())
+    assert compute.set_up_torch(section) == compute.set_up_torch(section) == CPU
+    assert [record.getMessage() for record in caplog.records] == ["compute.device=cpu leaves this machine's GPU idle; set it to auto to use it"] * available
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hnm import params
@@ -11,6 +12,7 @@ from hnm.errors import TableError
 from hnm.learning.compute import CPU
 from hnm.learning.contrast import learning_rate, read_ahead, train_by_contrast
 from hnm.learning.encoder import make_encoder
+from hnm.learning.views import random_views
 
 
 def test_a_cosine_falls_from_the_learning_rate_to_0_and_a_constant_stays() -> None:
@@ -19,11 +21,23 @@ def test_a_cosine_falls_from_the_learning_rate_to_0_and_a_constant_stays() -> No
     assert learning_rate(section.model_copy(update={"schedule": "constant"}), 3.5) == 0.2
 
 
-def test_each_step_takes_the_rate_of_its_own_moment() -> None:
-    section = params.Finetune(epochs=2, learning_rate=0.2, schedule="cosine", batch_tiles=4, projection_features=4)
+def test_each_step_takes_the_rate_of_its_own_moment_and_draws_its_views_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = params.Finetune(epochs=2, learning_rate=0.2, schedule="cosine", batch_tiles=4, projection_features=4, weight_decay=0.25)
     tiles = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
     rates: list[float] = []
-    hook = register_optimizer_step_post_hook(lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"]))
+    decays: list[float] = []
+    seeds: list[int] = []
+
+    def step_taken(optimiser: torch.optim.Optimizer, *_: object) -> None:
+        rates.append(optimiser.param_groups[0]["lr"])
+        decays.append(optimiser.param_groups[0]["weight_decay"])
+
+    def views(pixels: torch.Tensor, section: params.Views, seed: int) -> torch.Tensor:
+        seeds.append(seed)
+        return random_views(pixels, section, seed)
+
+    monkeypatch.setattr("hnm.learning.contrast.random_views", views)
+    hook = register_optimizer_step_post_hook(step_taken)
     try:
         train_by_contrast(
             make_encoder(params.Encoder(name="test_resnet", weights="random")),
@@ -40,6 +54,8 @@ def test_each_step_takes_the_rate_of_its_own_moment() -> None:
     finally:
         hook.remove()
     assert rates == pytest.approx([learning_rate(section, epochs) for epochs in (0, 0.5, 1, 1.5)])
+    assert decays == [0.25] * 4
+    assert len(seeds) == len(set(seeds)) == 4 * 2
 
 
 def test_batches_come_in_order_and_no_more_than_asked_for_are_read_ahead() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from hnm import params
 from hnm.errors import HeadError
-from hnm.learning.cross_fit import cross_fitted_scores, score_folds
+from hnm.learning.cross_fit import cross_fitted_scores, on_one_scale, score_folds
 from hnm.learning.fit_head import LabelledSlide, fit_head
 from hnm.learning.predict import predict
 from hnm.tables import TILE_SCORES, TILES
@@ -39,11 +39,27 @@ def scores_of(train: list[LabelledSlide], section: params.Head = SECTION) -> pd.
 
 def test_each_slide_is_scored_once_by_the_head_of_the_other_folds() -> None:
     scores = TILE_SCORES.check(scores_of(TRAIN), "scores").set_index(["slide_id", "tile"])["logit"]
-    assert scores.index.equals(pd.MultiIndex.from_frame(index_of(TRAIN)[["slide_id", "tile"]]))
-    for others, own in score_folds(TRAIN, PATIENTS, 3, SECTION.seed):
-        head = fit_head(others, VALIDATION, SECTION, RANKING, lambda epoch, metrics: None)[0]
-        expected = predict(head, {slide.slide_id: slide.features for slide in own}, index_of(own))[1]
-        assert scores[expected["slide_id"].unique()].tolist() == expected["logit"].tolist()
+    assert sorted(scores.index) == sorted(pd.MultiIndex.from_frame(index_of(TRAIN)[["slide_id", "tile"]]))
+    features = {slide.slide_id: slide.features for slide in TRAIN}
+    folds = list(score_folds(TRAIN, PATIENTS, 3, SECTION.seed))
+    heads = [fit_head(others, VALIDATION, SECTION, RANKING, lambda epoch, metrics: None)[0] for others, _ in folds]
+    told = [predict(head, features, index_of(TRAIN))[1].set_index(["slide_id", "tile"])["logit"].astype(float) for head in heads]
+    mean, deviation = np.mean([own.mean() for own in told]), np.mean([own.std(ddof=0) for own in told])
+    for (_, own), logits in zip(folds, told, strict=True):
+        for slide in own:
+            expected = (logits[slide.slide_id] - logits.mean()) / logits.std(ddof=0) * deviation + mean
+            assert scores[slide.slide_id].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_heads_that_spread_their_logits_more_are_brought_to_one_scale() -> None:
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(1, 2, 50), generator.normal(-1, 1, 50)
+    same = on_one_scale([first, second])
+    moved = on_one_scale([first, 3 * second + 5])
+    assert [own.mean() for own in same] == pytest.approx([same[0].mean()] * 2) and [own.std() for own in same] == pytest.approx([same[0].std()] * 2)
+    for before, after in zip(same, moved, strict=True):
+        assert (after - after.mean()) / after.std() == pytest.approx((before - before.mean()) / before.std())
+    assert on_one_scale([np.zeros(3), np.array([1.0, 2.0, 3.0])])[0].tolist() == [1.0] * 3  # a head that says one thing of all
 
 
 def test_folds_keep_patients_together_and_spread_the_labels() -> None:
@@ -57,12 +73,16 @@ def test_folds_keep_patients_together_and_spread_the_labels() -> None:
 
 
 def test_a_slides_tiles_change_no_score_of_its_own_fold() -> None:
-    own = {slide.slide_id for slide in next(fold for _, fold in score_folds(TRAIN, PATIENTS, 3, SECTION.seed) if TRAIN[4] in fold)}
+    fold = {slide.slide_id for slide in next(own for _, own in score_folds(TRAIN, PATIENTS, 3, SECTION.seed) if TRAIN[4] in own)}
     changed = [LabelledSlide(slide.slide_id, slide.features * 3 + 1, slide.label) if slide is TRAIN[4] else slide for slide in TRAIN]
-    before, after = scores_of(TRAIN), scores_of(changed)
-    same = before["logit"] == after["logit"]
-    of_fold, of_slide = before["slide_id"].isin(own), before["slide_id"] == TRAIN[4].slide_id
-    assert same[of_fold & ~of_slide].all() and not same[~of_fold].any() and not same[of_slide].all()
+    before, after = (scores.set_index(["slide_id", "tile"])["logit"] for scores in (scores_of(TRAIN), scores_of(changed)))
+    others = before.index.get_level_values("slide_id").isin(fold - {TRAIN[4].slide_id})
+    # the head of the fold is the same, and the scale of all moves every logit by one line
+    slope, offset = np.polyfit(before[others], after[others], 1)
+    assert after[others].to_numpy() == pytest.approx(slope * before[others].to_numpy() + offset, abs=1e-5)
+    outside = ~before.index.get_level_values("slide_id").isin(fold)
+    slope, offset = np.polyfit(before[outside], after[outside], 1)
+    assert np.abs(after[outside].to_numpy() - slope * before[outside].to_numpy() - offset).max() > 1e-3
 
 
 def test_no_folds_give_no_scores() -> None:

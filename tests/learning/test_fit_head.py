@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -68,6 +69,16 @@ def test_each_loss_has_its_own_weight() -> None:
     _, (row,) = fit_head(cohort(8, 1), cohort(6, 2), section, RANKING.model_copy(update={"weight": 0.05}), no_one)
     assert len({row[f"{part}_loss"] for part in ("slide", "tile", "ranking")}) == 3
     assert row["loss"] == pytest.approx(0.7 * row["slide_loss"] + 0.2 * row["tile_loss"] + 0.05 * row["ranking_loss"])
+
+
+def test_the_optimiser_takes_the_sections_weight_decay() -> None:
+    decays: list[float] = []
+    hook = register_optimizer_step_post_hook(lambda optimiser, *_: decays.append(optimiser.param_groups[0]["weight_decay"]))
+    try:
+        fit_head(cohort(8, 1), cohort(6, 2), SECTION.model_copy(update={"epochs": 2, "weight_decay": 0.25}), RANKING, no_one)
+    finally:
+        hook.remove()
+    assert decays == [0.25] * 2 * 4  # two epochs of four pairs
 
 
 def test_ranking_on_scores_ranks_sigmoids() -> None:

@@ -7,6 +7,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -257,6 +259,17 @@ class TestNystroem:
         assert largest.numbers <= 8 * 8 * 1025  # parts x landmarks x tokens
 
 
+def test_dropout_drops_its_share_of_the_features_in_training_alone() -> None:
+    head, rows = make_head(2000, params.Head(kind="mean", dropout=0.4)), torch.ones(3, 2000)
+    with torch.no_grad():
+        head.classifier.weight.fill_(1.0)  # type: ignore[union-attr,operator]
+        head.classifier.bias.zero_()  # type: ignore[union-attr,operator]
+        torch.manual_seed(0)
+        dropped = head.train()(rows).tile_logits / 2000 * 0.6  # what is left is scaled up by 1 / 0.6
+        assert head.eval()(rows).tile_logits.tolist() == [2000.0] * 3
+    assert ((dropped > 0.55) & (dropped < 0.65)).all() and len(set(dropped.tolist())) > 1
+
+
 class TestTileLoss:
     ATTENTION = torch.tensor([0.1, 0.3, 0.05, 0.35, 0.2])
     LOGITS = torch.tensor([2.0, -1.0, 0.5, 1.5, -3.0])
@@ -264,6 +277,31 @@ class TestTileLoss:
     def loss(self, kind: str, label: int, tiles: int = 5) -> float:
         output = HeadOutput(torch.tensor(7.0), self.LOGITS[:tiles], self.ATTENTION[:tiles])
         return make_head(6, section_of(kind)).tile_loss(output, label).item()
+
+    @given(st.lists(st.tuples(st.floats(-8, 8), st.integers(1, 1000)), min_size=1, max_size=12, unique_by=lambda tile: tile[1]), st.integers(0, 1))
+    def test_is_its_formula_in_float64(self, tiles: list[tuple[float, int]], label: int) -> None:
+        logits, attention = zip(*tiles, strict=True)
+        output = HeadOutput(torch.tensor(0.0), torch.tensor(logits, dtype=torch.float64), torch.tensor(attention, dtype=torch.float64))
+
+        def entropy(logit: float, target: int) -> float:
+            return math.log1p(math.exp(-logit if target else logit))
+
+        def svm(logit: float, target: int) -> float:
+            scores = [0.0, logit]
+            return math.log(sum(math.exp(score + (j != target) - scores[target]) for j, score in enumerate(scores)))
+
+        order = sorted(range(len(tiles)), key=lambda tile: -attention[tile])
+        most = order[: min(2, math.ceil(len(tiles) / 2))]
+        least = [tile for tile in order[-2:] if tile not in most] if label else []
+        taken = [(tile, label) for tile in most] + [(tile, 0) for tile in least]
+        of_kind = {
+            "max": entropy(max(logits), label),
+            "inherit": sum(entropy(logit, label) for logit in logits) / len(tiles),
+            "clam_sb": sum(svm(logits[tile], target) for tile, target in taken) / len(taken),
+        }
+        for kind, expected in of_kind.items():
+            loss = make_head(6, section_of(kind)).tile_loss(output, label)
+            assert loss.dtype == torch.float64 and loss.item() == pytest.approx(expected, abs=1e-9)
 
     @pytest.mark.parametrize("kind", ["dsmil", "abmil", "transmil", "mean", "max"])
     def test_of_most_kinds_is_that_of_the_highest_tile_logit(self, kind: str) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hnm.learning.losses import nt_xent_loss, ranking_loss, spread, supervised_contrastive_loss
@@ -74,6 +74,25 @@ def test_contrastive_loss_is_its_formula(data: st.DataObject, count: int, temper
     anchors = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
     loss = supervised_contrastive_loss(rows, torch.tensor(roles), torch.tensor(anchors), temperature=temperature)
     assert loss.item() == pytest.approx(contrast_in_loops(rows.tolist(), roles, anchors, temperature), rel=1e-9, abs=1e-9)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0, 1]))
+def test_contrastive_gradients_are_those_of_the_formula(seed: int, anchor: int) -> None:
+    """Rows that are contrast alone are pushed too: central differences of the loops."""
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, requires_grad=True)
+    roles = [0, 1, 0, 1, 0, 2]
+    anchors = [role == anchor for role in roles]
+    supervised_contrastive_loss(rows, torch.tensor(roles), torch.tensor(anchors), temperature=0.3).backward()
+    assert rows.grad is not None
+    for i in range(6):
+        for j in range(3):
+            sides = []
+            for step in (1e-5, -1e-5):
+                moved = rows.detach().clone()
+                moved[i, j] += step
+                sides.append(contrast_in_loops(moved.tolist(), roles, anchors, 0.3))
+            assert rows.grad[i, j].item() == pytest.approx((sides[0] - sides[1]) / 2e-5, abs=1e-6)
 
 
 def test_contrastive_loss_by_hand() -> None:

@@ -82,6 +82,12 @@ def test_the_slide_that_supplies_an_odd_share_of_the_hardest_is_suspect() -> Non
     assert odd.loc["p", ["hardest", "expected", "chance", "suspect"]].tolist() == [0, 0.0, 1.0, False]
 
 
+def test_negative_slides_without_a_tile_accuse_nobody() -> None:
+    positives = SCORES[SCORES["slide_id"] == "p1"]
+    supply = slide_supply(MINED.empty(), positives, LABELS, PATIENTS, params.Mining(policy="none")).set_index("slide_id")
+    assert supply["chance"].tolist() == [1.0] * 4 and not supply["suspect"].any()
+
+
 def test_two_slides_accuse_nobody() -> None:
     """One of two slides cannot supply thrice what its size explains."""
     scores, labels = scores_of({"n1": [0.9] * 60, "n2": [0.1] * 60, "p": [0.9]}), labels_of({"n1": 0, "n2": 0, "p": 1})

@@ -192,6 +192,16 @@ def test_random_draws_the_same_tiles_whatever_the_head() -> None:
     assert len(own) == 3 and set(own) == set(turned)
 
 
+def test_a_policy_or_a_budget_that_leaves_no_tile_is_refused_with_its_param() -> None:
+    scores, labels = scores_of({"n": [0.2], "p": [0.9, 0.8]}), labels_of({"n": 0, "p": 1})
+    with pytest.raises(MiningError, match=r"no tile is left to be hard negatives; lower mining\.skip_fraction"):
+        mine(scores, labels, params.Mining(policy="semi_hard"), 1)
+    with pytest.raises(MiningError, match=r"no tile is left to be positives; raise mining\.positive_fraction"):
+        mine(scores, labels, params.Mining(policy="hard", positive_fraction=1e-7), 1)
+    with pytest.raises(MiningError, match=r"no tile is left to be hard negatives; raise mining\.negative_fraction"):
+        mine(scores, labels, params.Mining(policy="hard", negative_fraction=1e-7), 1)
+
+
 def test_semi_hard_passes_over_the_hardest() -> None:
     # of 12 tiles the hardest 2 are n1's 0.9 and n2's 0.85; the next 3 are 0.8, 0.7, 0.6
     assert mined_by(policy="semi_hard", skip_fraction=0.15) == [("n1", 2), ("n3", 0), ("n3", 1)]
