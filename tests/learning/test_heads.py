@@ -1,6 +1,7 @@
 """Heads: the published equations in loops, invariances, gradients, and files."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -240,8 +241,8 @@ class TestNystroem:
     def test_the_inverse_comes_nearer_with_each_step(self) -> None:
         matrix = torch.softmax(self.random(2, 6, 6), dim=-1)
         exact = torch.linalg.pinv(matrix)
-        errors = [(pseudo_inverse(matrix, iterations) - exact).abs().max().item() for iterations in (2, 6, 10, 20)]
-        assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-9
+        errors = [(pseudo_inverse(matrix, iterations) - exact).abs().max().item() for iterations in (2, 4, 6, 7, 8, 20)]
+        assert all(before > after for before, after in pairwise(errors)) and errors[-1] < 1e-12  # from nine on rounding decides
 
     def test_nothing_grows_with_the_square_of_the_tiles(self) -> None:
         class Largest(TorchDispatchMode):
