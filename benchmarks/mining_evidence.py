@@ -45,16 +45,12 @@ def auc_difference(scores: pd.DataFrame, arm: str, against: str) -> tuple[float,
     more, positives, negatives = wins(own, seeds)
     gain = more - wins(other, seeds)[0]
     generator = np.random.default_rng(0)
-    drawn = [
-        (
-            generator.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds))) / len(seeds),
-            *(_patient_weights(table, generator) for table in (positives, negatives)),
-        )
-        for _ in range(RESAMPLES)
-    ]
-    seed_weights, rows, columns = (np.stack(weights) for weights in zip(*drawn, strict=True))
-    by_seed = np.stack([((rows @ own) * columns).sum(axis=1) for own in gain], axis=1)
-    low, high = np.quantile((seed_weights * by_seed).sum(axis=1), [0.025, 0.975])
+    drawn = []
+    for _ in range(RESAMPLES):
+        seed_weights = generator.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds))) / len(seeds)
+        rows, columns = (_patient_weights(table, generator) for table in (positives, negatives))
+        drawn.append(np.einsum("s,spn,p,n->", seed_weights, gain, rows, columns, optimize=True))
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return float(gain.mean()), float(low), float(high), len(seeds)
 
 
