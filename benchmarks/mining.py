@@ -10,6 +10,7 @@ the arm names and in nothing else. An arm that is not of the grid of policies an
 
 Each finished arm appends a row a round to `--table`, and its test slides' scores to the parquet file of the same name.
 What the table has is not run again, unless by other settings, which is refused; what a killed run had made of an arm is used.
+An arm that cannot be run (nothing is left to mine, say) is named at the end, with the reason.
 `benchmarks/mining_evidence.py` makes intervals and the figure.
 
 Columns: `validation_*` and `test_*` are slide metrics, `*_tile_auc` those of tiles; `false_tiles` are the tiles of a
@@ -34,6 +35,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 from sklearn.metrics import roc_auc_score
 
+from hnm.errors import HnmError
 from hnm.evidence.truth import LESION, NORMAL, tile_truth
 from hnm.experiments.space import with_seed, with_values
 from hnm.experiments.trial import Loop, RoundResult, Upstream
@@ -195,6 +197,15 @@ def append(rows: Sequence[Mapping[str, Any]], scores: Sequence[pd.DataFrame], ta
         pd.concat([*before, pd.DataFrame(rows)]).to_csv(temporary, index=False, lineterminator="\n")
 
 
+def fill(table: Path, cohort: Cohort, arm: Arm, seed: int, store: Store) -> str | None:
+    """Runs an arm and appends it to the table; what is wrong where it cannot be run, which costs no other arm."""
+    try:
+        append(*run(cohort, arm, seed, store), table)
+    except HnmError as error:
+        return f"not in the table: arm {arm.name!r} of cohort {cohort.name!r}, seed {seed}: {error}"
+    return None
+
+
 def arms_of(options: argparse.Namespace) -> list[Arm]:
     """The grid of policies and budgets, and the arms by name."""
     arms = []
@@ -240,15 +251,19 @@ def main() -> None:
     cohorts = [prepare(name, Path(manifest), settings_of(options.set), options.work) for name, _, manifest in (text.partition("=") for text in options.cohort)]
     store = Store(options.work / "store")
     end = next_time(options.until) if options.until else None
+    failed = []
     for seed, cohort, arm in itertools.product(range(options.seeds), cohorts, arms_of(options)):
         if is_done(options.table, cohort, arm, seed):
             continue
         if end and datetime.now() >= end:
             print(f"it is {options.until}: the rest waits for the same command", flush=True)
-            return
-        append(*run(cohort, arm, seed, store), options.table)
+            break
+        if error := fill(options.table, cohort, arm, seed, store):
+            failed.append(error)
         for kept in expired(store.kept(), now=time.time(), max_bytes=options.keep_gigabytes * 1e9):
             store.remove(kept.path)
+    for error in failed:
+        print(error, flush=True)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,10 @@ def test_an_arm_runs_on_a_tiny_cohort_and_its_rows_say_what_it_cost(tmp_path: Pa
     assert rows[1]["tile_views"] >= 4 * 8 and rows[1]["tile_views"] % 8 == 0
     table = tmp_path / "table.csv"
     assert not mining.is_done(table, cohort, arm, 1)
-    mining.append(rows, tested, table)
+    above_all = mining.Arm("hard 0.3, above all", {**arm.values, "mining.threshold": 1.0})
+    said = mining.fill(table, cohort, above_all, 1, Store(tmp_path / "store"))
+    assert said is not None and said.startswith("not in the table: arm 'hard 0.3, above all' of cohort 'tiny', seed 1: ") and not table.exists()
+    assert mining.fill(table, cohort, arm, 1, Store(tmp_path / "store")) is None
     assert mining.is_done(table, cohort, arm, 1) and not mining.is_done(table, cohort, arm, 2)
     with pytest.raises(SystemExit, match=r"has arm 'hard 0.3' of cohort 'tiny', seed 1, by other settings \(\w{12}, now \w{12}\): give the --set"):
         mining.is_done(table, cohort, mining.Arm("hard 0.3", {**arm.values, "finetune.temperature": 0.1}), 1)
