@@ -153,19 +153,21 @@ MARKERS = "sD^vPX*"
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Test slide AUC after the last round against the views of tiles that fine-tuning cost up to then; bars are standard errors over the seeds.
 
-    A line joins one policy's budgets, told in per cent beside those of `random`; an arm that differs in more than its
-    budget stands alone, with a marker of its own.
+    A line joins one policy's budgets, told in per cent beside those of `random`. An arm that differs in more than its
+    budget stands alone, with a marker of its own, and only where it costs twice as much as the budget alone, or half.
     """
     cohorts = sorted(table["cohort"].unique())
-    notes = sorted({_note(arm) for arm in table["arm"]} - {""})
-    figure, axes = plt.subplots(1, len(cohorts), figsize=(5.5 * len(cohorts), 4.4), squeeze=False, sharex=True, sharey=True, layout="constrained")
-    for axis, cohort in zip(axes[0], cohorts, strict=True):
-        own = table[table["cohort"] == cohort].sort_values("round")
-        own = own.assign(cost=own.groupby(["arm", "seed"])["tile_views"].cumsum())
-        last = own[own["round"] == own["round"].max()]
-        by_arm = last.groupby("arm").agg(cost=("cost", "mean"), auc=("test_auc", "mean"), error=("test_auc", "sem")).reset_index()
-        by_arm = by_arm.assign(policy=by_arm["arm"].str.split(" ").str[0], note=by_arm["arm"].map(_note)).sort_values("cost")
-        for (policy, note), of_policy in by_arm.groupby(["policy", "note"]):
+    columns = min(2, len(cohorts))
+    rows = -(-len(cohorts) // columns)
+    drawn = {cohort: _costs(table[table["cohort"] == cohort]) for cohort in cohorts}
+    notes = sorted({note for arms in drawn.values() for note in arms["note"]} - {""})
+    figure, grid = plt.subplots(rows, columns, figsize=(5.5 * columns, 3.8 * rows + 0.6), squeeze=False, sharex=True, sharey=True, layout="constrained")
+    axes = grid.flatten()[: len(cohorts)]
+    for axis in grid.flatten()[len(cohorts) :]:
+        axis.remove()
+    for axis, cohort in zip(axes, cohorts, strict=True):
+        own = table[table["cohort"] == cohort]
+        for (policy, note), of_policy in drawn[cohort].groupby(["policy", "note"]):
             marker, label = (MARKERS[notes.index(note) % len(MARKERS)], f"{policy}, {note}") if note else ("o", policy)
             colour = COLOURS.get(policy, "tab:green")
             beside = 1.03 ** list(COLOURS).index(policy) if policy in COLOURS else 1.0  # equal costs would hide each other
@@ -175,12 +177,27 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                     axis.annotate(_budget(arm.arm), (arm.cost, arm.auc), xytext=(-4, 8), textcoords="offset points", ha="right", fontsize=8)
         axis.axhline(first_rounds(own)["test_auc"].mean(), color="grey", linestyle=":", label="before any mining")
         axis.margins(x=0.1)
-        axis.set(xscale="log", xlabel="views of tiles in fine-tuning, over all rounds", title=f"cohort {cohort}")
-    axes[0][0].set_ylabel("test slide AUC after the last round")
-    named = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        axis.set(xscale="log", title=f"cohort {cohort}")
+    for axis in axes[-columns:]:
+        axis.set_xlabel("views of tiles in fine-tuning, over all rounds")
+        axis.tick_params(labelbottom=True)
+    for axis in axes[::columns]:
+        axis.set_ylabel("test slide AUC after the last round")
+    named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5)
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
+
+
+def _costs(own: pd.DataFrame) -> pd.DataFrame:
+    """arm, policy, note, cost, auc and error after the last round of the arms of one cohort that are drawn, the cheapest first."""
+    own = own.sort_values("round")
+    own = own.assign(cost=own.groupby(["arm", "seed"])["tile_views"].cumsum())
+    last = own[own["round"] == own["round"].max()]
+    arms = last.groupby("arm").agg(cost=("cost", "mean"), auc=("test_auc", "mean"), error=("test_auc", "sem")).reset_index()
+    arms = arms.assign(policy=arms["arm"].str.split(" ").str[0], note=arms["arm"].map(_note)).sort_values("cost")
+    plain = arms["arm"].str.partition(", ")[0].map(arms.set_index("arm")["cost"])
+    return arms[(arms["note"] == "") | ~(arms["cost"] / plain).between(0.5, 2, inclusive="neither")]
 
 
 def _note(arm: str) -> str:

@@ -108,6 +108,23 @@ def test_the_means_and_the_figure_of_a_table(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def test_an_arm_with_a_note_is_drawn_where_its_cost_is_another() -> None:
+    views = {"random 0.1": 100, "random 0.1, 30 epochs": 200, "random 0.1, cold": 100, "hard 0.1, cold": 100, "random 0.1, growing": 199, "all, one epoch": 50}
+    rows = [(arm, seed, round_, own) for arm, own in {**views, "all": 101}.items() for seed in (0, 1) for round_ in (1, 2)]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "round", "tile_views"])
+    table = table.assign(test_auc=table["seed"] / 10 + table["round"])
+    drawn = evidence._costs(table)
+    # hard 0.1 was not run without its note
+    assert dict(zip(drawn["arm"], drawn["cost"], strict=True)) == {
+        "all, one epoch": 100,
+        "hard 0.1, cold": 200,
+        "random 0.1": 200,
+        "all": 202,
+        "random 0.1, 30 epochs": 400,
+    }
+    assert drawn["auc"].tolist() == pytest.approx([2.05] * 5) and drawn["error"].tolist() == pytest.approx([0.05] * 5)
+
+
 def test_false_tiles_outscore_the_best_tile_of_the_median_positive_slide() -> None:
     rows = [("p", 1, 3.0), ("p", 1, 9.0), ("q", 1, 5.0), ("r", 1, 1.0), ("m", 0, 5.5), ("m", 0, 5.0), ("n", 0, 7.0), ("n", 0, 6.0), ("o", 0, 0.0)]
     tiles = pd.DataFrame(rows, columns=["slide_id", "label", "logit"])  # best tiles 9, 5, 1: the median is 5
