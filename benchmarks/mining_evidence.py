@@ -82,7 +82,7 @@ def control(arm: str, arms: Collection[str], against: str) -> str:
 def chosen(table: pd.DataFrame) -> pd.DataFrame:
     """The row of each arm and seed whose round validation picks: the highest slide AUC, then the lower log loss, then the earlier round."""
     ordered = table.sort_values([*ARM, "validation_auc", "validation_log_loss", "round"], ascending=[True, True, True, False, True, True])
-    return ordered.groupby(ARM, as_index=False).first()
+    return ordered.drop_duplicates(ARM)
 
 
 def first_rounds(rows: pd.DataFrame) -> pd.DataFrame:

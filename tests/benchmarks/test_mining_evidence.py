@@ -79,7 +79,9 @@ def test_the_table_of_differences_names_both_arms_and_leaves_out_what_shares_no_
 def test_validation_picks_the_round_by_auc_then_loss_then_the_earlier() -> None:
     rows = [(0, 0.8, 0.5), (1, 0.9, 0.6), (2, 0.9, 0.4), (3, 0.9, 0.4)]
     table = pd.DataFrame(rows, columns=["round", "validation_auc", "validation_log_loss"]).assign(cohort="c", arm="a", seed=0)
-    assert evidence.chosen(table)["round"].tolist() == [2]
+    table["purity"] = [0.1, 0.2, float("nan"), 0.4]
+    picked = evidence.chosen(table)
+    assert picked["round"].tolist() == [2] and picked["purity"].isna().all()  # what the round has not is not another round's
 
 
 def test_the_policy_none_has_round_0_in_each_round() -> None:
