@@ -2,7 +2,7 @@
 
     python benchmarks/training.py --precision bfloat16
 
-A pack of JPEG tiles is written to a temporary folder. Fine-tuning and embedding run over it as the stages do; between
+Packs of JPEG tiles are written to a temporary folder. Fine-tuning and embedding run over them as the stages do, fine-tuning on tiles from all packs; between
 their epochs, or runs, the bare network does the same work on tiles that lie ready in memory. Medians are compared: on a
 CPU of the process's CPU seconds over all threads, which other processes do not stretch and to which background reading
 counts in full; on a GPU of wall-clock seconds. Aim: the bare network takes at least 0.9 of the whole.
@@ -35,6 +35,7 @@ def main(
     tile_px: int = 96,
     batch_tiles: int = 32,
     steps: Annotated[int, typer.Option(help="Steps of an epoch.")] = 4,
+    slides: Annotated[int, typer.Option(help="Over how many packs the tiles lie.")] = 100,
     epochs: int = 6,
     precision: str = "auto",
     device: str = "cpu",
@@ -49,13 +50,15 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         noise = np.random.default_rng(0).integers(0, 256, (count, tile_px // 8, tile_px // 8, 3), dtype=np.uint8)
         pixels = noise.repeat(8, axis=1).repeat(8, axis=2)
-        tiles = [PackTile(0, 0, 1.0, encode(tile, 90)) for tile in pixels]
-        write_pack(Path(folder) / "slide.h5", tiles, slide_id="slide", mpp=1.0, tile_px=8 * (tile_px // 8), side=tile_px, planned=count)
-        supply = Packs(Path(folder))
-        whole, bare = embedding(network, supply, torch.from_numpy(pixels), machine, batch_tiles, epochs)
+        shares = np.array_split(pixels, min(slides, count))
+        for slide, share in enumerate(shares):
+            tiles = [PackTile(0, 0, 1.0, encode(tile, 90)) for tile in share]
+            write_pack(Path(folder) / f"{slide}.h5", tiles, slide_id=str(slide), mpp=1.0, tile_px=8 * (tile_px // 8), side=tile_px, planned=len(share))
+        supply, counts = Packs(Path(folder)), [len(share) for share in shares]
+        whole, bare = embedding(network, supply, counts, torch.from_numpy(pixels), machine, batch_tiles, epochs)
         print(f"embed {encoder} {machine.precision}: {1e3 * whole / count:.2f} ms a tile, bare forward {1e3 * bare / count:.2f} ms, ratio {bare / whole:.2f}")
         section = params.Finetune(epochs=epochs, batch_tiles=batch_tiles)
-        whole, bare = finetuning(network, supply, torch.from_numpy(pixels[: 2 * batch_tiles]), section, machine, steps)
+        whole, bare = finetuning(network, supply, counts, torch.from_numpy(pixels[: 2 * batch_tiles]), section, machine, steps)
         print(f"finetune {encoder} {machine.precision}: {whole:.3f} s a step of {2 * batch_tiles} views, bare {bare:.3f} s, ratio {bare / whole:.2f}")
 
 
@@ -67,12 +70,12 @@ def seconds(machine: Machine) -> float:
     return time.process_time()
 
 
-def embedding(network: TileEncoder, supply: Packs, pixels: torch.Tensor, machine: Machine, batch: int, runs: int) -> tuple[float, float]:
+def embedding(network: TileEncoder, supply: Packs, counts: list[int], pixels: torch.Tensor, machine: Machine, batch: int, runs: int) -> tuple[float, float]:
     """Median seconds of embedding all tiles, and of the bare forward passes."""
     whole, bare = [], []
     for _ in range(runs + 1):
         began = seconds(machine)
-        list(embed(network, [len(pixels)], lambda slide, first, end: supply.pack("slide").tiles(range(first, end)), batch_tiles=batch, machine=machine))
+        list(embed(network, counts, lambda slide, first, end: supply.pack(str(slide)).tiles(range(first, end)), batch_tiles=batch, machine=machine))
         whole.append(seconds(machine) - began)
         ready = to_input(pixels, machine.device).contiguous(memory_format=torch.channels_last)
         began = seconds(machine)
@@ -83,7 +86,9 @@ def embedding(network: TileEncoder, supply: Packs, pixels: torch.Tensor, machine
     return median(whole[1:]), median(bare[1:])
 
 
-def finetuning(network: TileEncoder, supply: Packs, views: torch.Tensor, section: params.Finetune, machine: Machine, steps: int) -> tuple[float, float]:
+def finetuning(
+    network: TileEncoder, supply: Packs, counts: list[int], views: torch.Tensor, section: params.Finetune, machine: Machine, steps: int
+) -> tuple[float, float]:
     """Median seconds of a step of fine-tuning, and of its forward pass, loss, backward pass and update on views that lie ready."""
     roles = np.array([NEGATIVE, POSITIVE] * (len(views) // 4 * steps))
     ready = to_input(views, machine.device).contiguous(memory_format=torch.channels_last)
@@ -105,7 +110,12 @@ def finetuning(network: TileEncoder, supply: Packs, views: torch.Tensor, section
             bare.append(seconds(machine) - began)
         began = seconds(machine)
 
-    fit_encoder(network, lambda rows: supply.tiles(np.full(len(rows), "slide"), rows % len(supply.pack("slide"))), roles, section, machine, after_epoch)
+    slide_ids, tiles = np.repeat(np.arange(len(counts)).astype(str), counts), np.concatenate([np.arange(count) for count in counts])
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return supply.tiles(slide_ids[rows % len(tiles)], tiles[rows % len(tiles)])
+
+    fit_encoder(network, read, roles, section, machine, after_epoch)
     return median(whole[1:]), median(bare[steps:])
 
 

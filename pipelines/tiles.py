@@ -40,9 +40,9 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
     for slide_id in sorted(cuttings.keys() - refused.keys()):
         target = packs / f"{slide_id}.h5"
         store.link(cuttings[slide_id].pack, target)
-        with Pack(target) as pack:
-            rows.append(pack.index())
-            lost += pack.lost
+        pack = Pack(target)
+        rows.append(pack.index())
+        lost += pack.lost
     TILES.write(pd.concat(rows), index)
     QUARANTINE.write(pd.concat([before, quarantine_frame(refused)]), quarantine)
     blank = sum(error.step == "tissue" for error in refused.values())
@@ -61,7 +61,7 @@ def _line(cut_slide: tuple[Cutting, int | SlideError]) -> tuple[str, int]:
 
 def _is_whole(pack: Path) -> bool:
     try:
-        Pack(pack).close()
+        Pack(pack)
     except TableError:
         return False
     return True

@@ -159,5 +159,5 @@ def test_a_result_its_output_and_dvc_s_cache_are_one_file(store, tmp_path):
     shutil.rmtree(tmp_path / "packs")
     store.remove(kept)
     dvc("checkout")
-    with Pack(out) as pack:
-        assert len(pack) == 1
+    pack = Pack(out)
+    assert len(pack) == 1

@@ -48,8 +48,8 @@ def make_upstream(data: Path) -> None:
                 pixels[..., 0] += 25 * label * (tile % 3 == 0)
                 tiles.append(PackTile(tile * 16, 0, 1.0, encode(pixels.clip(0, 255).astype(np.uint8), 90)))
             write_pack(packs / f"{slide_id}.h5", tiles, slide_id=slide_id, mpp=1.0, tile_px=TILE_PX, side=16, planned=len(tiles))
-            with Pack(packs / f"{slide_id}.h5") as pack:
-                rows.append(pack.index())
+            pack = Pack(packs / f"{slide_id}.h5")
+            rows.append(pack.index())
             slide = {"slide_id": slide_id, "path": f"{slide_id}.svs", "patient_id": slide_id, "split": split, "vendor": "aperio", "mpp_x": 1.0, "mpp_y": 1.0}
             slides.append({**slide, "width": 640, "height": 480, "fingerprint": slide_id, "mask": "", "mask_digest": ""})
     TILES.write(pd.concat(rows), data / "tiles" / "index.parquet")

@@ -60,7 +60,7 @@ def verify(remove: Annotated[bool, typer.Option("--remove", help="Remove what is
     from hnm.store import damaged, project_store
 
     results = project_store()
-    checks: dict[str, Callable[[Path], object]] = {"tiles": lambda path: Pack(path).close(), "features": features.read}
+    checks: dict[str, Callable[[Path], object]] = {"tiles": Pack, "features": features.read}
     looked_at = [result for result in results.kept() if result.kind in checks]
     refused = damaged(looked_at, checks)
     for path, error in refused.items():

@@ -227,8 +227,7 @@ def _spread(tiles: pd.DataFrame, count: int) -> pd.DataFrame:
 
 def _picture(tile: Any, open_pack: OpenPack) -> Picture:
     known = "" if pd.isna(tile.region) else tile.region or "nothing drawn"
-    with open_pack(tile.slide_id) as pack:
-        return Picture(tile_picture(pack.tiles([tile.tile])[0]), tile.rank, tile.score, tile.slide_id, tile.x, tile.y, known)
+    return Picture(tile_picture(open_pack(tile.slide_id).tiles([tile.tile])[0]), tile.rank, tile.score, tile.slide_id, tile.x, tile.y, known)
 
 
 def _heatmaps(evaluation: Evaluation, open_pack: OpenPack) -> Iterator[Heatmap]:
@@ -239,6 +238,5 @@ def _heatmaps(evaluation: Evaluation, open_pack: OpenPack) -> Iterator[Heatmap]:
     for slide in pd.concat([worst, best.iloc[::-1]]).drop_duplicates("slide_id").to_dict("records"):
         slide_id = str(slide["slide_id"])
         scores = chosen.tiles[chosen.tiles["slide_id"] == slide_id].sort_values("tile")["score"].to_numpy()
-        with open_pack(slide_id) as pack:
-            picture = slide_picture(pack, scores, cohort.aspects[slide_id], cohort.annotations.get(slide_id, []))
+        picture = slide_picture(open_pack(slide_id), scores, cohort.aspects[slide_id], cohort.annotations.get(slide_id, []))
         yield Heatmap(slide_id, slide["label"], slide["score"], slide["called"], picture)

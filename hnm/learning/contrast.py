@@ -1,9 +1,7 @@
 """Training an encoder by contrast: the loop that fine-tuning and SimCLR share."""
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from hnm.learning.compute import Machine
 from hnm.learning.encoder import TileEncoder, to_input
 from hnm.learning.history import OnEpoch
 from hnm.learning.losses import spread
+from hnm.learning.read_ahead import read_ahead
 from hnm.learning.views import random_views
 
 Rows = NDArray[np.int64]
@@ -175,23 +174,6 @@ def _add_up(tensors: Sequence[Tensor], machine: Machine) -> None:
 def learning_rate(section: params.Contrast, epochs: float) -> float:
     """The learning rate after so many epochs, a fraction among them; on a cosine it ends at 0."""
     return section.learning_rate * ((1 + math.cos(math.pi * epochs / section.epochs)) / 2 if section.schedule == "cosine" else 1.0)
-
-
-def read_ahead(read: ReadTiles, batches: Iterable[Rows], *, ahead: int = 4) -> Iterator[tuple[Rows, Tensor]]:
-    """Each batch with its tiles, in order; up to `ahead` of them are read while the caller is busy with one."""
-    with ThreadPoolExecutor(max_workers=ahead) as pool:
-        waiting: deque[tuple[Rows, Future[NDArray[np.uint8]]]] = deque()
-        for rows in batches:
-            waiting.append((rows, pool.submit(read, rows)))
-            if len(waiting) > ahead:
-                yield _arrived(waiting)
-        while waiting:
-            yield _arrived(waiting)
-
-
-def _arrived(waiting: deque[tuple[Rows, Future[NDArray[np.uint8]]]]) -> tuple[Rows, Tensor]:
-    rows, tiles = waiting.popleft()
-    return rows, torch.from_numpy(tiles.result())
 
 
 class _Standardise(nn.Module):

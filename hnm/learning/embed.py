@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from hnm.errors import EncoderError
 from hnm.learning.compute import Machine
 from hnm.learning.encoder import TileEncoder, to_input
+from hnm.learning.read_ahead import read_ahead
 
 ReadTiles = Callable[[int, int, int], NDArray[np.uint8]]
 """(slide, first tile, end) -> RGB tiles `(tiles, height, width, 3)` of the slide."""
@@ -29,7 +29,7 @@ def embed(
     """The features `(tiles, features)` of each slide, in order.
 
     Batches cross slide borders and all have one size (the last is filled up with zeros), so that a feature does not
-    depend on which slides are embedded beside it. The next batch is read and decoded while the encoder runs. Where a
+    depend on which slides are embedded beside it. The next batches are read and decoded while the encoder runs. Where a
     batch does not fit into the device's memory, the encoder takes it in halves, and all later ones too.
 
     Args:
@@ -50,30 +50,25 @@ def embed(
     borders = [*range(0, total, batch_tiles), total]
     starts = ends - np.asarray(counts)
 
-    def read_batch(first: int, end: int) -> Tensor:
+    def read_batch(batch: tuple[int, int]) -> NDArray[np.uint8]:
+        first, end = batch
         slides = range(int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, end - 1, side="right")) + 1)
         parts = [read(slide, max(first - int(starts[slide]), 0), min(end, int(ends[slide])) - int(starts[slide])) for slide in slides]
-        return torch.from_numpy(np.concatenate(parts))
+        return np.concatenate(parts)
 
     room = _Room(batch_tiles)
     pending: list[NDArray[np.float32]] = []
     slide = 0
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        batches = list(pairwise(borders))
-        ahead = [reader.submit(read_batch, *batch) for batch in batches[:1]]
-        for number in range(len(batches)):
-            tiles = ahead.pop().result()
-            if number + 1 < len(batches):
-                ahead.append(reader.submit(read_batch, *batches[number + 1]))
-            pending.append(_forward(run, tiles, batch_tiles, machine, room))
-            if sum(map(len, pending)) < (counts[slide] if slide < len(counts) else math.inf):
-                continue
-            features = np.concatenate(pending)
-            while slide < len(counts) and len(features) >= counts[slide]:
-                yield features[: counts[slide]]
-                features = features[counts[slide] :]
-                slide += 1
-            pending = [features]
+    for _, tiles in read_ahead(read_batch, pairwise(borders)):
+        pending.append(_forward(run, tiles, batch_tiles, machine, room))
+        if sum(map(len, pending)) < (counts[slide] if slide < len(counts) else math.inf):
+            continue
+        features = np.concatenate(pending)
+        while slide < len(counts) and len(features) >= counts[slide]:
+            yield features[: counts[slide]]
+            features = features[counts[slide] :]
+            slide += 1
+        pending = [features]
 
 
 @dataclass

@@ -54,8 +54,7 @@ def mine_tiles(
         return feature_files.read(features / f"{slide_id}.h5", tiles)
 
     def read_pixels(slide_id: str, tiles: NDArray[np.int64]) -> NDArray[np.uint8]:
-        with Pack(packs / f"{slide_id}.h5") as pack:
-            return pack.tiles(tiles)
+        return Pack(packs / f"{slide_id}.h5").tiles(tiles)
 
     found = mine(scores, labels, mining, round_, patients=patients, vetoed=vetoed, features=read_features, pixels=read_pixels)
     supply = slide_supply(found.tiles, allowed, labels, patients, mining)

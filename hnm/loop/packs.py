@@ -1,6 +1,6 @@
 """The packs of a cohort as one supply of tiles."""
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +8,18 @@ from numpy.typing import NDArray
 
 from hnm.slides.pack import Pack
 
-OPEN = 64
-"""Files that are open at once, however large the cohort."""
-
 
 class Packs:
-    """The packs in a folder, read by slide id; safe to use from several threads."""
+    """The packs in a folder, read by slide id; safe to use from several threads.
+
+    Where its tiles lie is read from a pack once and kept, 28 bytes a tile: tiles drawn from many slides would else open
+    nearly every pack anew at each step, which costs more than decoding them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.pack = lru_cache(maxsize=OPEN)(self._opened)
-        """Slide id -> its pack; a pack that nobody uses any more is closed."""
+        self.pack = cache(self._read)
+        """Slide id -> its pack."""
 
     def tiles(self, slide_ids: NDArray[np.str_], tiles: NDArray[np.int64]) -> NDArray[np.uint8]:
         """RGB tiles `(tiles, tile_px, tile_px, 3)` in the order asked for, tile `tiles[i]` of slide `slide_ids[i]` each; none gives an error."""
@@ -30,5 +31,5 @@ class Packs:
         pixels[order] = found
         return pixels
 
-    def _opened(self, slide_id: str) -> Pack:
+    def _read(self, slide_id: str) -> Pack:
         return Pack(self._folder / f"{slide_id}.h5")

@@ -66,16 +66,16 @@ def _negatives_of(folder: Path, project: str, packs: Path) -> pd.DataFrame:
     table = table[table["role"] == "hard_negative"]
     if table.empty:
         raise MiningError(f"{folder / MINED_FILE} holds no hard negatives; take {project} out of mining.extra")
-    with Pack(min(packs.glob("*.h5"))) as pack:
-        cut = pack.tile_px, pack.mpp
+    pack = Pack(min(packs.glob("*.h5")))
+    cut = pack.tile_px, pack.mpp
     parts = []
     for slide_id, tiles in table.groupby("slide_id"):
         path = folder / "packs" / f"{slide_id}.h5"
         if not path.is_file():
             raise MiningError(f"{path} does not exist, but {folder / MINED_FILE} has {len(tiles)} hard negatives of it; bring it by dvc import")
-        with Pack(path) as pack:
-            _check_fit(pack, tiles, cut, folder / MINED_FILE)
-            own = _is_own(pack, packs / path.name)
+        pack = Pack(path)
+        _check_fit(pack, tiles, cut, folder / MINED_FILE)
+        own = _is_own(pack, packs / path.name)
         parts.append(tiles.assign(project=project, pack=str(path.resolve().with_name(str(slide_id))), own_slide=own))
     return pd.concat(parts)
 
@@ -101,10 +101,10 @@ def _is_own(pack: Pack, own: Path) -> bool:
     """
     if not own.is_file():
         return False
-    with Pack(own) as other:
-        numbers = {tuple(place): tile for tile, place in enumerate(other.coords.tolist())}
-        shared = [(tile, numbers[place]) for tile, place in enumerate(map(tuple, pack.coords.tolist())) if place in numbers][:COMPARED]
-        if not shared:
-            return True
-        theirs, ours = (of.tiles(list(tiles)).astype(np.int64) for of, tiles in zip((pack, other), zip(*shared, strict=True), strict=True))
-        return bool(np.abs(theirs - ours).mean() < SAME)
+    other = Pack(own)
+    numbers = {tuple(place): tile for tile, place in enumerate(other.coords.tolist())}
+    shared = [(tile, numbers[place]) for tile, place in enumerate(map(tuple, pack.coords.tolist())) if place in numbers][:COMPARED]
+    if not shared:
+        return True
+    theirs, ours = (of.tiles(list(tiles)).astype(np.int64) for of, tiles in zip((pack, other), zip(*shared, strict=True), strict=True))
+    return bool(np.abs(theirs - ours).mean() < SAME)

@@ -60,8 +60,7 @@ def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[Sequence[s
 
 
 def _picture(packs: Path, tile: object) -> Image.Image:
-    with Pack(packs / f"{tile.slide_id}.h5") as pack:  # type: ignore[attr-defined]
-        return Image.fromarray(pack.tiles([tile.tile])[0])  # type: ignore[attr-defined]
+    return Image.fromarray(Pack(packs / f"{tile.slide_id}.h5").tiles([tile.tile])[0])  # type: ignore[attr-defined]
 
 
 def _caption(tile: object) -> list[str]:

@@ -108,8 +108,8 @@ def machine_of(trained: Compute, device: str | None) -> Machine:
 def _scored(model: Model, path: Path, machine: Machine) -> tuple[float, pd.DataFrame]:
     """Score of the slide, and the table `TILE_SCORES`."""
     section = model.record.embed
-    with Pack(path) as pack:
-        (features,) = embed(model.encoder, [len(pack)], lambda _, first, end: pack.tiles(range(first, end)), batch_tiles=section.batch_tiles, machine=machine)
-        stored = torch.from_numpy(features.astype(section.dtype).astype("float32"))
-        slide, tiles = predict(model.head, {pack.slide_id: stored}, pack.index())
+    pack = Pack(path)
+    (features,) = embed(model.encoder, [len(pack)], lambda _, first, end: pack.tiles(range(first, end)), batch_tiles=section.batch_tiles, machine=machine)
+    stored = torch.from_numpy(features.astype(section.dtype).astype("float32"))
+    slide, tiles = predict(model.head, {pack.slide_id: stored}, pack.index())
     return float(slide["score"].iloc[0]), tiles

@@ -8,11 +8,9 @@ tile is one read of the file, and bytes are equal for equal content.
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import h5py
 import numpy as np
@@ -77,7 +75,7 @@ def write_pack(path: Path, tiles: Iterable[PackTile], *, slide_id: str, mpp: flo
 
 
 class Pack:
-    """A pack that is read. A context manager; safe to read from several threads, and to send to another process."""
+    """A pack that is read; safe to read from several threads, and to send to another process. Its file is open only while tiles are read."""
 
     def __init__(self, path: Path) -> None:
         """Raises `TableError` where `path` is missing, cut short or no pack."""
@@ -95,46 +93,41 @@ class Pack:
                 self._start: int | None = file["jpeg"].id.get_offset()
                 length = file["jpeg"].shape[0]
         except FileNotFoundError:
-            raise TableError(f"{path} does not exist; run the stage tiles (dvc repro)") from None
+            raise self._missing() from None
         except (OSError, KeyError, AttributeError) as error:
             raise TableError(f"{path} is no pack of tiles, or was cut short ({error}); delete it and run the stage tiles again") from None
         if self._start is None or not len(self.coords) == len(self.tissue) == len(self.offsets) - 1 or self.offsets[-1] != length:
             raise TableError(f"{path} is no pack of tiles: its datasets do not fit together; delete it and run the stage tiles again")
-        self._file = path.open("rb", buffering=0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def __len__(self) -> int:
         return len(self.coords)
 
-    def __reduce__(self) -> tuple[type["Pack"], tuple[Path]]:
-        return Pack, (self.path,)
-
-    def close(self) -> None:
-        """Gives the file back."""
-        self._file.close()
-
-    def jpeg(self, tile: int) -> bytes:
-        """JPEG bytes of one tile."""
+    def jpegs(self, indices: Iterable[int]) -> Iterator[bytes]:
+        """JPEG bytes of the tiles `indices`."""
         assert self._start is not None
-        start, end = int(self.offsets[tile]), int(self.offsets[tile + 1])
-        return os.pread(self._file.fileno(), end - start, self._start + start)
+        try:
+            file = self.path.open("rb", buffering=0)
+        except FileNotFoundError:
+            raise self._missing() from None
+        with file:
+            for tile in indices:
+                start, end = int(self.offsets[tile]), int(self.offsets[tile + 1])
+                yield os.pread(file.fileno(), end - start, self._start + start)
 
     def tiles(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
         """(n, tile_px, tile_px, 3): the pixels of the tiles `indices`, in that order; an index may repeat."""
         pixels = np.empty((len(indices), self.tile_px, self.tile_px, 3), np.uint8)
-        for place, tile in zip(pixels, indices, strict=True):
+        for place, tile, jpeg in zip(pixels, indices, self.jpegs(indices), strict=True):
             try:
-                decoded = simplejpeg.decode_jpeg(self.jpeg(int(tile)), colorspace="RGB", fastdct=False, fastupsample=False, buffer=place)
+                decoded = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False, buffer=place)
             except ValueError as error:
                 raise TableError(f"{self.path}: tile {tile} is no JPEG image ({error}); delete the pack and run the stage tiles again") from None
             if decoded.shape != place.shape:
                 raise TableError(f"{self.path}: tile {tile} has {decoded.shape[:2]} pixels, not tile_px={self.tile_px}; delete the pack and run tiles again")
         return pixels
+
+    def _missing(self) -> TableError:
+        return TableError(f"{self.path} does not exist; run the stage tiles (dvc repro)")
 
     def index(self) -> pd.DataFrame:
         """This pack's rows of the table TILES."""

@@ -1,6 +1,4 @@
-"""The loop of the contrastive trainings: the learning rate, and tiles that are read ahead."""
-
-import threading
+"""The loop of the contrastive trainings: the learning rate, and the views."""
 
 import numpy as np
 import pytest
@@ -8,9 +6,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hnm import params
-from hnm.errors import TableError
 from hnm.learning.compute import CPU
-from hnm.learning.contrast import learning_rate, read_ahead, train_by_contrast
+from hnm.learning.contrast import learning_rate, train_by_contrast
 from hnm.learning.encoder import make_encoder
 from hnm.learning.views import random_views
 
@@ -56,27 +53,3 @@ def test_each_step_takes_the_rate_of_its_own_moment_and_draws_its_views_anew(mon
     assert rates == pytest.approx([learning_rate(section, epochs) for epochs in (0, 0.5, 1, 1.5)])
     assert decays == [0.25] * 4
     assert len(seeds) == len(set(seeds)) == 4 * 2
-
-
-def test_batches_come_in_order_and_no_more_than_asked_for_are_read_ahead() -> None:
-    read: list[int] = []
-    lock = threading.Lock()
-
-    def tiles(rows: np.ndarray) -> np.ndarray:
-        with lock:
-            read.append(int(rows[0]))
-        return np.full((1, 2, 2, 3), rows[0], np.uint8)
-
-    batches = read_ahead(tiles, [np.array([number]) for number in range(9)], ahead=2)
-    for number, (rows, pixels) in enumerate(batches):
-        assert rows.tolist() == [number] and pixels.unique().tolist() == [number]
-        assert len(read) <= number + 3
-    assert sorted(read) == list(range(9))
-
-
-def test_a_tile_that_cannot_be_read_is_told_to_the_trainer() -> None:
-    def torn(rows: np.ndarray) -> np.ndarray:
-        raise TableError("tile 3 is no JPEG image")
-
-    with pytest.raises(TableError, match="tile 3 is no JPEG image"):
-        next(read_ahead(torn, [np.array([3])]))

@@ -13,7 +13,7 @@ from hnm.errors import EncoderError
 from hnm.learning.encoder import TileEncoder, encoder_digest, load_encoder, make_encoder, save_encoder
 from hnm.loop import encoder as loop
 from hnm.loop.packs import Packs
-from hnm.slides.pack import PackTile, encode, write_pack
+from hnm.slides.pack import Pack, PackTile, encode, write_pack
 
 SECTION = params.Encoder(name="test_resnet", weights="random")
 
@@ -74,11 +74,15 @@ def test_simclr_sees_train_tiles_alone(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(seen) == count and set(seen) <= {20, 30, 40, 140, 150}
 
 
-def test_tiles_come_in_the_order_asked_for_however_few_packs_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_come_in_the_order_asked_for_and_each_pack_is_opened_as_hdf5_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_cohort(tmp_path)
-    monkeypatch.setattr("hnm.loop.packs.OPEN", 1)
-    pixels = Packs(tmp_path / "packs").tiles(np.array(["c", "a", "b", "a"]), np.array([1, 2, 0, 0]))
-    assert pixels.mean(axis=(1, 2, 3)).round().tolist() == [150, 40, 80, 20]
+    opened: list[str] = []
+    monkeypatch.setattr("hnm.loop.packs.Pack", lambda path: opened.append(path.stem) or Pack(path))
+    packs = Packs(tmp_path / "packs")
+    for _ in range(3):
+        pixels = packs.tiles(np.array(["c", "a", "b", "a"]), np.array([1, 2, 0, 0]))
+        assert pixels.mean(axis=(1, 2, 3)).round().tolist() == [150, 40, 80, 20]
+    assert opened == ["a", "b", "c"]
 
 
 def test_an_encoder_of_another_project_is_round_0_with_its_normalisation_and_provenance(tmp_path: Path) -> None:

@@ -87,8 +87,8 @@ def test_the_screen_reads_the_pixels_of_the_packs(tmp_path: Path) -> None:
     hard = PASSED_OVER.read(tmp_path / "passed_over.csv").query("role == 'hard_negative'")
     assert found["hard_negative"]["passed_over"] == {"pen": len(hard)} and found["hard_negative"]["tiles"] == 22 - len(hard)
     for slide_id, tile in [(s, t) for s in ("tr3", "tr4") for t in range(11)]:
-        with Pack(tmp_path / "packs" / f"{slide_id}.h5") as pack:
-            refused = pen_share(pack.tiles([tile])[0]) > 0.5
+        pack = Pack(tmp_path / "packs" / f"{slide_id}.h5")
+        refused = pen_share(pack.tiles([tile])[0]) > 0.5
         assert refused == ((hard["slide_id"] == slide_id) & (hard["tile"] == tile)).any()
     assert 0 < len(hard) < 22
 

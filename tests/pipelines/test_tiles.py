@@ -74,8 +74,8 @@ def test_packs_and_index(folder):
         [3, 64, 64, 32],
     ]
     assert sorted(path.name for path in (out / "packs").iterdir()) == [f"s{i}.h5" for i in range(5)]
-    with Pack(out / "packs" / "s1.h5") as pack:
-        pd.testing.assert_frame_equal(pack.index(), index[index["slide_id"] == "s1"].reset_index(drop=True))
+    pack = Pack(out / "packs" / "s1.h5")
+    pd.testing.assert_frame_equal(pack.index(), index[index["slide_id"] == "s1"].reset_index(drop=True))
     assert QUARANTINE.read(out / "quarantine.csv")["slide_id"].tolist() == ["gone"]
 
 

@@ -108,8 +108,8 @@ def reading(path: Path, **changes) -> Reading:
 def test_mpp_may_be_given_or_come_from_the_objective(tmp_path, tiny):
     path = tiny.aperio(tmp_path / "s.svs", tiny.painted(128, 384, (32, 32, 96, 64, tiny.STROMA)), mpp=None, power=10)
     assert read_slide(reading(path, mpp=0.5)).mpp == (0.5, 0.5)
-    with Pack(tmp_path / "s.h5") as pack:
-        assert pack.side == 64
+    pack = Pack(tmp_path / "s.h5")
+    assert pack.side == 64
     assert read_slide(reading(path, mpp_from_objective=True)).mpp == (1.0, 1.0)
     with pytest.raises(SlideError, match=r"400 x 400 µm per pixel are not within 0\.05 and 20; give the true value by --mpp"):
         read_slide(reading(path, mpp=400.0))

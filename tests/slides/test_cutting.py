@@ -25,21 +25,22 @@ def test_the_tiles_of_a_slide(tmp_path, tiny):
     """Tissue from x=64 to 192 and y=96 to 160 of 320 x 256 pixels holds 4 x 2 whole tiles of 32 px."""
     pixels = tiny.painted(256, 320, (64, 96, 128, 64, tiny.STROMA), (100, 100, 20, 20, tiny.NUCLEI))
     cut(cutting(tiny.aperio(tmp_path / "a.svs", pixels), tmp_path / "a.h5"))
-    with Pack(tmp_path / "a.h5") as pack:
-        assert pack.coords.tolist() == [[64, 96], [96, 96], [128, 96], [160, 96], [64, 128], [96, 128], [128, 128], [160, 128]]
-        assert (pack.slide_id, pack.mpp, pack.tile_px, pack.side, pack.lost) == ("s-1", 1.0, 32, 32, 0)
-        assert pack.tissue.min() > 0.9
-        for (x, y), tile in zip(pack.coords, pack.tiles(range(8)), strict=True):
-            assert np.abs(tile.astype(int) - pixels[y : y + 32, x : x + 32]).mean() < 2
+    pack = Pack(tmp_path / "a.h5")
+    assert pack.coords.tolist() == [[64, 96], [96, 96], [128, 96], [160, 96], [64, 128], [96, 128], [128, 128], [160, 128]]
+    assert (pack.slide_id, pack.mpp, pack.tile_px, pack.side, pack.lost) == ("s-1", 1.0, 32, 32, 0)
+    assert pack.tissue.min() > 0.9
+    for (x, y), tile in zip(pack.coords, pack.tiles(range(8)), strict=True):
+        assert np.abs(tile.astype(int) - pixels[y : y + 32, x : x + 32]).mean() < 2
 
 
 def test_a_canvas_larger_than_the_scan_changes_corners_only(tmp_path, tiny):
     pixels = tiny.painted(256, 320, (64, 96, 128, 64, tiny.STROMA))
     cut(cutting(tiny.aperio(tmp_path / "a.svs", pixels), tmp_path / "a.h5"))
     cut(cutting(tiny.leica(tmp_path / "l.scn", pixels, margin=500), tmp_path / "l.h5"))
-    with Pack(tmp_path / "a.h5") as plain, Pack(tmp_path / "l.h5") as leica:
-        np.testing.assert_array_equal(leica.coords, plain.coords + 500)
-        assert np.abs(leica.tiles(range(8)).astype(int) - plain.tiles(range(8))).mean() < 3
+    plain = Pack(tmp_path / "a.h5")
+    leica = Pack(tmp_path / "l.h5")
+    np.testing.assert_array_equal(leica.coords, plain.coords + 500)
+    assert np.abs(leica.tiles(range(8)).astype(int) - plain.tiles(range(8))).mean() < 3
 
 
 def test_axes_of_different_resolution_give_tiles_square_in_micrometres(tmp_path, tiny):
@@ -51,16 +52,17 @@ def test_axes_of_different_resolution_give_tiles_square_in_micrometres(tmp_path,
     assert plan.grid.size == (64.0, 32.0)
     assert len(plan.kept) == 5 * 8
     cut(cutting(path, tmp_path / "a.h5", mpp=(0.5, 1.0)))
-    with Pack(tmp_path / "a.h5") as pack:
-        assert pack.side == 64
-        assert pack.tiles([7]).shape == (1, 32, 32, 3)
+    pack = Pack(tmp_path / "a.h5")
+    assert pack.side == 64
+    assert pack.tiles([7]).shape == (1, 32, 32, 3)
 
 
 def test_pixels_come_from_the_nearest_finer_level(tmp_path, tiny):
     pixels = tiny.painted(256, 320, (64, 96, 128, 64, tiny.STROMA))
     path = tiny.aperio(tmp_path / "a.svs", pixels, levels=2)
     cut(cutting(path, tmp_path / "a.h5", mpp=(0.5, 0.5)))
-    with Pack(tmp_path / "a.h5") as pack, OpenSlideReader(path) as slide:
+    pack = Pack(tmp_path / "a.h5")
+    with OpenSlideReader(path) as slide:
         assert pack.coords.tolist() == [[64, 64], [128, 64], [64, 128], [128, 128]]
         assert pack.side == 64
         assert np.abs(pack.tiles([3])[0].astype(int) - slide.read(128, 128, 1, 32, 32)).mean() < 2
@@ -82,13 +84,13 @@ def test_a_pyramid_whose_steps_are_no_powers_of_two(tmp_path, slide_mpp, level, 
     with OpenSlideReader(path) as slide:
         assert plan_of(slide, layout(path, (slide_mpp, slide_mpp), min_tissue=0.0)).grid.level == level
     cut(cutting(path, tmp_path / "a.h5", mpp=(slide_mpp, slide_mpp), min_tissue=0.0))
-    with Pack(tmp_path / "a.h5") as pack:
-        assert pack.coords.tolist() == [list(corner) for corner in corners]
-        factor = round(1 / slide_mpp)
-        for (left, top), tile in zip(pack.coords, pack.tiles(range(len(pack))), strict=True):
-            region = pixels[top : top + 32 * factor, left : left + 32 * factor]
-            expected = region.reshape(32, factor, 32, factor, 3).mean((1, 3))
-            assert np.abs(tile - expected).max() < 5
+    pack = Pack(tmp_path / "a.h5")
+    assert pack.coords.tolist() == [list(corner) for corner in corners]
+    factor = round(1 / slide_mpp)
+    for (left, top), tile in zip(pack.coords, pack.tiles(range(len(pack))), strict=True):
+        region = pixels[top : top + 32 * factor, left : left + 32 * factor]
+        expected = region.reshape(32, factor, 32, factor, 3).mean((1, 3))
+        assert np.abs(tile - expected).max() < 5
 
 
 def test_lost_tiles_are_left_out_and_counted(tmp_path, tiny):
@@ -100,9 +102,9 @@ def test_lost_tiles_are_left_out_and_counted(tmp_path, tiny):
     assert caught.value.step == "tiles"
     assert not (tmp_path / "a.h5").exists()
     cut(cutting(path, tmp_path / "a.h5", max_lost_share=0.2, min_tissue=0.0))
-    with Pack(tmp_path / "a.h5") as pack:
-        assert (len(pack), pack.lost) == (76, 4)
-        assert [0, 0] not in pack.coords.tolist()
+    pack = Pack(tmp_path / "a.h5")
+    assert (len(pack), pack.lost) == (76, 4)
+    assert [0, 0] not in pack.coords.tolist()
 
 
 def test_too_many_lost_tiles(tmp_path, tiny):
@@ -113,8 +115,8 @@ def test_too_many_lost_tiles(tmp_path, tiny):
         cut(cutting(path, tmp_path / "a.h5", max_lost_share=0.03))
     assert caught.value.step == "tiles"
     cut(cutting(path, tmp_path / "a.h5", max_lost_share=0.05))
-    with Pack(tmp_path / "a.h5") as pack:
-        assert (len(pack), pack.lost) == (76, 4)
+    pack = Pack(tmp_path / "a.h5")
+    assert (len(pack), pack.lost) == (76, 4)
 
 
 def test_a_slide_without_tissue(tmp_path, tiny):

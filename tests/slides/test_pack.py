@@ -25,20 +25,20 @@ def written(path: Path, pixels, planned: int = 7) -> Path:
 
 
 def test_what_goes_in_comes_out(tmp_path, pixels):
-    with Pack(written(tmp_path / "s-1.h5", pixels)) as pack:
-        assert (len(pack), pack.slide_id, pack.mpp, pack.tile_px, pack.side, pack.lost) == (5, "s-1", 0.998, 24, 48, 2)
-        assert pack.coords.tolist() == [[0, 0], [100, 10], [200, 20], [300, 30], [400, 40]]
-        decoded = pack.tiles(range(5))
-        assert decoded.dtype == np.uint8
-        assert np.abs(decoded.astype(int) - pixels).max() <= 6
-        np.testing.assert_array_equal(decoded[3], simplejpeg.decode_jpeg(encode(pixels[3], 90)))
+    pack = Pack(written(tmp_path / "s-1.h5", pixels))
+    assert (len(pack), pack.slide_id, pack.mpp, pack.tile_px, pack.side, pack.lost) == (5, "s-1", 0.998, 24, 48, 2)
+    assert pack.coords.tolist() == [[0, 0], [100, 10], [200, 20], [300, 30], [400, 40]]
+    decoded = pack.tiles(range(5))
+    assert decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - pixels).max() <= 6
+    np.testing.assert_array_equal(decoded[3], simplejpeg.decode_jpeg(encode(pixels[3], 90)))
 
 
 def test_tiles_come_in_the_order_asked_for(tmp_path, pixels):
-    with Pack(written(tmp_path / "s-1.h5", pixels)) as pack:
-        every = pack.tiles(np.arange(5))
-        np.testing.assert_array_equal(pack.tiles([4, 0, 4, 2]), every[[4, 0, 4, 2]])
-        assert pack.tiles([]).shape == (0, 24, 24, 3)
+    pack = Pack(written(tmp_path / "s-1.h5", pixels))
+    every = pack.tiles(np.arange(5))
+    np.testing.assert_array_equal(pack.tiles([4, 0, 4, 2]), every[[4, 0, 4, 2]])
+    assert pack.tiles([]).shape == (0, 24, 24, 3)
 
 
 def test_the_layout_is_plain_hdf5(tmp_path, pixels):
@@ -69,14 +69,22 @@ def test_a_pack_that_fails_half_way_leaves_nothing(tmp_path, pixels):
 
 
 def test_the_index_is_a_part_of_the_table(tmp_path, pixels):
-    with Pack(written(tmp_path / "s-1.h5", pixels)) as pack:
-        index = TILES.check(pack.index(), "index")
+    pack = Pack(written(tmp_path / "s-1.h5", pixels))
+    index = TILES.check(pack.index(), "index")
     assert index.iloc[3].to_dict() == {"slide_id": "s-1", "tile": 3, "x": 300, "y": 30, "side": 48, "tissue": pytest.approx(0.8)}
 
 
-def test_an_open_pack_can_be_sent_to_a_worker(tmp_path, pixels):
-    with Pack(written(tmp_path / "s-1.h5", pixels)) as pack, pickle.loads(pickle.dumps(pack)) as sent:
-        np.testing.assert_array_equal(sent.tiles([1]), pack.tiles([1]))
+def test_a_pack_can_be_sent_to_a_worker(tmp_path, pixels):
+    pack = Pack(written(tmp_path / "s-1.h5", pixels))
+    sent = pickle.loads(pickle.dumps(pack))
+    np.testing.assert_array_equal(sent.tiles([1]), pack.tiles([1]))
+
+
+def test_a_pack_that_went_away_is_named(tmp_path, pixels):
+    pack = Pack(written(tmp_path / "s-1.h5", pixels))
+    pack.path.unlink()
+    with pytest.raises(TableError, match=r"s-1.h5 does not exist; run the stage tiles"):
+        pack.tiles([1])
 
 
 def test_foreign_and_broken_files_are_named(tmp_path, pixels):
@@ -99,8 +107,8 @@ def test_foreign_and_broken_files_are_named(tmp_path, pixels):
 def test_a_tile_that_is_no_jpeg_is_named(tmp_path, pixels):
     tiles = [PackTile(0, 0, 1.0, encode(pixels[0], 90)), PackTile(1, 0, 1.0, b"no jpeg"), PackTile(2, 0, 1.0, encode(pixels[0][:16], 90))]
     write_pack(tmp_path / "s.h5", tiles, slide_id="s", mpp=1.0, tile_px=24, side=24, planned=3)
-    with Pack(tmp_path / "s.h5") as pack:
-        with pytest.raises(TableError, match=r"s.h5: tile 1 is no JPEG image"):
-            pack.tiles([0, 1])
-        with pytest.raises(TableError, match=r"s.h5: tile 2 has \(16, 24\) pixels, not tile_px=24"):
-            pack.tiles([2])
+    pack = Pack(tmp_path / "s.h5")
+    with pytest.raises(TableError, match=r"s.h5: tile 1 is no JPEG image"):
+        pack.tiles([0, 1])
+    with pytest.raises(TableError, match=r"s.h5: tile 2 has \(16, 24\) pixels, not tile_px=24"):
+        pack.tiles([2])

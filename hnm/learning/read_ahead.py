@@ -1,0 +1,33 @@
+"""Reading and decoding tiles in the background while the encoder is busy."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Batch = TypeVar("Batch")
+
+
+def read_ahead(read: Callable[[Batch], NDArray[np.uint8]], batches: Iterable[Batch], *, ahead: int = 4) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with its tiles, in order; up to `ahead` of them are read, a thread each, while the caller is busy with one.
+
+    One thread would not do for a GPU: decoding a tile of 224 pixels takes it longer than embedding the tile.
+    """
+    with ThreadPoolExecutor(max_workers=ahead) as pool:
+        waiting: deque[tuple[Batch, Future[NDArray[np.uint8]]]] = deque()
+        for batch in batches:
+            waiting.append((batch, pool.submit(read, batch)))
+            if len(waiting) > ahead:
+                yield _arrived(waiting)
+        while waiting:
+            yield _arrived(waiting)
+
+
+def _arrived(waiting: deque[tuple[Batch, Future[NDArray[np.uint8]]]]) -> tuple[Batch, Tensor]:
+    batch, tiles = waiting.popleft()
+    return batch, torch.from_numpy(tiles.result())
