@@ -16,8 +16,9 @@ An arm that cannot be run (nothing is left to mine, say) is named at the end, wi
 Columns: `validation_*` and `test_*` are slide metrics, `*_tile_auc` those of tiles; `false_tiles` are the tiles of a
 negative test slide, on average, that outscore the best tile of the median positive one; `purity` is the share of lesion
 tiles among the mined positives; `tile_views` how many views of tiles fine-tuning has shown to the encoder, and
-`finetune_seconds` its processor time, empty where a killed run had fine-tuned already; `settings` digests the
-params that made the row and are not the defaults.
+`finetune_seconds` its processor time, empty where a killed run had fine-tuned already; `spread` how far apart its last
+epoch had the views, where a tenth of the temperature is collapse (older rows do not say); `settings` digests the params
+that made the row and are not the defaults.
 """
 
 import argparse
@@ -165,6 +166,7 @@ def judge(cohort: Cohort, result: RoundResult, slides: pd.DataFrame, params: Par
         "validation_log_loss": result.log_loss,
         "tile_views": views,
         "finetune_seconds": math.nan if views and seconds < LEAST_SECONDS else round(seconds, 1),
+        "spread": result.spread,
     }
     return {name: round(value, 6) for name, value in found.items()}
 

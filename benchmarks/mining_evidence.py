@@ -102,14 +102,15 @@ def with_none(rows: pd.DataFrame) -> pd.DataFrame:
 def means(table: pd.DataFrame) -> list[str]:
     """Each arm's figures, round by round, as Markdown."""
     lines = [
-        "| cohort | round | arm | seeds | validation AUC | test AUC | test tile AUC | false tiles | purity | tile views | fine-tuning, s |",
-        "|" + "---|" * 11,
+        "| cohort | round | arm | seeds | validation AUC | test AUC | test tile AUC | false tiles | purity | tile views | fine-tuning, s | least spread |",
+        "|" + "---|" * 12,
     ]
     shared = first_rounds(table).assign(arm="before any mining")
     for (cohort, number, arm), own in pd.concat([shared, table[table["round"] > 0]]).groupby(["cohort", "round", "arm"]):
         cells = [_spread(own[column]) for column in ("validation_auc", "test_auc", "test_tile_auc")]
         cells += [f"{own['false_tiles'].mean():.2f}", "–" if own["purity"].isna().all() else f"{own['purity'].mean():.2f}"]
         cells += [f"{own['tile_views'].mean():,.0f}", f"{own['finetune_seconds'].mean():.0f}"]
+        cells += ["–" if own["spread"].isna().all() else f"{own['spread'].min():.4f}"]
         lines.append(f"| {cohort} | {number} | {arm} | {len(own)} | {' | '.join(cells)} |")
     return lines
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -143,6 +144,8 @@ class RoundResult:
     """Processor time of fine-tuning; next to none where the encoder was kept from before."""
     cost: int = 0
     """Encoder passes of a tile in fine-tuning and embedding, whether or not the results were kept from before. Round 0's, which all trials share, are none."""
+    spread: float = field(default=math.nan, compare=False)
+    """The last epoch's `hnm.learning.losses.spread` of fine-tuning: far below the temperature it has collapsed. NaN where nothing was trained."""
 
     def value(self, smallest_auc_step: float) -> float:
         """One number that orders rounds by AUC, ties by log loss: AUC - (step / 2) * loss / (1 + loss), so that no loss outweighs a step of AUC."""
@@ -170,7 +173,7 @@ class Loop:
         upstream, fold = self._upstream, fold or self._upstream.split
         encoder, mined, head = upstream.encoder, upstream.mined, None
         for number in range(len(params.rounds)):
-            cost, seconds = 0, 0.0
+            cost, seconds, spread = 0, 0.0, math.nan
             with sealed(upstream.test_truth):
                 if head is not None:
                     mined = self._mined(head, encoder, mined, number, params, fold) / "mined.parquet"
@@ -178,11 +181,12 @@ class Loop:
                     encoder = self._encoder(mined, encoder, params, fold)
                     seconds = time.process_time() - start
                     cost = _cost_of(with_extra(MINED.read(mined), upstream.extra, upstream.packs, params.mining), params, upstream.tile_count)
+                    if params.mining.policy != "none":
+                        spread = _history(encoder)[-1]["spread"]
                 head = self._head(encoder, mined, params, fold)
-                with (head / "head" / "history.csv").open(encoding="utf-8", newline="") as stream:
-                    best = kept_epoch([{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(stream)])
+                best = kept_epoch(_history(head / "head"))
             scores = (head / "slides.parquet", head / "tiles.parquet")
-            yield RoundResult(number, best["validation_auc"], best["validation_loss"], *scores, mined, seconds, cost)
+            yield RoundResult(number, best["validation_auc"], best["validation_loss"], *scores, mined, seconds, cost, spread)
 
     def _head(self, encoder: Path, mined: Path, params: Params, fold: Fold) -> Path:
         """Folder of `head/`, `tiles.parquet`, `slides.parquet` and `cross_fitted.parquet`."""
@@ -278,6 +282,12 @@ def _cost_of(mined: pd.DataFrame, params: Params, tiles: int) -> int:
         return 0
     positives = int((mined["role"] == "positive").sum())
     return tiles + 3 * 2 * params.finetune.batch_tiles * params.finetune.steps(len(mined) - positives, positives) * params.finetune.epochs
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    """The history that a training has left in `folder`."""
+    with (folder / "history.csv").open(encoding="utf-8", newline="") as stream:
+        return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(stream)]
 
 
 def _untold(epoch: int, metrics: Any) -> None:

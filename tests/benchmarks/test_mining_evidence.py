@@ -103,8 +103,10 @@ def test_the_means_and_the_figure_of_a_table(tmp_path: Path) -> None:
         cohort="c", validation_auc=0.5, test_tile_auc=0.6, false_tiles=0.25, finetune_seconds=7.0
     )
     table = table.assign(test_auc=0.7 + 0.1 * table["seed"], purity=np.where(table["round"] > 0, 0.4, np.nan), tile_views=1000 * table["round"])
+    table = table.assign(spread=np.where(table["arm"] == "all", 0.3 - 0.1 * table["seed"], np.nan))
     lines = evidence.means(table)[2:]
-    assert lines[0] == "| c | 0 | before any mining | 2 | 0.500 ± 0.000 | 0.750 ± 0.071 | 0.600 ± 0.000 | 0.25 | – | 0 | 7 |"
+    assert lines[0] == "| c | 0 | before any mining | 2 | 0.500 ± 0.000 | 0.750 ± 0.071 | 0.600 ± 0.000 | 0.25 | – | 0 | 7 | – |"
+    assert lines[1].endswith("| 0.40 | 1,000 | 7 | 0.2000 |") and lines[2].endswith("| 7 | – |")
     assert [line.split(" | ")[2] for line in lines[1:]] == ["all", "hard 0.1", "hard 0.1, cold", "random 0.1"]
     evidence.draw(table, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
@@ -144,7 +146,9 @@ def test_an_arm_runs_on_a_tiny_cohort_and_its_rows_say_what_it_cost(tmp_path: Pa
     arm = mining.Arm("hard 0.3", {"mining.policy": "hard", "mining.negative_fraction": 0.3})
     rows, tested = mining.run(cohort, arm, 1, Store(tmp_path / "store"))
     assert [row["round"] for row in rows] == [0, 1] and {row["seed"] for row in rows} == {1}
-    assert rows[0]["tile_views"] == 0 and np.isnan(rows[0]["purity"])
+    assert rows[0]["tile_views"] == 0 and np.isnan(rows[0]["purity"]) and np.isnan(rows[0]["spread"])
+    (history,) = (tmp_path / "store" / "trials" / "encoders").rglob("history.csv")
+    assert rows[1]["spread"] == pytest.approx(pd.read_csv(history)["spread"].iloc[-1], abs=1e-6) and rows[1]["spread"] > 0
     # the negative train slides have 5 + 7 + 9 tiles, of which 30 % are 7: at least four steps of 2 + 2 tiles with two views
     assert rows[1]["tile_views"] >= 4 * 8 and rows[1]["tile_views"] % 8 == 0
     table = tmp_path / "table.csv"
