@@ -112,7 +112,13 @@ def _round(number: int) -> RoundResults:
     history = {"epoch": [1, 2], "loss": [1.5 - 0.1 * number, 1.2], "validation_auc": [0.5, 0.75], "validation_loss": [0.8, 0.6]}
     if not number:
         return RoundResults("0", slide_scores, tile_scores, pd.DataFrame(history), records=_records())
-    encoder_history = {"epoch": [1, 2, 3], "loss": [4.0, 3.5, 3.25 - number], "negative_loss": [4.0, 3.5, 3.1], "positive_loss": [3.9, 3.4, 3.0]}
+    encoder_history = {
+        "epoch": [1, 2, 3],
+        "loss": [4.0, 3.5, 3.25 - number],
+        "negative_loss": [4.0, 3.5, 3.1],
+        "positive_loss": [3.9, 3.4, 3.0],
+        "spread": [0.5, 0.25, 0.125],
+    }
     return RoundResults(
         str(number), slide_scores, tile_scores, pd.DataFrame(history), mined(number), pd.DataFrame(encoder_history), {**_records(), "mine": _told(number)}
     )

@@ -193,8 +193,8 @@ def head_loss(evaluation: Evaluation) -> Chart:
 
 
 def encoder_loss(evaluation: Evaluation) -> Chart:
-    """Contrastive losses of the encoder by epoch, for each round that trains it."""
-    columns = {"negative_loss": "loss, negatives as anchors", "positive_loss": "loss, positives as anchors"}
+    """Contrastive losses of the encoder by epoch, and how far apart the views lie, for each round that trains it."""
+    columns = {"negative_loss": "loss, negatives as anchors", "positive_loss": "loss, positives as anchors", "spread": "spread of the views"}
     return _histories(evaluation, lambda evidence: evidence.results.encoder_history, columns)
 
 

@@ -108,6 +108,7 @@ def test_histories_have_a_line_a_round_and_whole_epochs(evaluation: Evaluation) 
     assert series_of(evaluation, "head_loss", 1)["round 0"].y == [0.5, 0.75]
     chart = charts.encoder_loss(evaluation)
     assert series_of(evaluation, "encoder_loss")["round 2"].said[2] == "round 2, epoch 3: loss, negatives as anchors 3.100"
+    assert series_of(evaluation, "encoder_loss", 2)["round 1 (chosen)"].y == [0.5, 0.25, 0.125]
     assert chart.panels[0].x_ticks == {1: "1", 2: "2", 3: "3"}
     history = pd.DataFrame({"epoch": range(1, 41), "loss": 0.5, "validation_auc": 0.5, "validation_loss": 0.7})
     long = evaluate_rounds(tiny.cohort(), [replace(tiny.rounds(1)[0], head_history=history)], Evaluate(resamples=100))
