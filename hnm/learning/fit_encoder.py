@@ -97,8 +97,8 @@ def collapse_of(history: Sequence[Mapping[str, float]], section: params.Finetune
     return (
         f"fine-tuning has collapsed: all views of mined tiles lie at one point (spread {last['spread']:.2g}), where the contrastive loss is "
         f"ln(rows - 1) = {math.log(rows - 1):.3f} (it is {last['loss']:.3f}) and nothing more is learnt; the roles could not be told apart: "
-        f"lower finetune.learning_rate={section.learning_rate:g}, raise finetune.temperature={section.temperature:g}, "
-        "or mine surer tiles (a higher mining.threshold, smaller fractions, a head trained longer)"
+        f"raise finetune.freeze_layers={section.freeze_layers} or finetune.temperature={section.temperature:g}, "
+        f"lower finetune.learning_rate={section.learning_rate:g}, or mine surer tiles (a higher mining.threshold, smaller fractions, a head trained longer)"
     )
 
 

@@ -152,7 +152,7 @@ def test_roles_that_cannot_be_told_apart_collapse_and_it_is_said() -> None:
     assert history[-1]["loss"] == pytest.approx(np.log(15), abs=0.01)
     warning = collapse_of(history, section)
     assert warning is not None and "ln(rows - 1) = 2.708 (it is 2.70" in warning
-    assert "lower finetune.learning_rate=0.003, raise finetune.temperature=0.07, or mine surer tiles" in warning
+    assert "raise finetune.freeze_layers=0 or finetune.temperature=0.07, lower finetune.learning_rate=0.003, or mine surer tiles" in warning
 
 
 def test_a_feature_that_no_tile_shows_at_first_is_not_blown_up() -> None:
