@@ -109,8 +109,9 @@ def means(table: pd.DataFrame) -> list[str]:
     for (cohort, number, arm), own in pd.concat([shared, table[table["round"] > 0]]).groupby(["cohort", "round", "arm"]):
         cells = [_spread(own[column]) for column in ("validation_auc", "test_auc", "test_tile_auc")]
         cells += [f"{own['false_tiles'].mean():.2f}", "–" if own["purity"].isna().all() else f"{own['purity'].mean():.2f}"]
-        cells += [f"{own['tile_views'].mean():,.0f}", f"{own['finetune_seconds'].mean():.0f}"]
-        cells += ["–" if own["spread"].isna().all() else f"{own['spread'].min():.4f}"]
+        cells += [f"{own['tile_views'].mean():,.0f}"]
+        told = {"finetune_seconds": f"{own['finetune_seconds'].mean():.0f}", "spread": f"{own['spread'].min():.4f}"}
+        cells += ["–" if own[column].isna().all() else cell for column, cell in told.items()]
         lines.append(f"| {cohort} | {number} | {arm} | {len(own)} | {' | '.join(cells)} |")
     return lines
 
