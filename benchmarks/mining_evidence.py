@@ -107,7 +107,7 @@ def means(table: pd.DataFrame) -> list[str]:
     ]
     shared = first_rounds(table).assign(arm="before any mining")
     for (cohort, number, arm), own in pd.concat([shared, table[table["round"] > 0]]).groupby(["cohort", "round", "arm"]):
-        cells = [_spread(own[column]) for column in ("validation_auc", "test_auc", "test_tile_auc")]
+        cells = [_with_deviation(own[column]) for column in ("validation_auc", "test_auc", "test_tile_auc")]
         cells += [f"{own['false_tiles'].mean():.2f}", "–" if own["purity"].isna().all() else f"{own['purity'].mean():.2f}"]
         cells += [f"{own['tile_views'].mean():,.0f}"]
         told = {"finetune_seconds": f"{own['finetune_seconds'].mean():.0f}", "spread": f"{own['spread'].min():.4f}"}
@@ -116,7 +116,7 @@ def means(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _spread(values: pd.Series) -> str:
+def _with_deviation(values: pd.Series) -> str:
     return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" if len(values) > 1 else f"{values.mean():.3f}"
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/training.py --precision bfloat16
 
-Packs of JPEG tiles are written to a temporary folder. Fine-tuning and embedding run over them as the stages do, fine-tuning on tiles from all packs; between
-their epochs, or runs, the bare network does the same work on tiles that lie ready in memory. Medians are compared: on a
-CPU of the process's CPU seconds over all threads, which other processes do not stretch and to which background reading
-counts in full; on a GPU of wall-clock seconds. Aim: the bare network takes at least 0.9 of the whole.
+Packs of JPEG tiles are written to a temporary folder. Fine-tuning and embedding run over them as the stages do,
+fine-tuning on tiles from all packs; between their epochs, or runs, the bare network does the same work on tiles that
+lie ready in memory. Medians are compared: on a CPU of the process's CPU seconds over all threads, which other processes
+do not stretch and to which background reading counts in full; on a GPU of wall-clock seconds. Aim: the bare network
+takes at least 0.9 of the whole.
 """
 
 import tempfile

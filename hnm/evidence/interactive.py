@@ -54,6 +54,7 @@ def _figure(chart: Chart) -> go.Figure:
     for place, panel in enumerate(chart.panels):
         axis = str(place + 1) if place else ""
         start = place * (width + GAP)
+        # rounding can put the end of the last panel past 1, which plotly refuses
         layout[f"xaxis{axis}"] = {**_axis(panel.x_title, panel.x_range, panel.x_ticks), "domain": [start, min(start + width, 1.0)], "anchor": f"y{axis}"}
         layout[f"yaxis{axis}"] = {**_axis(panel.y_title, panel.y_range, panel.y_ticks), "anchor": f"x{axis}"}
         traces += _traces(panel, axis, named)
