@@ -71,8 +71,8 @@ def test_a_file_that_is_missing_or_no_yaml_is_named(tmp_path: Path) -> None:
 
 
 def test_the_papers_settings_can_be_run_as_documented() -> None:
-    yaml, page = YAML(typ="safe"), Path("docs/paper.md").read_text(encoding="utf-8")
-    found = with_values(load_params(Path("params.yaml")), {name: yaml.load(value) for name, value in re.findall(r"-S ([\w.]+)=(\S+)", page)})
+    yaml, commands = YAML(typ="safe"), Path("docs/paper.md").read_text(encoding="utf-8").split("```")[1]
+    found = with_values(load_params(Path("params.yaml")), {name: yaml.load(value) for name, value in re.findall(r"-S ([\w.]+)=(\S+)", commands)})
     assert (found.head.kind, found.head.epochs, found.head.patience, found.ranking.on, found.ranking.margin, found.ranking.weight) == (
         "dsmil",
         200,
