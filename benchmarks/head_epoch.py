@@ -45,7 +45,8 @@ class PlainDSMIL(nn.Module):
         return self.linear("slide_stream", (attention @ values)[None])[0, 0], tile_logits
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        return x @ self.weights[f"{name}_weight"].T + self.weights[f"{name}_bias"]
+        outputs: Tensor = x @ self.weights[f"{name}_weight"].T + self.weights[f"{name}_bias"]
+        return outputs
 
 
 def main() -> None:
@@ -108,7 +109,7 @@ def timed_plain(slides: list[LabelledSlide], section: params.Head, features: Cal
         for positive, negative in steps_of(slides, section.seed, epoch):
             optimiser.zero_grad()
             loss = plain_loss(model(features(positive)), model(features(negative)), section)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(loss.item())
         scheduler.step()

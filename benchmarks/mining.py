@@ -96,7 +96,8 @@ def prepare(name: str, manifest: Path, values: Mapping[str, Any], work: Path) ->
     table = SLIDES.read(upstream.slides)
     slides = {split: LABELS.read(upstream.labels(split)).merge(table[["slide_id", "patient_id"]]) for split in SPLITS}
     annotations = {path.stem: read_annotation(path) for path in (upstream.data / "cohort" / "annotations").glob("*.geojson")}
-    labels = pd.concat(slides.values()).set_index("slide_id")["label"].to_dict()
+    every = pd.concat(slides.values())
+    labels = dict(zip(every["slide_id"], every["label"], strict=True))
     aspects = dict(zip(table["slide_id"], table["mpp_x"] / table["mpp_y"], strict=True))
     return Cohort(name, params, upstream, tile_truth(TILES.read(upstream.index), labels, annotations, aspects, params.evaluate), slides)
 
@@ -142,7 +143,7 @@ def run(cohort: Cohort, arm: Arm, seed: int, store: Store) -> tuple[list[dict[st
     params = params_of(cohort, arm, seed)
     rows, scores = [], []
     for result in Loop(cohort.upstream, store).rounds(params):
-        identity = {"cohort": cohort.name, "arm": arm.name, "seed": seed, "round": result.round}
+        identity: dict[str, Any] = {"cohort": cohort.name, "arm": arm.name, "seed": seed, "round": result.round}
         slides = SLIDE_SCORES.read(result.slide_scores)
         rows.append({**identity, **judge(cohort, result, slides, params), "settings": settings_key(params)})
         scores.append(cohort.slides["test"].merge(slides[["slide_id", "score"]], validate="one_to_one").assign(**identity))

@@ -57,8 +57,9 @@ def auc_difference(scores: pd.DataFrame, arm: str, against: str) -> tuple[float,
 def _patient_weights(slides: pd.DataFrame, generator: np.random.Generator) -> Floats:
     """Weights of slides that sum to 1, after patients were drawn with replacement."""
     patients, of_slide = np.unique(slides["patient_id"], return_inverse=True)
-    weights = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)))[of_slide].astype(np.float64)
-    return weights / weights.sum()
+    weights: Floats = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)))[of_slide].astype(np.float64)
+    weights /= weights.sum()
+    return weights
 
 
 def difference(table: pd.DataFrame, column: str, arm: str, against: str) -> tuple[float, float, float]:
@@ -169,14 +170,15 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axis.remove()
     for axis, cohort in zip(axes, cohorts, strict=True):
         own = table[table["cohort"] == cohort]
-        for (policy, note), of_policy in drawn[cohort].groupby(["policy", "note"]):
+        for key, of_policy in drawn[cohort].groupby(["policy", "note"]):
+            policy, note = map(str, key)
             marker, label = (MARKERS[notes.index(note) % len(MARKERS)], f"{policy}, {note}") if note else ("o", policy)
             colour = COLOURS.get(policy, "tab:green")
             beside = 1.03 ** list(COLOURS).index(policy) if policy in COLOURS else 1.0  # equal costs would hide each other
             axis.errorbar(of_policy["cost"] * beside, of_policy["auc"], of_policy["error"], marker=marker, capsize=3, color=colour, label=label)
             if (policy, note) == ("random", ""):
                 for arm in of_policy.itertuples():
-                    axis.annotate(_budget(arm.arm), (arm.cost, arm.auc), xytext=(-4, 8), textcoords="offset points", ha="right", fontsize=8)
+                    axis.annotate(_budget(str(arm.arm)), (arm.cost, arm.auc), xytext=(-4, 8), textcoords="offset points", ha="right", fontsize=8)
         axis.axhline(first_rounds(own)["test_auc"].mean(), color="grey", linestyle=":", label="before any mining")
         axis.margins(x=0.1)
         axis.set(xscale="log", title=f"cohort {cohort}")
@@ -199,7 +201,8 @@ def _costs(own: pd.DataFrame) -> pd.DataFrame:
     arms = last.groupby("arm").agg(cost=("cost", "mean"), auc=("test_auc", "mean"), error=("test_auc", "sem")).reset_index()
     arms = arms.assign(policy=arms["arm"].str.split(" ").str[0], note=arms["arm"].map(_note)).sort_values("cost")
     plain = arms["arm"].str.partition(", ")[0].map(arms.set_index("arm")["cost"])
-    return arms[(arms["note"] == "") | ~(arms["cost"] / plain).between(0.5, 2, inclusive="neither")]
+    drawn: pd.DataFrame = arms[(arms["note"] == "") | ~(arms["cost"] / plain).between(0.5, 2, inclusive="neither")]
+    return drawn
 
 
 def _note(arm: str) -> str:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -109,7 +110,7 @@ def report(project: Path, trials: int, workers: int, compared: int, say: Callabl
         study = measured(lambda: run_study(files, params, upstream, loop, alone, Limits(compared), say=say))
         table, names = read_trials(files)
         settings = [with_values(params, {own: row[own] for own in names}) for row in table[names].to_dict("records")]
-        own = [measured(lambda setting=setting: bare(setting, upstream, alone)) for setting in settings]
+        own = [measured(partial(bare, setting, upstream, alone)) for setting in settings]
     wall, processor = (sum(seconds[part] for seconds in own) for part in range(2))
     rows = [
         f"| `hnm tune --trials {trials} --workers {workers}` | {together:.1f} s | | |",

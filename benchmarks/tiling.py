@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -186,7 +187,7 @@ def decode_ready(path: Path) -> float:
 
 def embedding(path: Path) -> tuple[Timed, Timed]:
     machine = set_up_torch(params.Compute(threads=WORKERS))
-    encoder = make_encoder(params.Encoder(weights="random")).eval().to(memory_format=torch.channels_last)
+    encoder = make_encoder(params.Encoder(weights="random")).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pack = Pack(path)
     ready = [torch.from_numpy(pack.tiles(range(start, start + 128))) for start in range(0, len(pack), 128)]
 
@@ -288,11 +289,11 @@ def slide_of(texture: np.ndarray, side: int, path: Path, compression: str = "jpe
             text = f"Aperio Image Library v11.2.1 \r\n{side}x{side} [0,0 {side}x{side}] ({SOURCE_PX}x{SOURCE_PX})" + (
                 f" -> {level}x{level}" if factor > 1 else ""
             )
-            options = {"tile": (SOURCE_PX, SOURCE_PX), "description": f"{text} JPEG/RGB Q=80|MPP = {MPP}", "metadata": None}
+            options: dict[str, Any] = {"tile": (SOURCE_PX, SOURCE_PX), "description": f"{text} JPEG/RGB Q=80|MPP = {MPP}", "metadata": None}
             cells = [[encoded(tiled, row, column, compression) for column in range(period)] for row in range(period)]
             across = -(-level // SOURCE_PX)
             tiles = (cells[row % period][column % period] for row in range(across) for column in range(across))
-            colours = {"photometric": "ycbcr", "subsampling": (2, 2)} if compression == "jpeg" else {"photometric": "rgb"}
+            colours: dict[str, Any] = {"photometric": "ycbcr", "subsampling": (2, 2)} if compression == "jpeg" else {"photometric": "rgb"}
             file.write(tiles, compression=compression, shape=(level, level, 3), dtype=np.uint8, **colours, **options)
     return path
 
@@ -300,7 +301,7 @@ def slide_of(texture: np.ndarray, side: int, path: Path, compression: str = "jpe
 def encoded(pixels: np.ndarray, row: int, column: int, compression: str) -> bytes:
     cell = np.ascontiguousarray(pixels[row * SOURCE_PX : (row + 1) * SOURCE_PX, column * SOURCE_PX : (column + 1) * SOURCE_PX])
     if compression == "deflate":
-        return zlib.compress(cell)
+        return zlib.compress(cell.data)
     return bytes(simplejpeg.encode_jpeg(cell, quality=80, colorspace="RGB", colorsubsampling="420"))
 
 
