@@ -7,6 +7,7 @@ anything else. A keyword-only `tracker: Tracker` is given the run of this execut
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,9 +50,10 @@ def run(main: Callable[..., None]) -> None:
         stage = _name_of(main)
         with track_stage(stage, arguments, sections, params) as tracker:
             main(**arguments, **sections, **({"tracker": tracker} if takes_tracker(main) else {}))
-        name = dvc_name(stage, arguments)
-        state = running_stage(project_root(), name, f"pipelines.{stage}", arguments, sections)
-        write_cost(project_root(), name, state.key, cost_so_far())
+        if os.environ.get("RANK", "0") == "0":  # of several processes of one training the first speaks for all
+            name = dvc_name(stage, arguments)
+            state = running_stage(project_root(), name, f"pipelines.{stage}", arguments, sections)
+            write_cost(project_root(), name, state.key, cost_so_far())
     except HnmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -21,7 +21,7 @@ from hnm.store import write_json
 
 @dataclass(frozen=True)
 class Cost:
-    """What this process has taken since it started, the imports of its libraries included."""
+    """What this process has taken since it started, the imports of its libraries included; of a training that several processes share, the first's."""
 
     seconds: float
     peak_memory_mb: float

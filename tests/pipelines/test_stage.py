@@ -1,0 +1,31 @@
+"""A stage's command line, run in this process."""
+
+from pathlib import Path
+
+import pytest
+
+from hnm.experiments.ledger import stage_seconds
+from hnm.params import Mining
+from pipelines import stage
+
+ROOT = Path(__file__).parents[2]
+
+
+def mine(folder: Path, round: int, *, mining: Mining) -> None:
+    """A stage that leaves what it was given."""
+    (folder / f"{round}.txt").write_text(mining.policy, encoding="utf-8")
+
+
+@pytest.mark.parametrize(("rank", "stages"), [(None, {"test_stage@2"}), ("0", {"test_stage@2"}), ("1", set())])
+def test_the_first_process_alone_enters_its_cost(rank: str | None, stages: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HNM_TRACKING", "off")
+    for name, value in {"DVC_ROOT": str(tmp_path), "DVC_STAGE": None, "RANK": rank}.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    monkeypatch.setattr(stage, "die_with_parent", lambda: None)  # pytest shall not
+    monkeypatch.setattr("sys.argv", ["mine", "--folder", str(tmp_path), "--round", "2"])
+    stage.run(mine)
+    assert (tmp_path / "2.txt").read_text(encoding="utf-8") == "random"
+    assert set(stage_seconds(tmp_path)) == stages
