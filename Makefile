@@ -60,8 +60,8 @@ test-services: | setup ## what needs a browser, PostgreSQL, R, dask or S3; insta
 soak: | setup ## stages killed at random moments, on 60 slides: some minutes
 	pytest -m soak -s tests/soak
 
-bench-mining: | setup ## does mining help? COHORTS="name=slides.csv ..."; hours, but it goes on where it stopped; ARGS as in benchmarks/mining.py
-	@test -n "$(COHORTS)" || { echo 'name the cohorts: make bench-mining COHORTS="small=cohorts/small/slides.csv"'; exit 2; }
+bench-mining: | setup ## does mining help? COHORTS="name=slides.csv ..."; hours, but it goes on where it stopped; adds to benchmarks/results; ARGS as in benchmarks/mining.py
+	@test -n "$(COHORTS)" || { echo 'name the cohorts: make bench-mining COHORTS="mine=cohorts/mine/slides.csv"'; exit 2; }
 	python benchmarks/mining.py $(COHORTS:%=--cohort %) $(ARGS)
 	python benchmarks/mining_evidence.py --out docs/mining_evidence.md --figure docs/images/mining_cost.png
 
