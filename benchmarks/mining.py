@@ -37,6 +37,7 @@ from ruamel.yaml import YAML
 from sklearn.metrics import roc_auc_score
 
 from hnm.errors import HnmError
+from hnm.evidence.evaluation import lesion_share
 from hnm.evidence.truth import LESION, NORMAL, tile_truth
 from hnm.experiments.space import with_seed, with_values
 from hnm.experiments.trial import Loop, RoundResult, Upstream
@@ -145,13 +146,13 @@ def run(cohort: Cohort, arm: Arm, seed: int, store: Store) -> tuple[list[dict[st
     for result in Loop(cohort.upstream, store).rounds(params):
         identity: dict[str, Any] = {"cohort": cohort.name, "arm": arm.name, "seed": seed, "round": result.round}
         slides = SLIDE_SCORES.read(result.slide_scores)
-        rows.append({**identity, **judge(cohort, result, slides, params), "settings": settings_key(params)})
+        rows.append({**identity, **judge(cohort, result, slides), "settings": settings_key(params)})
         scores.append(cohort.slides["test"].merge(slides[["slide_id", "score"]], validate="one_to_one").assign(**identity))
         print(rows[-1], flush=True)
     return rows, scores
 
 
-def judge(cohort: Cohort, result: RoundResult, slides: pd.DataFrame, params: Params) -> dict[str, float | None]:
+def judge(cohort: Cohort, result: RoundResult, slides: pd.DataFrame) -> dict[str, float | None]:
     """What one round is worth, and what it cost."""
     tiles, found = TILE_SCORES.read(result.tile_scores).merge(cohort.truth, on=["slide_id", "tile"]), {}
     for split in ("validation", "test"):
@@ -160,10 +161,10 @@ def judge(cohort: Cohort, result: RoundResult, slides: pd.DataFrame, params: Par
         found[f"{split}_auc"] = float(roc_auc_score(scored["label"], scored["logit"]))
         found[f"{split}_tile_auc"] = float(roc_auc_score(known["truth"] == LESION, known["logit"]))
     mined = MINED.read(result.mined).merge(cohort.truth, on=["slide_id", "tile"], validate="one_to_one")
-    views, seconds = _tile_views(mined, params), result.finetune_seconds
+    views, seconds = (result.cost - cohort.upstream.tile_count) // 3 if result.cost else 0, result.finetune_seconds
     found |= {
         "false_tiles": _false_tiles(tiles.merge(cohort.slides["test"], on="slide_id")),
-        "purity": float((mined[mined["role"] == "positive"]["truth"] == LESION).mean()),
+        "purity": share if (share := lesion_share(mined[mined["role"] == "positive"])) is not None else math.nan,
         "validation_log_loss": result.log_loss,
         "tile_views": views,
         "finetune_seconds": math.nan if views and seconds < LEAST_SECONDS else round(seconds, 1),
@@ -175,14 +176,6 @@ def judge(cohort: Cohort, result: RoundResult, slides: pd.DataFrame, params: Par
 def _false_tiles(tiles: pd.DataFrame) -> float:
     positive, negative = (tiles[tiles["label"] == label] for label in (1, 0))
     return float((negative["logit"] > positive.groupby("slide_id")["logit"].max().median()).sum() / negative["slide_id"].nunique())
-
-
-def _tile_views(mined: pd.DataFrame, params: Params) -> int:
-    """Two views of each tile of each step."""
-    if mined.empty:
-        return 0
-    positives = int((mined["role"] == "positive").sum())
-    return 2 * params.finetune.batch_tiles * params.finetune.steps(len(mined) - positives, positives) * params.finetune.epochs
 
 
 def append(rows: Sequence[Mapping[str, Any]], scores: Sequence[pd.DataFrame], table: Path) -> None:

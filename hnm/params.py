@@ -291,16 +291,6 @@ class Finetune(Contrast):
     """Rank of low-rank adapters (LoRA) that are trained in place of the linear layers' weights, for large vision transformers; 0 trains all weights."""
     views: Views = Views()
 
-    @property
-    def step_tiles(self) -> tuple[int, int]:
-        """Hard negatives and positives of a step."""
-        positives = min(max(round(self.batch_tiles * self.positive_share), 1), self.batch_tiles - 1)
-        return self.batch_tiles - positives, positives
-
-    def steps(self, negatives: int, positives: int) -> int:
-        """Steps of an epoch that shows so many mined tiles of each role at least once."""
-        return max(math.ceil(count / share) for count, share in zip((negatives, positives), self.step_tiles, strict=True))
-
 
 class Evaluate(Section):
     """How the numbers are made."""

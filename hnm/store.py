@@ -31,7 +31,6 @@ PLUMBING = frozenset(
         "hnm.params",
         "hnm.tables",
         "hnm.store",
-        "hnm.draws",
         "hnm.processes",
         "hnm.progress",
         "hnm.experiments",
@@ -150,7 +149,7 @@ class Kept:
     path: Path
     bytes: int
     used: float
-    """When it was made or last linked, in seconds of the epoch: a link changes its file's time of status, reading does not."""
+    """When it was made, last linked or asked for, in seconds of the epoch: these change a file's time of status, reading does not."""
     shared: bool
     """Whether its bytes have other names too, such as a stage's output: removing it frees nothing then."""
 
@@ -168,7 +167,9 @@ class Store:
     def folder(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
         """The folder that `make` fills, made anew only where there is none of this key; a process that makes the same at once may be first."""
         kept = self.path(kind, key, "")
-        if not kept.is_dir():
+        if kept.is_dir():
+            _mark_used(kept)
+        else:
             kept.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".making-") as beside:
                 made = Path(beside) / "made"
@@ -213,6 +214,14 @@ class Store:
         stats = [file.stat() for file in files] or [path.stat()]
         kind = path.parent.parent.relative_to(self.root).as_posix()
         return Kept(kind, path, sum(stat.st_size for stat in stats), max(stat.st_ctime for stat in stats), all(stat.st_nlink > 1 for stat in stats))
+
+
+def _mark_used(folder: Path) -> None:
+    """Moves the time of status of the folder or a file in it, and no other; nothing where the store is another's."""
+    file = next((path for path in folder.rglob("*") if path.is_file()), folder)
+    with contextlib.suppress(OSError):
+        stat = file.stat()
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def _last_written(path: Path) -> float:

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from hnm.errors import ParamsError
 from hnm.experiments.space import with_values
+from hnm.learning.fit_encoder import step_tiles
 from hnm.params import check_params, flat, load_params
 
 MINIMAL: dict[str, Any] = {"rounds": {"0": {}}, "later_rounds": {}, "cohort": {"name": "c", "manifest": "slides.csv"}}
@@ -83,7 +84,7 @@ def test_the_papers_settings_can_be_run_as_documented() -> None:
     )
     assert (found.mining.policy, found.mining.threshold, found.mining.positive_fraction, found.mining.negative_fraction) == ("hard", 0.3, 0.2, 0.2)
     assert found.mining.negative_fraction * found.mining.growth**19 == pytest.approx(0.8, abs=0.01)  # of the twentieth round
-    assert found.finetune.step_tiles == (410, 102) and found.finetune.temperature == 0.07
+    assert step_tiles(found.finetune) == (410, 102) and found.finetune.temperature == 0.07
 
 
 def test_flat_names() -> None:

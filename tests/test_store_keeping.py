@@ -161,3 +161,13 @@ def test_a_result_its_output_and_dvc_s_cache_are_one_file(store, tmp_path):
     dvc("checkout")
     pack = Pack(out)
     assert len(pack) == 1
+
+
+def test_a_folder_that_is_asked_for_again_counts_as_used(tmp_path: Path) -> None:
+    store, keys = Store(tmp_path), [digit * 64 for digit in "abc"]
+    for key in (*keys, keys[0]):
+        time.sleep(0.02)
+        path = store.folder("heads", key, lambda folder: (folder / "head.json").write_text("{}", encoding="utf-8"))
+        written = (path / "head.json").stat().st_mtime_ns
+    assert [kept.path.name for kept in store.kept()] == [keys[1], keys[2], keys[0]]
+    assert (store.path("heads", keys[0], "") / "head.json").stat().st_mtime_ns == written < (store.path("heads", keys[1], "") / "head.json").stat().st_mtime_ns

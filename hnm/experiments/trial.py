@@ -17,6 +17,7 @@ from torch import Tensor
 from hnm.errors import ParamsError, StudyError
 from hnm.experiments.seal import sealed
 from hnm.learning.encoder import encoder_digest
+from hnm.learning.fit_encoder import epoch_steps
 from hnm.loop.embed import embed_slides
 from hnm.loop.finetune import finetune_encoder, with_extra
 from hnm.loop.head import kept_epoch, slide_features, train_head
@@ -281,7 +282,7 @@ def _cost_of(mined: pd.DataFrame, params: Params, tiles: int) -> int:
     if params.mining.policy == "none":
         return 0
     positives = int((mined["role"] == "positive").sum())
-    return tiles + 3 * 2 * params.finetune.batch_tiles * params.finetune.steps(len(mined) - positives, positives) * params.finetune.epochs
+    return tiles + 3 * 2 * params.finetune.batch_tiles * epoch_steps(params.finetune, len(mined) - positives, positives) * params.finetune.epochs
 
 
 def _history(folder: Path) -> list[dict[str, float]]:

@@ -79,28 +79,32 @@ def train_by_contrast(
     optimiser = torch.optim.AdamW(trained, lr=section.learning_rate, weight_decay=section.weight_decay, fused=True)
     only = (machine.rank,) if machine.ranks > 1 else ()
     history: list[dict[str, float]] = []
-    for epoch in range(1, section.epochs + 1):
-        model.train()
-        if frozen_batch_norm:
-            _freeze_batch_norm(model)
-        steps = [shares_of(rows, machine.ranks, name) for rows in batches(epoch)]
-        sums: dict[str, Tensor] = {}
-        for step, (_, tiles) in enumerate(read_ahead(read, [shares[machine.rank] for shares in steps])):
-            rate = learning_rate(section, epoch - 1 + step / len(steps))
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            pixels = to_input(tiles, machine.device)
-            views = [random_views(pixels, section.views, seed_of(section.seed, "views", epoch, step, view, *only)) for view in range(2)]
-            optimiser.zero_grad(set_to_none=True)
-            parts = differentiate(model, torch.cat(views), steps[step], loss_of, epoch, machine)
-            if not torch.isfinite(parts["loss"]):
-                raise FinetuneError(f"the contrastive loss is {parts['loss'].item()} in epoch {epoch}; lower {name}.learning_rate={section.learning_rate:g}")
-            optimiser.step()
-            for part, value in parts.items():
-                sums[part] = sums.get(part, torch.zeros((), device=value.device)) + value
-        row = {"epoch": epoch, **{part: (value / len(steps)).item() for part, value in sums.items()}, "learning_rate": learning_rate(section, epoch - 1)}
-        history.append(row)
-        on_epoch(epoch, row)
+    with torch.random.fork_rng(devices=[machine.device] if machine.device.type == "cuda" else []):
+        torch.manual_seed(seed_of(section.seed, "dropout", *only))  # of encoders that have it, or stochastic depth
+        for epoch in range(1, section.epochs + 1):
+            model.train()
+            if frozen_batch_norm:
+                _freeze_batch_norm(model)
+            steps = [shares_of(rows, machine.ranks, name) for rows in batches(epoch)]
+            sums: dict[str, Tensor] = {}
+            for step, (_, tiles) in enumerate(read_ahead(read, [shares[machine.rank] for shares in steps])):
+                rate = learning_rate(section, epoch - 1 + step / len(steps))
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                pixels = to_input(tiles, machine.device)
+                views = [random_views(pixels, section.views, seed_of(section.seed, "views", epoch, step, view, *only)) for view in range(2)]
+                optimiser.zero_grad(set_to_none=True)
+                parts = differentiate(model, torch.cat(views), steps[step], loss_of, epoch, machine)
+                if not torch.isfinite(parts["loss"]):
+                    raise FinetuneError(
+                        f"the contrastive loss is {parts['loss'].item()} in epoch {epoch}; lower {name}.learning_rate={section.learning_rate:g}"
+                    )
+                optimiser.step()
+                for part, value in parts.items():
+                    sums[part] = sums.get(part, torch.zeros((), device=value.device)) + value
+            row = {"epoch": epoch, **{part: (value / len(steps)).item() for part, value in sums.items()}, "learning_rate": learning_rate(section, epoch - 1)}
+            history.append(row)
+            on_epoch(epoch, row)
     statistics = [] if frozen_batch_norm else [buffer for buffer in encoder.backbone.buffers() if buffer.is_floating_point()]
     _add_up(statistics, machine)
     for buffer in statistics:

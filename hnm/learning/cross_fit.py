@@ -42,7 +42,7 @@ def cross_fitted_scores(
         ranking: the ranking loss's.
 
     Raises:
-        HeadError: fewer patients than folds have slides of a label, or as `fit_head`.
+        HeadError: fewer patients than folds have slides of a label, a fold leaves one label alone, or as `fit_head`.
     """
     if not section.score_folds:
         return TILE_SCORES.empty()
@@ -81,6 +81,8 @@ def score_folds(
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed_of(seed, "score folds") % 2**32)
     parts = splitter.split(np.zeros(len(train)), [slide.label for slide in train], [patients[slide.slide_id] for slide in train])
     for others, own in parts:
+        if len({train[i].label for i in others}) < 2:
+            raise HeadError(f"head.score_folds={folds}: patients with slides of both labels leave a fold's head train slides of one label alone; change it")
         yield [train[i] for i in others], [train[i] for i in own]
 
 

@@ -107,14 +107,22 @@ def role_losses(projected: Tensor, roles: Tensor, *, temperature: float) -> Tens
     return torch.stack([supervised_contrastive_loss(projected, roles, roles == role, temperature=temperature) for role in (NEGATIVE, POSITIVE)])
 
 
+def step_tiles(section: params.Finetune) -> tuple[int, int]:
+    """Hard negatives and positives of a step."""
+    positives = min(max(round(section.batch_tiles * section.positive_share), 1), section.batch_tiles - 1)
+    return section.batch_tiles - positives, positives
+
+
+def epoch_steps(section: params.Finetune, negatives: int, positives: int) -> int:
+    """Steps of an epoch that shows so many mined tiles of each role at least once."""
+    return max(math.ceil(count / share) for count, share in zip((negatives, positives), step_tiles(section), strict=True))
+
+
 def role_batches(roles: NDArray[np.int64], section: params.Finetune, epoch: int) -> Iterator[NDArray[np.int64]]:
     """Rows of each step, negatives first. Every tile of the role that fills more steps comes once, those of the other in whole orders again and again."""
     generator = np.random.default_rng(seed_of(section.seed, "finetune batches", epoch))
     rows = [np.flatnonzero(roles == role) for role in (NEGATIVE, POSITIVE)]
-    steps = section.steps(*map(len, rows))
-    orders = [
-        np.concatenate([generator.permutation(own) for _ in range(math.ceil(steps * share / len(own)))])
-        for own, share in zip(rows, section.step_tiles, strict=True)
-    ]
+    steps, shares = epoch_steps(section, *map(len, rows)), step_tiles(section)
+    orders = [np.concatenate([generator.permutation(own) for _ in range(math.ceil(steps * share / len(own)))]) for own, share in zip(rows, shares, strict=True)]
     for step in range(steps):
-        yield np.concatenate([order[step * share : (step + 1) * share] for order, share in zip(orders, section.step_tiles, strict=True)])
+        yield np.concatenate([order[step * share : (step + 1) * share] for order, share in zip(orders, shares, strict=True)])

@@ -9,7 +9,7 @@ from scipy.stats import hypergeom
 
 from hnm import params
 from hnm.mining.overlap import overlap_of
-from hnm.mining.select import Mined, best_first, budget, tiles_labelled
+from hnm.mining.select import Mined, below_the_top, best_first, budget, tiles_labelled
 from hnm.tables import MINED_SLIDES
 
 BINS = 20
@@ -46,13 +46,17 @@ def summarise(
         "positive": (positive[positive["score"] > section.threshold], section.positive_fraction, slides[slides["label"] == 1]),
         "hard_negative": (negative, section.negative_fraction, slides[slides["label"] == 0]),
     }
+    budgets = {role: budget(fraction, section.growth, round_, len(pool)) for role, (pool, fraction, _) in of_role.items()}
+    budgets["hard_negative"] = min(budgets["hard_negative"], len(below_the_top(best_first(negative), section)))
+    if section.policy == "none":
+        budgets = dict.fromkeys(budgets, 0)
     overlap = overlap_of(before, mined.tiles)
     return {
         "round": round_,
         "policy": section.policy,
         **{name: None if before.empty or share is None else round(share, DIGITS) for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn))},
         "suspect_slides": slides.loc[slides["suspect"], "slide_id"].tolist(),
-        **{role: _role_summary(role, mined, pool, budget(fraction, section.growth, round_, len(pool)), own) for role, (pool, fraction, own) in of_role.items()},
+        **{role: _role_summary(role, mined, pool, budgets[role], own) for role, (pool, _, own) in of_role.items()},
     }
 
 

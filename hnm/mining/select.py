@@ -140,7 +140,7 @@ def negatives(
         case "hard":
             walk.go(ordered, count)
         case "semi_hard":
-            walk.go(ordered.iloc[math.ceil(round(section.skip_fraction * len(ordered), 6)) :], count)
+            walk.go(below_the_top(ordered, section), count)
         case "random":
             walk.go(shuffled, count)
         case "mixed":
@@ -150,6 +150,11 @@ def negatives(
             return ranked(ordered), walk.refused
     _check_taken(walk, "hard negatives", "lower mining.skip_fraction" if section.policy == "semi_hard" else "raise mining.negative_fraction")
     return ranked(walk.taken), walk.refused
+
+
+def below_the_top(ordered: pd.DataFrame, section: params.Mining) -> pd.DataFrame:
+    """What is left of the negatives, the best first, when `semi_hard` has skipped its `skip_fraction`; all of them under the other policies."""
+    return ordered.iloc[math.ceil(round(section.skip_fraction * len(ordered), 6)) :] if section.policy == "semi_hard" else ordered
 
 
 def positives(

@@ -142,6 +142,7 @@ def test_an_arm_runs_on_a_tiny_cohort_and_its_rows_say_what_it_cost(tmp_path: Pa
     slides = {split: LABELS.read(upstream.labels(split)).merge(patients) for split in mining.SPLITS}
     index = TILES.read(upstream.index)
     truth = index[["slide_id", "tile"]].assign(truth=np.where(index["tile"] % 3 == 0, "lesion", "normal"))
+    truth = truth.assign(region=np.where(truth["truth"] == "lesion", "lesion", ""))
     cohort = mining.Cohort("tiny", params, upstream, truth, slides)
     arm = mining.Arm("hard 0.3", {"mining.policy": "hard", "mining.negative_fraction": 0.3})
     rows, tested = mining.run(cohort, arm, 1, Store(tmp_path / "store"))
@@ -151,6 +152,9 @@ def test_an_arm_runs_on_a_tiny_cohort_and_its_rows_say_what_it_cost(tmp_path: Pa
     assert rows[1]["spread"] == pytest.approx(pd.read_csv(history)["spread"].iloc[-1], abs=1e-6) and rows[1]["spread"] > 0
     # the negative train slides have 5 + 7 + 9 tiles, of which 30 % are 7: at least four steps of 2 + 2 tiles with two views
     assert rows[1]["tile_views"] >= 4 * 8 and rows[1]["tile_views"] % 8 == 0
+    assert 0 < rows[1]["purity"] < 1
+    nobody = replace(cohort, truth=truth.assign(region=None))
+    assert np.isnan(mining.run(nobody, arm, 1, Store(tmp_path / "store"))[0][1]["purity"])  # no slide is annotated
     table = tmp_path / "table.csv"
     assert not mining.is_done(table, cohort, arm, 1)
     above_all = mining.Arm("hard 0.3, above all", {**arm.values, "mining.threshold": 1.0})

@@ -11,7 +11,7 @@ from hnm.errors import FinetuneError
 from hnm.learning.compute import CPU, Machine
 from hnm.learning.contrast import ReadTiles, _Standardise
 from hnm.learning.encoder import TileEncoder, make_encoder
-from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, anchor_weights, collapse_of, fit_encoder, role_batches, role_losses
+from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, anchor_weights, collapse_of, fit_encoder, role_batches, role_losses, step_tiles
 from hnm.learning.losses import supervised_contrastive_loss
 
 SECTION = params.Finetune(epochs=3, warmup_epochs=1, batch_tiles=8, learning_rate=1e-3, projection_features=16)
@@ -51,7 +51,7 @@ def test_a_step_takes_the_share_of_positives_asked_for() -> None:
 
 @pytest.mark.parametrize(("share", "tiles"), [(0.5, (16, 16)), (0.2, (26, 6)), (0.001, (31, 1)), (0.999, (1, 31))])
 def test_a_step_has_tiles_of_both_roles(share: float, tiles: tuple[int, int]) -> None:
-    assert params.Finetune(batch_tiles=32, positive_share=share).step_tiles == tiles
+    assert step_tiles(params.Finetune(batch_tiles=32, positive_share=share)) == tiles
 
 
 def test_role_losses_are_the_contrast_with_each_role_as_anchor() -> None:
@@ -89,6 +89,20 @@ def test_the_same_seed_gives_the_same_encoder_bit_by_bit() -> None:
         states.append(tuned.backbone.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["layer1.0.conv1.weight"], states[2]["layer1.0.conv1.weight"])
+
+
+def test_dropout_of_an_encoder_follows_the_seed_and_leaves_the_global_generator_alone() -> None:
+    states, before = [], torch.random.get_rng_state()
+    for others in (0, 3):
+        torch.rand(others)  # whatever the process drew before
+        after = torch.random.get_rng_state()
+        tuned = encoder()
+        tuned.backbone.layer1 = torch.nn.Sequential(tuned.backbone.layer1, torch.nn.Dropout(0.5))
+        fit_encoder(tuned, *mined(), SECTION.model_copy(update={"epochs": 1}), CPU, no_one)
+        states.append(tuned.backbone.state_dict())
+        assert torch.equal(torch.random.get_rng_state(), after)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_the_temperature_is_the_losses() -> None:

@@ -57,8 +57,16 @@ def test_a_round_that_mines_nothing_has_a_summary_too() -> None:
     supply = slide_supply(mined.tiles, SCORES, LABELS, PATIENTS, section)
     summary = summarise(mined, MINED.empty(), supply, SCORES, LABELS, section, 1)
     assert summary["hard_negative"]["tiles"] == 0 and summary["hard_negative"]["candidates"] == 7
+    assert summary["hard_negative"]["short_of_budget"] == summary["positive"]["short_of_budget"] == 0
     assert supply["share"].tolist() == [0.0] * 4
     json.dumps(summary, allow_nan=False)
+
+
+def test_what_semi_hard_skips_is_not_missing_from_its_budget() -> None:
+    section = params.Mining(policy="semi_hard", negative_fraction=0.5, skip_fraction=0.7, max_slide_share=1, max_patient_share=1)
+    mined = mine(SCORES, LABELS, section, 1, patients=PATIENTS)
+    told = summarise(mined, MINED.empty(), slide_supply(mined.tiles, SCORES, LABELS, PATIENTS, section), SCORES, LABELS, section, 1)["hard_negative"]
+    assert (told["candidates"], told["tiles"], told["short_of_budget"]) == (7, 2, 0)  # 5 of 7 are above the band, the budget is 4
 
 
 def many(odd: float, slides: int = 20, tiles: int = 40) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
