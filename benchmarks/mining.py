@@ -18,7 +18,7 @@ negative test slide, on average, that outscore the best tile of the median posit
 tiles among the mined positives; `tile_views` how many views of tiles fine-tuning has shown to the encoder, and
 `finetune_seconds` its processor time, empty where a killed run had fine-tuned already; `spread` how far apart its last
 epoch had the views, where a tenth of the temperature is collapse (older rows do not say); `settings` digests the params
-that made the row and are not the defaults.
+that made the row and are not the defaults; `failed` says why an arm did not get through a round, which has no figures.
 """
 
 import argparse
@@ -36,7 +36,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 from sklearn.metrics import roc_auc_score
 
-from hnm.errors import HnmError
+from hnm.errors import FinetuneError, HeadError, HnmError, MiningError
 from hnm.evidence.evaluation import lesion_share
 from hnm.evidence.truth import LESION, NORMAL, tile_truth
 from hnm.experiments.space import with_seed, with_values
@@ -49,6 +49,9 @@ from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
 SPLITS = ("train", "validation", "test")
 SECTIONS = ("tissue", "tiles", "encoder", "simclr", "embed", "head", "ranking", "mining", "finetune")
+
+ARM_ERRORS = (FinetuneError, HeadError, MiningError)
+"""What an arm's settings may bring about: such a failure is a finding, and stands in the table."""
 
 LEAST_SECONDS = 0.5
 """No fine-tuning takes less; reading one from the store does."""
@@ -134,20 +137,28 @@ def is_done(table: Path, cohort: Cohort, arm: Arm, seed: int) -> bool:
             f"{table} has arm {arm.name!r} of cohort {cohort.name!r}, seed {seed}, by other settings ({', '.join(sorted(others))}, now {now}): "
             "give the --set that it was made with, or another --table, or name the cohort or the arm otherwise"
         )
-    if not own.empty and set(own["round"]) != set(range(len(cohort.params.rounds))):
+    has_failed = "failed" in own and own["failed"].notna().any()
+    if not own.empty and not has_failed and set(own["round"]) != set(range(len(cohort.params.rounds))):
         raise SystemExit(f"{table} has arm {arm.name!r} of cohort {cohort.name!r}, seed {seed}, with rounds 0..{own['round'].max()}: give another --table")
     return not own.empty
 
 
 def run(cohort: Cohort, arm: Arm, seed: int, store: Store) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
-    """The rows of the table, one a round, and the scores of the test slides."""
+    """The rows of the table, one a round, and the scores of the test slides; where the arm fails after round 0, the last row says why."""
     params = params_of(cohort, arm, seed)
-    rows, scores = [], []
-    for result in Loop(cohort.upstream, store).rounds(params):
-        identity: dict[str, Any] = {"cohort": cohort.name, "arm": arm.name, "seed": seed, "round": result.round}
-        slides = SLIDE_SCORES.read(result.slide_scores)
-        rows.append({**identity, **judge(cohort, result, slides), "settings": settings_key(params)})
-        scores.append(cohort.slides["test"].merge(slides[["slide_id", "score"]], validate="one_to_one").assign(**identity))
+    rows: list[dict[str, Any]] = []
+    scores, settings = [], settings_key(params)
+    try:
+        for result in Loop(cohort.upstream, store).rounds(params):
+            identity: dict[str, Any] = {"cohort": cohort.name, "arm": arm.name, "seed": seed, "round": result.round}
+            slides = SLIDE_SCORES.read(result.slide_scores)
+            rows.append({**identity, **judge(cohort, result, slides), "settings": settings, "failed": None})
+            scores.append(cohort.slides["test"].merge(slides[["slide_id", "score"]], validate="one_to_one").assign(**identity))
+            print(rows[-1], flush=True)
+    except ARM_ERRORS as error:
+        if not rows:
+            raise
+        rows.append({**rows[0], **dict.fromkeys(set(rows[0]) - {"cohort", "arm", "seed", "settings"}), "round": len(rows), "failed": str(error)})
         print(rows[-1], flush=True)
     return rows, scores
 
@@ -194,12 +205,14 @@ def append(rows: Sequence[Mapping[str, Any]], scores: Sequence[pd.DataFrame], ta
 
 
 def fill(table: Path, cohort: Cohort, arm: Arm, seed: int, store: Store) -> str | None:
-    """Runs an arm and appends it to the table; what is wrong where it cannot be run, which costs no other arm."""
+    """Runs an arm and appends it to the table; what is wrong where it cannot be run to its end, which costs no other arm."""
+    name = f"arm {arm.name!r} of cohort {cohort.name!r}, seed {seed}"
     try:
-        append(*run(cohort, arm, seed, store), table)
+        rows, scores = run(cohort, arm, seed, store)
     except HnmError as error:
-        return f"not in the table: arm {arm.name!r} of cohort {cohort.name!r}, seed {seed}: {error}"
-    return None
+        return f"not in the table: {name}: {error}"
+    append(rows, scores, table)
+    return f"failed in round {rows[-1]['round']}: {name}: {rows[-1]['failed']}" if rows[-1]["failed"] else None
 
 
 def arms_of(options: argparse.Namespace) -> list[Arm]:

@@ -3,14 +3,19 @@
     python benchmarks/mining_evidence.py --out docs/mining_evidence.md --figure docs/images/mining_cost.png
 
 Two arms are compared in the same round, on the same slides, over the seeds that both have. The interval of a difference
-of test slide AUCs is a percentile bootstrap that draws seeds and, within their label, patients; that of a tile AUC, of
-false tiles and of purity is Student's over the seeds. The policy `none` mines nothing, so that its every round is round 0.
-An arm stands against its control, the arm that says `random` in the place of its policy and the same after it, or the same
-budget alone: `hard 0.2` against `random 0.2`, `random 0.2, 8 epochs` too. One that has none stands against `--against`; with
-`--no-controls` all do.
+of test slide AUCs is for other seeds and other patients: Student's half-width over the seeds, with the slides as they
+are, and the normal one of a bootstrap over the patients of each label, as the root of the sum of their squares. (Drawing
+a handful of seeds with replacement instead would leave out a share 1/n of their variance.) With one seed it is for other
+patients alone. That of a tile AUC, of false tiles and of purity is Student's over the seeds.
+
+The policy `none` mines nothing, so that its every round is round 0. An arm stands against its control, the arm that says
+`random` in the place of its policy and the same after it, or the same budget alone: `hard 0.2` against `random 0.2`,
+`random 0.2, 8 epochs` too. One that has none stands against `--against`, or, in a cohort without that, against its random
+arm of the largest budget; with `--no-controls` all stand against `--against`.
 """
 
 import argparse
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -39,27 +44,31 @@ def wins(scores: pd.DataFrame, seeds: Sequence[int]) -> tuple[Floats, pd.DataFra
 
 
 def auc_difference(scores: pd.DataFrame, arm: str, against: str) -> tuple[float, float, float, int]:
-    """Mean difference of test slide AUCs, its bounds, and how many seeds both arms have; `scores` are of one cohort and round."""
+    """Mean difference of test slide AUCs, its 95 % bounds, and how many seeds both arms have; `scores` are of one cohort and round."""
     own, other = (scores[scores["arm"] == name] for name in (arm, against))
     seeds = sorted(set(own["seed"]) & set(other["seed"]))
     more, positives, negatives = wins(own, seeds)
     gain = more - wins(other, seeds)[0]
     generator = np.random.default_rng(0)
-    drawn = []
-    for _ in range(RESAMPLES):
-        seed_weights = generator.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds))) / len(seeds)
-        rows, columns = (_patient_weights(table, generator) for table in (positives, negatives))
-        drawn.append(np.einsum("s,spn,p,n->", seed_weights, gain, rows, columns, optimize=True))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(gain.mean()), float(low), float(high), len(seeds)
+    rows, columns = (_patient_weights(table, generator) for table in (positives, negatives))
+    drawn = np.einsum("rp,pn,rn->r", rows, gain.mean(axis=0), columns, optimize=True)
+    of_patients = stats.norm.ppf(0.975) * drawn.std()
+    of_seeds = _student(gain.mean(axis=(1, 2))) if len(seeds) > 1 else 0.0
+    mean, half = float(gain.mean()), float(np.hypot(of_seeds, of_patients))
+    return mean, mean - half, mean + half, len(seeds)
 
 
 def _patient_weights(slides: pd.DataFrame, generator: np.random.Generator) -> Floats:
-    """Weights of slides that sum to 1, after patients were drawn with replacement."""
+    """`(RESAMPLES, slides)`: weights of slides that sum to 1, each time after patients were drawn with replacement."""
     patients, of_slide = np.unique(slides["patient_id"], return_inverse=True)
-    weights: Floats = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)))[of_slide].astype(np.float64)
-    weights /= weights.sum()
+    weights: Floats = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), RESAMPLES)[:, of_slide].astype(np.float64)
+    weights /= weights.sum(axis=1, keepdims=True)
     return weights
+
+
+def _student(gains: Floats) -> float:
+    """Half-width of Student's 95 % interval of the mean of two gains or more."""
+    return float(stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains))
 
 
 def difference(table: pd.DataFrame, column: str, arm: str, against: str) -> tuple[float, float, float]:
@@ -68,16 +77,18 @@ def difference(table: pd.DataFrame, column: str, arm: str, against: str) -> tupl
     gains = (wide[arm] - wide[against]).to_numpy(np.float64)
     if len(gains) < 2 or not gains.std():
         return float(gains.mean()) if len(gains) else float("nan"), float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains))
-    return float(gains.mean()), float(gains.mean()) - half, float(gains.mean()) + half
+    return float(gains.mean()), float(gains.mean()) - _student(gains), float(gains.mean()) + _student(gains)
 
 
 def control(arm: str, arms: Collection[str], against: str) -> str:
-    """The arm among `arms` that `arm` is compared with: random tiles in the place of its policy, else random tiles of its budget, or `against`."""
+    """The arm among `arms` that `arm` is compared with: random tiles in the place of its policy, else of its budget, else `against` or the like."""
     policy_and_budget, _, note = arm.partition(", ")
     random = " ".join(["random", *policy_and_budget.split(" ")[1:]])
     found = [name for name in (f"{random}, {note}", random) if name in arms and name not in (arm, "random")]
-    return found[0] if found else against
+    if found or against in arms:
+        return found[0] if found else against
+    plain = [name for name in arms if re.fullmatch(r"random [\d.]+", name) and name != arm]
+    return max(plain, key=lambda name: float(name.split(" ")[1]), default=against)
 
 
 def chosen(table: pd.DataFrame) -> pd.DataFrame:
@@ -98,6 +109,22 @@ def with_none(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["arm"] != "none"]  # where it was run, it is the same
     first = first_rounds(rows)
     return pd.concat([rows, *(first.assign(arm="none", round=number) for number in sorted(rows["round"].unique()))], ignore_index=True)
+
+
+def finished(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rounds that have figures, and the rounds in which an arm failed."""
+    failed = table["failed"].notna() if "failed" in table else pd.Series(False, table.index)
+    return table[~failed], table[failed]
+
+
+def failures(failed: pd.DataFrame) -> list[str]:
+    """What did not run to its end, and why, as Markdown; none of it is in any mean after the round before."""
+    rows = failed.sort_values([*ARM, "round"]).itertuples()
+    return [
+        "| cohort | arm | seed | round | what it said |",
+        "|" + "---|" * 5,
+        *(f"| {row.cohort} | {row.arm} | {row.seed} | {row.round} | {row.failed} |" for row in rows),
+    ]
 
 
 def means(table: pd.DataFrame) -> list[str]:
@@ -140,7 +167,7 @@ def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str, *, cont
             seeds_of = own.groupby("arm")["seed"].agg(set).to_dict()
             for arm in sorted(seeds_of):
                 other = control(arm, seeds_of, against) if controls else against
-                if arm == against or not seeds_of[arm] & seeds_of.get(other, set()):
+                if arm == other or not seeds_of[arm] & seeds_of.get(other, set()):
                     continue
                 mean, low, high, seeds = auc_difference(of_slides, arm, other)
                 others = [difference(own, column, arm, other) for column in ("test_tile_auc", "false_tiles", "purity")]
@@ -225,7 +252,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--figure", type=Path, required=True)
     options = parser.parse_args()
-    table, scores = pd.read_csv(options.table), pd.read_parquet(options.table.with_suffix(".parquet"))
+    (table, failed), scores = finished(pd.read_csv(options.table)), pd.read_parquet(options.table.with_suffix(".parquet"))
     with whole(options.out) as temporary:
         temporary.write_text(
             "\n".join(
@@ -238,6 +265,7 @@ def main() -> None:
                     "",
                     *differences(with_none(table), with_none(scores), options.against, controls=options.controls),
                     "",
+                    *(["## Arms that failed", "", *failures(failed), ""] if len(failed) else []),
                 ]
             ),
             encoding="utf-8",

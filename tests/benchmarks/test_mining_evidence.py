@@ -1,6 +1,7 @@
 """The evidence on mining: arms on a tiny cohort, and intervals of differences."""
 
 import argparse
+import itertools
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -34,8 +35,25 @@ def test_the_difference_of_two_arms_is_the_mean_over_seeds_of_the_difference_of_
     # seed 0: 3/4 against 2/4; seed 1: 4/4 against (1/2 + 2 of the second slide + 0)/4 = 2.5/4
     mean, low, high, seeds = evidence.auc_difference(scores(), "a", "b")
     assert mean == pytest.approx((0.25 + 0.375) / 2) and seeds == 2
-    assert -1 <= low <= mean <= high <= 1 and low < high
+    assert low < mean < high and mean - low == pytest.approx(high - mean)
     assert evidence.auc_difference(scores(), "a", "a")[:3] == (0, 0, 0)
+
+
+def of_patients(gain: np.ndarray) -> float:
+    """1.96 standard deviations of the mean of `(2, 2)` gains over every way to draw two positive and two negative patients."""
+    drawn = [gain[np.ix_(rows, columns)].mean() for rows in itertools.product((0, 1), repeat=2) for columns in itertools.product((0, 1), repeat=2)]
+    return 1.959964 * float(np.std(drawn))
+
+
+def test_an_interval_is_for_other_seeds_and_other_patients() -> None:
+    # wins of `a` less those of `b`, positive slides by negative ones, of each seed
+    gains = np.array([[[0.0, 0.0], [0.0, 1.0]], [[1.0, 0.5], [0.0, 0.0]]])
+    mean, low, high, _ = evidence.auc_difference(scores(), "a", "b")
+    of_seeds = 12.706205 * 0.0625  # Student's of 0.25 and 0.375
+    assert (high - low) / 2 == pytest.approx(np.hypot(of_seeds, of_patients(gains.mean(axis=0))), rel=0.02)
+    first = scores()[lambda own: own["seed"] == 0]
+    mean, low, high, seeds = evidence.auc_difference(first, "a", "b")
+    assert seeds == 1 and mean == 0.25 and (high - low) / 2 == pytest.approx(of_patients(gains[0]), rel=0.05)
 
 
 def test_an_interval_over_seeds_is_students() -> None:
@@ -59,6 +77,8 @@ def test_an_arm_stands_against_random_tiles_of_the_same_budget_where_they_were_r
         "none": "random 0.1",
     }
     assert {arm: evidence.control(arm, arms, "random 0.1") for arm in controls} == controls
+    others = {arm: evidence.control(arm, {"random 0.05", "random 0.2", "random 0.3, cold"}, "random 0.1") for arm in ("all", "none", "hard 0.1", "random 0.2")}
+    assert others == {"all": "random 0.2", "none": "random 0.2", "hard 0.1": "random 0.2", "random 0.2": "random 0.05"}
 
 
 def test_the_table_of_differences_names_both_arms_and_leaves_out_what_shares_no_seed() -> None:
@@ -157,9 +177,17 @@ def test_an_arm_runs_on_a_tiny_cohort_and_its_rows_say_what_it_cost(tmp_path: Pa
     assert np.isnan(mining.run(nobody, arm, 1, Store(tmp_path / "store"))[0][1]["purity"])  # no slide is annotated
     table = tmp_path / "table.csv"
     assert not mining.is_done(table, cohort, arm, 1)
-    above_all = mining.Arm("hard 0.3, above all", {**arm.values, "mining.threshold": 1.0})
-    said = mining.fill(table, cohort, above_all, 1, Store(tmp_path / "store"))
+    beyond, above_all = (mining.Arm("hard 0.3, above all", {**arm.values, "mining.threshold": threshold}) for threshold in (1.0, 0.9999999))
+    said = mining.fill(table, cohort, beyond, 1, Store(tmp_path / "store"))
     assert said is not None and said.startswith("not in the table: arm 'hard 0.3, above all' of cohort 'tiny', seed 1: ") and not table.exists()
+    said = mining.fill(table, cohort, above_all, 1, Store(tmp_path / "store"))
+    assert said is not None and said.startswith("failed in round 1: arm 'hard 0.3, above all' of cohort 'tiny', seed 1: no tile of a positive train slide")
+    assert mining.is_done(table, cohort, above_all, 1)
+    whole, failed = evidence.finished(pd.read_csv(table))
+    assert whole["round"].tolist() == [0] and failed["round"].tolist() == [1] and failed["test_auc"].isna().all()
+    assert evidence.failures(failed)[2].startswith("| tiny | hard 0.3, above all | 1 | 1 | no tile of a positive train slide scores above")
+    for file in (table, table.with_suffix(".parquet")):
+        file.unlink()
     assert mining.fill(table, cohort, arm, 1, Store(tmp_path / "store")) is None
     assert mining.is_done(table, cohort, arm, 1) and not mining.is_done(table, cohort, arm, 2)
     with pytest.raises(SystemExit, match=r"has arm 'hard 0.3' of cohort 'tiny', seed 1, by other settings \(\w{12}, now \w{12}\): give the --set"):
