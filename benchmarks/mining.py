@@ -18,7 +18,7 @@ negative test slide, on average, that outscore the best tile of the median posit
 tiles among the mined positives; `tile_views` how many views of tiles fine-tuning has shown to the encoder, and
 `finetune_seconds` its processor time, empty where a killed run had fine-tuned already; `spread` how far apart its last
 epoch had the views, where a tenth of the temperature is collapse (older rows do not say); `settings` digests the params
-that made the row and are not the defaults; `failed` says why an arm did not get through a round, which has no figures.
+that made the row; `failed` says why an arm did not get through a round, which has no figures.
 """
 
 import argparse
@@ -112,8 +112,8 @@ def params_of(cohort: Cohort, arm: Arm, seed: int) -> Params:
 
 
 def settings_key(params: Params) -> str:
-    """Digest of what can change a row. Defaults are left out, so that a param that is new one day does not make a table's rows strangers."""
-    told = {name: getattr(params, name).model_dump(mode="json", exclude_defaults=True) for name in SECTIONS}
+    """Digest of all params that can change a row, defaults too: rows of a default that has changed since must not pass for rows of today's."""
+    told = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
     return key_of(precision=params.compute.precision, **told)[:12]
 
 

@@ -209,7 +209,7 @@ def test_an_arm_runs_on_a_tiny_cohort_and_its_rows_say_what_it_cost(tmp_path: Pa
     pd.testing.assert_frame_equal(pd.read_parquet(held), scores_before)
 
 
-def test_the_settings_of_a_row_are_what_is_not_the_default() -> None:
+def test_the_settings_of_a_row_are_all_params_that_can_change_it() -> None:
     params = tiny_params()
     other = params.model_copy(update={"mining": params.mining.model_copy(update={"growth": 2.0})})
     threads = params.model_copy(update={"compute": params.compute.model_copy(update={"threads": 7})})
