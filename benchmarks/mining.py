@@ -10,7 +10,7 @@ the arm names and in nothing else. An arm that is not of the grid of policies an
 
 Each finished arm appends a row a round to `--table`, and its test slides' scores to the parquet file of the same name.
 What the table has is not run again, unless by other settings, which is refused; what a killed run had made of an arm is used.
-An arm that cannot be run (nothing is left to mine, say) is named at the end, with the reason.
+An arm that fails (nothing is left to mine, say) stands in it with the reason, and is named at the end.
 `benchmarks/mining_evidence.py` makes intervals and the figure.
 
 Columns: `validation_*` and `test_*` are slide metrics, `*_tile_auc` those of tiles; `false_tiles` are the tiles of a
