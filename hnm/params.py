@@ -194,7 +194,7 @@ class Screen(Section):
 class Mining(Section):
     """Which tiles of the train slides are mined."""
 
-    policy: Literal["hard", "semi_hard", "mixed", "random", "all", "none"] = "random"
+    policy: Literal["hard", "semi_hard", "mixed", "random", "all", "none"] = "mixed"
     """How negatives are chosen: `hard` is the paper's; `random` and `all` are the controls, `none` leaves the encoder as it is."""
     scores: Literal["in_sample", "cross_fitted"] = "in_sample"
     """By which head a tile is scored: the round's, which was trained on its slide, or one that was not (`head.score_folds`); a later round's encoder was."""

@@ -35,9 +35,9 @@ def params_yaml(tmp_path: Path) -> Path:
 def test_only_the_lines_of_changed_params_change(params_yaml: Path) -> None:
     before = params_yaml.read_text()
     changed = write_values(params_yaml, {"ranking.margin": 0.1 + 0.2, "ranking.top_k": 10, "mining.policy": "hard", "finetune.views.blur": 0.125})
-    assert changed == {"ranking.margin": (0.5, 0.30000000000000004), "mining.policy": ("random", "hard"), "finetune.views.blur": (0.2, 0.125)}
+    assert changed == {"ranking.margin": (0.5, 0.30000000000000004), "mining.policy": ("mixed", "hard"), "finetune.views.blur": (0.2, 0.125)}
     lines = [(old, new) for old, new in zip(before.splitlines(), params_yaml.read_text().splitlines(), strict=True) if old != new]
-    assert lines == [("  margin: 0.5", "  margin: 0.30000000000000004"), ("  policy: random", "  policy: hard"), ("    blur: 0.2", "    blur: 0.125")]
+    assert lines == [("  margin: 0.5", "  margin: 0.30000000000000004"), ("  policy: mixed", "  policy: hard"), ("    blur: 0.2", "    blur: 0.125")]
     again = params_yaml.read_bytes()
     assert write_values(params_yaml, {"ranking.margin": 0.30000000000000004}) == {} and params_yaml.read_bytes() == again
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hnm.experiments.ledger import stage_seconds
-from hnm.params import Mining
+from hnm.params import Mining, load_params
 from pipelines import stage
 
 ROOT = Path(__file__).parents[2]
@@ -27,5 +27,5 @@ def test_the_first_process_alone_enters_its_cost(rank: str | None, stages: set[s
     monkeypatch.setattr(stage, "die_with_parent", lambda: None)  # pytest shall not
     monkeypatch.setattr("sys.argv", ["mine", "--folder", str(tmp_path), "--round", "2"])
     stage.run(mine)
-    assert (tmp_path / "2.txt").read_text(encoding="utf-8") == "random"
+    assert (tmp_path / "2.txt").read_text(encoding="utf-8") == load_params(ROOT / "params.yaml").mining.policy
     assert set(stage_seconds(tmp_path)) == stages
