@@ -84,7 +84,7 @@ def test_the_papers_settings_can_be_run_as_documented() -> None:
     )
     assert (found.mining.policy, found.mining.threshold, found.mining.positive_fraction, found.mining.negative_fraction) == ("hard", 0.3, 0.2, 0.2)
     assert found.mining.negative_fraction * found.mining.growth**19 == pytest.approx(0.8, abs=0.01)  # of the twentieth round
-    assert step_tiles(found.finetune) == (410, 102) and found.finetune.temperature == 0.07
+    assert step_tiles(found.finetune) == (410, 102) and (found.finetune.temperature, found.finetune.freeze_layers) == (0.07, 0)
 
 
 def test_flat_names() -> None:
