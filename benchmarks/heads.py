@@ -26,9 +26,9 @@ from sklearn.model_selection import StratifiedKFold
 
 from hnm import params
 from hnm.draws import seed_of
+from hnm.files import whole
 from hnm.learning.fit_head import LabelledSlide, fit_head
 from hnm.learning.heads import KINDS, Head
-from hnm.store import whole
 
 FOLDS = 10
 

@@ -41,10 +41,11 @@ from hnm.evidence.evaluation import lesion_share
 from hnm.evidence.truth import LESION, NORMAL, tile_truth
 from hnm.experiments.space import with_seed, with_values
 from hnm.experiments.trial import Loop, RoundResult, Upstream
+from hnm.files import key_of, whole
 from hnm.params import Params, load_params
 from hnm.processes import keep_freed_memory
 from hnm.slides.annotations import read_annotation
-from hnm.store import Store, expired, key_of, whole
+from hnm.store import Store, expired
 from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
 SPLITS = ("train", "validation", "test")

@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 from scipy import stats
 
-from hnm.store import whole
+from hnm.files import whole
 
 Floats = NDArray[np.float64]
 RESAMPLES = 2000

@@ -28,11 +28,12 @@ from hnm.experiments.space import with_values
 from hnm.experiments.study import Limits, run_study
 from hnm.experiments.study_files import StudyFiles, read_trials
 from hnm.experiments.trial import Loop, Upstream
+from hnm.files import whole
 from hnm.loop.embed import embed_slides
 from hnm.loop.head import train_head
 from hnm.params import Params, check_params, load_params
 from hnm.processes import keep_freed_memory
-from hnm.store import Store, whole
+from hnm.store import Store
 from hnm.tables import PATIENTS, SLIDES
 
 SPACE = {

@@ -4,9 +4,17 @@ Every message names the thing, its value and the cure. A command line prints the
 any other exception is a defect of `hnm` and keeps its traceback.
 """
 
+import errno
+import os
+
+from hnm.redaction import redacted
+
 
 class HnmError(Exception):
-    """Base of all errors that the input, the params or the machine's state can cause."""
+    """Base of all errors that the input, the params or the machine's state can cause. Its message holds no secrets."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redacted(str(message)))
 
 
 class ParamsError(HnmError):
@@ -24,9 +32,17 @@ class CohortError(HnmError):
 class SlideError(HnmError):
     """One slide cannot be used; it goes to quarantine with this message as the reason and the `step` that it failed."""
 
-    def __init__(self, message: str, step: str = "open") -> None:
+    def __init__(self, message: object, step: str = "open") -> None:
         super().__init__(message)
         self.step = step
+
+
+class MachineError(HnmError):
+    """The machine failed, not the input: a full disk, too little memory, a folder that may not be written. The same command goes on once that is mended."""
+
+
+class FolderError(HnmError):
+    """A folder that `hnm` is to fill or to empty is not its own."""
 
 
 class EncoderError(HnmError):
@@ -59,3 +75,35 @@ class StudyError(HnmError):
 
 class PredictionError(HnmError):
     """A model cannot be read, or not be used as asked."""
+
+
+_CURES = {
+    errno.ENOSPC: "free some room",
+    errno.EDQUOT: "free some room, or ask for a larger quota",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+    errno.EIO: "look after the disk or the mount",
+    errno.ESTALE: "mount it again",
+    errno.ENOTCONN: "mount it again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files",
+    errno.ENOMEM: "free some memory",
+    errno.ENAMETOOLONG: "shorten the name",
+    errno.ELOOP: "mend the link",
+    errno.ENOTDIR: "move the file that stands in the way",
+    errno.EISDIR: "move the folder that stands in the way",
+}
+
+
+def error_of_machine(error: BaseException) -> MachineError | None:
+    """What the operating system or the memory refused, as one line with its cure; None where `error` is something else, a defect."""
+    if isinstance(error, MemoryError):
+        return MachineError("there is too little memory; free some, or ask for less at once. What was finished is kept: the same command goes on")
+    if not isinstance(error, OSError):
+        return None
+    code = error.errno if error.errno in _CURES else next((code for code in _CURES if os.strerror(code) in str(error)), None)
+    if code is None:
+        return None
+    thing = f"{error.filename}: " if error.filename else ""
+    return MachineError(f"{thing}{os.strerror(code)}; {_CURES[code]}. What was finished is kept: the same command goes on")

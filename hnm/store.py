@@ -1,4 +1,4 @@
-"""Results kept by their content's causes, and files written whole or not at all.
+"""Results kept by their content's causes.
 
 A result of one slide is kept under a key of everything that can change it: the slide's fingerprint, whole params
 sections, the encoder's digest and the version of the code. It lies outside DVC's outputs, which DVC deletes before a
@@ -6,139 +6,22 @@ stage runs; a stage links it into its output. So a killed stage resumes, one new
 param back costs nothing.
 """
 
-import ast
 import contextlib
-import hashlib
-import importlib.util
-import json
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from hnm.errors import HnmError
+from hnm.files import TEMPORARY, whole
+from hnm.folders import marked_folder
 
-PLUMBING = frozenset(
-    {
-        "hnm",
-        "hnm.errors",
-        "hnm.params",
-        "hnm.tables",
-        "hnm.store",
-        "hnm.processes",
-        "hnm.progress",
-        "hnm.experiments",
-        "hnm.experiments.state",
-        "hnm.experiments.tracking",
-        "pipelines",
-        "pipelines.stage",
-    }
-)
-"""Modules whose text changes no result; they are neither code dependencies nor part of a code version."""
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which becomes `path` when the block ends well and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(value: Any, path: Path) -> None:
-    """`value` as JSON with sorted keys, whole or not at all; NaN is refused."""
-    with whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path, kind: type[HnmError]) -> Any:
-    """The JSON value at `path`; raises `kind` when it is missing or torn."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise kind(f"{path} does not exist; run the stage that makes it (dvc repro)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise kind(f"{path} is not JSON ({error}); delete it and run the stage that makes it again") from None
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of a folder's files with their names."""
-    if path.is_dir():
-        return key_of(files={file.relative_to(path).as_posix(): digest_of(file) for file in sorted(path.rglob("*")) if file.is_file()})
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def key_of(**causes: Any) -> str:
-    """Key of a result from all that can change it: JSON-ready values by name."""
-    return hashlib.sha256(json.dumps(causes, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def imports_of(module: str) -> frozenset[str]:
-    """All modules of this project that `module` imports, directly or not, itself included, without the plumbing."""
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name in found or name in PLUMBING:
-            continue
-        found.add(name)
-        waiting += _direct_imports(name)
-    return frozenset(found)
-
-
-def code_version(module: str) -> str:
-    """Digest of the code that `module` runs through, comments, docstrings and layout aside."""
-    return key_of(code={name: ast.dump(_without_docstrings(ast.parse(_source(name)))) for name in imports_of(module)})
-
-
-@cache
-def _source(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None, module
-    return Path(spec.origin).read_text(encoding="utf-8")
-
-
-@cache
-def _direct_imports(module: str) -> tuple[str, ...]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(_source(module))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names if _ours(alias.name)}
-        elif isinstance(node, ast.ImportFrom) and node.module and _ours(node.module):
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            modules = {name for name in inner if importlib.util.find_spec(node.module).submodule_search_locations and importlib.util.find_spec(name)}  # type: ignore[union-attr]
-            names |= modules or {node.module}
-    return tuple(sorted(names))
-
-
-def _ours(module: str) -> bool:
-    return module.split(".")[0] in {"hnm", "pipelines"}
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [
-                part for part in node.body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) and isinstance(part.value.value, str))
-            ]
-    return tree
+_RESULT = re.compile(r"[0-9a-f]{64}(\.\w+)?")
+_SHARD = re.compile(r"[0-9a-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -171,7 +54,7 @@ class Store:
             _mark_used(kept)
         else:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".making-") as beside:
+            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=TEMPORARY) as beside:
                 made = Path(beside) / "made"
                 made.mkdir()
                 make(made)
@@ -194,13 +77,13 @@ class Store:
 
     def kept(self) -> list[Kept]:
         """All results, the least recently used first."""
-        found = (path for path in self.root.rglob("*") if re.fullmatch(r"[0-9a-f]{64}(\.\w+)?", path.name) and path.parent.name == path.name[:2])
+        found = (path for path in self.root.rglob("*") if _RESULT.fullmatch(path.name) and path.parent.name == path.name[:2])
         return sorted(map(self._described, found), key=lambda result: (result.used, result.path))
 
     def leftovers(self, before: float) -> list[Path]:
         """Temporary files and folders of writes that were killed: those in which nothing was written since `before`, in seconds of the epoch."""
-        hidden = (path for path in self.root.rglob(".*") if not any(part.startswith(".") for part in path.relative_to(self.root).parts[:-1]))
-        return sorted(path for path in hidden if _last_written(path) < before)
+        beside_results = (path for path in self.root.rglob(f"{TEMPORARY}*") if _SHARD.fullmatch(path.parent.name))
+        return sorted(path for path in beside_results if _last_written(path) < before)
 
     def remove(self, path: Path) -> None:
         """Removes a result or a leftover; what was linked from it stays."""
@@ -257,10 +140,14 @@ def damaged(kept: Sequence[Kept], checks: Mapping[str, Callable[[Path], object]]
 
 
 def project_store() -> Store:
-    """The store of the repository that the working directory belongs to; HNM_STORE names another."""
+    """The store of the repository that the working directory belongs to; HNM_STORE names another.
+
+    Raises:
+        FolderError: HNM_STORE names a folder that holds other things.
+    """
     if named := os.environ.get("HNM_STORE"):
-        return Store(Path(named))
-    return Store(project_root() / ".hnm" / "store")
+        return Store(marked_folder(Path(named), "store", named_by="HNM_STORE"))
+    return Store(marked_folder(project_root() / ".hnm" / "store", "store", named_by="the store", adopts=True))
 
 
 def project_root() -> Path:

@@ -13,8 +13,8 @@ import pandera.pandas as pa
 from pandera.errors import SchemaErrors
 
 from hnm.errors import TableError
+from hnm.files import whole
 from hnm.params import ID
-from hnm.store import whole
 
 
 def _one_of(*values: str | int) -> pa.Check:

@@ -16,9 +16,10 @@ from hnm.evidence.plots import write_plots
 from hnm.evidence.report import Origin, render_report
 from hnm.experiments.state import git_tags, locked_stages
 from hnm.experiments.tracking import Tracker
+from hnm.files import digest_of, key_of, read_json, whole, write_json
 from hnm.slides.annotations import read_annotation
 from hnm.slides.pack import Pack
-from hnm.store import digest_of, key_of, project_root, read_json, whole, write_json
+from hnm.store import project_root
 from hnm.tables import LABELS, MINED, QUARANTINE, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 from pipelines import stage
 

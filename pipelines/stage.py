@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hnm.errors import HnmError
+from hnm.errors import HnmError, error_of_machine
 from hnm.experiments.ledger import cost_so_far, dvc_name, write_cost
 from hnm.experiments.state import running_stage
 from hnm.experiments.tracking import track_stage
@@ -56,6 +56,11 @@ def run(main: Callable[..., None]) -> None:
             write_cost(project_root(), name, state.key, cost_so_far())
     except HnmError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (OSError, MemoryError) as error:
+        if (machine := error_of_machine(error)) is None:
+            raise
+        print(f"error: {machine}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from hnm.code import code_version
 from hnm.errors import CohortError, SlideError, TableError
+from hnm.files import key_of
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.progress import followed
 from hnm.slides.cohort import check_quarantine, quarantine_frame
 from hnm.slides.cutting import Cutting, cut, layouts_of
 from hnm.slides.pack import Pack
 from hnm.slides.workers import each
-from hnm.store import code_version, key_of, project_store
+from hnm.store import project_store
 from hnm.tables import QUARANTINE, SLIDES, TILES
 from pipelines import stage
 

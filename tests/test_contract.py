@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from hnm.code import PLUMBING, imports_of
 from hnm.params import Params, load_params
-from hnm.store import PLUMBING, imports_of
 from pipelines import stage
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from hnm.cli import app
+from hnm.files import key_of
 from hnm.learning import features
 from hnm.slides.pack import Pack, PackTile, encode, write_pack
-from hnm.store import Kept, Store, expired, key_of
+from hnm.store import Kept, Store, expired, project_store
 
 DAY = 24 * 3600.0
 
@@ -52,7 +53,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.setenv("HNM_STORE", str(tmp_path / "store"))
-    store = Store(tmp_path / "store")
+    store = project_store()
     tile = PackTile(3, 5, 0.75, encode(np.full((32, 32, 3), 200, np.uint8), 90))
     for number in (1, 2):
         write_pack(store.path("tiles", key_of(pack=number), ".h5"), [tile] * number, slide_id="s", mpp=1.0, tile_px=32, side=32, planned=number)
@@ -92,29 +93,29 @@ def test_ls(store, tmp_path):
 
 
 def test_gc_removes_leftovers_of_killed_writes_and_no_write_that_goes_on(store):
-    for name, age in ((".old.h5", 2 * DAY), (".new.h5", 0.0)):
+    for name, age in ((".hnm-tmp-old.h5", 2 * DAY), (".hnm-tmp-new.h5", 0.0), (".other.h5", 2 * DAY)):
         path = store.root / "tiles" / "ab" / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
         os.utime(path, (path.stat().st_mtime - age,) * 2)
     code, lines = run("gc", "--dry-run")
-    assert (code, lines[0]) == (0, f"would remove {store.root}/tiles/ab/.old.h5")
-    assert (store.root / "tiles" / "ab" / ".old.h5").exists()
-    assert run("gc")[1][0] == f"removed {store.root}/tiles/ab/.old.h5"
-    assert [path.name for path in (store.root / "tiles" / "ab").iterdir()] == [".new.h5"]
+    assert (code, lines[0]) == (0, f"would remove {store.root}/tiles/ab/.hnm-tmp-old.h5")
+    assert (store.root / "tiles" / "ab" / ".hnm-tmp-old.h5").exists()
+    assert run("gc")[1][0] == f"removed {store.root}/tiles/ab/.hnm-tmp-old.h5"
+    assert {path.name for path in (store.root / "tiles" / "ab").iterdir()} == {".hnm-tmp-new.h5", ".other.h5"}
     assert len(store.kept()) == 3
 
 
 def test_gc_removes_what_killed_trials_were_making_and_no_trial_that_goes_on(store):
     trials = store.root / "trials" / "heads" / "ab"
-    for name, written in ((".making-killed", 2 * DAY), (".making-slow", 0.0)):
+    for name, written in ((".hnm-tmp-killed", 2 * DAY), (".hnm-tmp-slow", 0.0)):
         inner = trials / name / ".features-x" / "a.h5"
         inner.parent.mkdir(parents=True)
         inner.touch()
         for path, age in ((inner, written), (inner.parent, 2 * DAY), (trials / name, 2 * DAY)):
             os.utime(path, (path.stat().st_mtime - age,) * 2)
-    assert run("gc")[1] == [f"removed {trials}/.making-killed", "0 results (0.0 MB) and 1 leftovers go, 3 results (0.0 MB) stay"]
-    assert [path.name for path in trials.iterdir()] == [".making-slow"]
+    assert run("gc")[1] == [f"removed {trials}/.hnm-tmp-killed", "0 results (0.0 MB) and 1 leftovers go, 3 results (0.0 MB) stay"]
+    assert [path.name for path in trials.iterdir()] == [".hnm-tmp-slow"]
 
 
 def test_gc_keeps_within_a_size_and_outputs_stay(store, tmp_path):

@@ -8,10 +8,10 @@ import shapely
 
 from hnm.evidence.evaluation import CohortTruth, RoundResults
 from hnm.evidence.metrics import Detections
+from hnm.files import write_json
 from hnm.params import Cohort, Embed, Encoder, Finetune, Head, Mining, Ranking, Tiles
 from hnm.slides.annotations import Region, write_annotation
 from hnm.slides.pack import PackTile, encode, write_pack
-from hnm.store import write_json
 from hnm.tables import LABELS, MINED, QUARANTINE, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
 SIDE, TILE_PX = 64, 32

@@ -5,7 +5,7 @@ import os
 import typer
 
 from hnm.cli import evidence, mined, models, repository, slides, store, tune
-from hnm.errors import HnmError
+from hnm.errors import HnmError, error_of_machine
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported: on a busy machine, threads that spin cost more than they save
 
@@ -18,6 +18,11 @@ class _Group(typer.core.TyperGroup):
             return super().invoke(ctx)
         except HnmError as error:
             typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except (OSError, MemoryError) as error:
+            if (machine := error_of_machine(error)) is None:
+                raise
+            typer.echo(f"error: {machine}", err=True)
             raise typer.Exit(1) from None
 
 

@@ -13,7 +13,8 @@ def rounds() -> None:
     from hnm.evidence.openings import LEDGER, looks, read_openings
     from hnm.evidence.round_table import round_table
     from hnm.experiments.ledger import stage_seconds
-    from hnm.store import project_root, read_json
+    from hnm.files import read_json
+    from hnm.store import project_root
 
     console = Console()
     looked = looks(read_openings(project_root() / LEDGER))
@@ -32,8 +33,9 @@ def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is ru
     from hnm.evidence.pooling import pooled_table
     from hnm.experiments.cross_validation import deal, reproduce, write_stages
     from hnm.experiments.trial import check_one_process
+    from hnm.files import read_json
     from hnm.params import load_params
-    from hnm.store import project_root, read_json
+    from hnm.store import project_root
 
     root = project_root()
     params = load_params(root / "params.yaml")
@@ -54,8 +56,9 @@ def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Opt
     from hnm.evidence.pooling import out_of_fold, write_predictions
     from hnm.experiments.cross_validation import fold_file, run_fold
     from hnm.experiments.state import git_tags
+    from hnm.files import digest_of, key_of
     from hnm.params import load_params
-    from hnm.store import digest_of, key_of, project_root, project_store
+    from hnm.store import project_root, project_store
 
     root = project_root()
     own = run_fold(root / "data", load_params(root / "params.yaml"), project_store(), seed=seed, fold=fold)
@@ -72,8 +75,9 @@ def cv_pool(seeds: Annotated[int, typer.Option()], folds: Annotated[int, typer.O
 
     from hnm.evidence.pooling import pooled, read_predictions, write_predictions
     from hnm.experiments.cross_validation import fold_file
+    from hnm.files import write_json
     from hnm.params import load_params
-    from hnm.store import project_root, write_json
+    from hnm.store import project_root
 
     root = project_root()
     parts = [read_predictions(root / fold_file(seed, fold)) for seed in range(seeds) for fold in range(folds)]

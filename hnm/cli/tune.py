@@ -85,8 +85,9 @@ def report(
     from hnm.experiments.study import check_identity, identity_of
     from hnm.experiments.study_files import load_study, read_trials, written
     from hnm.experiments.trial import Loop, Upstream, check_one_process
+    from hnm.files import whole
     from hnm.params import load_params
-    from hnm.store import project_root, project_store, whole
+    from hnm.store import project_root, project_store
     from hnm.tables import LABELS, SLIDE_SCORES, SLIDES
 
     root, files, results = project_root(), _study_files(study), project_store()

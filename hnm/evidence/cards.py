@@ -13,8 +13,8 @@ from markdown_it import MarkdownIt
 from hnm.evidence.evaluation import SPLITS, CohortTruth, Evaluation, mined_summary
 from hnm.evidence.metrics import Number
 from hnm.evidence.truth import is_lesion
+from hnm.files import key_of
 from hnm.params import Section, flat
-from hnm.store import key_of
 
 METRIC_NAMES = {
     "auc": "AUC",

@@ -30,7 +30,7 @@ from hnm.evidence.charts import (
     roc_table,
 )
 from hnm.evidence.evaluation import Evaluation
-from hnm.store import whole
+from hnm.files import whole
 
 SYSTEM_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 STYLE: list[str | Path | dict[str, Any]] = [

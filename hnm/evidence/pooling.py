@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 from hnm.draws import seed_of
 from hnm.evidence.evaluation import DIGITS, decisions_of, flat_numbers, predictions, rounded
 from hnm.evidence.metrics import Predictions, Resampling, auc_gain, auc_number, choose_threshold, delong_p, log_loss
+from hnm.files import whole
 from hnm.params import Evaluate
-from hnm.store import whole
 
 
 def out_of_fold(held_out: pd.DataFrame, *, seed: int, fold: int) -> pd.DataFrame:

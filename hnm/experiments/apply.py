@@ -12,8 +12,8 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from hnm.errors import StudyError
 from hnm.experiments.space import Value, Values, with_values
 from hnm.experiments.study_files import StudyFiles, plain, read_trials, written
+from hnm.files import whole
 from hnm.params import load_params
-from hnm.store import whole
 
 
 def trial_values(files: StudyFiles, trial: int | None) -> tuple[int, Values]:

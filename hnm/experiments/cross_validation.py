@@ -18,14 +18,16 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from ruamel.yaml import YAML
 
+from hnm.code import code_version, imports_of
 from hnm.errors import StudyError
 from hnm.experiments.space import with_seed
 from hnm.experiments.trial import Loop, RoundResult, Upstream
+from hnm.files import digest_of, key_of, whole
 from hnm.loop.encoder import check_place, first_encoder, weights_path
 from hnm.params import Params
 from hnm.slides.cohort import SPLITS
 from hnm.slides.folds import folds_of, split_of_fold
-from hnm.store import Store, code_version, digest_of, imports_of, key_of, whole
+from hnm.store import Store
 from hnm.tables import LABELS, SLIDE_SCORES, SLIDES, TILES
 
 SHARED = ("tiles", "encoders", "mined")

@@ -7,7 +7,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from hnm.draws import seed_of
 from hnm.errors import StudyError
 from hnm.experiments.trial import Fold, Upstream
-from hnm.store import Store, key_of
+from hnm.files import key_of
+from hnm.store import Store
 from hnm.tables import LABELS, SLIDES
 
 

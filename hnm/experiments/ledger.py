@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from hnm.files import write_json
 from hnm.progress import WORK
-from hnm.store import write_json
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from hnm.errors import PredictionError
 from hnm.experiments.state import Outputs, StageState, git_tags, locked_stages
+from hnm.files import read_json
 from hnm.params import Cohort, Compute, Embed, Tiles, Tissue
 from hnm.prediction.model import ModelRecord, write_model
-from hnm.store import read_json
 
 
 def package_round(root: Path, round_: int | None, folder: Path) -> ModelRecord:

@@ -13,8 +13,8 @@ from hnm.experiments.record import first_line
 from hnm.experiments.state import current_stages, locked_stages
 from hnm.experiments.sync import state_key, sync
 from hnm.experiments.tracking import connect, experiment_id_of, finished_run, has_store, store_errors, tracking_uri
+from hnm.files import digest_of
 from hnm.prediction.model import Model, ModelRecord, read_model
-from hnm.store import digest_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

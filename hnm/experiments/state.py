@@ -22,8 +22,8 @@ from pydantic_core import to_jsonable_python
 from ruamel.yaml.error import YAMLError
 
 from hnm.errors import TrackingError
+from hnm.files import key_of
 from hnm.params import Params
-from hnm.store import key_of
 
 
 @dataclass(frozen=True)

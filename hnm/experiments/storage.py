@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from hnm.errors import StudyError
 from hnm.experiments.record import first_line
-from hnm.store import whole
+from hnm.files import whole
 
 STORAGE_ERRORS: tuple[type[Exception], ...] = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What a storage raises that is away, locked or full."""

@@ -18,6 +18,7 @@ from typing import cast
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hnm.code import code_version
 from hnm.draws import seed_of
 from hnm.errors import HnmError, StudyError
 from hnm.experiments.folds import folds_of
@@ -27,8 +28,9 @@ from hnm.experiments.study_files import StudyFiles, counted, export, finished, s
 from hnm.experiments.tracking import StudyTracker
 from hnm.experiments.trial import Fold, Loop, RoundResult, Upstream
 from hnm.experiments.workers import run_workers
+from hnm.files import key_of
 from hnm.params import Dimension, Params
-from hnm.store import Store, code_version, key_of
+from hnm.store import Store
 
 ALL_FAIL = 5
 """A study stops when so many trials have failed and none has not."""

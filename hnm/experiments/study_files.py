@@ -16,8 +16,8 @@ from ruamel.yaml import YAML
 from hnm.errors import StudyError
 from hnm.experiments.space import Space, Value, Values, in_order
 from hnm.experiments.storage import JOURNAL, open_storage, usable
+from hnm.files import whole
 from hnm.params import Dimension
-from hnm.store import whole
 from hnm.tables import Table
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)

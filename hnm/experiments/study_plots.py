@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 from optuna.visualization import matplotlib as draw
 
-from hnm.store import whole
+from hnm.files import whole
 
 matplotlib.use("Agg")
 PNG: dict[str, Any] = {"dpi": 120, "format": "png", "metadata": {"Software": None}}

@@ -31,7 +31,7 @@ from hnm.experiments.tracking import (
     tracking_uri,
 )
 from hnm.experiments.vocabulary import of_history
-from hnm.store import key_of
+from hnm.files import key_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -29,8 +29,9 @@ from hnm.experiments.record import CURE, Event, Record, first_line, now, waiting
 from hnm.experiments.state import StageState, git_tags, running_stage
 from hnm.experiments.system import SystemWatch
 from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation, of_mining
+from hnm.files import whole
 from hnm.params import Params, flat
-from hnm.store import project_root, whole
+from hnm.store import project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,8 +14,10 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from hnm.code import code_version
 from hnm.errors import ParamsError, StudyError
 from hnm.experiments.seal import sealed
+from hnm.files import digest_of, key_of
 from hnm.learning.encoder import encoder_digest
 from hnm.learning.fit_encoder import epoch_steps
 from hnm.loop.embed import embed_slides
@@ -23,7 +25,7 @@ from hnm.loop.finetune import finetune_encoder, with_extra
 from hnm.loop.head import kept_epoch, slide_features, train_head
 from hnm.loop.mine import mine_tiles
 from hnm.params import Params
-from hnm.store import Store, code_version, digest_of, key_of
+from hnm.store import Store
 from hnm.tables import LABELS, MINED, PATIENTS, SLIDES, TILES
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import EncoderError
+from hnm.files import digest_of, key_of, read_json, whole, write_json
 from hnm.learning.catalogue import CATALOGUE, Named
-from hnm.store import digest_of, key_of, read_json, whole, write_json
 
 _LIBRARIES: list[torch.library.Library] = []
 """Operators live as long as the library that declared them."""

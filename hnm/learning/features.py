@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from hnm.errors import TableError
-from hnm.store import whole
+from hnm.files import whole
 
 
 def write(features: NDArray[Any], coords: NDArray[np.int64], path: Path) -> None:

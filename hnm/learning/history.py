@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hnm.store import whole
+from hnm.files import whole
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
 """Told the number of an epoch, counted from 1, and its metrics, when it ends."""

@@ -6,13 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hnm import params
+from hnm.code import code_version
+from hnm.files import digest_of, key_of
 from hnm.learning import features as feature_files
 from hnm.learning.compute import set_up_torch
 from hnm.learning.embed import embed as embed_tiles
 from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.loop.packs import Packs
 from hnm.progress import followed
-from hnm.store import Store, code_version, digest_of, key_of
+from hnm.store import Store
 from hnm.tables import TILES
 
 

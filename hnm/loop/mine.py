@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hnm.errors import MiningError
+from hnm.files import write_json
 from hnm.learning import features as feature_files
 from hnm.mining.audit import slide_supply, summarise
 from hnm.mining.extra import counts_by_project, extra_negatives
@@ -14,7 +15,6 @@ from hnm.mining.select import mine
 from hnm.mining.vetoes import vetoed_tiles, without
 from hnm.params import Mining
 from hnm.slides.pack import Pack
-from hnm.store import write_json
 from hnm.tables import LABELS, MINED, MINED_SLIDES, PASSED_OVER, SLIDES, TILE_SCORES
 
 

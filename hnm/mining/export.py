@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from hnm.store import write_json
+from hnm.files import write_json
 
 COLOURS = {"positive": [200, 0, 0], "hard_negative": [0, 90, 200]}
 

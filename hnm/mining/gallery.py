@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
+from hnm.files import whole
 from hnm.mining.select import best_first
 from hnm.slides.pack import Pack
-from hnm.store import whole
 
 TILE_SIDE, GAP, LINE, HEADING = 128, 6, 14, 28
 """Pixels of a sheet: of a tile as it is shown, around it, of a line of its caption, and of the sheet's heading."""

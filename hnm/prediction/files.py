@@ -8,11 +8,11 @@ import pandas as pd
 import pandera.pandas as pa
 from PIL import Image
 
+from hnm.files import whole, write_json
 from hnm.prediction.model import Model
 from hnm.prediction.picture import heat_over
 from hnm.prediction.region import prediction_geojson
 from hnm.prediction.slide import Prediction, Refusal, predict_slides, slide_ids_of
-from hnm.store import whole, write_json
 from hnm.tables import TILE_SCORES, Table
 
 PREDICTIONS = Table(

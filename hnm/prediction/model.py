@@ -16,10 +16,10 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from hnm.errors import PredictionError
+from hnm.files import digest_of, whole, write_json
 from hnm.learning.encoder import TileEncoder, load_encoder
 from hnm.learning.heads import Head, load_head
 from hnm.params import Compute, Embed, Section, Share, Tiles, Tissue
-from hnm.store import digest_of, whole, write_json
 
 RECORD = "model.json"
 FILES = (RECORD, *(f"{part}/{name}" for part in ("encoder", "head") for name in (f"{part}.json", "weights.safetensors")))

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hnm.errors import SlideError
+from hnm.files import digest_of
 from hnm.params import Tiles, Tissue
 from hnm.slides.cohort import OBJECTIVE_MPP, PLAUSIBLE_MPP
 from hnm.slides.cutting import Cutting, Layout, cut, opened
 from hnm.slides.reader import OpenSlideReader, Thumbnail, thumbnail
 from hnm.slides.remote import fetched
-from hnm.store import digest_of
 
 OVERVIEW_PX = 1200
 """Longest side of the overview."""

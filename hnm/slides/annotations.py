@@ -12,7 +12,7 @@ import shapely
 from shapely.geometry import shape
 
 from hnm.errors import CohortError
-from hnm.store import write_json
+from hnm.files import write_json
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from hnm.code import code_version
 from hnm.draws import seed_of
 from hnm.errors import CohortError, SlideError
+from hnm.files import digest_of, key_of, read_json, write_json
 from hnm.params import ID, Split
 from hnm.slides.reader import OpenSlideReader
 from hnm.slides.remote import fetched, is_url, version_of
-from hnm.store import Store, code_version, digest_of, key_of, read_json, write_json
+from hnm.store import Store
 from hnm.tables import QUARANTINE
 
 REQUIRED = ("slide_id", "path", "label")

@@ -19,7 +19,7 @@ import pandas as pd
 import simplejpeg
 
 from hnm.errors import TableError
-from hnm.store import whole
+from hnm.files import whole
 
 TOLERANCE = 0.02
 """Relative difference of a level's mpp to `tiles.mpp` up to which its pixels are taken as they are: resampling would blur more than it mends."""

@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from hnm.errors import CohortError, SlideError
+from hnm.files import whole
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.slides.cutting import Layout, Plan, layouts_of, opened, plan_of
 from hnm.slides.reader import RGB, Thumbnail, thumbnail
 from hnm.slides.tissue import Mask
 from hnm.slides.workers import each
-from hnm.store import whole
 from hnm.tables import SLIDES
 
 SIDE_PX = 1200

@@ -19,9 +19,9 @@ import openslide
 from PIL import Image
 
 from hnm.errors import SlideError
+from hnm.files import key_of
 from hnm.processes import one_read
 from hnm.slides.storage import PASSING, StorageError, may_pass
-from hnm.store import key_of
 
 RGB = npt.NDArray[np.uint8]
 """Pixels, (height, width, 3)."""

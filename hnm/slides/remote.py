@@ -19,8 +19,8 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from hnm.errors import ParamsError, SlideError
+from hnm.files import key_of
 from hnm.slides.storage import StorageError
-from hnm.store import key_of
 
 OF_SEVERAL_FILES = frozenset({".mrxs", ".vms", ".vmu", ".dcm"})
 DEFAULT_GB = 50.0

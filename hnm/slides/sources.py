@@ -17,10 +17,10 @@ import shapely
 
 from hnm.draws import seed_of
 from hnm.errors import CohortError
+from hnm.files import whole
 from hnm.params import ID
 from hnm.slides.annotations import Region, write_annotation
 from hnm.slides.cohort import OPTIONAL, REQUIRED, Entry, read_manifest
-from hnm.store import whole
 
 SUFFIXES = frozenset({".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"})
 """Of the files that OpenSlide opens, one a slide; DICOM has one a level."""

@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 from hnm.evidence.evaluation import evaluate_rounds, metrics_of
 from hnm.evidence.plots import write_plots
+from hnm.files import write_json
 from hnm.params import Evaluate
-from hnm.store import write_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,9 +8,9 @@ import tiny_project as tiny
 from hnm.errors import PredictionError, TrackingError
 from hnm.experiments.packaging import cards_of, package_round
 from hnm.experiments.state import locked_stages, md5_of
+from hnm.files import digest_of
 from hnm.params import load_params
 from hnm.prediction.model import FILES, read_model
-from hnm.store import digest_of
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from hnm.experiments import registry
 from hnm.experiments.registry import Promoted, model_of_run, promote, registered_model, why_not
 from hnm.experiments.tracking import connect
 from hnm.experiments.vocabulary import MODEL_TAGS
+from hnm.files import digest_of
 from hnm.prediction.model import ModelRecord, write_model
-from hnm.store import digest_of
 
 CLEAN = """
 import json, sys

@@ -17,8 +17,9 @@ from hnm.experiments.storage import mend_journal
 from hnm.experiments.study import Job, Limits, _work, run_study, work
 from hnm.experiments.study_files import StudyFiles, best_values, export, load_study, trials_table
 from hnm.experiments.trial import Fold, Loop, RoundResult, Upstream
+from hnm.files import digest_of
 from hnm.params import Params
-from hnm.store import Store, digest_of
+from hnm.store import Store
 
 
 @pytest.fixture(scope="module")

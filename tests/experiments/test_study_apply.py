@@ -1,7 +1,6 @@
 """A winner in params.yaml: comments and order stay, and the stages then yield the very value that the study showed."""
 
 import csv
-import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,12 +65,8 @@ def test_a_value_that_params_yaml_refuses_leaves_it(params_yaml: Path) -> None:
 
 def test_a_params_yaml_that_cannot_be_written_is_named_and_stays(params_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = params_yaml.read_bytes()
-
-    def full(**options: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "x")
-
     with monkeypatch.context() as patch:
-        patch.setattr("hnm.store.tempfile.mkstemp", full)
+        patch.setenv("HNM_FAILPOINT", "whole.creating:params.yaml=ENOSPC")
         with pytest.raises(StudyError, match=r"params\.yaml cannot be written \(No space left on device\); make its folder writable, or room on its disk"):
             write_values(params_yaml, {"ranking.margin": 0.25})
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write any file

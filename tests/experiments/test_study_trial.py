@@ -11,7 +11,8 @@ from hnm.experiments.seal import sealed
 from hnm.experiments.space import with_seed, with_values
 from hnm.experiments.tracking import Tracker
 from hnm.experiments.trial import Loop, RoundResult, Upstream, check_one_process
-from hnm.store import Store, digest_of, read_json
+from hnm.files import digest_of, read_json
+from hnm.store import Store
 from hnm.tables import LABELS, MINED, PATIENTS, SLIDES
 from pipelines import embed, finetune, head, mine
 

@@ -8,9 +8,9 @@ import pytest
 import tiny_evidence as tiny
 
 from hnm import params
+from hnm.files import digest_of
 from hnm.learning import features as feature_files
 from hnm.loop.head import train_head
-from hnm.store import digest_of
 from hnm.tables import LABELS, MINED, PATIENTS, SLIDE_SCORES, TILE_SCORES, TILES
 
 

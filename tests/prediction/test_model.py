@@ -6,8 +6,8 @@ import pytest
 import tiny_model as tiny
 
 from hnm.errors import HnmError, PredictionError
+from hnm.files import digest_of
 from hnm.prediction.model import FILES, ModelRecord, read_model, read_record, write_model
-from hnm.store import digest_of
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from shapely import Polygon, box, contains_xy, unary_union
 from shapely.geometry import shape
 
 from hnm.errors import CohortError, ParamsError, SlideError
+from hnm.files import digest_of
 from hnm.params import Tissue
 from hnm.slides.synthetic import make_demo_cohort
 from hnm.slides.synthetic.cohort import _paint, _subjects, _write_svs
@@ -24,7 +25,6 @@ from hnm.slides.synthetic.fields import COSINES, ONE, SINES, Dice, both, noise, 
 from hnm.slides.synthetic.nuclei import LYMPHOCYTE, MARGIN, directions_along, large_cells, scatter, stamp
 from hnm.slides.synthetic.painting import INKS, TRANSMITTED, Stain, _islands, _scanned, _spots, mark_with_pen, paint_glass, paint_tissue
 from hnm.slides.tissue import tissue_mask
-from hnm.store import digest_of
 
 PLAIN = Stain(haematoxylin=(640, 730, 350), eosin=(150, 880, 430), glass=(243, 241, 244))
 

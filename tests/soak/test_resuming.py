@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+from hnm.files import digest_of
 from hnm.slides.synthetic import make_demo_cohort
-from hnm.store import digest_of
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import HeadError
+from hnm.files import read_json, whole, write_json
 from hnm.learning.heads.abmil import ABMIL
 from hnm.learning.heads.clam_sb import CLAMSB
 from hnm.learning.heads.dsmil import DSMIL
@@ -18,7 +19,6 @@ from hnm.learning.heads.max import Max
 from hnm.learning.heads.mean import Mean
 from hnm.learning.heads.mined import Mined
 from hnm.learning.heads.transmil import TransMIL
-from hnm.store import read_json, whole, write_json
 
 KINDS: dict[str, type[Head]] = {
     "dsmil": DSMIL,

@@ -15,10 +15,10 @@ from shapely import Polygon
 
 from hnm.draws import seed_of
 from hnm.errors import CohortError
+from hnm.files import whole, write_json
 from hnm.slides.synthetic.fields import Bytes, Dice
 from hnm.slides.synthetic.painting import Painting, Stain, mark_with_pen, paint_glass, paint_tissue
 from hnm.slides.workers import worker_count
-from hnm.store import whole, write_json
 
 MPP = 0.5
 MAGNIFICATION = 20

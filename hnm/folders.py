@@ -1,0 +1,51 @@
+"""Folders that `hnm` fills and empties by itself: each carries a mark, and one that holds anything else is refused.
+
+The mark is an empty file, `.hnm-store` or `.hnm-slides`, which is set when the folder is made or is still empty. So a
+variable that names a wrong folder costs nobody a file.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from hnm.errors import FolderError
+from hnm.files import TEMPORARY, whole
+
+
+def marked_folder(folder: Path, purpose: str, *, named_by: str, adopts: bool = False, private: bool = False) -> Path:
+    """`folder`, made and marked for `purpose` where it is missing or empty.
+
+    Args:
+        folder: absolute, or counted from the working directory.
+        purpose: `store` or `slides`; the mark is the file `.hnm-<purpose>`.
+        named_by: what named the folder, for the error: `HNM_STORE`.
+        adopts: an unmarked folder that holds something is marked too; for a place that no one but `hnm` writes to.
+        private: no other user may be able to write to it.
+
+    Raises:
+        FolderError: it holds other things and no mark, is no folder, or others may write to one that must be private.
+    """
+    folder.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+    if private:
+        _check_private(folder, named_by)
+    mark = folder / f".hnm-{purpose}"
+    if mark.exists():
+        return folder
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(TEMPORARY))
+    if mark.name not in names:  # else another process has set it since
+        if names and not adopts:
+            raise FolderError(
+                f"{named_by}={folder} holds other things ({names[0]}), but hnm empties the folder of its {purpose}: name a new or empty one;"
+                f" if an earlier version of hnm made it and it holds nothing else, mark it: touch {mark}"
+            )
+        with whole(mark):
+            pass
+    return folder
+
+
+def _check_private(folder: Path, named_by: str) -> None:
+    status = folder.stat()
+    if status.st_uid != os.getuid():
+        raise FolderError(f"{named_by}={folder} belongs to another user (id {status.st_uid}); name a folder of your own")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise FolderError(f"others may write to {named_by}={folder}; take that right away (chmod go-w), or name another folder")

@@ -1,0 +1,45 @@
+"""Folders that hnm fills and empties: its own alone."""
+
+from pathlib import Path
+
+import pytest
+
+from hnm.errors import FolderError
+from hnm.folders import marked_folder
+
+
+def test_a_new_or_empty_folder_is_marked_and_known_again(tmp_path: Path) -> None:
+    for name in ("new", "empty"):
+        folder = tmp_path / name
+        if name == "empty":
+            folder.mkdir()
+        marked_folder(folder, "store", named_by="HNM_STORE")
+        (folder / "tiles").mkdir()
+        assert marked_folder(folder, "store", named_by="HNM_STORE") == folder
+        assert {path.name for path in folder.iterdir()} == {".hnm-store", "tiles"}
+
+
+@pytest.mark.parametrize("name", [".bashrc", "slide.svs", ".hnm-slides"])
+def test_a_folder_that_holds_anything_else_is_refused_and_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    with pytest.raises(FolderError, match=rf"HNM_STORE={tmp_path} holds other things \({name}\).* touch {tmp_path}/.hnm-store"):
+        marked_folder(tmp_path, "store", named_by="HNM_STORE")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_of_hnm_s_own_place_is_marked_though_it_holds_results(tmp_path: Path) -> None:
+    (tmp_path / "tiles").mkdir()
+    marked_folder(tmp_path, "store", named_by="the store", adopts=True)
+    assert (tmp_path / ".hnm-store").is_file()
+
+
+def test_a_private_folder_is_of_this_user_and_nobody_else_writes_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = marked_folder(tmp_path / "new", "slides", named_by="HNM_SLIDE_CACHE", private=True)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o770)
+    with pytest.raises(FolderError, match=r"others may write to HNM_SLIDE_CACHE=.*chmod go-w"):
+        marked_folder(folder, "slides", named_by="HNM_SLIDE_CACHE", private=True)
+    folder.chmod(0o700)
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    with pytest.raises(FolderError, match="belongs to another user"):
+        marked_folder(folder, "slides", named_by="HNM_SLIDE_CACHE", private=True)
