@@ -59,13 +59,14 @@ def say(line: str) -> None:
 def _forgiving(stream: Any, first: Any, everything: bool) -> Any:
     if stream is None:  # the program was started with it closed
         return _nowhere()
-    raw = getattr(getattr(stream, "buffer", None), "raw", None)
-    if stream is not first or raw is None or isinstance(raw, _Forgiving):
+    binary = getattr(stream, "buffer", None)
+    raw = getattr(binary, "raw", binary)  # PYTHONUNBUFFERED leaves out what lies between
+    if stream is not first or not isinstance(raw, io.FileIO):
         return stream  # a test's, or done already
     with contextlib.suppress(OSError):
         stream.flush()
     buffer = io.BufferedWriter(_Forgiving(raw, everything=everything))
-    return io.TextIOWrapper(buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.line_buffering)
+    return io.TextIOWrapper(buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.line_buffering, write_through=stream.write_through)
 
 
 def _nowhere() -> TextIO:

@@ -49,9 +49,8 @@ def ending_in_a_line(going_on: str, *, passing: tuple[type[BaseException], ...] 
     """
     with _signals_as_exceptions():
         try:
-            yield
-            if sys.stdout is not None:
-                sys.stdout.flush()  # a full disk is told now; later nobody could
+            with _flushed():
+                yield
         except BaseException as error:
             if isinstance(error, (SystemExit, GeneratorExit, *passing)):
                 raise
@@ -85,6 +84,20 @@ def tell_ends(going_on: str) -> None:
 
     sys.excepthook = hook
     threading.excepthook = lambda arguments: say(line_of(arguments.exc_value or arguments.exc_type(), going_on))
+
+
+@contextlib.contextmanager
+def _flushed() -> Iterator[None]:
+    """Standard output is written whole before the block ends well, so that a disk that refuses it is told of while one can."""
+    try:
+        yield
+    except SystemExit as end:
+        if end.code:
+            raise
+        sys.stdout.flush()
+        raise
+    else:
+        sys.stdout.flush()
 
 
 @contextlib.contextmanager

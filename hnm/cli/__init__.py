@@ -22,10 +22,11 @@ class _Group(typer.core.TyperGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         forgive_output(everything=False)
-        return super().main(*args, **kwargs)
+        with ending_in_a_line(GOES_ON, passing=_OF_COMMAND_LINE):
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        with ending_in_a_line(GOES_ON, passing=_OF_COMMAND_LINE):
+        with ending_in_a_line(GOES_ON, passing=_OF_COMMAND_LINE):  # in `main` typer has made other kinds of some of them
             return super().invoke(ctx)
 
 
