@@ -84,7 +84,7 @@ class TestLaunch:
         compute = params.Compute(processes=processes)
         monkeypatch.setattr(launch, "load_params", lambda path: type("Params", (), {"compute": compute}))
         launch.share_among_processes("pipelines.finetune")
-        expected = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m", "pipelines.finetune", "--round", "1"]
+        expected = [sys.executable, "-m", "hnm.loop.launch", "--standalone", "--nproc-per-node=3", "-m", "pipelines.finetune", "--round", "1"]
         assert commands == [expected] * count
 
     def test_params_that_cannot_be_read_are_left_to_the_stage(self, commands: list[list[str]]) -> None:
