@@ -108,6 +108,8 @@ _CURES = {
     errno.ENOMEM: "free some memory",
     errno.ENAMETOOLONG: "shorten the name",
     errno.ELOOP: "mend the link",
+    errno.ENOENT: "bring it back (dvc pull), or run the stage that makes it (dvc repro)",
+    errno.EEXIST: "move what stands in the way",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.ENOTDIR: "move the file that stands in the way",
     errno.EISDIR: "move the folder that stands in the way",

@@ -50,7 +50,10 @@ class Lease:
         """Says that this process uses `results`, from now on as long as it lives."""
         with locked(self._root, alone=False):
             failpoint("lease.naming", self.path)
-            os.write(self._handle, "".join(f"{name}\n" for name in results).encode())
+            try:
+                os.write(self._handle, "".join(f"{name}\n" for name in results).encode())
+            except OSError as error:  # of the handle; it names no file
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def _end(self, process: int) -> None:
         if os.getpid() == process:
