@@ -6,7 +6,6 @@ library reads the description of a file alone; what it describes is checked to b
 those are read by the operating system. Nor does it write a file: its own end on a full disk is a crash.
 """
 
-import io
 import os
 import stat
 import sys
@@ -181,24 +180,23 @@ def opened(path: Path, datasets: Mapping[str, Wanted], attributes: Mapping[str, 
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise refuse("it is no regular file")
-        places, values = _described(handle, status.st_size, datasets, attributes, refuse)
+        places, values = _described(path, status.st_size, datasets, attributes, refuse)
         yield Contents(handle, refuse, places, values)
     finally:
         os.close(handle)
 
 
 def _described(
-    handle: int, size: int, datasets: Mapping[str, Wanted], attributes: Mapping[str, type[Attribute]], refuse: Callable[[str], HnmError]
+    path: Path, size: int, datasets: Mapping[str, Wanted], attributes: Mapping[str, type[Attribute]], refuse: Callable[[str], HnmError]
 ) -> tuple[dict[str, _Place], dict[str, Any]]:
     """What HDF5 reads of a file: where its datasets lie, and its attributes."""
-    reader = _Reader(handle, size)
     try:
-        with h5py.File(reader, "r") as file:
+        with h5py.File(path, "r", driver="stdio") as file:
             places = {name: _place(file, name, wanted, size) for name, wanted in datasets.items()}
             return places, {name: _attribute(file, name, kind) for name, kind in attributes.items()}
     except Exception as error:  # of forged bytes HDF5 and h5py raise a dozen kinds
-        if reader.error is not None and error_of_machine(reader.error) is not None:
-            raise reader.error from None
+        if isinstance(error, OSError) and error_of_machine(error) is not None:
+            raise
         lines = str(error).strip("'\"").splitlines()
         raise refuse(lines[0] if lines else type(error).__name__) from None
 
@@ -251,35 +249,3 @@ def _attribute(file: h5py.File, name: str, kind: type[Attribute]) -> Attribute:
             raise ValueError(f"its attribute {name} is longer than {MOST_TEXT} bytes")
         return value
     return kind(value)
-
-
-class _Reader(io.RawIOBase):
-    """The file behind a handle, as HDF5 asks for it; it reads no more than a description needs."""
-
-    def __init__(self, handle: int, size: int) -> None:
-        super().__init__()
-        self.error: BaseException | None = None
-        self._handle = handle
-        self._size = size
-        self._place = 0
-        self._left = MOST_DESCRIPTION
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + (self._size if whence == os.SEEK_END else self._place if whence == os.SEEK_CUR else 0)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def readinto(self, target: Any) -> int:
-        try:
-            view = memoryview(target).cast("B")
-            self._left -= len(view)
-            if self._left < 0:
-                raise ValueError("its description is larger than any of this program")
-            _read_into(self._handle, view, self._place, EOFError)  # type: ignore[arg-type]
-        except BaseException as error:
-            self.error = error
-            raise
-        self._place += len(view)
-        return len(view)

@@ -20,6 +20,7 @@ import pandas as pd
 import simplejpeg
 
 from hnm.errors import TableError
+from hnm.failpoints import failpoint
 from hnm.params import ID
 from hnm.slides import hdf5
 
@@ -71,6 +72,7 @@ def write_pack(path: Path, tiles: Iterable[PackTile], *, slide_id: str, mpp: flo
     with tempfile.TemporaryFile(dir=path.parent, buffering=SPOOL_BYTES) as spool:
         offsets, coords, tissue = [0], [], []
         for tile in tiles:
+            failpoint("pack.spooling", path)
             spool.write(tile.jpeg)
             offsets.append(offsets[-1] + len(tile.jpeg))
             coords.append((tile.x, tile.y))
