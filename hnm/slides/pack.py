@@ -32,6 +32,8 @@ SPOOL_BYTES = 1 << 20
 MOST_PX = 2**31 - 1
 MOST_TILE_PX = 4096
 LEAST_MPP, MOST_MPP = 1e-4, 1e4
+MOST_JPEG_PER_PX, MOST_JPEG = 6, 1 << 16
+"""Bytes of a tile's JPEG: for each pixel, and beside these."""
 DATASETS = {
     "offsets": hdf5.Wanted(("<i8",), 1),
     "coords": hdf5.Wanted(("<i8",), 2),
@@ -92,9 +94,10 @@ def write_pack(path: Path, tiles: Iterable[PackTile], *, slide_id: str, mpp: flo
 class Pack:
     """A pack that is read; safe to read from several threads, and to send to another process. Its file is open only while tiles are read."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `TableError` where `path` is missing, cut short or no pack."""
+    def __init__(self, path: Path, *, cure: str = "delete it and run the stage tiles again") -> None:
+        """Raises `TableError` where `path` is missing, cut short or no pack; `cure` is what its user can do."""
         self.path = path
+        self._cure = cure
         try:
             with hdf5.opened(path, DATASETS, ATTRIBUTES, self._refusal) as file:
                 self.offsets: npt.NDArray[np.int64] = file.array("offsets")
@@ -113,21 +116,13 @@ class Pack:
             raise self._refusal(fault)
 
     def _refusal(self, reason: str) -> TableError:
-        return TableError(f"{self.path} is no pack of tiles, or was cut short ({reason}); delete it and run the stage tiles again")
+        return TableError(f"{self.path} is no pack of tiles, or was cut short ({reason}); {self._cure}")
 
     def _fault(self, length: int) -> str | None:
         """What of the content cannot be, where `length` is the number of bytes of JPEG; None where all is well."""
         tiles = len(self.coords)
         if not tiles or self.coords.shape[1] != 2 or len(self.tissue) != tiles or len(self.offsets) != tiles + 1:
             return "its datasets do not fit together"
-        if self.offsets[0] != 0 or self.offsets[-1] != length or (self.offsets[1:] < self.offsets[:-1]).any():
-            return "its offsets do not cut the JPEG bytes into tiles"
-        if (self.coords < 0).any() or (self.coords > MOST_PX).any():
-            return f"a tile lies outside 0 to {MOST_PX} px"
-        if not ((self.tissue >= 0) & (self.tissue <= 1)).all():
-            return "a share of tissue is not within 0 and 1"
-        if not re.fullmatch(ID.strip("^$"), self.slide_id):
-            return f"slide_id={self.slide_id[:60]!r} is no id"
         ranges = {
             "mpp": (self.mpp, LEAST_MPP, MOST_MPP),
             "tile_px": (self.tile_px, 1, MOST_TILE_PX),
@@ -135,7 +130,19 @@ class Pack:
             "lost": (self.lost, 0, MOST_PX),
         }
         outside = (f"{name}={value} is not within {low} and {high}" for name, (value, low, high) in ranges.items() if not low <= value <= high)
-        return next(outside, None)
+        if (fault := next(outside, None)) is not None:
+            return fault
+        if self.offsets[0] != 0 or self.offsets[-1] != length or (self.offsets[1:] < self.offsets[:-1]).any():
+            return "its offsets do not cut the JPEG bytes into tiles"
+        if np.diff(self.offsets).max() > MOST_JPEG_PER_PX * self.tile_px**2 + MOST_JPEG:
+            return "a tile has more bytes than its pixels can need"
+        if (self.coords < 0).any() or (self.coords > MOST_PX).any():
+            return f"a tile lies outside 0 to {MOST_PX} px"
+        if not ((self.tissue >= 0) & (self.tissue <= 1)).all():
+            return "a share of tissue is not within 0 and 1"
+        if not re.fullmatch(ID.strip("^$"), self.slide_id):
+            return f"slide_id={self.slide_id[:60]!r} is no id"
+        return None
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -158,14 +165,12 @@ class Pack:
             try:
                 size = simplejpeg.decode_jpeg_header(jpeg)[:2]
                 if size != place.shape[:2]:  # else memory would be asked for by what the header claims
-                    raise TableError(f"{self.path}: tile {tile} has {size} pixels, not tile_px={self.tile_px}; delete the pack and run tiles again")
+                    raise TableError(f"{self.path}: tile {tile} has {size} pixels, not tile_px={self.tile_px}; {self._cure}")
                 if PROGRESSIVE in jpeg or jpeg.count(SCAN) > 1:
-                    raise TableError(
-                        f"{self.path}: tile {tile} is a JPEG image of several scans, each of which costs time; delete the pack and run tiles again"
-                    )
+                    raise TableError(f"{self.path}: tile {tile} is a JPEG image of several scans, each of which costs time; {self._cure}")
                 simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False, buffer=place)
             except ValueError as error:
-                raise TableError(f"{self.path}: tile {tile} is no JPEG image ({error}); delete the pack and run the stage tiles again") from None
+                raise TableError(f"{self.path}: tile {tile} is no JPEG image ({error}); {self._cure}") from None
         return pixels
 
     def _missing(self) -> TableError:
