@@ -13,7 +13,7 @@ from hnm.experiments.record import refusals, waiting_records
 from hnm.experiments.state import Outputs, current_stages, locked_stages
 from hnm.experiments.verification import listed
 from hnm.params import load_params
-from hnm.slides.remote import is_url
+from hnm.slides.urls import is_url
 
 
 @dataclass(frozen=True)
