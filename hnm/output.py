@@ -66,7 +66,9 @@ def _forgiving(stream: Any, first: Any, everything: bool) -> Any:
     with contextlib.suppress(OSError):
         stream.flush()
     buffer = io.BufferedWriter(_Forgiving(raw, everything=everything))
-    return io.TextIOWrapper(buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.line_buffering, write_through=stream.write_through)
+    return io.TextIOWrapper(
+        buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.line_buffering, write_through=stream.write_through
+    )
 
 
 def _nowhere() -> TextIO:

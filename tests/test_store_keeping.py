@@ -171,4 +171,8 @@ def test_a_folder_that_is_asked_for_again_counts_as_used(tmp_path: Path) -> None
         path = store.folder("trials/heads", key, lambda folder: (folder / "head.json").write_text("{}", encoding="utf-8"))
         written = (path / "head.json").stat().st_mtime_ns
     assert [kept.path.name for kept in store.kept()] == [keys[1], keys[2], keys[0]]
-    assert (store.path("trials/heads", keys[0], "") / "head.json").stat().st_mtime_ns == written < (store.path("trials/heads", keys[1], "") / "head.json").stat().st_mtime_ns
+    assert (
+        (store.path("trials/heads", keys[0], "") / "head.json").stat().st_mtime_ns
+        == written
+        < (store.path("trials/heads", keys[1], "") / "head.json").stat().st_mtime_ns
+    )
