@@ -19,9 +19,8 @@ from hnm.experiments.state import running_stage
 from hnm.experiments.tracking import track_stage
 from hnm.output import forgive_output, say
 from hnm.params import load_params
-from hnm.processes import die_with_parent, ending_in_a_line, keep_freed_memory
+from hnm.processes import STAGE_GOES_ON, die_with_parent, ending_in_a_line, keep_freed_memory
 from hnm.store import project_root
-from pipelines import GOES_ON
 
 
 def flags_of(main: Callable[..., None]) -> dict[str, type]:
@@ -48,7 +47,7 @@ def run(main: Callable[..., None]) -> None:
     for name, kind in flags_of(main).items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, required=True)
     arguments = vars(parser.parse_args())
-    with ending_in_a_line(GOES_ON):
+    with ending_in_a_line(STAGE_GOES_ON):
         params = load_params(Path("params.yaml"))
         sections = {name: getattr(params, name) for name in sections_of(main)}
         stage = _name_of(main)
