@@ -23,9 +23,9 @@ SECONDS_TO_ANSWER = "30s"
 
 @contextmanager
 def cluster_runner(
-    function: Callable[[Task, Job, bool], Outcome], *, executor: str, workers: int
+    function: Callable[[Task, Job], Outcome], *, executor: str, workers: int
 ) -> Iterator[Callable[..., Iterator[tuple[Job, Outcome | MachineError]]]]:
-    """What gives each of some jobs with `function(task, job, patient)`, in order of completion, by the workers of `executor`.
+    """What gives each of some jobs with `function(task, job)`, in order of completion, by the workers of `executor`; where each is to be `alone`, one by one.
 
     A job whose worker dies is done by another; one that several workers die of (dask's
     `distributed.scheduler.allowed-failures`) is a `MachineError`.
@@ -44,13 +44,14 @@ def cluster_runner(
         raise ParamsError(f"the environment variable HNM_EXECUTOR={executor!r} needs dask; install it: pip install 'hnm[dask]'") from None
     with _client(dask, executor, workers) as client:
 
-        def run(task: Task, jobs: Sequence[Job], *, patient: bool) -> Iterator[tuple[Job, Outcome | MachineError]]:
-            futures = client.map(function, [task] * len(jobs), jobs, [patient] * len(jobs), pure=False)
-            job_of = dict(zip(futures, jobs, strict=True))
-            for future in dask.as_completed(futures, loop=client.loop):
-                job = job_of.pop(future)
-                yield job, _outcome(dask, future)
-                future.release()
+        def run(task: Task, jobs: Sequence[Job], *, alone: bool) -> Iterator[tuple[Job, Outcome | MachineError]]:
+            for together in [[job] for job in jobs] if alone else [jobs]:
+                futures = client.map(function, [task] * len(together), together, pure=False)
+                job_of = dict(zip(futures, together, strict=True))
+                for future in dask.as_completed(futures, loop=client.loop):
+                    job = job_of.pop(future)
+                    yield job, _outcome(dask, future)
+                    future.release()
 
         yield run
 

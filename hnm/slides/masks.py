@@ -123,6 +123,7 @@ def _image_of(content: bytes, thing: str) -> Mask:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("error", UserWarning)  # Pillow would go on without a tag that it cannot read
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 _check_mode(image, thing)
                 pixels = np.asarray(image)

@@ -30,6 +30,9 @@ Result = TypeVar("Result")
 LOCAL = "local"
 CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
 """Signals by which native code ends its own process."""
+SECONDS_TO_LOOK = 5.0
+"""After so long without an outcome it is looked whether the pool of processes still works."""
+NO_PROCESS = "no process could be started to read it; free some memory, raise the limits of processes and open files (ulimit), or set HNM_WORKERS lower"
 CURES = {"tiles": "raise tiles.{limit}", "open": "copy it to a disk that answers sooner"}
 """Step -> what helps a slide that takes longer than a limit."""
 
@@ -91,22 +94,20 @@ def each(
     task = Task(function, step, seconds, read_seconds)
     executor = LOCAL if here else executor_name()
     runner: AbstractContextManager[Callable[..., Iterator[tuple[Job, Result | SlideError | MachineError]]]]
-    runner = nullcontext(_here) if executor == LOCAL else cluster_runner(_alone, executor=executor, workers=worker_count())
+    runner = nullcontext(_here) if executor == LOCAL else cluster_runner(_one, executor=executor, workers=worker_count())
     with runner as run:
-        waiting: list[tuple[Job, MachineError]] = []
-        for job, outcome in run(task, jobs, patient=True):
+        before: list[tuple[Job, MachineError]] = []
+        for job, outcome in run(task, jobs, alone=False):
             if isinstance(outcome, MachineError):
-                waiting.append((job, outcome))
+                before.append((job, outcome))
             else:
                 yield job, outcome
+        crashed = [job for job, error in before if isinstance(error, CrashError)]
         failed: list[tuple[Job, MachineError]] = []
-        patient = True  # until storage is away once more: who waits for each of a thousand slides waits for hours
-        for job, before in waiting:
-            ((_, outcome),) = run(task, [job], patient=patient)
-            if isinstance(before, CrashError) and isinstance(outcome, CrashError):
+        for job, outcome in run(task, [job for job, _ in before], alone=True):
+            if isinstance(outcome, CrashError) and job in crashed:
                 outcome = SlideError(f"{outcome}, twice", step=step)
             if isinstance(outcome, MachineError):
-                patient = patient and not isinstance(outcome, StorageError)
                 failed.append((job, outcome))
             else:
                 yield job, outcome
@@ -122,29 +123,34 @@ def _failure(failed: Sequence[tuple[Job, MachineError]], jobs: int) -> MachineEr
     )
 
 
-def _alone(task: Task[Job, Result], job: Job, patient: bool) -> Result | SlideError | MachineError:
+def _one(task: Task[Job, Result], job: Job) -> Result | SlideError | MachineError:
     """The outcome of one job, in a process of its own."""
-    ((_, outcome),) = _here(task, [job], patient=patient)
+    ((_, outcome),) = _here(task, [job], alone=True)
     return outcome
 
 
-def _here(task: Task[Job, Result], jobs: Sequence[Job], *, patient: bool) -> Iterator[tuple[Job, Result | SlideError | MachineError]]:
-    """Each job with its outcome, by processes of this machine; with one job nothing runs beside it."""
+def _here(task: Task[Job, Result], jobs: Sequence[Job], *, alone: bool) -> Iterator[tuple[Job, Result | SlideError | MachineError]]:
+    """Each job with its outcome, by processes of this machine; by one, where each is to be `alone`."""
+    if not jobs:
+        return
     # forkserver: workers are forked at once from a clean process, without this one's threads and locks, that has
     # imported what every stage file imports, and this program's package, which each of them would else import anew
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([task.function.__module__, "hnm.tables", *_program()])
-    workers = min(worker_count(), len(jobs))
+    workers = 1 if alone else min(worker_count(), len(jobs))
+    patient = True
     with ProcessPool(max_workers=workers, initializer=_begin, initargs=[task.read_seconds], context=context) as pool:
         try:
             waiting = list(reversed(jobs))
             running: dict[Future[Result], Job] = {}
             while waiting or running:
-                while waiting and len(running) < 2 * workers:  # few, so that none is stuck in the pool where it breaks
+                while waiting and len(running) < (1 if alone else 2 * workers):  # few: what waits in a pool that breaks is forgotten there
                     job = waiting.pop()
                     running[_scheduled(pool, task, job, patient)] = job
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                done = wait(running, timeout=SECONDS_TO_LOOK, return_when=FIRST_COMPLETED).done
+                for future in done or (() if pool.active else tuple(running)):
                     outcome = _outcome(future, task)
+                    patient = not isinstance(outcome, StorageError)  # while storage stays away, not each of a thousand slides waits for it
                     yield running.pop(future), outcome
         except BaseException:
             pool.stop()  # type: ignore[no-untyped-call]
@@ -155,10 +161,8 @@ def _scheduled(pool: ProcessPool, task: Task[Job, Result], job: Job, patient: bo
     function, arguments = (patiently, [task.function, job]) if patient else (task.function, [job])
     try:
         return pool.schedule(function, args=arguments, timeout=task.seconds)
-    except RuntimeError as error:  # BrokenProcessPool, or pebble's own words for a pool that broke before
-        failed: Future[Result] = Future()
-        failed.set_exception(BrokenProcessPool(error.__cause__ or error))
-        return failed
+    except RuntimeError:  # BrokenProcessPool, or pebble's own words for a pool that broke before
+        return Future()
 
 
 def _begin(read_seconds: float | None) -> None:
@@ -175,14 +179,16 @@ def _program() -> list[str]:
 
 def _outcome(future: Future[Result], task: Task[Job, Result]) -> Result | SlideError | MachineError:
     try:
-        return future.result()
+        return future.result(timeout=0)
     except (SlideError, MachineError) as error:
         return error
     except ProcessExpired as error:
         return _death(error.exitcode, task)
-    except BrokenProcessPool as error:
-        return MachineError(f"no process could be started to read it: {error}; free some memory, or set HNM_WORKERS lower")
+    except BrokenProcessPool:
+        return MachineError(NO_PROCESS)
     except TimeoutError:
+        if not future.done():  # the pool that it waited in broke
+            return MachineError(NO_PROCESS)
         return MachineError(f"it took longer than {task.seconds:g} s and was given up; {CURES[task.step].format(limit='slide_seconds')}")
     except (OSError, MemoryError) as error:
         return error_of_machine(error) or MachineError(f"the system refused what it needs: {error}")
