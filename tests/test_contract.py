@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from hnm.code import PLUMBING, imports_of
 from hnm.params import Params, load_params
-from pipelines import stage
+from pipelines import deps, stage
 
 ROOT = Path(__file__).parents[1]
 STAGES: dict[str, dict[str, Any]] = {name: raw.get("do", raw) for name, raw in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items()}
@@ -40,7 +40,7 @@ def code_of(module: str) -> str:
 
 
 def test_every_stage_file_is_a_stage_of_dvc_yaml() -> None:
-    assert {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__", "stage"} == set(STAGES)
+    assert {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__", "stage", "deps"} == set(STAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -62,7 +62,13 @@ class TestStage:
     def test_code_deps_are_the_imports_without_the_plumbing(self, name: str) -> None:
         code = [entry for entry in STAGES[name].get("deps", []) if entry.endswith(".py")]
         wanted = sorted(code_of(module) for module in imports_of(f"pipelines.{name}"))
-        assert code == wanted, "deps on code should be:\n" + "\n".join(f"      - {path}" for path in wanted)
+        assert code == wanted, "run python -m pipelines.deps --write"
+
+
+def test_a_command_writes_the_code_deps() -> None:
+    text = (ROOT / "dvc.yaml").read_text()
+    outdated = re.sub(r" +- hnm/draws\.py\n", "", text).replace("hnm/loop/mine.py", "hnm/loop/of_before.py")
+    assert outdated != text == deps.with_code_deps(outdated)
 
 
 def test_only_evaluate_depends_on_test_labels_or_annotations() -> None:
