@@ -611,7 +611,9 @@ def _courier(root: Path, record: Record, stage: int) -> bool:
                 if not others_brought or events[0].get("identity"):  # the trials of a study come one by one
                     bring_waiting(root, client, left=[])
                     others_brought = True
-            except (*store_errors(), TrackingError) as error:
+            except store_errors() as error:
+                record.say_reason(error)
+            except TrackingError as error:  # of a record that is none, or a store of another version
                 record.say_reason(error)
             if not stage_runs:
                 break
