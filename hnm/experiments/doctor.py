@@ -17,7 +17,7 @@ from hnm.experiments.tracking import store_file
 from hnm.files import read_bounded
 from hnm.params import load_params
 from hnm.redaction import redacted
-from hnm.slides.remote import is_url
+from hnm.slides.urls import is_url
 
 QUARANTINES = ("data/cohort/quarantine.csv", "data/tiles/quarantine.csv")
 LOST_TO_THE_MACHINE = re.compile(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hnm.errors import TrackingError
-from hnm.files import Refuse, parse_json, read_bounded
+from hnm.files import TEMPORARY, Refuse, parse_json, read_bounded
 
 MOST_LISTING_BYTES = 256 << 20
 """Of a folder's listing; a million files take less than half."""
@@ -62,12 +62,17 @@ def md5_of(path: Path) -> str:
         ContentError: it is neither; a named pipe is not waited for.
     """
     if path.is_dir():
-        return folder_md5({file.relative_to(path).as_posix(): md5_of(file) for file in path.rglob("*") if file.is_file()})
+        return folder_md5({name: md5_of(file) for name, file in files_in(path).items()})
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as stream:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise ContentError(f"{path} is no regular file; delete it, then dvc checkout")
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """The files of a folder by their name inside it, as DVC lists them: without the temporary ones that a kill has left (.dvcignore)."""
+    return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(TEMPORARY)}
 
 
 def folder_md5(files: Mapping[str, str]) -> str:
@@ -178,7 +183,7 @@ class Outputs:
         """
         here = self._place(path)
         if self._is_here(path, md5):
-            return {file.relative_to(here).as_posix(): file for file in sorted(here.rglob("*")) if file.is_file()} if here.is_dir() else {here.name: here}
+            return files_in(here) if here.is_dir() else {here.name: here}
         wanted = self._listed(path, md5)
         files = {name: stored_object(self.cache, inner) for name, inner in wanted.items()}
         if not all(file.is_file() for file in files.values()):
@@ -192,7 +197,7 @@ class Outputs:
         """The md5 of each of an output's files by its name; the files of the cache are neither needed nor hashed."""
         here = self._place(path)
         if self._is_here(path, md5):
-            return {file.relative_to(here).as_posix(): md5_of(file) for file in here.rglob("*") if file.is_file()} if here.is_dir() else {here.name: md5}
+            return {name: md5_of(file) for name, file in files_in(here).items()} if here.is_dir() else {here.name: md5}
         return self._listed(path, md5)
 
     def _listed(self, path: str, md5: str) -> dict[str, str]:
