@@ -130,11 +130,12 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
         return
     began = time.monotonic()
     root = project_root()
-    state = running_stage(root, dvc_name(stage, arguments), f"pipelines.{stage}", arguments, sections)
+    folder = Path.cwd()  # of `dvc exp run --temp` not the root, but the folder whose dvc.lock tells of this state
+    state = running_stage(folder, dvc_name(stage, arguments), f"pipelines.{stage}", arguments, sections)
     name = run_name(state)
     record = Record.create(root, name)
     with record.alive():
-        record.append("start", **stage_run(state, params.cohort.name, {"hnm.kind": "stage", **dvc_experiment(), **git_tags(root)}))
+        record.append("start", **stage_run(state, params.cohort.name, {"hnm.kind": "stage", **dvc_experiment(), **git_tags(folder)}))
         courier = _send_courier(root, record)
         patience = max(0.0, STAGE_SECONDS - (time.monotonic() - began))
         status = "FAILED"
