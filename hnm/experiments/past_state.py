@@ -18,7 +18,8 @@ from hnm.experiments.ledger import seconds_by_key
 from hnm.experiments.outputs import AbsentError, Outputs, taking_apart
 from hnm.experiments.revision import WORKSPACE, UnknownRevisionError, bytes_of, file_at
 from hnm.experiments.state import StageState, current_stages, stages_of
-from hnm.experiments.tracking import connect, flat_params, has_store, store_errors
+from hnm.experiments.summary import flat_params
+from hnm.experiments.tracking import connect, has_store, store_errors
 from hnm.files import read_bounded
 
 if TYPE_CHECKING:

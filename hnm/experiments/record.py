@@ -355,6 +355,7 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
         ),
         "identity": lambda value: value is None or _is_text(value),
         "parent": lambda value: value is None or _is_text(value),
+        "stages": lambda value: value is None or (isinstance(value, dict) and all(re.fullmatch("[0-9a-f]{64}", str(key)) for key in value.values())),
     },
     "metrics": {
         "step": _is_count,
