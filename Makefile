@@ -35,7 +35,6 @@ demo: setup data/demo/slides.csv repro ## the whole loop on procedural slides, a
 
 repro: | setup ## dvc repro, and the table of rounds
 	dvc repro
-	@hnm track sync
 	@hnm rounds
 
 rounds: | setup ## the table of rounds of the last run

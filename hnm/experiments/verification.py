@@ -4,6 +4,7 @@ DVC takes a read-only cache object for what its name says, and a file for unchan
 or truncated one is restored, and pushed, without a word.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
