@@ -7,6 +7,7 @@ second and not three. `python -m tests.tiny_stages` is that process.
 import atexit
 import ctypes
 import gc
+import importlib
 import json
 import os
 import re
@@ -25,9 +26,17 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+
+
 ROOT = Path(__file__).parents[1]
 ORDER = ("cohort", "tiles", "encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate")
 """The stages of two rounds, in an order that DVC could take."""
+IMPORTED = (
+    *("hnm.cli", "hnm.experiments.tracking", "hnm.experiments.doctor", "hnm.learning.encoder", "hnm.loop.finetune", "hnm.loop.head", "hnm.prediction.files"),
+    *("pipelines.cohort", "pipelines.evaluate", "pipelines.tiles", "hypothesis.strategies", "imagecodecs", "orjson", "pandera.strategies", "plotly.io"),
+    *("pyarrow.dataset", "pyarrow.parquet", "scipy.stats", "skimage.measure", "sklearn.metrics", "torch._dynamo", "torch.optim"),
+)
+"""What a stage imports sooner or later."""
 SMALL: dict[str, dict[str, Any]] = {
     "cohort": {"manifest": "in/slides.csv"},
     "tissue": {"min_area_um2": 1000.0, "max_hole_um2": 1000.0},
@@ -169,15 +178,9 @@ def _filled(stage: str) -> Any:
 
 def _serve() -> None:
     """Answers requests, one a line, until there are no more."""
-    import hnm.cli
-    import hnm.experiments.tracking
-    import hnm.loop.finetune
-    import hnm.loop.head
-    import hnm.prediction.files
-    import pipelines.cohort
-    import pipelines.evaluate
-    import pipelines.tiles  # noqa: F401
-
+    for name in IMPORTED:
+        importlib.import_module(name)
+    sys.modules["hnm.learning.encoder"].import_timm()
     gc.collect()
     gc.freeze()
     ended: dict[int, int] = {}
