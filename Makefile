@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY ?= passive
 UI_PORT ?= 5000
 
-.PHONY: help setup demo repro rounds cv ui test lint test-services soak pictures clean bench-mining
+.PHONY: help setup demo repro rounds cv ui test lint test-services soak fuzz pictures clean bench-mining
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,8 +57,11 @@ test-services: | setup ## what needs a browser, PostgreSQL, R, dask or S3; insta
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,services]'
 	pytest -m services -rs
 
-soak: | setup ## stages killed at random moments, on 60 slides: some minutes
-	pytest -m soak -s tests/soak
+soak: | setup ## stages killed at random moments of `dvc repro`, KILLS times (20), faults at every write, a study applied: some minutes
+	KILLS=$(or $(KILLS),20) pytest -m soak -s tests/soak tests/faults
+
+fuzz: | setup ## 1,000 damaged and hostile files through the functions that read them: about 3 minutes; ARGS="--seed 7 --inputs 5000"
+	python -m tests.faults.fuzzing $(ARGS)
 
 bench-mining: | setup ## does mining help? COHORTS="name=slides.csv ..."; hours, but it goes on where it stopped; adds to benchmarks/results; ARGS as in benchmarks/mining.py
 	@test -n "$(COHORTS)" || { echo 'name the cohorts: make bench-mining COHORTS="mine=cohorts/mine/slides.csv"'; exit 2; }

@@ -26,8 +26,6 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-
-
 ROOT = Path(__file__).parents[1]
 ORDER = ("cohort", "tiles", "encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate")
 """The stages of two rounds, in an order that DVC could take."""
@@ -65,7 +63,9 @@ class Launcher:
 
     def __init__(self) -> None:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
-        self._process = subprocess.Popen([sys.executable, "-m", "tests.tiny_stages"], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.tiny_stages"], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def start(self, module: str, arguments: list[str], *, cwd: Path, env: dict[str, str], log: Path) -> int:
         """The id of the process that runs `python -m module arguments`; it leads a group of its own."""

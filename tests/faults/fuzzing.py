@@ -44,7 +44,11 @@ def _mask(path: Path, folder: Path) -> None:
     from hnm.files import digest_of
     from hnm.slides.cutting import Cutting, Layout, cut
 
-    cut(Cutting(Layout("a", str(folder / "seeds" / "slide.svs"), (1.0, 1.0), _fingerprint(folder), path, digest_of(path), *_sections()), folder / "scratch" / "a.h5"))
+    cut(
+        Cutting(
+            Layout("a", str(folder / "seeds" / "slide.svs"), (1.0, 1.0), _fingerprint(folder), path, digest_of(path), *_sections()), folder / "scratch" / "a.h5"
+        )
+    )
 
 
 def _fingerprint(folder: Path) -> str:
@@ -108,7 +112,14 @@ def _features(path: Path, folder: Path) -> None:
 def _table(path: Path, folder: Path) -> None:
     from hnm import tables
 
-    {"slides": tables.SLIDES, "index": tables.TILES, "mined": tables.MINED, "scores": tables.TILE_SCORES, "labels": tables.LABELS, "quarantine": tables.QUARANTINE}[path.stem].read(path)
+    {
+        "slides": tables.SLIDES,
+        "index": tables.TILES,
+        "mined": tables.MINED,
+        "scores": tables.TILE_SCORES,
+        "labels": tables.LABELS,
+        "quarantine": tables.QUARANTINE,
+    }[path.stem].read(path)
 
 
 def _ledger(path: Path, folder: Path) -> None:
@@ -168,7 +179,21 @@ READERS: dict[str, Callable[[Path, Path], None]] = {
     "slide": _slide, "mask": _mask, "annotation": _annotation, "outline": _outline, "manifest": _manifest, "pack": _pack, "features": _features, "table": _table, "ledger": _ledger,
     "vetoes": _vetoes, "model": _model, "params": _params, "dvc.lock": _lock,
 }  # fmt: skip
-SHARES = {"slide": 6, "mask": 4, "annotation": 4, "outline": 2, "manifest": 2, "pack": 3, "features": 3, "table": 4, "ledger": 1, "vetoes": 2, "model": 4, "params": 2, "dvc.lock": 2}
+SHARES = {
+    "slide": 6,
+    "mask": 4,
+    "annotation": 4,
+    "outline": 2,
+    "manifest": 2,
+    "pack": 3,
+    "features": 3,
+    "table": 4,
+    "ledger": 1,
+    "vetoes": 2,
+    "model": 4,
+    "params": 2,
+    "dvc.lock": 2,
+}
 """How many of 39 inputs are of a kind."""
 
 
@@ -196,10 +221,14 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     Image.fromarray((pixels[..., 0] < 230).astype(np.uint8) * 255).save(folder / "mask.png")
     ring = [[50, 40], [230, 40], [230, 210], [50, 210], [50, 40]]
     feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"classification": {"name": "tumour"}}}
-    (folder / "drawn.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature, feature | {"geometry": {"type": "MultiPolygon", "coordinates": [[ring]]}}]}))
+    (folder / "drawn.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "features": [feature, feature | {"geometry": {"type": "MultiPolygon", "coordinates": [[ring]]}}]})
+    )
     corners = "".join(f'<Coordinate Order="{n}" X="{x}" Y="{y}" />' for n, (x, y) in enumerate(ring))
     shape = f'<Annotation Name="a" Type="Polygon" PartOfGroup="{{}}" Color="#F4FA58"><Coordinates>{corners}</Coordinates></Annotation>'
-    (folder / "tumor_001.xml").write_text(f'<?xml version="1.0" encoding="utf-8"?><ASAP_Annotations><Annotations>{shape.format("_0")}{shape.format("_2")}</Annotations></ASAP_Annotations>')
+    (folder / "tumor_001.xml").write_text(
+        f'<?xml version="1.0" encoding="utf-8"?><ASAP_Annotations><Annotations>{shape.format("_0")}{shape.format("_2")}</Annotations></ASAP_Annotations>'
+    )
     (folder / "tumor_002.json").write_text(json.dumps({"positive": [{"name": "a", "vertices": ring}], "negative": []}))
     rows = [f"s{n},slides/s{n}.svs,{n % 2},p{n},{('train', 'validation', 'test')[n // 2 % 3]},0.5,a.geojson,m.png" for n in range(12)]
     (folder / "manifest.csv").write_text("\n".join(["slide_id,path,label,patient_id,split,mpp,annotation,mask", *rows]) + "\n")
@@ -228,7 +257,9 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         "outs": [{"path": "data/heads/0", "hash": "md5", "md5": f"{md5}.dir", "size": 3, "nfiles": 1}],
     }
     with (folder / "dvc.lock").open("w") as stream:
-        YAML().dump({"schema": "2.0", "stages": {"head@0": stage, "evaluate": {**stage, "cmd": "python -m pipelines.evaluate --metrics results/metrics.json"}}}, stream)
+        YAML().dump(
+            {"schema": "2.0", "stages": {"head@0": stage, "evaluate": {**stage, "cmd": "python -m pipelines.evaluate --metrics results/metrics.json"}}}, stream
+        )
     assert digest_of(folder / "mask.png")
     return {
         "slide": slides,
@@ -289,7 +320,13 @@ class Worker:
             environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
             log = (self._folder / "worker.log").open("a")
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.fuzzing", "--worker", str(self._folder)], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                [sys.executable, "-m", "tests.faults.fuzzing", "--worker", str(self._folder)],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
             log.close()
             assert self._process.stdout is not None

@@ -67,7 +67,17 @@ def blank(content: bytes, dice: random.Random) -> bytes:
 def other_file(content: bytes, dice: random.Random) -> bytes:
     """Something else under this name."""
     pickle = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x0ctouch PWNED_\x85R."
-    return dice.choice([b"", b"\0" * 5000, pickle, b"PK\x03\x04" + content[:100], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", b"#!/bin/sh\ntouch PWNED\n", b"\xff\xfe" + content])
+    return dice.choice(
+        [
+            b"",
+            b"\0" * 5000,
+            pickle,
+            b"PK\x03\x04" + content[:100],
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+            b"#!/bin/sh\ntouch PWNED\n",
+            b"\xff\xfe" + content,
+        ]
+    )
 
 
 def tiff_tag(content: bytes, dice: random.Random) -> bytes:
@@ -101,11 +111,18 @@ def tiff_tag(content: bytes, dice: random.Random) -> bytes:
 
 def tiff_text(content: bytes, dice: random.Random) -> bytes:
     """Words of a description are others of the same length."""
-    found = list(re.finditer(rb"MPP = [0-9.]+|AppMag = [0-9.]+|Aperio[ -~]{8}|[0-9]+x[0-9]+|size[XY]=\"[0-9]+\"|\[[0-9,]+ |Background Color=[0-9a-fA-F]{6}|OverlapsXY=[0-9 ]+|offset[XY]=\"[0-9]+\"", content))
+    found = list(
+        re.finditer(
+            rb"MPP = [0-9.]+|AppMag = [0-9.]+|Aperio[ -~]{8}|[0-9]+x[0-9]+|size[XY]=\"[0-9]+\"|\[[0-9,]+ |Background Color=[0-9a-fA-F]{6}|OverlapsXY=[0-9 ]+|offset[XY]=\"[0-9]+\"",
+            content,
+        )
+    )
     if not found:
         return flip(content, dice)
     hit = dice.choice(found)
-    new = dice.choice([b"\xff" * 20, b"MPP = 0", b"MPP = -1", b"MPP = nan", b"MPP = 1e999", b"MPP = inf", b"AppMag = nan", b"9" * 20, b"\0" * 20, b"|=|=|=|=", b"-99999x-9"])
+    new = dice.choice(
+        [b"\xff" * 20, b"MPP = 0", b"MPP = -1", b"MPP = nan", b"MPP = 1e999", b"MPP = inf", b"AppMag = nan", b"9" * 20, b"\0" * 20, b"|=|=|=|=", b"-99999x-9"]
+    )
     return content[: hit.start()] + new[: hit.end() - hit.start()].ljust(hit.end() - hit.start()) + content[hit.end() :]
 
 
@@ -130,7 +147,10 @@ def png_chunk(content: bytes, dice: random.Random) -> bytes:
         bomb = zlib.compress(b"\0" * 80_000_000, 1)
         more = chunk(name, {b"zTXt": b"a\0\0" + bomb, b"iTXt": b"a\0\1\0\0\0" + bomb, b"iCCP": b"a\0\0" + bomb}.get(name, b"a\0" + b"x" * 3_000_000))
     elif what == 3:
-        more = chunk(dice.choice([b"acTL", b"tRNS", b"PLTE", b"gAMA", b"eXIf", b"pHYs", b"abcd"]), bytes(dice.randrange(256) for _ in range(dice.choice([0, 1, 4, 8, 800]))))
+        more = chunk(
+            dice.choice([b"acTL", b"tRNS", b"PLTE", b"gAMA", b"eXIf", b"pHYs", b"abcd"]),
+            bytes(dice.randrange(256) for _ in range(dice.choice([0, 1, 4, 8, 800]))),
+        )
     return content[:8] + header + more + content[33:]
 
 
@@ -175,14 +195,18 @@ def geojson_ring(content: bytes, dice: random.Random) -> bytes:
     ring = [[dice.uniform(0, reach), dice.uniform(0, reach)] for _ in range(size)]
     ring = dice.choice([ring + [ring[0]], ring, [ring[0]] * 5, ring[:2], [point + [1.0, 2.0] for point in ring] + [ring[0]], []])
     kind = dice.choice(["Polygon", "MultiPolygon", "Point", "GeometryCollection", "LineString"])
-    coordinates: Any = {"Polygon": [ring] * dice.choice([1, 2, 9]), "MultiPolygon": [[ring]] * dice.choice([1, 3]), "Point": [1, 2], "LineString": ring}.get(kind)
+    coordinates: Any = {"Polygon": [ring] * dice.choice([1, 2, 9]), "MultiPolygon": [[ring]] * dice.choice([1, 3]), "Point": [1, 2], "LineString": ring}.get(
+        kind
+    )
     feature = {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, "properties": {"classification": {"name": "tumour"}}}
     return json.dumps({"type": "FeatureCollection", "features": [feature] * dice.choice([1, 1, 30])}).encode()
 
 
 def xml_node(content: bytes, dice: random.Random) -> bytes:
     text = content.decode("latin-1")
-    entities = '<!DOCTYPE a [<!ENTITY x "' + "y" * 100 + '">' + "".join(f'<!ENTITY x{n} "{("&x" + (str(n - 1) if n else "") + ";") * 10}">' for n in range(9)) + "]>"
+    entities = (
+        '<!DOCTYPE a [<!ENTITY x "' + "y" * 100 + '">' + "".join(f'<!ENTITY x{n} "{("&x" + (str(n - 1) if n else "") + ";") * 10}">' for n in range(9)) + "]>"
+    )
     outside = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
     choice = dice.randrange(6)
     if choice == 0:
@@ -254,7 +278,9 @@ def hdf5_member(content: bytes, dice: random.Random) -> bytes:
             attributes = dict(file.attrs)
             if attributes and dice.random() < 0.25:
                 chosen = dice.choice(sorted(attributes))
-                file.attrs[chosen] = dice.choice([-1, 0, 2**62, float("nan"), float("inf"), "", "x" * 3000, "../x", np.zeros((3, 3)), np.zeros(0), h5py.Empty("f"), b"\xff\xfe", 1e308])
+                file.attrs[chosen] = dice.choice(
+                    [-1, 0, 2**62, float("nan"), float("inf"), "", "x" * 3000, "../x", np.zeros((3, 3)), np.zeros(0), h5py.Empty("f"), b"\xff\xfe", 1e308]
+                )
                 return _closed(file, path)
             del file[name]
             shape = old.shape
@@ -324,10 +350,30 @@ def parquet_column(content: bytes, dice: random.Random) -> bytes:
     if choice <= 2:
         table = table.set_column(place, name, dice.choice(odd))
     elif choice == 3:
-        table = dice.choice([table.drop_columns([name]), table.append_column("extra", odd[1]), table.append_column(name, table.column(name)), table.slice(0, 0), pa.concat_tables([table, table])])
+        table = dice.choice(
+            [
+                table.drop_columns([name]),
+                table.append_column("extra", odd[1]),
+                table.append_column(name, table.column(name)),
+                table.slice(0, 0),
+                pa.concat_tables([table, table]),
+            ]
+        )
     elif choice == 4:
-        columns: Any = dice.choice(["[]", "1", "{}", '[{"name": 5}]', '[{"name": "x", "field_name": "x", "pandas_type": "datetimetz", "numpy_type": "x", "metadata": {"timezone": "x"}}]'])
-        text = '{"index_columns": %s, "columns": %s, "column_indexes": %s, "pandas_version": "9"}' % (dice.choice(["[]", '["x"]', '[{"kind": "range", "name": null, "start": 0, "stop": 9999999999, "step": 1}]', "5"]), columns, dice.choice(["[]", "5"]))
+        columns: Any = dice.choice(
+            [
+                "[]",
+                "1",
+                "{}",
+                '[{"name": 5}]',
+                '[{"name": "x", "field_name": "x", "pandas_type": "datetimetz", "numpy_type": "x", "metadata": {"timezone": "x"}}]',
+            ]
+        )
+        text = '{"index_columns": %s, "columns": %s, "column_indexes": %s, "pandas_version": "9"}' % (
+            dice.choice(["[]", '["x"]', '[{"kind": "range", "name": null, "start": 0, "stop": 9999999999, "step": 1}]', "5"]),
+            columns,
+            dice.choice(["[]", "5"]),
+        )
         table = table.replace_schema_metadata({b"pandas": dice.choice([text.encode(), b"x", b"\xff", b"[]"])})
     stream = io.BytesIO()
     pq.write_table(table, stream, compression=dice.choice(["snappy", "none", "gzip", "zstd"]))

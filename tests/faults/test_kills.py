@@ -66,7 +66,9 @@ def test_what_a_kill_leaves_is_nothing_to_dvc_or_git() -> None:
         assert f"{TEMPORARY}*" in (root / name).read_text().splitlines(), f"{name} must pass over {TEMPORARY}*"
 
 
-@pytest.mark.parametrize(("stage", "after"), [("head@0", "weights.safetensors"), ("mine@1", "mined.parquet"), ("encoder", "encoder.json"), ("cohort", "slides.parquet")])
+@pytest.mark.parametrize(
+    ("stage", "after"), [("head@0", "weights.safetensors"), ("mine@1", "mined.parquet"), ("encoder", "encoder.json"), ("cohort", "slides.parquet")]
+)
 def test_killed_between_two_files_of_one_result(project: Project, undisturbed: Project, stage: str, after: str) -> None:
     empty(project, stage)
     assert project.run(stage, HNM_FAILPOINT=f"whole.renamed:{after}=kill").code == -signal.SIGKILL
@@ -102,7 +104,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
 
 
 def start_repro(repository: Path, *targets: str, **changes: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(["dvc", "repro", *targets], cwd=repository, env=environment(repository, **changes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        ["dvc", "repro", *targets],
+        cwd=repository,
+        env=environment(repository, **changes),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def stage_below(process: "subprocess.Popen[bytes]") -> psutil.Process | None:
