@@ -9,12 +9,15 @@ import os
 
 from hnm.redaction import redacted
 
+MOST_CHARACTERS = 1_000
+"""Of a line of a message: what a stranger wrote may be quoted in it, of any length."""
+
 
 class HnmError(Exception):
-    """Base of all errors that the input, the params or the machine's state can cause. Its message holds no secrets."""
+    """Base of all errors that the input, the params or the machine's state can cause. Its message holds no secrets, and no line without end."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(redacted(str(message)))
+        super().__init__("\n".join(map(_shortened, redacted(str(message)).split("\n"))))
 
 
 class ParamsError(HnmError):
@@ -75,6 +78,12 @@ class StudyError(HnmError):
 
 class PredictionError(HnmError):
     """A model cannot be read, or not be used as asked."""
+
+
+def _shortened(line: str) -> str:
+    """A line with its ends alone where it is too long: what it is about stands first, the cure last."""
+    half = MOST_CHARACTERS // 2
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:half]} … {line[-half:]}"
 
 
 _CURES = {

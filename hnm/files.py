@@ -108,9 +108,10 @@ def parse_json(content: bytes, kind: Refuse, *, what: str, cure: str = "") -> An
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of a folder's files with their names."""
+    """SHA-256 of a file's bytes, or of a folder's files with their names; temporary files that a kill has left are none of them."""
     if path.is_dir():
-        return key_of(files={file.relative_to(path).as_posix(): digest_of(file) for file in sorted(path.rglob("*")) if file.is_file()})
+        files = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(TEMPORARY))
+        return key_of(files={file.relative_to(path).as_posix(): digest_of(file) for file in files})
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hnm.errors import HeadError
-from hnm.files import digest_of, key_of, parse_json, read_bounded, read_json, whole, write_json
+from hnm.experiments.state import md5_of
+from hnm.files import TEMPORARY, digest_of, key_of, parse_json, read_bounded, read_json, whole, write_json
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -56,6 +57,15 @@ def test_the_digest_of_a_folder_knows_names_and_bytes(tmp_path: Path) -> None:
         (tmp_path / name / "inner" / ("b" if name == "renamed" else "a")).write_text("y" if name == "changed" else "x")
     digests = {name: digest_of(tmp_path / name) for name in ("one", "same", "renamed", "changed")}
     assert digests["one"] == digests["same"] and len(set(digests.values())) == 3
+
+
+def test_what_a_killed_write_left_is_no_part_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    digests = digest_of(tmp_path), md5_of(tmp_path)
+    (tmp_path / f"{TEMPORARY}1.parquet").write_text("half")
+    assert (digest_of(tmp_path), md5_of(tmp_path)) == digests
+    ignored = [(Path(__file__).parents[1] / name).read_text().splitlines() for name in (".dvcignore", ".gitignore")]
+    assert all(f"{TEMPORARY}*" in lines for lines in ignored)
 
 
 def test_a_file_has_the_mode_of_the_umask(tmp_path: Path) -> None:

@@ -35,3 +35,8 @@ def test_no_error_says_a_secret() -> None:
     assert str(HnmError("https://a:bcd@host")) == "https://***@host"
     error = SlideError("x at https://h/x?sig=1", step="tiles")
     assert (str(error), error.step) == ("x at https://h/x?***", "tiles")
+
+
+def test_a_line_without_end_is_shown_by_its_ends() -> None:
+    assert str(HnmError(f"a.csv: value {'x' * 5000}; mend it")) == f"a.csv: value {'x' * 487} … {'x' * 491}; mend it"
+    assert str(HnmError("\n".join(["y" * 1000] * 3))) == "\n".join(["y" * 1000] * 3)

@@ -22,7 +22,7 @@ from pydantic_core import to_jsonable_python
 from ruamel.yaml.error import YAMLError
 
 from hnm.errors import TrackingError
-from hnm.files import key_of
+from hnm.files import TEMPORARY, key_of
 from hnm.params import Params
 
 
@@ -104,7 +104,9 @@ def running_stage(root: Path, name: str, module: str, arguments: Mapping[str, Pa
 def md5_of(path: Path) -> str:
     """DVC's md5 of a file's bytes, or of a folder's listing (`….dir`)."""
     if path.is_dir():
-        return folder_md5({file.relative_to(path).as_posix(): md5_of(file) for file in path.rglob("*") if file.is_file()})
+        return folder_md5(
+            {file.relative_to(path).as_posix(): md5_of(file) for file in path.rglob("*") if file.is_file() and not file.name.startswith(TEMPORARY)}
+        )
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
