@@ -67,9 +67,9 @@ class Launcher:
             [sys.executable, "-m", "tests.tiny_stages"], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def start(self, module: str, arguments: list[str], *, cwd: Path, env: dict[str, str], log: Path) -> int:
+    def start(self, module: str, arguments: list[str], *, cwd: Path, env: dict[str, str], **how: str) -> int:
         """The id of the process that runs `python -m module arguments`; it leads a group of its own."""
-        return int(self._ask(module=module, arguments=arguments, cwd=str(cwd), env=env, log=str(log)))
+        return int(self._ask(module=module, arguments=arguments, cwd=str(cwd), env=env, **how))
 
     def wait(self, pid: int) -> int:
         return int(self._ask(wait=pid))
@@ -93,23 +93,27 @@ class Project:
     folder: Path
     launcher: Launcher
 
-    def start(self, stage: str, **environment: str) -> int:
-        """Starts a stage by DVC's name (`head@1`), or a command of `hnm`; the id of its process."""
+    def start(self, stage: str, *, umask: str = "", user: str = "", log: str = "", **environment: str) -> int:
+        """Starts a stage by DVC's name (`head@1`), or a command of `hnm`; the id of its process.
+
+        `umask` is in octal digits, `user` a number; `log` is where its output goes, elsewhere than in the project.
+        """
         words = command_of(stage) if not stage.startswith("hnm ") else ["hnm.cli", *shlex.split(stage)[1:]]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "HNM", "MLFLOW"))}
         settings = {"DVC_ROOT": str(self.folder), "HNM_TRACKING": "off", "HNM_WORKERS": "2", **environment}
-        return self.launcher.start(words[0], words[1:], cwd=self.folder, env=inherited | settings, log=self.folder / ".log")
+        how = {"umask": umask, "user": user, "log": log or str(self.folder / ".log")}
+        return self.launcher.start(words[0], words[1:], cwd=self.folder, env=inherited | settings, **how)
 
-    def wait(self, pid: int) -> Done:
+    def wait(self, pid: int, *, log: str = "") -> Done:
         code = self.launcher.wait(pid)
-        out, err = (Path(f"{self.folder / '.log'}.{pid}.{name}") for name in ("out", "err"))
+        out, err = (Path(f"{log or self.folder / '.log'}.{pid}.{name}") for name in ("out", "err"))
         done = Done(code, out.read_text(errors="replace"), err.read_text(errors="replace"))
         out.unlink()
         err.unlink()
         return done
 
-    def run(self, stage: str, **environment: str) -> Done:
-        return self.wait(self.start(stage, **environment))
+    def run(self, stage: str, *, log: str = "", **environment: str) -> Done:
+        return self.wait(self.start(stage, log=log, **environment), log=log)
 
     def succeed(self, *stages: str, **environment: str) -> None:
         for stage in stages:
@@ -135,6 +139,13 @@ class Project:
         for out in outs_of(stage):
             path = self.folder / out
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def empty(self, stage: str) -> None:
+        """Back to before a stage's first run: no outputs, and what the store keeps of it is gone."""
+        self.clear(stage)
+        kind = {"tiles": "tiles", "embed": "features"}.get(stage.partition("@")[0])
+        if kind is not None:
+            shutil.rmtree(self.folder / ".hnm" / "store" / kind, ignore_errors=True)
 
     def copy(self, target: Path) -> "Project":
         shutil.copytree(self.folder, target, symlinks=True)
@@ -209,6 +220,12 @@ def _become(request: dict[str, Any]) -> int:
         handle = os.open(f"{request['log']}.{os.getpid()}.{name}" if name else os.devnull, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(handle, number)
         os.close(handle)
+    if request["umask"]:
+        os.umask(int(request["umask"], 8))
+    if request["user"]:
+        os.setgroups([])
+        os.setgid(int(request["user"]))
+        os.setuid(int(request["user"]))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [request["module"], *request["arguments"]]
     module = request["module"] + (".__main__" if request["module"] == "hnm.cli" else "")

@@ -30,9 +30,10 @@ def fresh(tmp_path: Path, cohort: Path, launcher: Launcher) -> Project:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cohort: Path, launcher: Launcher) -> Project:
-    """A project in which every stage but `evaluate` has run; nobody changes it."""
+    """A project in which every stage but `evaluate` has run; nobody changes it. Beside it lie the failpoints that each stage reached."""
     project = make_project(tmp_path_factory.mktemp("undisturbed") / "project", cohort, launcher)
-    project.succeed(*ORDER[:-1])
+    for stage in ORDER[:-1]:
+        project.succeed(stage, HNM_FAILPOINT_LOG=str(project.folder.parent / f"{stage}.points"))
     return project
 
 

@@ -19,13 +19,6 @@ from tests.tiny_stages import ORDER, SMALL, Project, outs_of
 SEED = 20260701
 
 
-def empty(project: Project, stage: str) -> None:
-    """Puts a stage back to before its first run: no outputs, nothing in the store."""
-    project.clear(stage)
-    for kind in {"tiles": ["tiles"], "embed": ["features"]}.get(stage.partition("@")[0], []):
-        subprocess.run(["rm", "-rf", str(project.folder / ".hnm" / "store" / kind)], check=True)
-
-
 def wait_until(true: Callable[[], object], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not true():
@@ -37,7 +30,7 @@ def wait_until(true: Callable[[], object], seconds: float = 20.0) -> None:
 def test_random_sigkill_of_a_stage(project: Project, undisturbed: Project, stage: str) -> None:
     dice = random.Random(f"{SEED} {stage}")
     for moment in (dice.uniform(0.05, 0.3), dice.uniform(0.3, 0.8)):
-        empty(project, stage)
+        project.empty(stage)
         pid = project.start(stage)
         time.sleep(moment)
         os.kill(pid, signal.SIGKILL)
@@ -49,7 +42,7 @@ def test_random_sigkill_of_a_stage(project: Project, undisturbed: Project, stage
 @pytest.mark.parametrize("stage", [stage for stage in ORDER if stage not in ("embed@1", "head@1", "evaluate")])
 def test_torn_rename(project: Project, undisturbed: Project, stage: str) -> None:
     """Killed when the first file is written and has not yet its name: the next run gives the same bytes, and what is left disturbs no hash of a folder."""
-    empty(project, stage)
+    project.empty(stage)
     name = "index.parquet" if stage == "tiles" else "*"  # the packs are written by workers
     assert project.run(stage, HNM_FAILPOINT=f"whole.renaming:{name}=kill").code == -signal.SIGKILL
     project.succeed(stage)
@@ -70,7 +63,7 @@ def test_what_a_kill_leaves_is_nothing_to_dvc_or_git() -> None:
     ("stage", "after"), [("head@0", "weights.safetensors"), ("mine@1", "mined.parquet"), ("encoder", "encoder.json"), ("cohort", "slides.parquet")]
 )
 def test_killed_between_two_files_of_one_result(project: Project, undisturbed: Project, stage: str, after: str) -> None:
-    empty(project, stage)
+    project.empty(stage)
     assert project.run(stage, HNM_FAILPOINT=f"whole.renamed:{after}=kill").code == -signal.SIGKILL
     assert project.bytes_of(*outs_of(stage)) != undisturbed.bytes_of(*outs_of(stage))
     project.succeed(stage)
@@ -79,7 +72,7 @@ def test_killed_between_two_files_of_one_result(project: Project, undisturbed: P
 
 def test_ctrl_c(project: Project, undisturbed: Project) -> None:
     """SIGINT to the whole group of a stage that cuts slides: it ends at once, with its workers, and the next run goes on."""
-    empty(project, "tiles")
+    project.empty("tiles")
     pid = project.start("tiles", HNM_WORKERS="2")
     wait_until(lambda: [child for child in psutil.Process(pid).children(recursive=True) if "forkserver" in " ".join(child.cmdline())])
     time.sleep(0.2)
