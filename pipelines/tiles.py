@@ -10,7 +10,7 @@ from hnm.errors import CohortError, SlideError
 from hnm.files import key_of
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.progress import followed
-from hnm.slides.cohort import check_quarantine, quarantine_frame
+from hnm.slides.cohort import check_quarantine, quarantine_frame, with_queries
 from hnm.slides.cutting import Cutting, cut, layouts_of
 from hnm.slides.pack import Pack
 from hnm.slides.workers import each
@@ -24,7 +24,7 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
     before = QUARANTINE.read(unopened)
     table = SLIDES.read(slides)
     store, code = project_store(), code_version("hnm.slides.cutting")
-    layouts = layouts_of(table, Path(cohort.manifest).parent.resolve(), tissue, tiles)
+    layouts = layouts_of(with_queries(table, Path(cohort.manifest)), Path(cohort.manifest).parent.resolve(), tissue, tiles)
     cuttings = {layout.slide_id: Cutting(layout, store.path("tiles", key_of(code=code, **layout.causes()), ".h5").absolute()) for layout in layouts}
     refused: dict[str, SlideError] = {}
     waiting = [cutting for cutting in cuttings.values() if not store.holds(cutting.pack, Pack, quick=True)]
