@@ -20,7 +20,8 @@ from mlflow.types.schema import Array, ColSpec, DataType, Map, ParamSchema, Para
 
 import hnm
 from hnm.prediction.model import ModelRecord, read_model, read_record
-from hnm.prediction.slide import Prediction, Refusal, predict_slides, slide_ids_of
+from hnm.prediction.names import slide_ids_of
+from hnm.prediction.slide import Prediction, Refusal, predict_slides
 
 ARTIFACT = "model"
 """Name of the model folder among the artifacts."""
@@ -57,9 +58,9 @@ class SlidePredictor(PythonModel):
 
         Slides are read in worker processes: a script that calls this does so under `if __name__ == "__main__":`.
         """
-        slides = slide_ids_of(model_input["path"].tolist())
-        outcomes = {outcome.slide_id: outcome for outcome in predict_slides(self._model, slides, mpp=(params or {}).get("mpp"))}
-        return pd.DataFrame([answer(outcomes[slide_id], self._model.record) for slide_id in slides])
+        paths = model_input["path"].tolist()
+        outcomes = {outcome.source: outcome for outcome in predict_slides(self._model, slide_ids_of(paths), mpp=(params or {}).get("mpp"))}
+        return pd.DataFrame([answer(outcomes[path], self._model.record) for path in paths])
 
 
 def answer(outcome: Prediction | Refusal, record: ModelRecord) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class Reading:
     tiles: Tiles
     pack: Path
     """Where its tiles will lie."""
+    done: str | None = None
+    """Fingerprint of the file that was predicted before; it is not cut again while it has that one."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,14 @@ class SlideRead:
         return self.mpp[0] / self.mpp[1]
 
 
-def read_slide(reading: Reading) -> SlideRead:
-    """Writes the pack of a slide; `SlideError` says at which step it cannot be used, and why."""
+def read_slide(reading: Reading) -> SlideRead | None:
+    """Writes the pack of a slide; None where its file is the one that was predicted before. `SlideError` says at which step it cannot be used, and why."""
     with fetched(reading.source) as path:
         with OpenSlideReader(path) as slide:
-            mpp, fingerprint = _mpp_of(slide, reading), slide.fingerprint()
+            fingerprint = slide.fingerprint()
+            if fingerprint == reading.done:
+                return None
+            mpp = _mpp_of(slide, reading)
         mask_digest = "" if reading.mask is None else digest_of(reading.mask)
         layout = Layout(reading.slide_id, str(path), mpp, fingerprint, reading.mask, mask_digest, reading.tissue, reading.tiles)
         cut(Cutting(layout, reading.pack))
