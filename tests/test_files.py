@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hnm.errors import HeadError
-from hnm.experiments.state import md5_of
+from hnm.experiments.outputs import md5_of
 from hnm.files import TEMPORARY, digest_of, key_of, parse_json, read_bounded, read_json, whole, write_json
 
 

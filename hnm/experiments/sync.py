@@ -6,17 +6,18 @@ are the truth: the same run can be made from them at any time, and is made once.
 
 import contextlib
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from hnm.errors import TrackingError
+from hnm.experiments.outputs import Outputs, folder_md5, taking_apart
+from hnm.experiments.patience import LOCK_SECONDS
 from hnm.experiments.record import Record, first_line, refused_records
-from hnm.experiments.state import Outputs, StageState, current_stages, folder_md5, git_tags, locked_stages, md5_of
+from hnm.experiments.state import StageState, cohort_name, current_stages, git_tags, locked_stages
 from hnm.experiments.tracking import (
     COURIER_SECONDS,
     Delivery,
@@ -31,7 +32,7 @@ from hnm.experiments.tracking import (
     tracking_uri,
 )
 from hnm.experiments.vocabulary import of_history
-from hnm.files import key_of
+from hnm.files import key_of, read_bounded, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -70,9 +71,11 @@ def sync(root: Path, *, retry: bool = False) -> Synced:
         client = connect(root)
         for record in refused_records(root) if retry else ():
             record.put_back()
-        brought = bring_waiting(root, client, seconds=COURIER_SECONDS)
-        with FileLock(root / ".hnm" / "sync.lock"):
-            return _replay(root, client, current_stages(locked_stages(root)), brought)
+        left: list[str] = []
+        brought = bring_waiting(root, client, seconds=COURIER_SECONDS, left=left)
+        with FileLock(root / ".hnm" / "sync.lock", timeout=LOCK_SECONDS):
+            synced = _replay(root, client, current_stages(locked_stages(root)), brought)
+        return replace(synced, missing=[*left, *synced.missing])
     except store_errors() as error:
         raise TrackingError(f"MLflow at {tracking_uri(root)} does not take the runs: {first_line(error)}; they wait, sync again when it does") from None
 
@@ -81,7 +84,7 @@ def _replay(root: Path, client: "MlflowClient", states: Mapping[str, StageState]
     if not states:
         return Synced(brought, missing=["dvc.lock holds no evaluation; run dvc repro"])
     outputs = Outputs(root)
-    experiment = _cohort_name(states)
+    experiment = cohort_name(states)
     replayed: list[str] = []
     missing: list[str] = []
     runs: dict[str, Run] = {}
@@ -104,30 +107,35 @@ def _replay(root: Path, client: "MlflowClient", states: Mapping[str, StageState]
 
 def _replay_stage(root: Path, client: "MlflowClient", outputs: Outputs, experiment: str, state: StageState) -> bool:
     """Makes the run of one stage from its outputs; False where they tell nothing."""
-    if state.stage in COST_ALONE:
+    if state.stage in COST_ALONE or state.stage not in ("evaluate", "mine", "encoder", "finetune", "head"):
         return False
-    told = {state.arguments[flag] for flag in ("folder", "summary") if flag in state.arguments}
-    outs = {path: outputs.files(path, md5) for path, md5 in state.outs.items() if state.stage == "evaluate" or path in told}
     start = stage_run(state, experiment, {"hnm.kind": "replay"})
     if state.stage == "evaluate":
+        outs = {path: outputs.files(path, md5) for path, md5 in state.outs.items()}
+        content = _only_json(outs[state.output("metrics")[0]])
         with _new_run(root, client, start) as record:
-            Tracker(state.stage, record).evaluation(_only_json(outs[state.arguments["metrics"]]))
+            with taking_apart(state.argument("metrics")):
+                Tracker(state.stage, record).evaluation(content)
             for path, files in outs.items():
                 record.append("file", path=record.keep_all(Path(path).name, files if state.outs[path].endswith(".dir") else {".": files[Path(path).name]}))
         return True
     if state.stage == "mine":
-        path = state.arguments["summary"]
+        path, md5 = state.output("summary")
+        files = outputs.files(path, md5)
         with _new_run(root, client, start) as record:
-            Tracker(state.stage, record).mining(_only_json(outs[path]), int(state.arguments["round"]))
-            record.append("file", path=record.keep_all(Path(path).name, {".": outs[path][Path(path).name]}))
+            with taking_apart(path):
+                Tracker(state.stage, record).mining(_only_json(files), int(state.argument("round")))
+            record.append("file", path=record.keep_all(Path(path).name, {".": files[Path(path).name]}))
         return True
-    model = outs[state.arguments["folder"]]
+    path, md5 = state.output("folder")
+    model = outputs.files(path, md5)
     if "history.csv" not in model:
         return False
     with _new_run(root, client, start) as record:
-        for step, numbers in of_history(_rows(model["history.csv"])):
-            Tracker(state.stage, record).metrics(numbers, step)
-        record.append("model", path=record.keep_all(Path(state.arguments["folder"]).name, model), kind="head" if state.stage == "head" else "encoder")
+        with taking_apart(f"{path}/history.csv"):
+            for step, numbers in of_history(_rows(model["history.csv"])):
+                Tracker(state.stage, record).metrics(numbers, step)
+        record.append("model", path=record.keep_all(Path(path).name, model), kind="head" if state.stage == "head" else "encoder")
     return True
 
 
@@ -231,7 +239,7 @@ def _folder_of(folder: str, made: Mapping[str, str], outputs: Outputs) -> str | 
             continue
         inside = path.removeprefix(f"{folder}/")
         try:
-            files |= {f"{inside}/{name}": md5_of(file) for name, file in outputs.files(path, md5).items()} if md5.endswith(".dir") else {inside: md5}
+            files |= {f"{inside}/{name}": digest for name, digest in outputs.digests(path, md5).items()} if md5.endswith(".dir") else {inside: md5}
         except TrackingError:
             return None
     return folder_md5(files)
@@ -247,15 +255,11 @@ def _note(runs: Mapping[str, "Run"]) -> str:
     return "\n".join(("| stage | run |", "|---|---|", *rows))
 
 
-def _cohort_name(states: Mapping[str, StageState]) -> str:
-    return next(str(state.params["cohort"]["name"]) for state in states.values() if "cohort" in state.params)
-
-
 def _rows(history: Path) -> list[dict[str, float]]:
-    with history.open(newline="", encoding="utf-8") as stream:
-        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(stream)]
+    text = read_bounded(history, TrackingError, what=str(history)).decode()
+    return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(text.splitlines())]
 
 
 def _only_json(files: Mapping[str, Path]) -> Any:
     (path,) = files.values()
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, TrackingError)

@@ -22,7 +22,7 @@ from hnm.errors import PredictionError, TableError
 from hnm.failpoints import failpoint
 from hnm.files import TEMPORARY, digest_of, key_of, read_bounded, whole, write_json
 from hnm.prediction.model import Model
-from hnm.prediction.names import readable, slide_ids_of
+from hnm.prediction.names import kept_name, readable, slide_ids_of
 from hnm.prediction.picture import heat_over
 from hnm.prediction.region import prediction_geojson
 from hnm.prediction.slide import Prediction, Refusal, Unchanged, check_mask, machine_of, predict_slides
@@ -33,7 +33,7 @@ PREDICTIONS = Table(
     ("slide_id",),
     {
         "slide_id": SLIDES.columns["slide_id"],
-        "source": pa.Column(str),  # path or URL, as the user gave it; what cannot be printed as escapes
+        "source": pa.Column(str),  # path, or URL without its query, as the user gave it; what cannot be printed as escapes
         "score": pa.Column(
             "float64", pa.Check.in_range(0, 1, error="must lie in [0, 1]"), nullable=True
         ),  # empty, as the next one, where the slide has no prediction
@@ -112,7 +112,12 @@ def files_of(slide_id: str, folder: Path) -> tuple[Path, Path, Path]:
 
 
 def _is_done(row: Mapping[str, Any], settings: str, folder: Path) -> bool:
-    return bool(row["fingerprint"]) and row["score"] is not None and row["settings"] == settings and all(path.is_file() for path in files_of(row["slide_id"], folder))
+    return (
+        bool(row["fingerprint"])
+        and row["score"] is not None
+        and row["settings"] == settings
+        and all(path.is_file() for path in files_of(row["slide_id"], folder))
+    )
 
 
 @contextmanager
@@ -148,12 +153,11 @@ def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
     content = content[: content.rfind(b"\n") + 1]  # no cell holds the end of a line: `readable` sees to it
     try:
         rows = _parsed(content)
-    except (csv.Error, ValueError) as error:
-        raise PredictionError(f"{path} is no table of predictions of this version of hnm ({error}); {OTHER_FOLDER}") from None
-    try:
         PREDICTIONS.check(_frame(list(rows.values())), str(path))
     except TableError as error:
         raise PredictionError(f"{error}; {OTHER_FOLDER}") from None
+    except (csv.Error, ValueError, OverflowError) as error:
+        raise PredictionError(f"{path} is no table of predictions of this version of hnm ({error}); {OTHER_FOLDER}") from None
     return rows
 
 
@@ -165,7 +169,7 @@ def _parsed(content: bytes) -> dict[str, dict[str, Any]]:
     rows = {}
     for cells in lines:
         row: dict[str, Any] = {name: plain_cell(cell) for name, cell in zip(header, cells, strict=True)}
-        row |= {name: kind(row[name]) if row[name] else None for name, kind in NUMBERS.items()}
+        row |= {name: kind(row[name]) if row[name] or name in ("threshold", "tiles") else None for name, kind in NUMBERS.items()}
         rows[row["slide_id"]] = row
     return rows
 
@@ -198,7 +202,7 @@ def row_of(outcome: Prediction | Refusal, model: Model, settings: str) -> dict[s
     """The row of a slide in the table `PREDICTIONS`: texts, and numbers or None."""
     row = {
         "slide_id": outcome.slide_id,
-        "source": readable(outcome.source),
+        "source": kept_name(outcome.source),
         "score": None,
         "called": "",
         "threshold": model.record.threshold,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hnm.slides.remote import file_name
+from hnm.slides.urls import file_name, kept_form
 
 MOST_ID = 160
 """Characters of an id: names of files are made of it."""
@@ -17,6 +17,11 @@ def readable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else _escape(ord(character)) for character in text)
+
+
+def kept_name(source: str) -> str:
+    """The path or URL as tables keep it: `readable`, without a URL's query, which may hold a token."""
+    return readable(kept_form(source))
 
 
 def _escape(code: int) -> str:
@@ -34,23 +39,27 @@ def slide_ids_of(sources: Iterable[str], taken: Mapping[str, str] | None = None)
 
     Args:
         sources: paths and URLs.
-        taken: ids that files have already, by the path or URL as `readable` gives it; they keep them.
+        taken: ids that files have already, by their `kept_name`; they keep them.
     """
-    taken = taken or {}
-    waiting = [source for source in dict.fromkeys(sources) if readable(source) not in taken]
+    every = list(dict.fromkeys(sources))
+    names = Counter(map(kept_name, every))
+    there = {slide_id.casefold() for slide_id in (taken or {}).values()}
+    taken = {name: slide_id for name, slide_id in (taken or {}).items() if names[name] < 2}  # of two URLs that differ in their query neither is that one
+    waiting = [source for source in every if kept_name(source) not in taken]
     plain = {source: _plain_id(source) for source in waiting}
-    counts = Counter(slide_id.casefold() for slide_id in (*taken.values(), *(slide_id for slide_id in plain.values() if slide_id)))
-    used = {slide_id.casefold() for slide_id in taken.values()} | {key for key, count in counts.items() if count == 1}
+    counts = Counter([*there, *(slide_id.casefold() for slide_id in plain.values() if slide_id)])
+    used = {key for key, count in counts.items() if count == 1} | there
     ids = {}
     for source in sorted(waiting):
         slide_id = plain[source]
         if not slide_id or counts[slide_id.casefold()] > 1:
-            digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+            name = kept_name(source) if names[kept_name(source)] == 1 else source
+            digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
             stem = (slide_id or _cleaned(source) or "slide")[:MOST_ID]
             slide_id = next(f"{stem}-{digest[:digits]}" for digits in range(8, 65) if f"{stem}-{digest[:digits]}".casefold() not in used)
             used.add(slide_id.casefold())
         ids[source] = slide_id
-    return {taken.get(readable(source)) or ids[source]: source for source in dict.fromkeys(sources)}
+    return {taken.get(kept_name(source)) or ids[source]: source for source in every}
 
 
 def _plain_id(source: str) -> str:

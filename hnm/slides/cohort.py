@@ -21,7 +21,8 @@ from hnm.errors import CohortError, SlideError
 from hnm.files import digest_of, key_of, read_json, write_json
 from hnm.params import ID, Split
 from hnm.slides.reader import OpenSlideReader
-from hnm.slides.remote import fetched, is_url, version_of
+from hnm.slides.remote import fetched, version_of
+from hnm.slides.urls import checked_url, is_url, kept_form, lacks_query
 from hnm.store import Store
 from hnm.tables import QUARANTINE
 
@@ -133,6 +134,22 @@ def splits_of(entries: Collection[Entry], split: Split) -> dict[str, str]:
     return {entry.slide_id: assigned[entry.patient_id] for entry in entries}
 
 
+def with_queries(slides: pd.DataFrame, manifest: Path) -> pd.DataFrame:
+    """`slides`, a `SLIDES` table, with the queries of its URLs: they may be signed tokens, so the manifest alone holds them.
+
+    Raises:
+        CohortError: the manifest names another place than the table does.
+    """
+    lacking = [slide_id for slide_id, path in zip(slides["slide_id"], slides["path"], strict=True) if lacks_query(path)]
+    if not lacking:
+        return slides
+    paths = {entry.slide_id: entry.path for entry in read_manifest(manifest)}
+    for slide_id, path in zip(slides["slide_id"], slides["path"], strict=True):
+        if slide_id in lacking and kept_form(paths.get(slide_id, "")) != path:
+            raise CohortError(f"{manifest} names another place for slide_id={slide_id} than when its cohort was checked; run dvc repro")
+    return slides.assign(path=[paths[slide_id] if slide_id in lacking else path for slide_id, path in zip(slides["slide_id"], slides["path"], strict=True)])
+
+
 def check_classes(labels: Mapping[str, int], splits: Mapping[str, str], where: str) -> None:
     """Raises `CohortError` unless each split has slides of both labels; `where` says in what."""
     for name in SPLITS:
@@ -180,6 +197,8 @@ def _stated(source: str) -> Stated:
 def _stated_at_url(url: str, store: Store) -> Stated:
     """As `_stated`, from `store` where the URL has the size and entity tag that it had."""
     version = version_of(url)
+    if not version.etag:  # a file that was replaced by one of equal size could not be told from it
+        return _stated(url)
     kept = store.path("stated", key_of(url=url, size=version.size, etag=version.etag, code=code_version("hnm.slides.reader")), ".json")
     if not kept.exists():
         write_json(vars(_stated(url)), kept)
@@ -252,6 +271,11 @@ def _entry(row: dict[str | None, str | None], where: str) -> Entry:
     where = f"{where} (slide_id={slide_id})"
     if not cells["path"]:
         raise CohortError(f"{where}: path is empty")
+    if is_url(cells["path"]):
+        try:
+            checked_url(cells["path"])
+        except SlideError as error:
+            raise CohortError(f"{where}: path: {error}") from None
     if cells["label"] not in {"0", "1"}:
         raise CohortError(f"{where}: label={cells['label']!r} is not 0 or 1; the pipeline tells two classes apart: make one class 1 and the rest 0")
     if "split" in cells and cells["split"] not in SPLITS:
@@ -293,7 +317,7 @@ def _check_unique(entries: Iterable[Entry], path: Path) -> None:
         ids.add(entry.slide_id)
         file = entry.path if is_url(entry.path) else os.path.realpath(path.parent / entry.path)
         if file in files:
-            raise CohortError(f"{path}: slides {files[file]} and {entry.slide_id} are the same file {entry.path}; list it once")
+            raise CohortError(f"{path}: slides {files[file]} and {entry.slide_id} are the same file {kept_form(entry.path)}; list it once")
         files[file] = entry.slide_id
 
 

@@ -16,10 +16,11 @@ from hnm.slides.masks import read_mask
 from hnm.slides.pack import PackTile, encode, write_pack
 from hnm.slides.raw_tiles import open_slide
 from hnm.slides.reader import RegionError, Slide, Thumbnail, thumbnail
-from hnm.slides.remote import fetched, place_of
+from hnm.slides.remote import fetched
 from hnm.slides.storage import StorageError
 from hnm.slides.tiling import Grid, grid_of, tile_pixels, tissue_shares
 from hnm.slides.tissue import Mask, tissue_mask
+from hnm.slides.urls import place_of
 
 
 @dataclass(frozen=True)

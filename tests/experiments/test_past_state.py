@@ -10,8 +10,9 @@ import pytest
 
 from hnm.errors import EvidenceError
 from hnm.experiments.ledger import Cost, write_cost
+from hnm.experiments.outputs import md5_of
 from hnm.experiments.past_state import read_state
-from hnm.experiments.state import locked_stages, md5_of
+from hnm.experiments.state import locked_stages
 from hnm.experiments.tracking import connect
 
 SLIDES, PLOTS = "data/cohort/slides.parquet", "results/plots"

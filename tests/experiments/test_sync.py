@@ -15,8 +15,9 @@ import pytest
 from mlflow.entities import Run
 
 from hnm.errors import TrackingError
+from hnm.experiments.outputs import Outputs, folder_md5, md5_of
 from hnm.experiments.record import Record, refusals
-from hnm.experiments.state import Outputs, current_stages, folder_md5, locked_stages, md5_of
+from hnm.experiments.state import current_stages, locked_stages
 from hnm.experiments.sync import outdated, state_name, sync
 from hnm.experiments.tracking import connect
 from hnm.experiments.vocabulary import TAGS

@@ -6,8 +6,8 @@ import tiny_project as tiny
 
 from hnm.errors import TrackingError
 from hnm.experiments.doctor import examine, in_cache
+from hnm.experiments.outputs import Outputs, md5_of
 from hnm.experiments.record import Record
-from hnm.experiments.state import Outputs, md5_of
 from hnm.experiments.verification import verify
 
 
