@@ -251,9 +251,9 @@ def claiming(path: Path, tiny, width: int, height: int, tile: int = 64) -> Path:
     [
         (30_000, 30_000, 15_008, r"claims 30000 x 30000 pixels, but has \d+ bytes, which cannot hold them; copy it again"),
         (2**31 - 1, 2**31 - 1, 2**30, "claims 2147483647 x 2147483647 pixels at level 0, not 1 to 4000000 along each side; copy or convert it again"),
-        (2_000_000, 2_000_000, 1 << 20, "claims source tiles of 1048576 x 1048576 pixels, more than are decoded at once; convert it again"),
+        (2_000_000, 2_000_000, 1 << 20, "claims source tiles of 1048576 x 1000000 pixels, more than are decoded at once; convert it again"),
         (2**31 - 1, 100, 1 << 30, "claims 2147483647 x 100 pixels at level 0, not 1 to 4000000"),
-        (128, 128, 1 << 15, "claims source tiles of 32768 x 32768 pixels, more than are decoded at once; convert it again"),
+        (60_000, 60_000, 1 << 15, "claims source tiles of 32768 x 30000 pixels, more than are decoded at once; convert it again"),
     ],
 )
 def test_a_slide_that_claims_more_than_it_holds(tmp_path, tiny, width, height, tile, message):
