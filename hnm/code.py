@@ -16,6 +16,8 @@ PLUMBING = frozenset(
         "hnm.store",
         "hnm.files",
         "hnm.folders",
+        "hnm.leases",
+        "hnm.output",
         "hnm.code",
         "hnm.redaction",
         "hnm.failpoints",

@@ -13,6 +13,10 @@ MOST_CHARACTERS = 1_000
 """Of a line of a message: what a stranger wrote may be quoted in it, of any length."""
 
 
+REMAKE = "give `hnm verify --remove`, then `dvc repro`: it removes every copy of what is damaged, and the stage makes it anew"
+"""The cure for an output that is damaged: its store and DVC's cache may hold, under other names, the same damaged file, and would hand it out again."""
+
+
 class HnmError(Exception):
     """Base of all errors that the input, the params or the machine's state can cause. Its message holds no secrets, and no line without end."""
 
@@ -46,6 +50,10 @@ class MachineError(HnmError):
 
 class FolderError(HnmError):
     """A folder that `hnm` is to fill or to empty is not its own."""
+
+
+class StoreError(HnmError):
+    """A result that was kept is damaged or gone."""
 
 
 class EncoderError(HnmError):
@@ -100,19 +108,33 @@ _CURES = {
     errno.ENOMEM: "free some memory",
     errno.ENAMETOOLONG: "shorten the name",
     errno.ELOOP: "mend the link",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.ENOTDIR: "move the file that stands in the way",
     errno.EISDIR: "move the folder that stands in the way",
 }
 
 
+_KEPT = "What was finished is kept: the same command goes on"
+_NO_TEMPORARY_FOLDER = "No usable temporary directory"
+"""How Python's tempfile says that it can write nowhere."""
+
+
+def code_of_machine(error: BaseException) -> int | None:
+    """The errno of what the operating system refused, also where a library tells it in words alone; None where it is none that a user can mend."""
+    if isinstance(error, OSError) and error.errno in _CURES:
+        return error.errno
+    return next((code for code in _CURES if f"{os.strerror(code)}" in str(error)), None)
+
+
 def error_of_machine(error: BaseException) -> MachineError | None:
     """What the operating system or the memory refused, as one line with its cure; None where `error` is something else, a defect."""
     if isinstance(error, MemoryError):
-        return MachineError("there is too little memory; free some, or ask for less at once. What was finished is kept: the same command goes on")
+        return MachineError(f"there is too little memory; free some, or ask for less at once. {_KEPT}")
     if not isinstance(error, OSError):
         return None
-    code = error.errno if error.errno in _CURES else next((code for code in _CURES if os.strerror(code) in str(error)), None)
-    if code is None:
+    if _NO_TEMPORARY_FOLDER in str(error):
+        return MachineError(f"no folder for temporary files can be written to; free some room there, or name another by the variable TMPDIR. {_KEPT}")
+    if (code := code_of_machine(error)) is None:
         return None
     thing = f"{error.filename}: " if error.filename else ""
-    return MachineError(f"{thing}{os.strerror(code)}; {_CURES[code]}. What was finished is kept: the same command goes on")
+    return MachineError(f"{thing}{os.strerror(code)}; {_CURES[code]}. {_KEPT}")

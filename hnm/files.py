@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hnm.errors import HnmError
+from hnm.errors import REMAKE, HnmError, code_of_machine
 from hnm.failpoints import failpoint
 
 TEMPORARY = ".hnm-tmp-"
@@ -33,7 +33,11 @@ def temporary_beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which becomes `path` when the block ends well and vanishes when it does not; its mode is the umask's."""
+    """A temporary path beside `path`, which becomes `path` when the block ends well and vanishes when it does not; its mode is the umask's.
+
+    Raises:
+        OSError: the disk refuses it, whatever kind of exception the library that writes makes of that; it names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
@@ -47,8 +51,11 @@ def whole(path: Path) -> Iterator[Path]:
         failpoint("whole.renaming", path)
         temporary.replace(path)
         failpoint("whole.renamed", path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the first error says more
+            temporary.unlink(missing_ok=True)
+        if (refused := _refused_by_disk(error, temporary)) is not None:
+            raise OSError(refused, os.strerror(refused), str(path)) from error
         raise
 
 
@@ -62,7 +69,7 @@ def read_json(path: Path, kind: type[HnmError]) -> Any:
     """The JSON value at `path`, which a stage has written; raises `kind` when it is missing or torn."""
     if not path.exists():
         raise kind(f"{path} does not exist; run the stage that makes it (dvc repro)")
-    cure = "; delete it and run the stage that makes it again"
+    cure = f"; {REMAKE}"
     return parse_json(read_bounded(path, kind, what=str(path), cure=cure), kind, what=str(path), cure=cure)
 
 
@@ -119,6 +126,16 @@ def digest_of(path: Path) -> str:
 def key_of(**causes: Any) -> str:
     """Key of a result from all that can change it: JSON-ready values by name."""
     return hashlib.sha256(json.dumps(causes, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _refused_by_disk(error: BaseException, temporary: Path) -> int | None:
+    """The errno of what the operating system refused while `temporary` was written; None where it refused something else, or nothing."""
+    if not isinstance(error, Exception) or isinstance(error, HnmError | MemoryError):
+        return None
+    other = getattr(error, "filename", None)
+    if other is not None and str(other) != str(temporary):
+        return None
+    return code_of_machine(error)
 
 
 def _no_constant(name: str) -> float:

@@ -4,6 +4,7 @@ The mark is an empty file, `.hnm-store` or `.hnm-slides`, which is set when the 
 variable that names a wrong folder costs nobody a file.
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -22,17 +23,34 @@ def marked_folder(folder: Path, purpose: str, *, named_by: str, adopts: bool = F
         adopts: an unmarked folder that holds something is marked too; for a place that no one but `hnm` writes to.
         private: no other user may be able to write to it.
 
+    Returns:
+        The folder, absolute; a `~` that no shell has replaced is the user's home.
+
     Raises:
-        FolderError: it holds other things and no mark, is no folder, or others may write to one that must be private.
+        FolderError: it holds other things and no mark, is no folder, cannot be made or read, or others may write to one that must be private.
     """
-    folder.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+    try:
+        folder = folder.expanduser().absolute()
+        folder.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+        return _marked(folder, purpose, named_by, adopts=adopts, private=private)
+    except (FileExistsError, NotADirectoryError):
+        raise FolderError(f"{named_by}={folder} is no folder, or lies in what is none; name a new or empty folder") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise  # of the machine: no other name would help
+        raise FolderError(f"{named_by}={folder} cannot be made or used: {error.strerror}; mend that, or name another folder") from None
+    except RuntimeError as error:  # there is no home to put in the place of ~
+        raise FolderError(f"{named_by}={folder} cannot be made or used: {error}; mend that, or name another folder") from None
+
+
+def _marked(folder: Path, purpose: str, named_by: str, *, adopts: bool, private: bool) -> Path:
     if private:
         _check_private(folder, named_by)
     mark = folder / f".hnm-{purpose}"
-    if mark.exists():
+    if _is_mark(mark):
         return folder
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(TEMPORARY))
-    if mark.name not in names:  # else another process has set it since
+    if not (mark.name in names and _is_mark(mark)):  # else another process has set it since
         if names and not adopts:
             raise FolderError(
                 f"{named_by}={folder} holds other things ({names[0]}), but hnm empties the folder of its {purpose}: name a new or empty one;"
@@ -41,6 +59,14 @@ def marked_folder(folder: Path, purpose: str, *, named_by: str, adopts: bool = F
         with whole(mark):
             pass
     return folder
+
+
+def _is_mark(mark: Path) -> bool:
+    """Whether it is there as a file; a link of that name leads to another folder's mark, and marks nothing."""
+    try:
+        return stat.S_ISREG(mark.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _check_private(folder: Path, named_by: str) -> None:

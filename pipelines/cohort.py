@@ -22,7 +22,7 @@ from hnm.slides.cohort import (
     read_manifest,
     splits_of,
 )
-from hnm.slides.remote import place_of
+from hnm.slides.urls import kept_form, place_of
 from hnm.slides.workers import each
 from hnm.store import Store, project_store
 from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
@@ -102,7 +102,7 @@ def _regions(annotation: str, folder: Path, identity: Identity) -> list[Region]:
 def _row(entry: Entry, split: str, identity: Identity) -> dict[str, str | int | float]:
     return {
         "slide_id": entry.slide_id,
-        "path": entry.path,
+        "path": kept_form(entry.path),
         "patient_id": entry.patient_id,
         "split": split,
         "vendor": identity.vendor,

@@ -9,15 +9,18 @@ import argparse
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from hnm.errors import HnmError, error_of_machine
+from hnm.errors import HnmError
 from hnm.experiments.ledger import cost_so_far, dvc_name, write_cost
-from hnm.experiments.state import running_stage
+from hnm.experiments.record import first_line
+from hnm.experiments.state import of_round, running_round, running_stage
 from hnm.experiments.tracking import track_stage
+from hnm.output import forgive_output, say
 from hnm.params import load_params
-from hnm.processes import die_with_parent, keep_freed_memory
+from hnm.processes import STAGE_GOES_ON, die_with_parent, ending_in_a_line, keep_freed_memory
 from hnm.store import project_root
 
 
@@ -40,28 +43,30 @@ def run(main: Callable[..., None]) -> None:
     """Runs the stage `main` with the process's arguments and the params.yaml of the working directory, and as a run in MLflow."""
     die_with_parent()
     keep_freed_memory()
+    forgive_output(everything=True)
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     for name, kind in flags_of(main).items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, required=True)
-    arguments = vars(parser.parse_args())
-    try:
+    with ending_in_a_line(STAGE_GOES_ON):
+        round_ = running_round()
+        arguments = vars(parser.parse_args([of_round(word, round_) for word in sys.argv[1:]]))
         params = load_params(Path("params.yaml"))
         sections = {name: getattr(params, name) for name in sections_of(main)}
         stage = _name_of(main)
         with track_stage(stage, arguments, sections, params) as tracker:
             main(**arguments, **sections, **({"tracker": tracker} if takes_tracker(main) else {}))
         if os.environ.get("RANK", "0") == "0":  # of several processes of one training the first speaks for all
-            name = dvc_name(stage, arguments)
-            state = running_stage(project_root(), name, f"pipelines.{stage}", arguments, sections)
-            write_cost(project_root(), name, state.key, cost_so_far())
-    except HnmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except (OSError, MemoryError) as error:
-        if (machine := error_of_machine(error)) is None:
-            raise
-        print(f"error: {machine}", file=sys.stderr)
-        sys.exit(1)
+            _enter_cost(stage, arguments, sections)
+
+
+def _enter_cost(stage: str, arguments: Mapping[str, Any], sections: Mapping[str, Any]) -> None:
+    """Enters what the stage took; its outputs are complete, so that what cannot be entered is only told."""
+    name = dvc_name(stage, arguments)
+    try:
+        state = running_stage(Path.cwd(), name, f"pipelines.{stage}", arguments, sections)
+        write_cost(project_root(), name, state.key, cost_so_far())
+    except (OSError, HnmError) as error:
+        say(f"cost: what {name} took cannot be written ({first_line(error)}); the stage is complete without it")
 
 
 def _name_of(main: Callable[..., None]) -> str:

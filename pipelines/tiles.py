@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 
 from hnm.code import code_version
-from hnm.errors import CohortError, SlideError, TableError
+from hnm.errors import CohortError, SlideError
 from hnm.files import key_of
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.progress import followed
-from hnm.slides.cohort import check_quarantine, quarantine_frame
+from hnm.slides.cohort import check_quarantine, quarantine_frame, with_queries
 from hnm.slides.cutting import Cutting, cut, layouts_of
 from hnm.slides.pack import Pack
 from hnm.slides.workers import each
@@ -24,10 +24,10 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
     before = QUARANTINE.read(unopened)
     table = SLIDES.read(slides)
     store, code = project_store(), code_version("hnm.slides.cutting")
-    layouts = layouts_of(table, Path(cohort.manifest).parent.resolve(), tissue, tiles)
+    layouts = layouts_of(with_queries(table, Path(cohort.manifest)), Path(cohort.manifest).parent.resolve(), tissue, tiles)
     cuttings = {layout.slide_id: Cutting(layout, store.path("tiles", key_of(code=code, **layout.causes()), ".h5").absolute()) for layout in layouts}
     refused: dict[str, SlideError] = {}
-    waiting = [cutting for cutting in cuttings.values() if not _is_whole(cutting.pack)]
+    waiting = [cutting for cutting in cuttings.values() if not store.holds(cutting.pack, Pack, quick=True)]
     outcomes = each(cut, waiting, seconds=tiles.slide_seconds, read_seconds=tiles.read_seconds, step="tiles")
     for cutting, outcome in followed(outcomes, slides=len(waiting), doing="cutting slides", line=_line):
         if isinstance(outcome, SlideError):
@@ -59,14 +59,6 @@ def _line(cut_slide: tuple[Cutting, int | SlideError]) -> tuple[str, int]:
     if isinstance(outcome, SlideError):
         return f"{cutting.layout.slide_id}: {outcome}", 0
     return f"{cutting.layout.slide_id}: {outcome} tiles", outcome
-
-
-def _is_whole(pack: Path) -> bool:
-    try:
-        Pack(pack)
-    except TableError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -68,14 +68,14 @@ def run(*arguments: str) -> tuple[int, list[str]]:
 
 def test_results_are_found_and_other_files_are_not(store, tmp_path):
     (store.root / "README").write_text("x")
-    folder = store.path("trials/head", key_of(trial=1), "")
+    folder = store.path("trials/heads", key_of(trial=1), "")
     (folder / "inner").mkdir(parents=True)
     (folder / "inner" / "head.json").write_text("12345")
     (folder / "history.csv").write_text("123")
     kept = {(result.kind, result.path): result for result in store.kept()}
-    assert {kind for kind, _ in kept} == {"tiles", "features", "trials/head"}
+    assert {kind for kind, _ in kept} == {"tiles", "features", "trials/heads"}
     assert len(kept) == 4
-    assert kept["trials/head", folder].bytes == 8
+    assert kept["trials/heads", folder].bytes == 8
     pack = store.path("tiles", key_of(pack=1), ".h5")
     assert not kept["tiles", pack].shared
     time.sleep(0.02)  # file systems keep time in ticks
@@ -129,7 +129,7 @@ def test_gc_keeps_within_a_size_and_outputs_stay(store, tmp_path):
 
 
 def test_verify_names_what_is_damaged(store):
-    assert run("verify") == (0, ["3 results opened, 0 damaged"])
+    assert run("verify") == (0, ["3 results read, 0 damaged"])
     pack, feature = store.path("tiles", key_of(pack=2), ".h5"), store.path("features", key_of(features=1), ".h5")
     pack.write_bytes(pack.read_bytes()[:900])
     feature.write_text("no features")
@@ -138,7 +138,7 @@ def test_verify_names_what_is_damaged(store):
     assert any(line.startswith(f"{pack} is no pack of tiles, or was cut short") for line in lines)
     assert any(line.startswith(f"{feature} holds no features that can be read") for line in lines)
     assert lines[-1].startswith("error: the store holds damaged results; remove them with `hnm store verify --remove`")
-    assert run("verify", "--remove")[1][-1] == "3 results opened, 2 damaged and removed"
+    assert run("verify", "--remove")[1][-1] == "3 results read, 2 damaged and removed"
     assert [kept.path for kept in store.kept()] == [store.path("tiles", key_of(pack=1), ".h5")]
 
 
@@ -168,7 +168,11 @@ def test_a_folder_that_is_asked_for_again_counts_as_used(tmp_path: Path) -> None
     store, keys = Store(tmp_path), [digit * 64 for digit in "abc"]
     for key in (*keys, keys[0]):
         time.sleep(0.02)
-        path = store.folder("heads", key, lambda folder: (folder / "head.json").write_text("{}", encoding="utf-8"))
+        path = store.folder("trials/heads", key, lambda folder: (folder / "head.json").write_text("{}", encoding="utf-8"))
         written = (path / "head.json").stat().st_mtime_ns
     assert [kept.path.name for kept in store.kept()] == [keys[1], keys[2], keys[0]]
-    assert (store.path("heads", keys[0], "") / "head.json").stat().st_mtime_ns == written < (store.path("heads", keys[1], "") / "head.json").stat().st_mtime_ns
+    assert (
+        (store.path("trials/heads", keys[0], "") / "head.json").stat().st_mtime_ns
+        == written
+        < (store.path("trials/heads", keys[1], "") / "head.json").stat().st_mtime_ns
+    )

@@ -1,13 +1,19 @@
 """Tables: checked at every read and write; the error names file, column, row and value."""
 
+import os
+import random
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hnm.errors import TableError
-from hnm.tables import LABELS, SLIDE_SCORES, TILES, VETOES
+from hnm.tables import LABELS, QUARANTINE, SLIDE_SCORES, TILES, VETOES, plain_cell, safe_cell
 
 
 def scores(**changes: object) -> pd.DataFrame:
@@ -55,7 +61,16 @@ def test_a_wrong_label_in_a_csv_is_named(tmp_path: Path) -> None:
         (b"slide_id,tile,x,y,reason\na,1,,,fold\na,12.5,,,pen\n", r"vetoes\.csv: column tile, row 1: value '12\.5': must be of type int64"),
         (b"slide_id,tile,x,y,reason\na,,left,7,pen\n", r"vetoes\.csv: column x, row 0: value 'left': must be of type int64"),
         ("slide_id,tile,x,y,reason\na,1,,,gefärbt\n".encode("latin-1"), r"vetoes\.csv is not UTF-8 \(.*\); save it as UTF-8"),
-        (b"", r"vetoes\.csv: No columns to parse from file"),
+        (b"", r"vetoes\.csv: it is empty, without even the names of columns; a vetoes table has slide_id, tile, x, y, reason"),
+        (b"slide_id,tile,x,y,reason\na,99999999999999999999,,,pen\n", r"vetoes\.csv: "),
+        (b"slide_id,tile,x,y,reason\na,1,,,p\0n\n", r"vetoes\.csv holds a null character; save it as plain CSV in UTF-8"),
+        (b'slide_id,tile,x,y,reason\na,1,,,"pen\nb,2,,,fold\n', r"vetoes\.csv: line 3 is not CSV \(unexpected end of data\); a quote may be open"),
+        (b"slide_id,tile,x,y,reason\na,1,,," + b"n" * 200_000 + b"\n", r"vetoes\.csv: line 2 is not CSV \(field larger than field limit \(131072\)\)"),
+        (b"slide_id,tile,x,y,reason\n7,a,1,,,pen\n", r"vetoes\.csv: line 2 has 6 cells, not 5; put text with commas into double quotes"),
+        (b"slide_id,tile,x,y,reason\na,1\n", r"vetoes\.csv: line 2 has 2 cells, not 5"),
+        (b"slide_id,tile,x,y,reason,reason\na,1,,,pen,b\n", r"vetoes\.csv is no vetoes table: doubled columns \['reason'\]"),
+        (b"," * 100_000 + b"\n", r"missing columns \['slide_id', 'tile', 'x', 'y', 'reason'\]; unknown columns \['', '', '', '', ''\] and 99996 more"),
+        ("slide_id,tile,x,y,reason\na,1,,,pen\n".encode("utf-16"), r"vetoes\.csv is not UTF-8 \(.*\); save it as UTF-8"),
     ],
 )
 def test_a_cell_of_another_kind_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -77,3 +92,111 @@ def test_a_key_of_two_columns_is_unique_together() -> None:
     with pytest.raises(TableError, match=r"tiles\.parquet: column \w+, row 0: value .*: must be unique \(slide_id, tile\)"):
         TILES.check(rows, "tiles.parquet")
     assert len(TILES.check(rows.assign(tile=np.array([1, 0], np.int32)), "tiles.parquet")) == 2
+
+
+def test_a_slide_id_ends_where_its_line_ends() -> None:
+    with pytest.raises(TableError, match=r"column slide_id, row 0: value 'a\\n': must match"):
+        LABELS.check(pd.DataFrame({"slide_id": ["a\n"], "label": [1]}), "labels")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1dcmd|' /C calc'!A0", "'=1", "''@x"])
+def test_a_formula_is_text_in_a_spreadsheet_and_itself_when_it_is_read_back(tmp_path: Path, text: str) -> None:
+    assert safe_cell(text) == "'" + text and plain_cell(safe_cell(text)) == text
+    QUARANTINE.write(pd.DataFrame({"slide_id": ["a"], "step": ["open"], "reason": [text]}), tmp_path / "q.csv")
+    cells = [line.split(",")[2].lstrip('"') for line in (tmp_path / "q.csv").read_bytes().decode().split("\n") if line.count(",") == 2]
+    assert [cell[:1] for cell in cells] == ["r", "'"]
+    assert QUARANTINE.read(tmp_path / "q.csv")["reason"].tolist() == [text]
+
+
+def test_numbers_below_0_stay_numbers(tmp_path: Path) -> None:
+    SLIDE_SCORES.write(scores(), tmp_path / "s.csv")
+    assert (tmp_path / "s.csv").read_text().splitlines()[1].startswith("a,-1.0,")
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])) | st.text("'=+-@,\"\r\n\t ;"))
+def test_any_text_comes_back_from_csv(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    assert plain_cell(safe_cell(text)) == text
+    if text:  # an empty cell is none, and a reason is needed
+        path = tmp_path_factory.getbasetemp() / "any.csv"
+        QUARANTINE.write(pd.DataFrame({"slide_id": ["a"], "step": ["open"], "reason": [text]}), path)
+        assert QUARANTINE.read(path)["reason"].tolist() == [text]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize("word", ["NA", "null", "nan", "None", "NaN", "#N/A", "1e5", "0012", "True"])
+def test_words_that_look_like_nothing_or_like_numbers_stay_words(tmp_path: Path, suffix: str, word: str) -> None:
+    frame = pd.DataFrame({"slide_id": [word.strip("#").replace("/", "")], "step": ["open"], "reason": [word]})
+    QUARANTINE.write(frame, tmp_path / f"q{suffix}")
+    assert QUARANTINE.read(tmp_path / f"q{suffix}").values.tolist() == frame.values.tolist()
+
+
+def test_a_table_is_a_regular_file(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.parquet")
+    for name in ("folder.csv", "pipe.parquet"):
+        with pytest.raises(TableError, match=rf"{name} is no regular file, but a labels table is wanted; move it away"):
+            LABELS.read(tmp_path / name)
+
+
+def test_a_csv_of_the_largest_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "l.csv").open("wb") as stream:
+        stream.truncate((256 << 20) + 1)  # one line without an end, of which the disk holds nothing
+    with pytest.raises(TableError, match=r"l\.csv has 268435457 bytes, more than the 268435456 that are read"):
+        LABELS.read(tmp_path / "l.csv")
+
+
+LABELLED = pa.table({"slide_id": ["a", "b"], "label": [1, 0]})
+
+
+def parquet(path: Path, table: pa.Table, **options: object) -> Path:
+    pq.write_table(table, path, **options)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"is no parquet table that can be read \(.*\); delete it and run the stage"),
+        (lambda path: path.write_bytes(b""), r"is no parquet table that can be read \(.*\); delete it"),
+        (lambda path: path.write_text("slide_id,label\n"), r"is no parquet table that can be read \(.*\); delete it"),
+        (lambda path: parquet(path, LABELLED.append_column("more", [[1, 2]])), r"is no labels table: unknown columns \['more'\]"),
+        (lambda path: parquet(path, pa.table([[1], [2]], names=["label", "label"])), r"is no labels table: missing columns \['slide_id'\]"),
+        (
+            lambda path: parquet(path, pa.table({"slide_id": ["a"], "label": pa.array([[[[1]]]])})),
+            r"its columns \['label'\] hold no plain text or numbers, but list<",
+        ),
+        (lambda path: parquet(path, pa.table({"slide_id": [b"a"], "label": [1]})), r"its columns \['slide_id'\] hold no plain text or numbers, but binary"),
+        (lambda path: parquet(path, pa.table({"slide_id": ["a"], "label": ["1"]})), r"column label, row 0: value '1': must be one of 0, 1"),
+        (
+            lambda path: parquet(path, pa.table({"slide_id": pa.array(["a"] * 2_000_000), "label": np.zeros(2_000_000, np.int64)})),
+            r"claim to hold 2000000 rows of \d+ bytes, more than 16 for each byte",
+        ),
+        (
+            lambda path: parquet(path, pa.table({"slide_id": ["a" * 30_000_000], "label": [1]}), compression="zstd"),
+            r"claim to hold 1 rows of \d{8} bytes, more than 16 for each byte",
+        ),
+    ],
+)
+def test_a_parquet_that_is_torn_foreign_or_a_bomb_is_one_error(tmp_path: Path, change, message: str) -> None:
+    path = parquet(tmp_path / "labels.parquet", LABELLED)
+    assert LABELS.read(path)["label"].tolist() == [1, 0]
+    change(path)
+    with pytest.raises(TableError, match=rf"labels\.parquet[:]? .*{message}" if not message.startswith("column") else message):
+        LABELS.read(path)
+
+
+def test_a_parquet_with_any_wrong_bytes_is_read_or_is_one_error(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"slide_id": [f"s{n % 5}" for n in range(50)], "tile": range(50), "x": range(50), "y": 0, "side": 96, "tissue": 1.0})
+    TILES.write(rows.astype(TILES.empty().dtypes.to_dict()), tmp_path / "t.parquet")
+    content, draw, refused = (tmp_path / "t.parquet").read_bytes(), random.Random(0), 0
+    for _ in range(150):
+        wrong = bytearray(content)
+        for _ in range(draw.randint(1, 8)):
+            wrong[draw.randrange(len(wrong))] = draw.choice((0, 255, 128, draw.randrange(256)))
+        (tmp_path / "w.parquet").write_bytes(wrong)
+        try:
+            TILES.read(tmp_path / "w.parquet")
+        except TableError as error:
+            assert "w.parquet" in str(error)
+            refused += 1
+    assert refused > 50

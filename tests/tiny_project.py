@@ -11,7 +11,7 @@ from typing import Any
 import tiny_model
 from ruamel.yaml import YAML
 
-from hnm.experiments.state import md5_of
+from hnm.experiments.outputs import md5_of
 from hnm.params import load_params
 
 ROOT = Path(__file__).parents[1]

@@ -1,29 +1,33 @@
 """The command `hnm`: what users do beside `dvc repro`. Heavy imports stay inside the commands, so that --help is quick."""
 
 import os
+from typing import Any
 
 import typer
 
 from hnm.cli import evidence, mined, models, repository, slides, store, tune
-from hnm.errors import HnmError, error_of_machine
+from hnm.output import forgive_output
+from hnm.processes import ending_in_a_line
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported: on a busy machine, threads that spin cost more than they save
+
+GOES_ON = "what was finished is kept, and the same command goes on or begins again"
+
+_OF_COMMAND_LINE = (typer.Exit, typer.Abort, *(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"))
+"""What typer itself makes of a wrong option, and of a command that is done."""
 
 
 class _Group(typer.core.TyperGroup):
     """Prints what a user caused as one line instead of a traceback."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        forgive_output(everything=False)
+        with ending_in_a_line(GOES_ON, passing=_OF_COMMAND_LINE):
+            return super().main(*args, **kwargs)
+
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        try:
+        with ending_in_a_line(GOES_ON, passing=_OF_COMMAND_LINE):  # in `main` typer has made other kinds of some of them
             return super().invoke(ctx)
-        except HnmError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from None
-        except (OSError, MemoryError) as error:
-            if (machine := error_of_machine(error)) is None:
-                raise
-            typer.echo(f"error: {machine}", err=True)
-            raise typer.Exit(1) from None
 
 
 app = typer.Typer(

@@ -1,19 +1,32 @@
 """What a project lacks: files, cache objects, a remote, slides, tools; and what to do about each."""
 
 import csv
+import os
+import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hnm.errors import HnmError
-from hnm.experiments.record import refusals, waiting_records
-from hnm.experiments.state import Outputs, current_stages, locked_stages
-from hnm.experiments.verification import listed
+from hnm.errors import HnmError, TrackingError, error_of_machine
+from hnm.experiments.artifact_places import places_elsewhere
+from hnm.experiments.outputs import Outputs, dvc_says, in_cache
+from hnm.experiments.record import refusals, spool_trouble, waiting_records
+from hnm.experiments.state import current_stages, locked_stages
+from hnm.experiments.tracking import store_file
+from hnm.files import read_bounded
 from hnm.params import load_params
-from hnm.slides.remote import is_url
+from hnm.redaction import redacted
+from hnm.slides.urls import is_url
+
+QUARANTINES = ("data/cohort/quarantine.csv", "data/tiles/quarantine.csv")
+LOST_TO_THE_MACHINE = re.compile(
+    r"the process that read it died|took longer than|storage (?:has )?fail|stale file handle|input/output error|transport endpoint|no space left"
+    r"|cannot allocate memory|too many open files|connection (?:reset|timed out)",
+    re.IGNORECASE,
+)
+"""Reasons of quarantine that speak of the machine and not of the slide; earlier versions of hnm quarantined for them."""
+MOST_TABLE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -27,10 +40,24 @@ class Finding:
 
 
 def examine(root: Path) -> Iterator[Finding]:
-    """Looks at one thing after the other; nothing is changed, and nothing is hashed (`hnm verify` does that)."""
-    checks: tuple[Callable[[Path], Finding], ...] = (_tools, _params, _slides, _runs, _outputs, _remote)
-    for check in checks:
-        yield check(root)
+    """Looks at one thing after the other; nothing is changed, and only listings are hashed (`hnm verify` hashes all). No check hides another."""
+    checks: dict[str, Callable[[Path], Finding]] = {
+        "tools": _tools,
+        "params": _params,
+        "slides": _slides,
+        "lost": _lost,
+        "runs": _runs,
+        "place": _place,
+        "outputs": _outputs,
+        "remote": _remote,
+    }
+    for thing, check in checks.items():
+        try:
+            yield check(root)
+        except HnmError as error:
+            yield Finding(thing, False, str(error))
+        except Exception as error:
+            yield Finding(thing, False, str(error_of_machine(error) or redacted(f"cannot be examined ({type(error).__name__}: {error}); please report this")))
 
 
 def _tools(root: Path) -> Finding:
@@ -39,10 +66,7 @@ def _tools(root: Path) -> Finding:
 
 
 def _params(root: Path) -> Finding:
-    try:
-        params = load_params(root / "params.yaml")
-    except HnmError as error:
-        return Finding("params", False, str(error))
+    params = load_params(root / "params.yaml")
     return Finding("params", True, f"cohort {params.cohort.name}, {len(params.rounds)} rounds")
 
 
@@ -53,14 +77,69 @@ def _slides(root: Path) -> Finding:
         return Finding("slides", False, "unknown without params")
     manifest = root / named
     needless = "; none is needed as long as the stages cohort and tiles need not run"
-    if not manifest.is_file():
+    if not os.path.lexists(manifest):
         return Finding("slides", False, f"the manifest {named} does not exist{needless}")
-    with manifest.open(newline="", encoding="utf-8-sig") as stream:
-        paths = [row.get("path") or "" for row in csv.DictReader(stream)]
-    gone = [path for path in paths if not is_url(path) and not (manifest.parent / path).exists()]
+    paths = _column(manifest, f"the manifest {named}", "path")
+    gone = [path for path in paths if not is_url(path) and not _exists(manifest.parent / path)]
     if gone:
         return Finding("slides", False, f"{len(gone)} of {len(paths)} are not where the manifest says, the first {gone[0]}; mount their folder{needless}")
     return Finding("slides", True, f"all {len(paths)} of {named}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, or a folder that may not be read
+        return False
+
+
+def _lost(root: Path) -> Finding:
+    lost = [
+        f"{row.get('slide_id')} ({row.get('reason')})"
+        for name in QUARANTINES
+        if os.path.lexists(root / name)
+        for row in _rows(root / name, name, "reason")
+        if LOST_TO_THE_MACHINE.search(row.get("reason") or "")
+    ]
+    if not lost:
+        return Finding("lost", True, "no slide was lost to the machine")
+    more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+    cure = f"these are no faults of the slides; delete {' and '.join(QUARANTINES)} and run dvc repro, which reads them again"
+    return Finding("lost", False, redacted(f"{len(lost)} slides were lost to the machine: {', '.join(lost[:5])}{more}; {cure}"))
+
+
+def _column(path: Path, what: str, name: str) -> list[str]:
+    return [row.get(name) or "" for row in _rows(path, what, name)]
+
+
+def _rows(path: Path, what: str, needed: str) -> list[dict[str, str]]:
+    """The rows of a table that anyone may have written, which has at least the column `needed`."""
+    cure = "; write it as CSV in UTF-8"
+    content = read_bounded(path, TrackingError, what=what, cure=cure, most=MOST_TABLE_BYTES)
+    try:
+        reader = csv.DictReader(content.decode("utf-8-sig").splitlines(), restkey="", restval="")
+        rows = [{name: value for name, value in row.items() if isinstance(value, str)} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TrackingError(f"{what} cannot be read: {error}{cure}") from None
+    if needed not in (reader.fieldnames or ()):
+        raise TrackingError(f"{what} has no column {needed}, but {', '.join(map(str, reader.fieldnames or ())) or 'none'}; name the column so")
+    return rows
+
+
+def _runs(root: Path) -> Finding:
+    waiting, refused, trouble = len(waiting_records(root)), refusals(root), spool_trouble(root)
+    says = [f"{waiting} wait in .hnm/spool; run hnm track sync"] if waiting else []
+    says += [f"not brought: {refused}"] if refused else []
+    says += [trouble] if trouble else []
+    return Finding("runs", not says, ". ".join(says) or "none waits")
+
+
+def _place(root: Path) -> Finding:
+    database = store_file(root)
+    elsewhere = places_elsewhere(root, database) if database is not None and database.exists() else []
+    if elsewhere:
+        return Finding("place", False, f"this project was moved or copied, but its runs still name files in {elsewhere[0]}; run hnm track sync, which mends it")
+    return Finding("place", True, "the runs keep their files here, or on a server")
 
 
 def _outputs(root: Path) -> Finding:
@@ -75,33 +154,17 @@ def _outputs(root: Path) -> Finding:
         return Finding("outputs", False, f"{len(nowhere)} of {len(outs)} are neither here nor in the cache, the first {nowhere[0]}; run dvc pull, or dvc repro")
     if absent:
         return Finding("outputs", False, f"{len(absent)} of {len(outs)} are in the cache alone, the first {min(absent)}; run dvc checkout")
-    unkept = [path for path, md5 in outs.items() if not in_cache(cache, md5) and path.startswith("data/")]
+    unkept = [path for path, md5 in outs.items() if path.startswith("data/") and not in_cache(cache, md5)]
     return Finding(
         "outputs", True, f"all {len(outs)} are here" + (f"; {len(unkept)} not in the cache, so that they cannot be pushed: run dvc commit" if unkept else "")
     )
 
 
-def in_cache(cache: Path, md5: str) -> bool:
-    """Whether the cache has all objects of a version; they are not hashed."""
-    kept = cache / md5[:2] / md5[2:]
-    return kept.is_file() and (not md5.endswith(".dir") or all((cache / inner[:2] / inner[2:]).is_file() for inner in listed(kept)))
-
-
 def _remote(root: Path) -> Finding:
-    done = subprocess.run([sys.executable, "-m", "dvc", "config", "--list"], cwd=root, capture_output=True, text=True)
-    if done.returncode:
-        return Finding("remote", False, f"DVC cannot be asked: {done.stderr.strip().splitlines()[-1]}")
-    config = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    config = dict(line.partition("=")[::2] for line in dvc_says(root, "config", "--list").splitlines())
     name = config.get("core.remote")
     if name is None:
         return Finding("remote", False, "there is no default remote, so nothing can be shared; dvc remote add --default NAME URL")
     if config.get(f"remote.{name}.verify") != "true":
         return Finding("remote", False, f"{name} is believed without hashing what it sends; dvc remote modify {name} verify true")
-    return Finding("remote", True, f"{name}, {config.get(f'remote.{name}.url', 'without a URL')}")
-
-
-def _runs(root: Path) -> Finding:
-    waiting, refused = len(waiting_records(root)), refusals(root)
-    found = [f"{waiting} wait in .hnm/spool; run hnm track sync"] if waiting else []
-    found += [f"MLflow refuses {refused}"] if refused else []
-    return Finding("runs", not found, ". ".join(found) or "none waits")
+    return Finding("remote", True, redacted(f"{name}, {config.get(f'remote.{name}.url', 'without a URL')}"))

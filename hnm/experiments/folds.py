@@ -1,5 +1,9 @@
 """The folds of a study: patients of train and validation, split in several ways; the test split stays out."""
 
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
@@ -32,12 +36,19 @@ def folds_of(upstream: Upstream, count: int, seed: int, store: Store) -> list[Fo
             if part["label"].nunique() < 2:
                 raise StudyError(f"fold {number + 1} of {count} has {name} slides of one class only; lower tune.folds, or add slides of the rarer class")
         key = key_of(parts={name: part["slide_id"].tolist() for name, part in parts.items()}, labels=labels["label"].tolist())
-        folder = store.path("trials/folds", key, "")
-        for name, part in parts.items():
-            if not (folder / f"{name}.csv").exists():
-                LABELS.write(part, folder / f"{name}.csv")
+        folder = store.folder("trials/folds", key, partial(_write_parts, parts), _read_parts)
         folds.append(Fold(folder / "train.csv", folder / "validation.csv"))
     return folds
+
+
+def _write_parts(parts: Mapping[str, pd.DataFrame], folder: Path) -> None:
+    for name, part in parts.items():
+        LABELS.write(part, folder / f"{name}.csv")
+
+
+def _read_parts(folder: Path) -> None:
+    for name in ("train", "validation"):
+        LABELS.read(folder / f"{name}.csv")
 
 
 def split_patients(labels: np.ndarray, patients: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

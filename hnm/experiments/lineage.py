@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from hnm.errors import TableError, TrackingError
 from hnm.experiments.record import first_line
-from hnm.experiments.state import StageState, locked_stages
-from hnm.experiments.tracking import connect, finished_run, flat_params, has_store, store_errors, tracking_uri
+from hnm.experiments.state import StageState, cohort_name, locked_stages
+from hnm.experiments.summary import flat_params
+from hnm.experiments.tracking import connect, finished_run, has_store, store_errors, tracking_uri
 from hnm.tables import SLIDES
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _stage_of_model(root: Path, uri: str, states: Mapping[str, StageState]) -> s
 def _models(root: Path, states: Mapping[str, StageState], came: Collection[StageState]) -> dict[str, str]:
     """The versions of the registered model whose head one of the stages `came` has made."""
     stage_of = {head: name for name, head in _heads({state.name: state for state in came}).items()}
-    versions = sorted(_versions(root, f"hnm-{_cohort(states)}"), key=lambda version: int(version.version))
+    versions = sorted(_versions(root, f"hnm-{cohort_name(states, '')}"), key=lambda version: int(version.version))
     called = {version.version: f" ({', '.join(sorted(version.aliases))})" if version.aliases else "" for version in versions}
     found = [version for version in versions if version.tags.get("hnm.head") in stage_of]
     return {f"models:/{version.name}/{version.version}{called[version.version]}": stage_of[version.tags["hnm.head"]] for version in found}
@@ -179,7 +180,7 @@ def _models(root: Path, states: Mapping[str, StageState], came: Collection[Stage
 
 def _heads(states: Mapping[str, StageState]) -> dict[str, str]:
     """Stage -> md5 of the head that it made."""
-    return {name: state.outs[state.arguments["folder"]] for name, state in states.items() if state.stage == "head"}
+    return {name: state.output("folder")[1] for name, state in states.items() if state.stage == "head"}
 
 
 def _versions(root: Path, name: str) -> "list[ModelVersion]":
@@ -199,10 +200,6 @@ def _versions(root: Path, name: str) -> "list[ModelVersion]":
     return list(found)
 
 
-def _cohort(states: Mapping[str, StageState]) -> str:
-    return next((str(state.params["cohort"]["name"]) for state in states.values() if "cohort" in state.params), "")
-
-
 def _run(root: Path, run_id: str) -> "Run | None":
     if not has_store(root):
         return None
@@ -218,7 +215,7 @@ def _runs(root: Path, states: Mapping[str, StageState], involved: Collection[Sta
         return {}
     try:
         client = connect(root)
-        found = {state.name: finished_run(client, _cohort(states), "hnm.stage_key", state.key) for state in involved}
+        found = {state.name: finished_run(client, cohort_name(states, ""), "hnm.stage_key", state.key) for state in involved}
     except store_errors() as error:
         raise TrackingError(f"the runs at {tracking_uri(root)} cannot be read: {first_line(error)}") from None
     return {name: StageRun(run.info.run_name, run.info.run_id, run.data.tags.get("mlflow.source.git.commit")) for name, run in found.items() if run is not None}
@@ -227,7 +224,7 @@ def _runs(root: Path, states: Mapping[str, StageState], involved: Collection[Sta
 def _slides(root: Path, states: Mapping[str, StageState]) -> str:
     if "cohort" not in states:
         return "the slides of the manifest"
-    path = states["cohort"].arguments["slides"]
+    path = states["cohort"].output("slides")[0]
     try:
         table = SLIDES.read(root / path)
     except (TableError, OSError, ValueError):

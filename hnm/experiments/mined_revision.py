@@ -1,20 +1,22 @@
 """Mined sets of Git revisions, as DVC keeps them, and what differs between two."""
 
 import io
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from ruamel.yaml import YAML
 
 from hnm.errors import MiningError
+from hnm.experiments.outputs import AbsentError, Outputs, taking_apart
+from hnm.experiments.revision import WORKSPACE, UnknownRevisionError, bytes_of, file_at
+from hnm.experiments.state import lock_entries, yaml_of
 from hnm.mining.overlap import Overlap, overlap_by_slide, overlap_of
 from hnm.params import flat
 from hnm.tables import MINED
 
-WORKSPACE = "workspace"
-"""What lies in the working tree, in place of a revision."""
 FOLDER = "data/mined"
 
 
@@ -39,13 +41,13 @@ def mined_difference(root: Path, before: str, after: str, round_: int | None) ->
         MiningError: a revision is unknown or has no such round, or its table is not in DVC's cache.
         TableError: a table is of another schema.
     """
-    files, sections = zip(*(_opened(root, revision) for revision in (before, after)), strict=True)
+    opened, sections = zip(*(_opened(root, revision) for revision in (before, after)), strict=True)
     if round_ is None:
-        common = set.intersection(*(_rounds(own) for own in files))
+        common = set(opened[0]) & set(opened[1])
         if not common:
             raise MiningError(f"{before} and {after} have no mined round in common; name revisions whose dvc.lock was committed after dvc repro")
         round_ = max(common)
-    tables = [_mined(own, revision, round_) for own, revision in zip(files, (before, after), strict=True)]
+    tables = [_mined(root, versions, revision, round_) for versions, revision in zip(opened, (before, after), strict=True)]
     names = sorted(set(sections[0]) | set(sections[1]))
     moved = overlap_by_slide(*tables).assign(moves=lambda table: table["came"] + table["went"])
     return MinedDifference(
@@ -57,37 +59,39 @@ def mined_difference(root: Path, before: str, after: str, round_: int | None) ->
     )
 
 
-def _opened(root: Path, revision: str) -> tuple[Any, dict[str, Any]]:
-    """The files of a revision, in DVC's and in Git's keeping, and its params of mining by dotted name."""
-    from dvc.api import DVCFileSystem
-    from dvc.scm import SCMError
-
+def _opened(root: Path, revision: str) -> tuple[dict[int, str], dict[str, Any]]:
+    """Round -> md5 of its mined tiles at a revision ("" in the working tree), and the params of mining by dotted name."""
     try:
-        files = DVCFileSystem(str(root), rev=None if revision == WORKSPACE else revision)
-        raw = YAML(typ="safe").load(files.read_text("params.yaml"))  # only a read looks the revision up
-    except FileNotFoundError:
-        raise MiningError(f"{revision} holds no params.yaml; name a revision of this pipeline") from None
-    except SCMError:
+        content = file_at(root, revision, "params.yaml")
+        lock = file_at(root, revision, "dvc.lock")
+    except UnknownRevisionError:
         raise MiningError(f"{revision} is no Git revision; name a commit, a branch, a tag, or {WORKSPACE}") from None
-    return files, flat(raw.get("mining") or {}, "mining.")
+    if content is None:
+        raise MiningError(f"{revision} holds no params.yaml; name a revision of this pipeline")
+    raw = yaml_of(content, f"params.yaml of {revision}")
+    mining = raw.get("mining") if isinstance(raw, dict) else None
+    outs = {path: md5 for entry in lock_entries(lock or b"", f"dvc.lock of {revision}").values() for path, md5 in entry["outs"].items()}
+    if revision == WORKSPACE:
+        outs = {path.relative_to(root).as_posix(): "" for path in (root / FOLDER).glob("*/mined.parquet")}
+    rounds = {int(found[1]): md5 for path, md5 in outs.items() if (found := re.fullmatch(rf"{FOLDER}/([1-9][0-9]{{0,5}})/mined\.parquet", path))}
+    return rounds, flat(mining if isinstance(mining, dict) else {}, "mining.")  # nothing is mined for round 0; its table has no rows
 
 
-def _rounds(files: Any) -> set[int]:
-    if not files.exists(FOLDER):
-        return set()
-    names = (Path(entry["name"]).name for entry in files.ls(FOLDER))
-    return {int(name) for name in names if name.isdecimal()} - {0}  # nothing is mined for round 0; its table has no rows
-
-
-def _mined(files: Any, revision: str, round_: int) -> pd.DataFrame:
+def _mined(root: Path, versions: Mapping[int, str], revision: str, round_: int) -> pd.DataFrame:
     path = f"{FOLDER}/{round_}/mined.parquet"
-    if not files.exists(path):
+    if round_ not in versions:
         raise MiningError(f"{revision} has no mined tiles of round {round_} ({path}); name another --round, or a revision that has it")
+    if revision == WORKSPACE:
+        return MINED.read(root / path)
     try:
-        table = files.read_bytes(path)
-    except OSError as error:
-        raise MiningError(f"{revision}: {path} is not in DVC's cache ({error}); bring it with dvc fetch --all-commits, or dvc repro at that revision") from None
-    return MINED.check(pd.read_parquet(io.BytesIO(table)), f"{revision}: {path}")
+        table = bytes_of(Outputs(root), path, versions[round_])
+    except AbsentError:
+        raise MiningError(
+            f"{revision}: {path} is not in DVC's cache (md5 {versions[round_]}); bring it with dvc fetch --all-commits, or dvc repro at that revision"
+        ) from None
+    with taking_apart(f"{path} of {revision}", MiningError):
+        content = pd.read_parquet(io.BytesIO(table))
+    return MINED.check(content, f"{revision}: {path}")
 
 
 def _scorer(mined: pd.DataFrame) -> str:

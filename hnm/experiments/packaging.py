@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hnm.errors import PredictionError
-from hnm.experiments.state import Outputs, StageState, git_tags, locked_stages
+from hnm.experiments.outputs import Outputs, taking_apart
+from hnm.experiments.state import StageState, git_tags, locked_stages, stage_in
 from hnm.files import read_json
 from hnm.params import Cohort, Compute, Embed, Tiles, Tissue
 from hnm.prediction.model import ModelRecord, write_model
@@ -25,30 +27,40 @@ def package_round(root: Path, round_: int | None, folder: Path) -> ModelRecord:
     if "evaluate" not in states:
         raise PredictionError(f"{root / 'dvc.lock'} holds no evaluation, which gives a model its threshold; run dvc repro")
     outputs = Outputs(root)
-    metrics = states["evaluate"].arguments["metrics"]
-    (metrics_file,) = outputs.files(metrics, states["evaluate"].outs[metrics]).values()
+    metrics, md5 = states["evaluate"].output("metrics")
+    (metrics_file,) = outputs.files(metrics, md5).values()
     content = read_json(metrics_file, PredictionError)
-    name = str(content["chosen_round"] if round_ is None else round_)
-    if name not in content["rounds"] or f"head@{name}" not in states:
-        raise PredictionError(f"round {name} was not evaluated; {metrics} knows the rounds {', '.join(sorted(content['rounds'], key=int))}")
-    head, embed = states[f"head@{name}"], states[f"embed@{name}"]
-    numbers = content["rounds"][name]
-    record = ModelRecord(
-        cohort=states["cohort"].params["cohort"]["name"],
+    with taking_apart(metrics, PredictionError):
+        name = str(content["chosen_round"] if round_ is None else round_)
+        if name not in content["rounds"] or f"head@{name}" not in states:
+            raise PredictionError(f"round {name} was not evaluated; {metrics} knows the rounds {', '.join(sorted(content['rounds'], key=int))}")
+    head, embed = states[f"head@{name}"], stage_in(states, f"embed@{name}")
+    with taking_apart(f"dvc.lock, or {metrics},", PredictionError):
+        record = _record(states, name, content["rounds"][name], _commit(root))
+    encoder = embed.argument("encoder")
+    if encoder not in embed.deps:
+        raise PredictionError(f"{embed.name} of dvc.lock does not depend on {encoder}; run dvc repro")
+    folder_of_head = head.output("folder")
+    write_model(record, outputs.files(encoder, embed.deps[encoder]), outputs.files(*folder_of_head), folder)
+    return record
+
+
+def _record(states: Mapping[str, StageState], name: str, numbers: Mapping[str, Any], commit: str | None) -> ModelRecord:
+    """The record of the round `name`, whose numbers metrics.json holds."""
+    head, embed, cohort, tiles = (stage_in(states, stage) for stage in (f"head@{name}", f"embed@{name}", "cohort", "tiles"))
+    return ModelRecord(
+        cohort=cohort.section("cohort")["name"],
         round=name,
         threshold=numbers["threshold"],
-        mpp_from_objective=Cohort.model_validate(states["cohort"].params["cohort"]).mpp_from_objective,
-        tissue=Tissue.model_validate(states["tiles"].params["tissue"]),
-        tiles=Tiles.model_validate(states["tiles"].params["tiles"]),
-        embed=Embed.model_validate(embed.params["embed"]),
-        compute=Compute.model_validate(embed.params["compute"]),
+        mpp_from_objective=Cohort.model_validate(cohort.section("cohort")).mpp_from_objective,
+        tissue=Tissue.model_validate(tiles.section("tissue")),
+        tiles=Tiles.model_validate(tiles.section("tiles")),
+        embed=Embed.model_validate(embed.section("embed")),
+        compute=Compute.model_validate(embed.section("compute")),
         validation={metric: value for metric, value in numbers["validation"].items() if isinstance(value, float)},
         versions=versions_of(states, head),
-        commit=_commit(root),
+        commit=commit,
     )
-    encoder = embed.arguments["encoder"]
-    write_model(record, outputs.files(encoder, embed.deps[encoder]), outputs.files(head.arguments["folder"], head.outs[head.arguments["folder"]]), folder)
-    return record
 
 
 def cards_of(root: Path, round_: str) -> dict[str, Path]:
@@ -59,10 +71,11 @@ def cards_of(root: Path, round_: str) -> dict[str, Path]:
     evaluate, outputs = states["evaluate"], Outputs(root)
 
     def file(name: str) -> Path:
-        (found,) = outputs.files(evaluate.arguments[name], evaluate.outs[evaluate.arguments[name]]).values()
-        return found
+        (card,) = outputs.files(*evaluate.output(name)).values()
+        return card
 
-    chosen = str(read_json(file("metrics"), PredictionError)["chosen_round"])
+    with taking_apart(evaluate.argument("metrics"), PredictionError):
+        chosen = str(read_json(file("metrics"), PredictionError)["chosen_round"])
     cards = ["data_card", *(["model_card"] if round_ == chosen else [])]
     return {f"{name}.md": file(name) for name in cards if name in evaluate.arguments}
 
@@ -74,7 +87,8 @@ def versions_of(states: Mapping[str, StageState], head: StageState) -> dict[str,
         PredictionError: a stage on the way ran on another version than the stage before it has last written.
     """
     maker_of = {path: state for state in states.values() for path in state.outs}
-    versions = {head.arguments["folder"]: head.outs[head.arguments["folder"]]}
+    path, md5 = head.output("folder")
+    versions = {path: md5}
     waiting = [head]
     while waiting:
         state = waiting.pop()

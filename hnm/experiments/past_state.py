@@ -8,23 +8,26 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import ruamel.yaml
 
-from hnm.errors import EvidenceError, TrackingError
+from hnm.errors import EvidenceError
 from hnm.experiments.ledger import seconds_by_key
-from hnm.experiments.state import Outputs, StageState, current_stages, stages_of
-from hnm.experiments.tracking import connect, flat_params, has_store, store_errors
+from hnm.experiments.outputs import AbsentError, Outputs, taking_apart
+from hnm.experiments.revision import WORKSPACE, UnknownRevisionError, bytes_of, file_at
+from hnm.experiments.state import StageState, current_stages, stages_of
+from hnm.experiments.summary import flat_params
+from hnm.experiments.tracking import connect, has_store, store_errors
+from hnm.files import read_bounded
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-WORKSPACE = "workspace"
-"""Name of the state that lies in the working tree."""
 TEST_SLIDES = "test_slides.csv"
+TEST_COLUMNS = ["slide_id", "patient_id", "label", "score", "called"]
 COHORT_COLUMNS = ["slide_id", "patient_id", "split", "fingerprint"]
 
 
@@ -49,34 +52,34 @@ def read_state(root: Path, name: str) -> PastState:
     Raises:
         EvidenceError: there is no such state, or its outputs are not in DVC's cache.
     """
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-    from dvc.scm import RevError
-
     try:
-        return _of_revision(root, name, DVCFileSystem(str(root), rev=None if name == WORKSPACE else name))
-    except RevError:
+        lock = file_at(root, name, "dvc.lock")
+    except UnknownRevisionError:
         return _of_run(root, name)
-    except (DvcException, OSError) as error:
-        cure = "run dvc repro" if name == WORKSPACE else f"run dvc fetch --all-commits (of a DVC experiment: dvc exp pull origin {name})"
-        raise EvidenceError(f"{name}: {error}; {cure}") from None
-
-
-def _of_revision(root: Path, name: str, files: Any) -> PastState:
-    """The state in `files`, a file system of DVC's API."""
-    try:
-        lock = files.read_text("dvc.lock")
-    except FileNotFoundError:
-        raise EvidenceError(f"{name} holds no dvc.lock; name a state that dvc repro has made, and whose dvc.lock is committed") from None
-    states = current_stages(stages_of(ruamel.yaml.YAML(typ="safe").load(lock) or {}))
+    if lock is None:
+        raise EvidenceError(f"{name} holds no dvc.lock; name a state that dvc repro has made, and whose dvc.lock is committed")
+    states = current_stages(stages_of(lock, f"dvc.lock of {name}"))
     if not states:
         raise EvidenceError(f"dvc.lock of {name} holds no evaluation; name a state that dvc repro has run to its end")
-    evaluate = states["evaluate"]
-    slides, test = (files.read_bytes(path) for path in (evaluate.arguments["slides"], f"{evaluate.arguments['plots']}/{TEST_SLIDES}"))
+    return _of_lock(root, name, states)
+
+
+def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> PastState:
+    """The state whose stages dvc.lock names."""
+    evaluate, outputs = states["evaluate"], Outputs(root)
+    slides_path = evaluate.argument("slides")
+    if slides_path not in evaluate.deps:
+        raise EvidenceError(f"dvc.lock of {name} does not say on which slides evaluate ran; run dvc repro")
+    try:
+        slides = bytes_of(outputs, slides_path, evaluate.deps[slides_path])
+        test = bytes_of(outputs, *evaluate.output("plots"), TEST_SLIDES)
+    except AbsentError as error:
+        cure = "run dvc repro" if name == WORKSPACE else f"run dvc fetch --all-commits (of a DVC experiment: dvc exp pull origin {name})"
+        raise EvidenceError(f"{name}: {str(error).partition(';')[0]}; {cure}") from None
     return PastState(
         name,
-        pd.read_parquet(io.BytesIO(slides), columns=COHORT_COLUMNS),
-        _test_slides(test),
+        _slides(slides, f"{slides_path} of {name}"),
+        _test_slides(test, name),
         _params(states),
         seconds_by_key(root, {stage: state.key for stage, state in states.items()}),
     )
@@ -87,29 +90,36 @@ def _of_run(root: Path, name: str) -> PastState:
         raise EvidenceError(
             f"{name} is no Git revision and no DVC experiment, and there are no runs of MLflow here; git log and dvc exp list show what there is"
         )
+    with TemporaryDirectory(prefix="hnm-state-") as temporary:
+        try:
+            client = connect(root)
+            summary = _summary(client, name)
+            links = {
+                tag.removeprefix("hnm.run.").replace(".", "@"): client.get_run(run_id)
+                for tag, run_id in summary.data.tags.items()
+                if tag.startswith("hnm.run.")
+            }
+            if "evaluate" not in links:
+                raise EvidenceError(f"the summary {name} of MLflow links no evaluation; name another state, or run hnm track sync")
+            evaluate = links["evaluate"]
+            path = Path(client.download_artifacts(evaluate.info.run_id, f"plots/{TEST_SLIDES}", temporary))
+        except store_errors() as error:
+            raise EvidenceError(f"{name} is no Git revision, no DVC experiment, and MLflow does not give it as a run: {error}") from None
+        test = read_bounded(path, EvidenceError, what=f"{TEST_SLIDES} of the run {name}")
+    cohort = {item.dataset.name: item.dataset.digest for item in (evaluate.inputs.dataset_inputs if evaluate.inputs is not None else [])}
+    slides_path = next((path for path in cohort if path.endswith("/slides.parquet")), None)
+    if slides_path is None:
+        raise EvidenceError(f"the run of the evaluation of {name} names no cohort; name another state, or run hnm track sync")
     try:
-        client = connect(root)
-        summary = _summary(client, name)
-        links = {
-            tag.removeprefix("hnm.run.").replace(".", "@"): client.get_run(run_id) for tag, run_id in summary.data.tags.items() if tag.startswith("hnm.run.")
-        }
-        evaluate = links["evaluate"]
-        test = Path(client.download_artifacts(evaluate.info.run_id, f"plots/{TEST_SLIDES}")).read_bytes()
-    except store_errors() as error:
-        raise EvidenceError(f"{name} is no Git revision, no DVC experiment, and MLflow does not give it as a run: {error}") from None
-    inputs = evaluate.inputs.dataset_inputs if evaluate.inputs is not None else []
-    cohort = {item.dataset.name: item.dataset.digest for item in inputs}
-    path = next(path for path in cohort if path.endswith("/slides.parquet"))
-    try:
-        slides = Outputs(root).files(path, cohort[path])[Path(path).name]
-    except TrackingError:
+        slides = bytes_of(Outputs(root), slides_path, cohort[slides_path])
+    except AbsentError:
         raise EvidenceError(
-            f"{name}: {path} (md5 {cohort[path]}), its cohort, is neither in the workspace nor in DVC's cache; run dvc fetch --all-commits"
+            f"{name}: {slides_path} (md5 {cohort[slides_path]}), its cohort, is neither in the workspace nor in DVC's cache; run dvc fetch --all-commits"
         ) from None
     return PastState(
         name,
-        pd.read_parquet(slides, columns=COHORT_COLUMNS),
-        _test_slides(test),
+        _slides(slides, f"{slides_path} of {name}"),
+        _test_slides(test, name),
         dict(summary.data.params),
         {stage: run.data.metrics.get("cost/seconds") for stage, run in links.items()},
     )
@@ -128,8 +138,16 @@ def _summary(client: "MlflowClient", name: str) -> "Run":
     return found
 
 
-def _test_slides(content: bytes) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(content), dtype={"slide_id": str, "patient_id": str}, converters={"score": float})  # exact, in every version of pandas
+def _slides(content: bytes, what: str) -> pd.DataFrame:
+    with taking_apart(what, EvidenceError):
+        return pd.read_parquet(io.BytesIO(content), columns=COHORT_COLUMNS)
+
+
+def _test_slides(content: bytes, name: str) -> pd.DataFrame:
+    with taking_apart(f"{TEST_SLIDES} of {name}", EvidenceError):
+        table = pd.read_csv(io.BytesIO(content), dtype={"slide_id": str, "patient_id": str}, converters={"score": float})  # exact, in every version of pandas
+        table[TEST_COLUMNS]  # a column that is missing is a KeyError
+        return table
 
 
 def _params(states: Mapping[str, StageState]) -> dict[str, str]:

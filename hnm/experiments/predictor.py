@@ -19,11 +19,15 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types.schema import Array, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
 
 import hnm
+from hnm.errors import ParamsError, SlideError
 from hnm.prediction.model import ModelRecord, read_model, read_record
 from hnm.prediction.slide import Prediction, Refusal, predict_slides, slide_ids_of
+from hnm.slides.urls import is_url
 
 ARTIFACT = "model"
 """Name of the model folder among the artifacts."""
+URLS_VARIABLE = "HNM_SERVE_URLS"
+NO_URLS = f"this server fetches no URLs, since whoever may ask it could have it speak to other servers; give a path, or start it with {URLS_VARIABLE}=1"
 EXAMPLE = pd.DataFrame({"path": ["slides/s1.svs"]})
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string, "path")]),
@@ -55,11 +59,24 @@ class SlidePredictor(PythonModel):
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A row for each path of `model_input`, in its order; `params["mpp"]` overrides the µm per pixel of the files.
 
+        URLs are refused unless the environment variable HNM_SERVE_URLS is 1.
+
         Slides are read in worker processes: a script that calls this does so under `if __name__ == "__main__":`.
         """
         slides = slide_ids_of(model_input["path"].tolist())
-        outcomes = {outcome.slide_id: outcome for outcome in predict_slides(self._model, slides, mpp=(params or {}).get("mpp"))}
+        refused = {} if _serves_urls() else {slide_id: source for slide_id, source in slides.items() if is_url(source)}
+        wanted = {slide_id: source for slide_id, source in slides.items() if slide_id not in refused}
+        outcomes: dict[str, Prediction | Refusal] = {slide_id: Refusal(slide_id, source, SlideError(NO_URLS)) for slide_id, source in refused.items()}
+        outcomes |= {outcome.slide_id: outcome for outcome in predict_slides(self._model, wanted, mpp=(params or {}).get("mpp"))}
         return pd.DataFrame([answer(outcomes[slide_id], self._model.record) for slide_id in slides])
+
+
+def _serves_urls() -> bool:
+    """Whether the environment allows that slides are fetched for whoever asks."""
+    named = os.environ.get(URLS_VARIABLE, "0")
+    if named not in {"0", "1"}:
+        raise ParamsError(f"the environment variable {URLS_VARIABLE}={named!r} is neither 0 nor 1")
+    return named == "1"
 
 
 def answer(outcome: Prediction | Refusal, record: ModelRecord) -> dict[str, Any]:

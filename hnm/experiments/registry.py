@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hnm.errors import PredictionError, TrackingError
+from hnm.experiments.outputs import taking_apart
 from hnm.experiments.packaging import cards_of, package_round
 from hnm.experiments.record import first_line
-from hnm.experiments.state import current_stages, locked_stages
-from hnm.experiments.sync import state_key, sync
+from hnm.experiments.state import current_stages, locked_stages, stage_in
+from hnm.experiments.summary import state_key
+from hnm.experiments.sync import sync
 from hnm.experiments.tracking import connect, experiment_id_of, finished_run, has_store, store_errors, tracking_uri
 from hnm.files import digest_of
 from hnm.prediction.model import Model, ModelRecord, read_model
@@ -130,8 +132,9 @@ def model_of_run(root: Path, run_id: str) -> str:
 
 def _tags(root: Path, record: ModelRecord, digest: str) -> dict[str, str]:
     """What the registry's page shows of a version."""
-    paths = locked_stages(root)[f"head@{record.round}"].arguments
-    made = {"hnm.head": record.versions[paths["folder"]], "hnm.validation_labels": record.versions[paths["validation_labels"]]}
+    head = stage_in(locked_stages(root), f"head@{record.round}")
+    with taking_apart("dvc.lock"):
+        made = {"hnm.head": record.versions[head.argument("folder")], "hnm.validation_labels": record.versions[head.argument("validation_labels")]}
     numbers = {f"hnm.validation_{metric}": str(value) for metric, value in record.validation.items()}
     return {"hnm.round": record.round, "hnm.model_digest": digest, "hnm.threshold": str(record.threshold), **made, **numbers}
 

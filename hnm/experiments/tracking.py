@@ -8,6 +8,7 @@ and the record set aside in `.hnm/refused`.
 """
 
 import contextlib
+import io
 import math
 import os
 import select
@@ -19,18 +20,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO
 
 from filelock import FileLock, Timeout
 
 from hnm.errors import TrackingError
+from hnm.experiments.artifact_places import mend_places
 from hnm.experiments.ledger import cost_so_far, dvc_name
-from hnm.experiments.record import CURE, Event, Record, first_line, now, waiting_records
-from hnm.experiments.state import StageState, git_tags, running_stage
+from hnm.experiments.patience import LOCK_SECONDS, SETTINGS, PatientClient, within
+from hnm.experiments.record import CURE, Event, Record, RecordError, first_line, now, waiting_records
+from hnm.experiments.state import StageState, current_stages, git_tags, locked_stages, running_stage
+from hnm.experiments.summary import disagreeing, flat_params, in_reading_order, links, state_name, summary_run
 from hnm.experiments.system import SystemWatch
 from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation, of_mining
 from hnm.files import whole
-from hnm.params import Params, flat
+from hnm.params import Params
+from hnm.redaction import redacted
 from hnm.store import project_root
 
 if TYPE_CHECKING:
@@ -41,6 +46,8 @@ STAGE_SECONDS = 5.0
 """Longest that tracking may delay a stage, at its end."""
 COURIER_SECONDS = 60.0
 """Longest that a courier goes on alone after its stage."""
+OTHERS_SECONDS = 20.0
+"""Longest that the courier of the last stage waits for those of the stages before it."""
 POLL_SECONDS = 0.5
 
 SEES_TEST = ("evaluate", "summary")
@@ -56,6 +63,8 @@ class Tracker:
     def __init__(self, stage: str, record: Record | None) -> None:
         self._stage = stage
         self._record = record
+        self.summary: Mapping[str, Any] | None = None
+        """The content of metrics.json, once it was logged."""
 
     def epoch(self, epoch: int, metrics: Mapping[str, float | None]) -> None:
         """One row of a history, by its column names; a loop's `on_epoch`."""
@@ -63,6 +72,7 @@ class Tracker:
 
     def evaluation(self, content: Mapping[str, Any]) -> None:
         """The content of metrics.json: `round/*` by round, `validation/*` and `test/*` of the chosen round."""
+        self.summary = content
         for step, metrics in of_evaluation(content):
             self.metrics(metrics, step)
 
@@ -126,16 +136,18 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
         return
     began = time.monotonic()
     root = project_root()
-    state = running_stage(root, dvc_name(stage, arguments), f"pipelines.{stage}", arguments, sections)
+    folder = Path.cwd()  # of `dvc exp run --temp` not the root, but the folder whose dvc.lock tells of this state
+    state = running_stage(folder, dvc_name(stage, arguments), f"pipelines.{stage}", arguments, sections)
     name = run_name(state)
     record = Record.create(root, name)
     with record.alive():
-        record.append("start", **stage_run(state, params.cohort.name, {"hnm.kind": "stage", **dvc_experiment(), **git_tags(root)}))
+        record.append("start", **stage_run(state, params.cohort.name, {"hnm.kind": "stage", **dvc_experiment(), **git_tags(folder)}))
         courier = _send_courier(root, record)
         patience = max(0.0, STAGE_SECONDS - (time.monotonic() - began))
         status = "FAILED"
+        tracker = Tracker(stage, record)
         try:
-            yield Tracker(stage, record)
+            yield tracker
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -143,7 +155,27 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
         finally:
             record.append("metrics", step=0, values=cost_so_far().metrics())
             record.append("finish", status=status)
+            if status == "FINISHED" and tracker.summary is not None:
+                _record_summary(root, folder, state, params.cohort.name, tracker.summary)
             _await_courier(courier, name, record, patience)
+
+
+def _record_summary(root: Path, folder: Path, evaluate: StageState, experiment: str, content: Mapping[str, Any]) -> None:
+    """Writes the record of the run that sums up the state which `evaluate` has just evaluated; its courier brings it.
+
+    The state's key is the one that dvc.lock gives once DVC has entered this stage there. Where dvc.lock cannot tell the
+    other stages, or one of them ran on older inputs, there is no such state, and `hnm track sync` says so.
+    """
+    try:
+        states = current_stages({**locked_stages(folder), evaluate.name: evaluate})
+    except TrackingError:
+        return
+    if evaluate.name != "evaluate" or disagreeing(states):
+        return
+    record = Record.create(root, "summary")
+    record.append("start", **summary_run(states, experiment, {**dvc_experiment(), **git_tags(folder)}))
+    Tracker("summary", record).evaluation(content)
+    record.append("finish", status="FINISHED")
 
 
 @dataclass(frozen=True)
@@ -249,11 +281,6 @@ def stage_run(state: StageState, experiment: str, tags: Mapping[str, str]) -> di
     return {"experiment": experiment, "name": run_name(state), "tags": own | round_ | dict(tags), "params": flat_params(state.params), "inputs": inputs}
 
 
-def flat_params(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Params with dotted names; of the rounds, their number."""
-    return flat({name: len(section) if name == "rounds" else section for name, section in sections.items()})
-
-
 def dvc_experiment() -> dict[str, str]:
     """The tag of the DVC experiment that this process belongs to, if it does."""
     return {"hnm.dvc_experiment": name} if (name := os.environ.get("DVC_EXP_NAME")) else {}
@@ -264,10 +291,16 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
+def store_file(root: Path) -> Path | None:
+    """The SQLite file that runs go to; None where they go to a server."""
+    uri = tracking_uri(root)
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
+
+
 def has_store(root: Path) -> bool:
     """Whether there is anything to ask for runs: a server, or an SQLite file that exists."""
-    uri = tracking_uri(root)
-    return not uri.startswith("sqlite:") or Path(uri.removeprefix("sqlite:///")).exists()
+    database = store_file(root)
+    return database is None or database.exists()
 
 
 def _send_courier(root: Path, record: Record) -> "subprocess.Popen[bytes] | None":
@@ -290,7 +323,7 @@ def _await_courier(courier: "subprocess.Popen[bytes] | None", name: str, record:
         courier.wait(timeout=seconds)
     if courier.returncode != 0:
         reason = "no answer yet" if courier.returncode is None else record.reason() or "its courier was stopped"
-        print(f"tracking: the run {name} waits in .hnm/spool ({reason}); the next stage or `hnm track sync` brings it to MLflow", file=sys.stderr)
+        print(redacted(f"tracking: the run {name} waits in .hnm/spool ({reason}); the next stage or `hnm track sync` brings it to MLflow"), file=sys.stderr)
     elif aside := record.refused():
         print(f"tracking: MLflow refuses a part of the run {name}, which lies in .hnm/refused ({aside.reason()}); {CURE}", file=sys.stderr)
 
@@ -299,27 +332,55 @@ def _await_courier(courier: "subprocess.Popen[bytes] | None", name: str, record:
 
 
 def connect(root: Path) -> "MlflowClient":
-    """A client of the tracking store; the SQLite store is made first, whole and by one process, where it is missing."""
+    """A client of the tracking store, each call of which ends in time.
+
+    The SQLite store is made first, whole and by one process, where it is missing; one that came here with a moved or
+    copied project is mended, so that artifacts go where it is.
+
+    Raises:
+        TrackingError: the SQLite file is no store that this version of MLflow can use.
+    """
     quiet = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "GIT_PYTHON_REFRESH": "quiet",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        **SETTINGS,
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    from alembic.util import CommandError
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DatabaseError
 
-    uri = tracking_uri(root)
-    if not uri.startswith("sqlite:"):
-        return MlflowClient(uri)
-    database = Path(uri.removeprefix("sqlite:///"))
-    with FileLock(root / ".hnm" / "tracking.lock"):
+    uri, database = tracking_uri(root), store_file(root)
+    if database is None:
+        with within(LOCK_SECONDS):
+            client = MlflowClient(uri)
+        return PatientClient(client)  # type: ignore[return-value]
+    with FileLock(root / ".hnm" / "tracking.lock", timeout=LOCK_SECONDS):
         if not database.exists():
             with whole(database) as temporary:
                 MlflowClient(f"sqlite:///{temporary}")
-        return MlflowClient(uri)
+        try:
+            if database.resolve().parent == root.resolve():
+                for place in mend_places(root.resolve(), uri):
+                    print(f"tracking: this project was moved or copied; its runs kept their files in {place}, and keep them here from now on", file=sys.stderr)
+            client = MlflowClient(uri)
+        except (MlflowException, CommandError, DatabaseError) as error:
+            if not _is_not_ours(error):
+                raise
+            raise TrackingError(
+                f"{database} is no store that this version of MLflow can use ({first_line(error)}); if a newer MLflow made it, install that one,"
+                " else restore the file, or move it away and run hnm track sync"
+            ) from None
+        return PatientClient(client)  # type: ignore[return-value]
+
+
+def _is_not_ours(error: Exception) -> bool:
+    """Whether the SQLite file is damaged, or of another version of MLflow; a locked or full one is neither."""
+    return any(words in str(error) for words in ("out-of-date database schema", "locate revision", "not a database", "malformed", "no such column"))
 
 
 class Delivery:
@@ -381,12 +442,16 @@ class Delivery:
         self._experiment_id = experiment_id_of(self._client, self._root, event["experiment"])
         identity = event.get("identity", self._record.identity)
         found = self._client.search_runs([self._experiment_id], f"tags.`hnm.record` = '{identity}'", max_results=1)
-        tags = {**event["tags"], "hnm.record": identity}
+        tags, name = {**event["tags"], "hnm.record": identity}, event["name"]
+        if "stages" in event and not found:
+            if finished_run(self._client, event["experiment"], "hnm.state_key", event["tags"].get("hnm.state_key", "")):
+                return  # another has summed up this state
+            name, tags = self._named(event), {**tags, **links(runs_of_stages(self._client, event["experiment"], event["stages"]))}
         if event.get("parent") and (parents := self._client.search_runs([self._experiment_id], f"tags.`hnm.record` = '{event['parent']}'", max_results=1)):
             tags["mlflow.parentRunId"] = parents[0].info.run_id
-        run = found[0] if found else self._client.create_run(self._experiment_id, start_time=event["time"], tags=tags, run_name=event["name"])
+        run = found[0] if found else self._client.create_run(self._experiment_id, start_time=event["time"], tags=tags, run_name=name)
         self._run_id = run.info.run_id
-        if found and "identity" in event:  # a study that goes on
+        if found and "identity" in event and "stages" not in event:  # a study that goes on
             self._client.update_run(self._run_id, status="RUNNING")
         self._params([Param(name, str(value)) for name, value in event["params"].items()], 100)  # MLflow's limit
         inputs = [
@@ -396,6 +461,12 @@ class Delivery:
             for path, md5, context in event["inputs"]
         ]
         self._client.log_inputs(self._run_id, inputs)
+
+    def _named(self, event: Event) -> str:
+        """What tells the state of a summary from the first one."""
+        others = self._client.search_runs([self._experiment_id], "tags.`hnm.kind` = 'summary'", order_by=["attributes.start_time"], max_results=1000)
+        params = {name: str(value) for name, value in event["params"].items()}
+        return state_name(params, {other.info.run_name: other.data.params for other in others}, event["tags"].get("hnm.state_key", ""))
 
     def _params(self, params: "Sequence[Param]", most: int) -> None:
         """Logs params, at most so many at once; of those among which MLflow refuses one, each by itself."""
@@ -443,10 +514,10 @@ class Delivery:
 
 def experiment_id_of(client: "MlflowClient", root: Path, name: str) -> str:
     """Id of the experiment `name`, made where it is missing; two processes may try at once."""
-    with FileLock(root / ".hnm" / "tracking.lock"):
-        if found := client.get_experiment_by_name(name):
-            return str(found.experiment_id)
-        location = (root / "mlruns" / name).as_uri() if tracking_uri(root).startswith("sqlite:") else None
+    with FileLock(root / ".hnm" / "tracking.lock", timeout=LOCK_SECONDS):
+        if existing := client.get_experiment_by_name(name):
+            return str(existing.experiment_id)
+        location = (root.resolve() / "mlruns" / name).as_uri() if tracking_uri(root).startswith("sqlite:") else None
         # MLflow's pages then open on runs and models instead of on traces of language models
         return str(client.create_experiment(name, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}))
 
@@ -469,24 +540,64 @@ def finished_run(client: "MlflowClient", experiment: str, tag: str, value: str) 
     return next(iter(client.search_runs([found.experiment_id], query, ViewType.ALL, 1, ["attributes.start_time"])), None)
 
 
-def bring_waiting(root: Path, client: "MlflowClient", *, seconds: float = 0.0) -> list[str]:
+def runs_of_stages(client: "MlflowClient", experiment: str, keys: Mapping[str, str]) -> "dict[str, Run]":
+    """The finished runs of stages, from the keys of their causes; of those that have one, `evaluate` last."""
+    runs = {name: finished_run(client, experiment, "hnm.stage_key", keys[name]) for name in in_reading_order(list(keys))}
+    return {name: run for name, run in runs.items() if run is not None}
+
+
+def bring_waiting(root: Path, client: "MlflowClient", *, seconds: float = 0.0, left: list[str] | None = None) -> list[str]:
     """Brings the records of stages that have ended, oldest first, closing those whose stage was killed; the names of what was brought whole.
 
-    A record that another courier is bringing is left to it, after waiting `seconds` for it to finish. One of which MLflow
-    refuses a part is set aside, and the others go on.
+    One of which MLflow refuses a part is set aside, and so is one that is no record; the others go on. They go on too
+    where one alone cannot be brought while the store answers.
+
+    Args:
+        root: the repository.
+        client: of the tracking store.
+        seconds: how long to wait in all for records that another courier is bringing; they are left to it then.
+        left: takes a line for each record that could not be brought though the store answers; where it is None, the first such error is raised at the end.
     """
-    brought = []
+    end = time.monotonic() + seconds
+    brought: list[str] = []
+    errors: list[Exception] = []
     for record in waiting_records(root):
-        with contextlib.suppress(Timeout, FileNotFoundError), record.courier_lock(seconds):  # held by its courier, or brought by it meanwhile
-            record.close_if_killed()
-            events = record.events()
-            if events and events[-1]["event"] == "finish":
-                delivery = Delivery(root, record, client)
-                delivery.bring(events)
-                delivery.settle()
-                if not delivery.refusals:
-                    brought.append(events[0]["name"])
+        with contextlib.ExitStack() as lock:
+            try:
+                lock.enter_context(record.courier_lock(max(0.0, end - time.monotonic())))
+            except (Timeout, FileNotFoundError):  # held by its courier, or brought by it meanwhile
+                continue
+            except (OSError, NotImplementedError) as error:
+                record.set_aside([first_line(error)])
+                continue
+            try:
+                if name := _bring_one(root, client, record):
+                    brought.append(name)
+            except store_errors() as error:
+                record.say_reason(error)
+                client.search_experiments(max_results=1)  # raises where the store is away: the others then wait as well
+                errors.append(error)
+                if left is not None:
+                    left.append(f"the run {record.name} waits, while MLflow answers: {first_line(error)}; run hnm track sync again, or delete {record.folder}")
+    if errors and left is None:
+        raise errors[0]
     return brought
+
+
+def _bring_one(root: Path, client: "MlflowClient", record: Record) -> str | None:
+    """Brings a waiting record that has ended; its run's name where it was brought whole."""
+    try:
+        record.close_if_killed()
+        events = record.checked_events()
+    except RecordError as error:
+        record.set_aside([str(error)])
+        return None
+    if not events or events[-1]["event"] != "finish":
+        return None
+    delivery = Delivery(root, record, client)
+    delivery.bring(events)
+    delivery.settle()
+    return None if delivery.refusals else str(events[0]["name"])
 
 
 def serve_ui(port: int) -> NoReturn:
@@ -499,7 +610,10 @@ def serve_ui(port: int) -> NoReturn:
     if uri.startswith("http"):
         raise TrackingError(f"the runs are at MLFLOW_TRACKING_URI={uri}; open that page, or unset the variable to see the runs of this repository")
     try:
-        bring_waiting(root, connect(root))
+        left: list[str] = []
+        bring_waiting(root, connect(root), left=left)
+        for line in left:
+            print(redacted(line), file=sys.stderr)
     except store_errors() as error:
         raise TrackingError(f"the runs in {uri} cannot be opened: {first_line(error)}") from None
     options = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1", "--backend-store-uri": uri, "--default-artifact-root": (root / "mlruns").as_uri()}
@@ -510,6 +624,7 @@ def serve_ui(port: int) -> NoReturn:
 def _courier(root: Path, record: Record, stage: int) -> bool:
     """Follows a record until its stage, the process `stage`, has ended; whether all of it was brought."""
     watch = SystemWatch(stage)
+    events: list[Event] = []
     with record.courier_lock(0):
         delivery: Delivery | None = None
         brought = 0
@@ -521,9 +636,10 @@ def _courier(root: Path, record: Record, stage: int) -> bool:
                 watchdog = threading.Timer(COURIER_SECONDS, os._exit, [1])
                 watchdog.daemon = True
                 watchdog.start()
-                record.close_if_killed(1.0)
-            events = record.events()
+                with contextlib.suppress(RecordError):
+                    record.close_if_killed(1.0)
             try:
+                events = record.events()
                 if delivery is None:
                     client = connect(root)
                     delivery = Delivery(root, record, client)
@@ -532,17 +648,44 @@ def _courier(root: Path, record: Record, stage: int) -> bool:
                 if stage_runs and brought and watch.due():
                     delivery.system(watch.sample(), watch.samples)
                 if not others_brought or events[0].get("identity"):  # the trials of a study come one by one
-                    bring_waiting(root, client)
+                    bring_waiting(root, client, left=[])
                     others_brought = True
             except store_errors() as error:
+                record.say_reason(error)
+            except TrackingError as error:  # of a record that is none, or a store of another version
                 record.say_reason(error)
             if not stage_runs:
                 break
     complete = bool(events) and brought == len(events) and events[-1]["event"] == "finish"
     if complete and delivery is not None:
         delivery.settle()
+        try:
+            bring_waiting(root, client, seconds=OTHERS_SECONDS, left=[])  # the summary, which the stage has written last and which links the other runs
+        except (*store_errors(), TrackingError) as error:  # type: ignore[misc]
+            print(first_line(error), file=sys.stderr)
     return complete
 
 
+class _Log(io.TextIOBase):
+    """A text stream that holds no secrets: what libraries write to it is redacted line by line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        """Keeps the last line until it ends."""
+        lines = (self._line + text).split("\n")
+        self._line = lines.pop()
+        for line in lines:
+            self._stream.write(redacted(line) + "\n")
+        self._stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: a line that has not ended may still become a secret."""
+
+
 if __name__ == "__main__":
+    sys.stdout = sys.stderr = _Log(sys.stderr)
     sys.exit(0 if _courier(Path(sys.argv[1]), Record(Path(sys.argv[2])), int(sys.argv[3])) else 1)

@@ -4,13 +4,13 @@ DVC takes a read-only cache object for what its name says, and a file for unchan
 or truncated one is restored, and pushed, without a word.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hnm.errors import TrackingError
-from hnm.experiments.state import Outputs, locked_stages, md5_of
+from hnm.experiments.outputs import ContentError, Outputs, is_inside, md5_of, objects_of
+from hnm.experiments.state import locked_stages
 
 
 @dataclass(frozen=True)
@@ -32,37 +32,41 @@ class Verified:
 def verify(root: Path, *, whole_cache: bool) -> Verified:
     """Hashes the data that dvc.lock names, in the workspace and in DVC's cache; with `whole_cache`, every object of the cache.
 
+    Dependencies outside of the repository are left to DVC.
+
     Raises:
-        TrackingError: there is no dvc.lock.
+        TrackingError: there is no dvc.lock, it is not what DVC writes, or the whole listing of a folder names what it may not.
     """
     states = locked_stages(root)
     if not states:
         raise TrackingError(f"{root / 'dvc.lock'} holds no stage; run dvc repro, or check out a version that has it")
-    wanted = {path: md5 for state in states.values() for path, md5 in (state.data | state.outs).items()}
+    wanted = {path: md5 for state in states.values() for path, md5 in (state.data | state.outs).items() if is_inside(path)}
     cache = Outputs(root).cache
-    objects = sorted(cache.glob("??/*")) if whole_cache else sorted({kept for md5 in wanted.values() for kept in objects_of(cache, md5)})
-    damaged = {kept: found for kept in objects if (found := md5_of(kept)) != f"{kept.parent.name}{kept.name}".removesuffix(".dir")}
+    everything = (path for path in cache.glob("??/*") if path.is_file()) if whole_cache else iter(())
+    objects = sorted({kept for md5 in wanted.values() for kept in objects_of(cache, md5)} | set(everything))
+    damaged = {kept: md5 for kept in objects if (md5 := md5_of(kept)) != f"{kept.parent.name}{kept.name}".removesuffix(".dir")}
     here = {path: md5 for path, md5 in wanted.items() if (root / path).exists()}
-    changed = {path: (md5, found) for path, md5 in here.items() if (found := md5_of(root / path)) != md5}
+    changed = {path: (md5, md5_here) for path, md5 in here.items() if (md5_here := _md5_here(root / path)) != md5}
     return Verified(len(objects), len(here), damaged, changed, {path: md5 for path, md5 in wanted.items() if path not in here})
 
 
-def objects_of(cache: Path, md5: str) -> Iterable[Path]:
-    """The cache's objects of one version, of a folder the listing and its files, as far as they are there."""
-    kept = cache / md5[:2] / md5[2:]
-    if not kept.is_file():
-        return
-    yield kept
-    if md5.endswith(".dir"):
-        for inner in listed(kept):
-            file = cache / inner[:2] / inner[2:]
-            if file.is_file():
-                yield file
+def remove_damaged(root: Path, damaged: Iterable[Path]) -> list[Path]:
+    """Removes damaged objects of DVC's cache, and outputs of dvc.lock that are the same file by another name; returns what went."""
+    gone = sorted(damaged)
+    status = [path.stat() for path in gone]
+    same = {(own.st_dev, own.st_ino) for own in status}
+    for out in sorted({path for state in locked_stages(root).values() for path in state.outs}):
+        here = root / out
+        for file in sorted(here.rglob("*")) if here.is_dir() else [here]:
+            if file.is_file() and ((own := file.stat()).st_dev, own.st_ino) in same:
+                gone.append(file)
+    for path in gone:
+        path.unlink()
+    return gone
 
 
-def listed(listing: Path) -> list[str]:
-    """The md5 of each file of a folder; none where the listing is damaged, which its own hash tells."""
+def _md5_here(path: Path) -> str:
     try:
-        return [entry["md5"] for entry in json.loads(listing.read_bytes())]
-    except (ValueError, KeyError, TypeError):
-        return []
+        return md5_of(path)
+    except ContentError:
+        return "unknown (no regular file)"

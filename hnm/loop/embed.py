@@ -33,7 +33,8 @@ def embed_slides(packs: Path, index: Path, encoder: Path, features: Path, store:
     }
     slide_ids = sorted(TILES.read(index)["slide_id"].unique())
     kept = {s: store.path("features", key_of(pack=digest_of(packs / f"{s}.h5"), **causes), ".h5") for s in slide_ids}
-    missing = [slide_id for slide_id in slide_ids if not kept[slide_id].exists()]
+    store.use(kept.values())
+    missing = [slide_id for slide_id in slide_ids if not store.holds(kept[slide_id], feature_files.read)]
     if missing:
         supply = Packs(packs)
         made = embed_tiles(

@@ -6,13 +6,15 @@ likely to be hard to another, and a tile of a negative slide is truly negative w
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from hnm.errors import MiningError
+from hnm.errors import MiningError, SlideError, TableError
 from hnm.slides.pack import TOLERANCE, Pack
+from hnm.slides.workers import each
 from hnm.tables import MINED
 
 MINED_FILE = "mined.parquet"
@@ -22,6 +24,10 @@ COMPARED = 16
 """How many tiles of two slides of one name are compared at most."""
 SAME = 10.0
 """Mean difference of 8-bit pixels up to which tiles count as the same: JPEG of any quality stays below, other tissue does not."""
+
+PACK_SECONDS = 300.0
+"""Time limit of one pack; a good one takes less than a second."""
+CURE = "bring it anew from where it was made (dvc update), or take the project out of mining.extra"
 
 
 def extra_negatives(folder: Path, projects: Sequence[str], packs: Path) -> pd.DataFrame:
@@ -66,18 +72,42 @@ def _negatives_of(folder: Path, project: str, packs: Path) -> pd.DataFrame:
     table = table[table["role"] == "hard_negative"]
     if table.empty:
         raise MiningError(f"{folder / MINED_FILE} holds no hard negatives; take {project} out of mining.extra")
-    pack = Pack(min(packs.glob("*.h5")))
-    cut = pack.tile_px, pack.mpp
-    parts = []
+    first = Pack(min(packs.glob("*.h5")))
+    looks = []
     for slide_id, tiles in table.groupby("slide_id"):
         path = folder / "packs" / f"{slide_id}.h5"
         if not path.is_file():
             raise MiningError(f"{path} does not exist, but {folder / MINED_FILE} has {len(tiles)} hard negatives of it; bring it by dvc import")
-        pack = Pack(path)
-        _check_fit(pack, tiles, cut, folder / MINED_FILE)
-        own = _is_own(pack, packs / path.name)
-        parts.append(tiles.assign(project=project, pack=str(path.resolve().with_name(str(slide_id))), own_slide=own))
+        looks.append(_Look(path.absolute(), (packs / path.name).absolute(), tiles, (first.tile_px, first.mpp), folder / MINED_FILE))
+    parts = []
+    for look, outcome in each(_look_at, looks, seconds=PACK_SECONDS, step="tiles", here=True):
+        if isinstance(outcome, SlideError):
+            raise TableError(f"{look.path} cannot be read ({outcome}); {CURE}")
+        parts.append(look.tiles.assign(project=project, pack=str(look.path.resolve().with_name(look.path.stem)), own_slide=outcome))
     return pd.concat(parts)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One pack of another project that a worker process looks at: its bytes are a stranger's, and may hang or crash who reads them."""
+
+    path: Path
+    namesake: Path
+    """The pack that this project would have of a slide of that name."""
+    tiles: pd.DataFrame
+    """What was mined from it, as `MINED` has it."""
+    cut: tuple[int, float]
+    """Side of this project's tiles in pixels, and their µm per pixel."""
+    table: Path
+
+
+def _look_at(look: _Look) -> bool:
+    """Whether the slide is one of this project; an error where the pack does not fit the table or this project."""
+    pack = Pack(look.path, cure=CURE)
+    if pack.slide_id != look.path.stem:
+        raise MiningError(f"{look.path} is a pack of slide_id={pack.slide_id}, not of {look.path.stem}; {CURE}")
+    _check_fit(pack, look.tiles, look.cut, look.table)
+    return _is_own(pack, look.namesake)
 
 
 def _check_fit(pack: Pack, tiles: pd.DataFrame, cut: tuple[int, float], table: Path) -> None:

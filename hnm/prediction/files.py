@@ -13,6 +13,7 @@ from hnm.prediction.model import Model
 from hnm.prediction.picture import heat_over
 from hnm.prediction.region import prediction_geojson
 from hnm.prediction.slide import Prediction, Refusal, predict_slides, slide_ids_of
+from hnm.slides.urls import kept_form
 from hnm.tables import TILE_SCORES, Table
 
 PREDICTIONS = Table(
@@ -20,7 +21,7 @@ PREDICTIONS = Table(
     ("slide_id",),
     {
         "slide_id": pa.Column(str),
-        "source": pa.Column(str),  # path or URL, as the user gave it
+        "source": pa.Column(str),  # path, or URL without its query, as the user gave it
         "score": pa.Column(
             "float64", pa.Check.in_range(0, 1, error="must lie in [0, 1]"), nullable=True
         ),  # empty, as the next one, where the slide has no prediction
@@ -75,7 +76,7 @@ def row_of(outcome: Prediction | Refusal, model: Model) -> dict[str, Any]:
     """The row of a slide in the table `PREDICTIONS`."""
     row = {
         "slide_id": outcome.slide_id,
-        "source": outcome.source,
+        "source": kept_form(outcome.source),
         "called": "",
         "fingerprint": "",
         "step": "",

@@ -17,7 +17,7 @@ from hnm.params import Compute
 from hnm.prediction.model import Model
 from hnm.prediction.reading import Reading, SlideRead, read_slide
 from hnm.slides.pack import Pack
-from hnm.slides.remote import file_name, place_of
+from hnm.slides.urls import file_name, place_of
 from hnm.slides.workers import each
 
 

@@ -7,24 +7,42 @@ tile is one read of the file, and bytes are equal for equal content.
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import simplejpeg
 
 from hnm.errors import TableError
-from hnm.files import whole
+from hnm.failpoints import failpoint
+from hnm.params import ID
+from hnm.slides import hdf5
 
 TOLERANCE = 0.02
 """Relative difference of a level's mpp to `tiles.mpp` up to which its pixels are taken as they are: resampling would blur more than it mends."""
 SPOOL_BYTES = 1 << 20
 """Of JPEG that are written at once: a write for each tile takes a twentieth to a tenth of the whole stage's processor time."""
+
+MOST_PX = 2**31 - 1
+MOST_TILE_PX = 4096
+LEAST_MPP, MOST_MPP = 1e-4, 1e4
+MOST_JPEG_PER_PX, MOST_JPEG = 6, 1 << 16
+"""Bytes of a tile's JPEG: for each pixel, and beside these."""
+DATASETS = {
+    "offsets": hdf5.Wanted(("<i8",), 1),
+    "coords": hdf5.Wanted(("<i8",), 2),
+    "tissue": hdf5.Wanted(("<f4",), 1),
+    "jpeg": hdf5.Wanted(("|u1",), 1),
+}
+ATTRIBUTES: dict[str, type[hdf5.Attribute]] = {"slide_id": str, "mpp": float, "tile_px": int, "side": int, "lost": int}
+PROGRESSIVE, SCAN = b"\xff\xc2", b"\xff\xda"
+"""Markers of JPEG, which cannot stand among its pixels' bytes."""
 
 
 @dataclass(frozen=True)
@@ -56,55 +74,81 @@ def write_pack(path: Path, tiles: Iterable[PackTile], *, slide_id: str, mpp: flo
     with tempfile.TemporaryFile(dir=path.parent, buffering=SPOOL_BYTES) as spool:
         offsets, coords, tissue = [0], [], []
         for tile in tiles:
+            failpoint("pack.spooling", path)
             spool.write(tile.jpeg)
             offsets.append(offsets[-1] + len(tile.jpeg))
             coords.append((tile.x, tile.y))
             tissue.append(tile.tissue)
         spool.flush()
         spool.seek(0)
-        with whole(path) as temporary, h5py.File(temporary, "w") as file:
-            file.create_dataset("offsets", data=np.array(offsets, np.int64))
-            file.create_dataset("coords", data=np.array(coords, np.int64).reshape(-1, 2))
-            file.create_dataset("tissue", data=np.array(tissue, np.float32))
-            jpeg = file.create_dataset("jpeg", shape=(offsets[-1],), dtype=np.uint8)
-            for start in range(0, offsets[-1], 1 << 24):
-                block = np.frombuffer(spool.read(1 << 24), np.uint8)
-                jpeg[start : start + len(block)] = block
-            file.attrs.update(slide_id=slide_id, mpp=mpp, tile_px=tile_px, side=side, lost=planned - len(coords))
+        datasets: dict[str, npt.NDArray[Any] | hdf5.Streamed] = {
+            "offsets": np.array(offsets, np.int64),
+            "coords": np.array(coords, np.int64).reshape(-1, 2),
+            "tissue": np.array(tissue, np.float32),
+            "jpeg": hdf5.Streamed(offsets[-1], iter(lambda: spool.read(hdf5.BLOCK), b"")),
+        }
+        hdf5.write(path, datasets, {"slide_id": slide_id, "mpp": mpp, "tile_px": tile_px, "side": side, "lost": planned - len(coords)})
     return len(coords)
 
 
 class Pack:
     """A pack that is read; safe to read from several threads, and to send to another process. Its file is open only while tiles are read."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `TableError` where `path` is missing, cut short or no pack."""
+    def __init__(self, path: Path, *, cure: str = "delete it and run the stage tiles again") -> None:
+        """Raises `TableError` where `path` is missing, cut short or no pack; `cure` is what its user can do."""
         self.path = path
+        self._cure = cure
         try:
-            with h5py.File(path, "r") as file:
-                self.offsets: npt.NDArray[np.int64] = file["offsets"][:]
-                self.coords: npt.NDArray[np.int64] = file["coords"][:]
-                self.tissue: npt.NDArray[np.float32] = file["tissue"][:]
-                self.slide_id = str(file.attrs["slide_id"])
-                self.mpp = float(file.attrs["mpp"])
-                self.tile_px = int(file.attrs["tile_px"])
-                self.side = int(file.attrs["side"])
-                self.lost = int(file.attrs["lost"])
-                self._start: int | None = file["jpeg"].id.get_offset()
-                length = file["jpeg"].shape[0]
+            with hdf5.opened(path, DATASETS, ATTRIBUTES, self._refusal) as file:
+                self.offsets: npt.NDArray[np.int64] = file.array("offsets")
+                self.coords: npt.NDArray[np.int64] = file.array("coords")
+                self.tissue: npt.NDArray[np.float32] = file.array("tissue")
+                self.slide_id: str = file.attributes["slide_id"]
+                self.mpp: float = file.attributes["mpp"]
+                self.tile_px: int = file.attributes["tile_px"]
+                self.side: int = file.attributes["side"]
+                self.lost: int = file.attributes["lost"]
+                self._start = file.offset("jpeg")
+                (length,) = file.shape("jpeg")
         except FileNotFoundError:
             raise self._missing() from None
-        except (OSError, KeyError, AttributeError) as error:
-            raise TableError(f"{path} is no pack of tiles, or was cut short ({error}); delete it and run the stage tiles again") from None
-        if self._start is None or not len(self.coords) == len(self.tissue) == len(self.offsets) - 1 or self.offsets[-1] != length:
-            raise TableError(f"{path} is no pack of tiles: its datasets do not fit together; delete it and run the stage tiles again")
+        if fault := self._fault(length):
+            raise self._refusal(fault)
+
+    def _refusal(self, reason: str) -> TableError:
+        return TableError(f"{self.path} is no pack of tiles, or was cut short ({reason}); {self._cure}")
+
+    def _fault(self, length: int) -> str | None:
+        """What of the content cannot be, where `length` is the number of bytes of JPEG; None where all is well."""
+        tiles = len(self.coords)
+        if not tiles or self.coords.shape[1] != 2 or len(self.tissue) != tiles or len(self.offsets) != tiles + 1:
+            return "its datasets do not fit together"
+        ranges = {
+            "mpp": (self.mpp, LEAST_MPP, MOST_MPP),
+            "tile_px": (self.tile_px, 1, MOST_TILE_PX),
+            "side": (self.side, 1, MOST_PX),
+            "lost": (self.lost, 0, MOST_PX),
+        }
+        outside = (f"{name}={value} is not within {low} and {high}" for name, (value, low, high) in ranges.items() if not low <= value <= high)
+        if (fault := next(outside, None)) is not None:
+            return fault
+        if self.offsets[0] != 0 or self.offsets[-1] != length or (self.offsets[1:] < self.offsets[:-1]).any():
+            return "its offsets do not cut the JPEG bytes into tiles"
+        if np.diff(self.offsets).max() > MOST_JPEG_PER_PX * self.tile_px**2 + MOST_JPEG:
+            return "a tile has more bytes than its pixels can need"
+        if (self.coords < 0).any() or (self.coords > MOST_PX).any():
+            return f"a tile lies outside 0 to {MOST_PX} px"
+        if not ((self.tissue >= 0) & (self.tissue <= 1)).all():
+            return "a share of tissue is not within 0 and 1"
+        if not re.fullmatch(ID.strip("^$"), self.slide_id):
+            return f"slide_id={self.slide_id[:60]!r} is no id"
+        return None
 
     def __len__(self) -> int:
         return len(self.coords)
 
     def jpegs(self, indices: Iterable[int]) -> Iterator[bytes]:
         """JPEG bytes of the tiles `indices`."""
-        assert self._start is not None
         try:
             file = self.path.open("rb", buffering=0)
         except FileNotFoundError:
@@ -119,11 +163,14 @@ class Pack:
         pixels = np.empty((len(indices), self.tile_px, self.tile_px, 3), np.uint8)
         for place, tile, jpeg in zip(pixels, indices, self.jpegs(indices), strict=True):
             try:
-                decoded = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False, buffer=place)
+                size = simplejpeg.decode_jpeg_header(jpeg)[:2]
+                if size != place.shape[:2]:  # else memory would be asked for by what the header claims
+                    raise TableError(f"{self.path}: tile {tile} has {size} pixels, not tile_px={self.tile_px}; {self._cure}")
+                if PROGRESSIVE in jpeg or jpeg.count(SCAN) > 1:
+                    raise TableError(f"{self.path}: tile {tile} is a JPEG image of several scans, each of which costs time; {self._cure}")
+                simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False, buffer=place)
             except ValueError as error:
-                raise TableError(f"{self.path}: tile {tile} is no JPEG image ({error}); delete the pack and run the stage tiles again") from None
-            if decoded.shape != place.shape:
-                raise TableError(f"{self.path}: tile {tile} has {decoded.shape[:2]} pixels, not tile_px={self.tile_px}; delete the pack and run tiles again")
+                raise TableError(f"{self.path}: tile {tile} is no JPEG image ({error}); {self._cure}") from None
         return pixels
 
     def _missing(self) -> TableError:

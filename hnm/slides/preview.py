@@ -12,6 +12,7 @@ from scipy import ndimage
 from hnm.errors import CohortError, SlideError
 from hnm.files import whole
 from hnm.params import Cohort, Tiles, Tissue
+from hnm.slides.cohort import with_queries
 from hnm.slides.cutting import Layout, Plan, layouts_of, opened, plan_of
 from hnm.slides.reader import RGB, Thumbnail, thumbnail
 from hnm.slides.tissue import Mask
@@ -32,6 +33,11 @@ class Sitting:
     picture: Path
     """Where the picture will lie."""
 
+    @property
+    def slide_id(self) -> str:
+        """What messages call the slide."""
+        return self.layout.slide_id
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -47,7 +53,7 @@ def preview_cohort(slides: Path, slide_ids: Collection[str] | None, out: Path, *
     for unknown in sorted(set(slide_ids or []) - set(table.index)):
         raise CohortError(f"slide_id={unknown} is not in {slides}; it may be in quarantine")
     wanted = table.loc[list(slide_ids or table.index)].reset_index()
-    layouts = layouts_of(wanted, Path(cohort.manifest).parent.resolve(), tissue, tiles)
+    layouts = layouts_of(with_queries(wanted, Path(cohort.manifest)), Path(cohort.manifest).parent.resolve(), tissue, tiles)
     sittings = [Sitting(layout, (out / f"{layout.slide_id}.png").absolute()) for layout in layouts]
     previews: dict[str, Preview] = {}
     for sitting, outcome in each(preview_slide, sittings, seconds=tiles.slide_seconds, read_seconds=tiles.read_seconds, step="tiles"):

@@ -7,8 +7,9 @@ import tiny_project as tiny
 
 from hnm.errors import TrackingError
 from hnm.experiments.lineage import as_mermaid, as_text, in_order, lineage
+from hnm.experiments.outputs import md5_of
 from hnm.experiments.record import Record
-from hnm.experiments.state import locked_stages, md5_of
+from hnm.experiments.state import locked_stages
 from hnm.experiments.tracking import Delivery, connect, finished_run, stage_run
 
 

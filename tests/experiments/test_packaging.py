@@ -6,8 +6,9 @@ import pytest
 import tiny_project as tiny
 
 from hnm.errors import PredictionError, TrackingError
+from hnm.experiments.outputs import md5_of
 from hnm.experiments.packaging import cards_of, package_round
-from hnm.experiments.state import locked_stages, md5_of
+from hnm.experiments.state import locked_stages
 from hnm.files import digest_of
 from hnm.params import load_params
 from hnm.prediction.model import FILES, read_model

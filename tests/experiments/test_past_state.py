@@ -10,8 +10,9 @@ import pytest
 
 from hnm.errors import EvidenceError
 from hnm.experiments.ledger import Cost, write_cost
+from hnm.experiments.outputs import md5_of
 from hnm.experiments.past_state import read_state
-from hnm.experiments.state import locked_stages, md5_of
+from hnm.experiments.state import locked_stages
 from hnm.experiments.tracking import connect
 
 SLIDES, PLOTS = "data/cohort/slides.parquet", "results/plots"
@@ -88,7 +89,7 @@ def test_a_state_without_evaluation_is_refused(repository: Path, monkeypatch: py
 
 def test_outputs_that_the_cache_lacks_ask_for_a_fetch(repository: Path) -> None:
     (repository / ".dvc" / "cache").rename(repository / "away")
-    with pytest.raises(EvidenceError, match=r"first: .*No storage files available.*dvc fetch"):
+    with pytest.raises(EvidenceError, match=r"first: results/plots \(md5 \w+\.dir\) is neither in the workspace nor in DVC's cache; run dvc fetch"):
         read_state(repository, "first")
     (repository / "away").rename(repository / ".dvc" / "cache")
 

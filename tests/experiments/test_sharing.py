@@ -9,7 +9,8 @@ from ruamel.yaml import YAML
 from tiny_extra import mined, pack
 
 from hnm.experiments.doctor import examine
-from hnm.experiments.state import locked_stages, md5_of
+from hnm.experiments.outputs import md5_of
+from hnm.experiments.state import locked_stages
 from hnm.experiments.sync import sync
 from hnm.experiments.verification import verify
 from hnm.mining.extra import extra_negatives

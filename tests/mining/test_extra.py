@@ -1,5 +1,6 @@
 """Hard negatives of another project: which are taken, which are left out, and what does not fit is an error."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -113,4 +114,30 @@ def test_what_is_missing_is_named(project: Path) -> None:
         found(project)
     pd.DataFrame({"slide_id": ["s1"]}).to_parquet(project / "extra" / "other" / "mined.parquet")
     with pytest.raises(TableError, match=r"mined\.parquet is no mined tiles table: missing columns"):
+        found(project)
+
+
+def test_a_pack_that_is_none_is_one_error_with_the_cure_of_a_stranger(project: Path) -> None:
+    path = project / "extra" / "other" / "packs" / "s1.h5"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(TableError, match=r"packs/s1\.h5 is no pack of tiles, or was cut short \(.*\); bring it anew from where it was made \(dvc update\)"):
+        found(project)
+
+
+def test_a_pack_of_another_slide_is_refused(project: Path) -> None:
+    folder = project / "extra" / "other" / "packs"
+    (folder / "p.h5").replace(folder / "s1.h5")
+    with pytest.raises(MiningError, match=r"packs/s1\.h5 is a pack of slide_id=p, not of s1; bring it anew"):
+        found(project)
+
+
+def _hangs(look: object) -> bool:
+    time.sleep(60)
+    return False
+
+
+def test_a_pack_that_hangs_ends_by_its_limit(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hnm.mining.extra._look_at", _hangs)
+    monkeypatch.setattr("hnm.mining.extra.PACK_SECONDS", 0.5)
+    with pytest.raises(TableError, match=r"packs/\w+\.h5 cannot be read \(it took longer than 0\.5 s and was given up\); bring it anew"):
         found(project)

@@ -14,6 +14,7 @@ import pytest
 from hnm.errors import SlideError
 from hnm.params import Cohort, Split, Tiles, Tissue
 from hnm.slides.remote import fetched, version_of
+from hnm.slides.storage import StorageError
 from hnm.tables import QUARANTINE
 from pipelines import cohort, tiles
 
@@ -58,7 +59,7 @@ def run(folder: Path, name: str) -> dict[str, bytes]:
 
 
 def cached(folder: Path) -> int:
-    return sum(path.stat().st_size for path in (folder / "cache").iterdir() if path.suffix != ".lock")
+    return sum(path.stat().st_size for path in (folder / "cache").iterdir() if path.suffix != ".lock" and path.name != ".hnm-slides")
 
 
 def test_a_cohort_in_a_bucket_gives_the_bytes_of_a_cohort_on_disk(bucket, tmp_path, tiny, monkeypatch):
@@ -101,6 +102,36 @@ def test_a_cohort_in_a_bucket_gives_the_bytes_of_a_cohort_on_disk(bucket, tmp_pa
 def test_a_bucket_that_is_not_there_or_not_ours(bucket):
     with pytest.raises(SlideError, match=r"^a.svs does not exist$"):
         version_of("s3://elsewhere/a.svs")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        (404, SlideError, "^a.svs does not exist$"),
+        (403, SlideError, "^a.svs may not be read; give credentials"),
+        (503, StorageError, "^a.svs cannot be fetched: "),
+    ],
+)
+def test_what_a_bucket_refuses_is_told_apart(bucket, monkeypatch, code, kind, message):
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(code)
+            self.end_headers()
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(SlideError, match=message) as caught:
+        version_of("s3://slides/a.svs")
+    assert type(caught.value) is kind
+    server.shutdown()
 
 
 def test_without_credentials(bucket, monkeypatch, tmp_path):

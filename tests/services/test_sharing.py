@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import tiny_sharing as tiny
 
-from hnm.experiments.state import locked_stages, md5_of
+from hnm.experiments.outputs import md5_of
+from hnm.experiments.state import locked_stages
 
 pytestmark = pytest.mark.services
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'hnm[services]'")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from hnm.errors import ParamsError, SlideError
+from hnm.errors import FolderError, MachineError, ParamsError, SlideError
 from hnm.params import Tiles, Tissue
 from hnm.slides import remote
 from hnm.slides.cohort import Opening, identify
 from hnm.slides.cutting import Cutting, Layout, cut
-from hnm.slides.remote import fetched, is_url, place_of, version_of
+from hnm.slides.remote import fetched, version_of
 from hnm.slides.storage import StorageError
 from hnm.store import Store
 
@@ -20,6 +20,7 @@ def far(tmp_path, monkeypatch) -> Path:
     """A folder that is spoken to by URL; the cache holds 1,000 bytes."""
     monkeypatch.setenv("HNM_SLIDE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HNM_SLIDE_CACHE_GB", "0.000001")
+    monkeypatch.setenv("HNM_SLIDE_PROTOCOLS", "file")
     (tmp_path / "far").mkdir()
     return tmp_path / "far"
 
@@ -30,14 +31,7 @@ def put(folder: Path, name: str, size: int, byte: bytes = b"x") -> str:
 
 
 def cached(folder: Path) -> list[int]:
-    return sorted(path.stat().st_size for path in (folder.parent / "cache").iterdir() if path.suffix != ".lock")
-
-
-def test_places():
-    assert place_of("s3://bucket/a.svs", Path("/m")) == "s3://bucket/a.svs"
-    assert place_of("in/a.svs", Path("/m")) == "/m/in/a.svs"
-    assert place_of("/far/a.svs", Path("/m")) == "/far/a.svs"
-    assert [is_url(source) for source in ("https://h/a.svs", "/far/a.svs", "a.svs")] == [True, False, False]
+    return sorted(path.stat().st_size for path in (folder.parent / "cache").iterdir() if path.suffix != ".lock" and path.name != ".hnm-slides")
 
 
 def test_a_path_is_itself(tmp_path):
@@ -130,10 +124,118 @@ def test_what_is_read_stays_and_others_wait_for_its_room(far, monkeypatch):
 
 
 def test_what_a_killed_fetch_left_is_removed(far):
-    (far.parent / "cache").mkdir()
-    (far.parent / "cache" / "abc.part").write_bytes(b"z" * 900)
+    with fetched(put(far, "a.svs", 300)):
+        pass
+    (far.parent / "cache" / f"{'ab' * 16}.part").write_bytes(b"z" * 900)
+    with fetched(put(far, "b.svs", 300)):
+        assert cached(far) == [300]
+
+
+class TestItsOwnAlone:
+    """Nothing that hnm did not put into the cache is counted, locked, emptied or removed."""
+
+    def test_a_folder_with_slides_of_the_user_is_refused(self, far):
+        cache = far.parent / "cache"
+        cache.mkdir()
+        (cache / "mine.svs").write_bytes(b"mine")
+        with pytest.raises(FolderError, match=r"HNM_SLIDE_CACHE=.*cache holds other things \(mine.svs\)"), fetched(put(far, "a.svs", 300)):
+            pass
+        assert sorted(path.name for path in cache.iterdir()) == ["mine.svs"]
+
+    def test_other_names_in_the_cache_are_never_touched(self, far):
+        cache = far.parent / "cache"
+        with fetched(put(far, "a.svs", 300)):
+            pass
+        others = ["mine.svs", "0123.svs", f"{'AB' * 16}.svs", f"{'ab' * 17}.svs", ".hidden", "x.part", f"{'ab' * 16}.svs.bak"]
+        for name in others:
+            (cache / name).write_bytes(b"m" * 999)
+        (cache / f"{'cd' * 16}.svs").symlink_to(cache / "mine.svs")
+        (cache / f"{'ef' * 16}").mkdir()
+        with fetched(put(far, "b.svs", 900)):
+            pass
+        assert all((cache / name).read_bytes() == b"m" * 999 for name in others)
+        assert (cache / f"{'cd' * 16}.svs").is_symlink() and (cache / f"{'ef' * 16}").is_dir()
+
+    def test_a_link_as_a_lock_empties_nothing(self, far):
+        mine = far.parent / "mine.txt"
+        mine.write_text("mine")
+        with fetched(put(far, "a.svs", 300)):
+            pass
+        lock = far.parent / "cache" / "room.lock"
+        for stand_in in (lambda: lock.symlink_to(mine), lambda: os.mkfifo(lock), lock.mkdir, lambda: lock.symlink_to(far / "none")):
+            lock.unlink()
+            stand_in()
+            with pytest.raises(FolderError, match=r"room.lock in the cache of slides is no file of hnm .* remove it"), fetched(put(far, "b.svs", 300)):
+                pass
+            if lock.is_dir() and not lock.is_symlink():
+                lock.rmdir()
+                lock.touch()
+        assert mine.read_text() == "mine" and not (far / "none").exists()
+
+    def test_a_lock_with_other_content_keeps_it(self, far):
+        with fetched(put(far, "a.svs", 300)):
+            pass
+        (far.parent / "cache" / "room.lock").write_text("mine")
+        with fetched(put(far, "b.svs", 300)):
+            pass
+        assert (far.parent / "cache" / "room.lock").read_text() == "mine"
+
+    def test_a_url_named_like_a_lock(self, far):
+        with fetched(put(far, "a.lock", 300)) as path:
+            assert (path.suffix, path.read_bytes()) == ("", b"x" * 300)
+
+    def test_what_stands_in_for_a_slide_is_not_served(self, far):
+        url, mine = put(far, "a.svs", 300), far.parent / "mine.svs"
+        mine.write_bytes(b"m" * 300)
+        with fetched(url, stays=True) as path:
+            pass
+        for stand_in in (lambda: path.symlink_to(mine), lambda: path.write_bytes(b"short"), lambda: os.mkfifo(path)):
+            path.unlink()
+            stand_in()
+            with fetched(url, stays=True) as again:
+                assert again == path and again.read_bytes() == b"x" * 300 and not again.is_symlink()
+        assert mine.read_bytes() == b"m" * 300
+
+    def test_a_folder_that_others_may_write_to(self, far):
+        (far.parent / "cache").mkdir()
+        (far.parent / "cache").chmod(0o777)
+        with pytest.raises(FolderError, match=r"others may write to HNM_SLIDE_CACHE=.*chmod go-w"), fetched(put(far, "a.svs", 300)):
+            pass
+
+    def test_the_default_is_no_link(self, far, tmp_path, monkeypatch):
+        monkeypatch.delenv("HNM_SLIDE_CACHE")
+        monkeypatch.setattr(remote.tempfile, "gettempdir", lambda: str(tmp_path))
+        (tmp_path / f"hnm-slides-{os.getuid()}").symlink_to(far)
+        with pytest.raises(FolderError, match="is a link, which anybody may have set"), fetched(put(far, "a.svs", 300)):
+            pass
+        (tmp_path / f"hnm-slides-{os.getuid()}").unlink()
+        with fetched(put(far, "a.svs", 300)) as path:
+            assert path.parent == tmp_path / f"hnm-slides-{os.getuid()}"
+            assert [file.stat().st_mode & 0o777 for file in (path, path.parent)] == [0o600, 0o700]
+
+
+@pytest.mark.parametrize(("point", "code"), [("slide.fetching", "ENOSPC"), ("slide.renaming", "EROFS"), ("whole.creating", "EDQUOT")])
+def test_a_disk_that_refuses_is_said_in_one_line(far, monkeypatch, point, code):
+    monkeypatch.setenv("HNM_FAILPOINT", f"{point}={code}")
+    with (
+        pytest.raises(MachineError, match=r"^the cache of slides HNM_SLIDE_CACHE=.*cache cannot be used: .*; (free some room|make the file system writable)"),
+        fetched(put(far, "a.svs", 300)),
+    ):
+        pass
+    monkeypatch.delenv("HNM_FAILPOINT")
+    assert cached(far) == []
     with fetched(put(far, "a.svs", 300)):
         assert cached(far) == [300]
+
+
+def test_a_server_without_a_tag_is_asked_again(far, monkeypatch):
+    monkeypatch.setattr(remote, "_TAGS", ())
+    url = put(far, "a.svs", 300)
+    with fetched(url, stays=True):
+        put(far, "a.svs", 300, b"y")
+        with fetched(url, stays=True) as second:
+            assert second.read_bytes() == b"y" * 300
+    assert cached(far) == []
 
 
 def test_a_slide_that_changes_while_it_is_fetched(far, monkeypatch):
@@ -162,7 +264,7 @@ def test_what_is_wrong_with_a_url(far, name, kind, message):
 
 
 def test_what_is_wrong_with_the_settings(far, monkeypatch):
-    with pytest.raises(ParamsError, match=r"slides at nowhere:// cannot be fetched: .*pip install 'hnm\[cloud\]'"), fetched("nowhere://a.svs"):
+    with pytest.raises(ParamsError, match=r"slides at gs:// cannot be fetched: .*pip install 'hnm\[cloud\]'"), fetched("gs://b/a.svs"):
         pass
     monkeypatch.setenv("HNM_SLIDE_CACHE_GB", "much")
     with pytest.raises(ParamsError, match="HNM_SLIDE_CACHE_GB='much' is no number above 0"), fetched(put(far, "a.svs", 3)):
@@ -180,14 +282,30 @@ def test_errors_of_a_network_may_pass(far, monkeypatch):
         def info(self, path):
             raise self.error
 
+    def answered(code: int, *, by: str) -> Exception:
+        """What a cloud's client raises where it takes each failure for a file that is not there."""
+        cause, error = OSError("quiet"), FileNotFoundError("a.svs")
+        if by == "boto":
+            cause.response = {"ResponseMetadata": {"HTTPStatusCode": code}}
+        else:
+            setattr(cause, by, code)
+        error.__cause__ = cause
+        return error
+
     monkeypatch.setattr(remote, "_file_system", lambda url: (Fails(), url))
     for error, kind, message in (
+        (FileNotFoundError("a.svs"), SlideError, "^a.svs does not exist$"),
+        (answered(404, by="boto"), SlideError, "^a.svs does not exist$"),
+        (answered(500, by="boto"), StorageError, "^a.svs cannot be fetched: its server answers 500 Internal Server Error$"),
+        (answered(503, by="status"), StorageError, "answers 503 Service Unavailable$"),
+        (answered(403, by="status_code"), SlideError, "^a.svs may not be read; give credentials that may"),
+        (answered(401, by="code"), SlideError, "^a.svs may not be read; give credentials that may"),
         (ConnectionResetError("reset"), StorageError, "a.svs cannot be fetched: ConnectionResetError reset"),
         (TimeoutError("slow"), StorageError, "a.svs cannot be fetched: TimeoutError slow"),
         (PermissionError("no"), SlideError, "a.svs may not be read; give credentials that may"),
     ):
         Fails.error = error
-        with pytest.raises(SlideError, match=message) as caught:
+        with pytest.raises((SlideError, StorageError), match=message) as caught:
             version_of("s3://bucket/a.svs?token=secret")
         assert type(caught.value) is kind
         assert "secret" not in str(caught.value)
