@@ -15,7 +15,7 @@ LOWEST_TESTS := tests/test_files.py tests/test_folders.py tests/test_redaction.p
 # the comments of a file stay, and below them stand the versions of a virtual environment
 written = { grep '^\#' $(2); $(1)/bin/python -m pip freeze --all --exclude-editable | grep -vE '^(pip==|\#)' | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > $(1)/written.txt && cp $(1)/written.txt $(2)
 
-.PHONY: help setup demo repro rounds cv ui test lint test-services test-lowest constraints soak pictures clean bench-mining
+.PHONY: help setup demo repro rounds cv ui test lint test-services test-lowest constraints soak fuzz pictures clean bench-mining
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,7 +35,6 @@ demo: setup data/demo/slides.csv repro ## the whole loop on procedural slides, a
 
 repro: | setup ## dvc repro, and the table of rounds
 	dvc repro
-	@hnm track sync
 	@hnm rounds
 
 rounds: | setup ## the table of rounds of the last run
@@ -83,8 +82,11 @@ constraints: ## renews constraints.txt and constraints-lowest.txt: the newest ve
 	.venv-lowest/bin/python $(PIP_INSTALL) -r .venv-lowest/minima.txt
 	$(call written,.venv-lowest,constraints-lowest.txt)
 
-soak: | setup ## stages killed at random moments, on 60 slides: some minutes
-	pytest -m soak -s tests/soak
+soak: | setup ## stages killed at random moments of `dvc repro`, KILLS times (20), faults at every write, a study applied: some minutes
+	KILLS=$(or $(KILLS),20) pytest -m soak -s tests/soak tests/faults
+
+fuzz: | setup ## 1,000 damaged and hostile files through the functions that read them: about 3 minutes; ARGS="--seed 7 --inputs 5000"
+	python -m tests.faults.fuzzing $(ARGS)
 
 bench-mining: | setup ## does mining help? COHORTS="name=slides.csv ..."; hours, but it goes on where it stopped; adds to benchmarks/results; ARGS as in benchmarks/mining.py
 	@test -n "$(COHORTS)" || { echo 'name the cohorts: make bench-mining COHORTS="mine=cohorts/mine/slides.csv"'; exit 2; }
