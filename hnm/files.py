@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hnm.errors import HnmError, code_of_machine
+from hnm.errors import REMAKE, HnmError, code_of_machine
 from hnm.failpoints import failpoint
 
 TEMPORARY = ".hnm-tmp-"
@@ -69,7 +69,7 @@ def read_json(path: Path, kind: type[HnmError]) -> Any:
     """The JSON value at `path`, which a stage has written; raises `kind` when it is missing or torn."""
     if not path.exists():
         raise kind(f"{path} does not exist; run the stage that makes it (dvc repro)")
-    cure = "; delete it and run the stage that makes it again"
+    cure = f"; {REMAKE}"
     return parse_json(read_bounded(path, kind, what=str(path), cure=cure), kind, what=str(path), cure=cure)
 
 

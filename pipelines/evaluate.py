@@ -72,7 +72,7 @@ def main(
     settings = {"cohort": cohort, "tiles": tiles, "encoder": encoder, "embed": embed, "head": head, "ranking": ranking, "mining": mining, "finetune": finetune}
     cards = {model_card: make_model_card(evaluation, settings), data_card: make_data_card(evaluation, settings)}
     inputs = [slides, train_labels, validation_labels, test_labels, annotations, quarantine, index, packs, scores, heads, encoders, mined]
-    origin = Origin(others, cards[model_card], cards[data_card], _lineage(project_root(), inputs, rounds))
+    origin = Origin(others, cards[model_card], cards[data_card], _lineage(Path.cwd(), inputs, rounds))
     texts = {**cards, report: render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5"), origin)}
     for path, text in texts.items():
         with whole(path) as temporary:

@@ -8,6 +8,7 @@ anything else. A keyword-only `tracker: Tracker` is given the run of this execut
 import argparse
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from hnm.errors import HnmError
 from hnm.experiments.ledger import cost_so_far, dvc_name, write_cost
 from hnm.experiments.record import first_line
-from hnm.experiments.state import running_stage
+from hnm.experiments.state import of_round, running_round, running_stage
 from hnm.experiments.tracking import track_stage
 from hnm.output import forgive_output, say
 from hnm.params import load_params
@@ -46,8 +47,9 @@ def run(main: Callable[..., None]) -> None:
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     for name, kind in flags_of(main).items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, required=True)
-    arguments = vars(parser.parse_args())
     with ending_in_a_line(STAGE_GOES_ON):
+        round_ = running_round()
+        arguments = vars(parser.parse_args([of_round(word, round_) for word in sys.argv[1:]]))
         params = load_params(Path("params.yaml"))
         sections = {name: getattr(params, name) for name in sections_of(main)}
         stage = _name_of(main)
@@ -61,7 +63,7 @@ def _enter_cost(stage: str, arguments: Mapping[str, Any], sections: Mapping[str,
     """Enters what the stage took; its outputs are complete, so that what cannot be entered is only told."""
     name = dvc_name(stage, arguments)
     try:
-        state = running_stage(project_root(), name, f"pipelines.{stage}", arguments, sections)
+        state = running_stage(Path.cwd(), name, f"pipelines.{stage}", arguments, sections)
         write_cost(project_root(), name, state.key, cost_so_far())
     except (OSError, HnmError) as error:
         say(f"cost: what {name} took cannot be written ({first_line(error)}); the stage is complete without it")

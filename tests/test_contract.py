@@ -50,13 +50,21 @@ class TestStage:
         assert command.split()[:3] == ["python", "-m", f"pipelines.{name}"]
         assert [flag.replace("-", "_") for flag in flags_in(command)] == list(stage.flags_of(main_of(name)))
 
+    def test_no_value_of_params_yaml_stands_in_a_command(self, name: str) -> None:
+        """DVC hands the command to a shell as it is: whatever is filled in there could be a program."""
+        assert "$" not in STAGES[name]["cmd"] and re.fullmatch(r"[\w ./{}-]+", STAGES[name]["cmd"])
+
     def test_params_are_the_sections(self, name: str) -> None:
         assert STAGES[name].get("params", []) == stage.sections_of(main_of(name))
         assert set(stage.sections_of(main_of(name))) <= set(Params.model_fields)
 
     def test_every_path_is_exactly_one_dep_or_out(self, name: str) -> None:
         kinds = stage.flags_of(main_of(name))
-        paths = [value for flag, value in flags_in(STAGES[name]["cmd"]).items() if kinds[flag.replace("-", "_")] is Path]
+        paths = [
+            value.replace("{round}", "${key}").replace("{previous}", "${item.previous}")
+            for flag, value in flags_in(STAGES[name]["cmd"]).items()
+            if kinds[flag.replace("-", "_")] is Path
+        ]
         assert Counter(paths) == Counter(paths_of(name, "deps") + outs_of(name))
 
     def test_code_deps_are_the_imports_without_the_plumbing(self, name: str) -> None:

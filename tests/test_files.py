@@ -42,7 +42,7 @@ def test_json_has_sorted_keys_and_no_nan(tmp_path: Path) -> None:
 
 def test_torn_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(HeadError, match=r"x\.json is not JSON: .*; delete it and run the stage"):
+    with pytest.raises(HeadError, match=r"x\.json is not JSON: .*; give `hnm verify --remove`, then `dvc repro`"):
         read_json(tmp_path / "x.json", HeadError)
 
 

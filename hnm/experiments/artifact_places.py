@@ -15,6 +15,8 @@ from urllib.request import url2pathname
 from hnm.errors import TrackingError
 from hnm.redaction import redacted
 
+DEFAULT = "0"
+"""Id of MLflow's own first experiment, whose place is the working directory of whoever made the store; nothing of hnm's is in it."""
 COLUMNS = {
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
@@ -46,7 +48,7 @@ def former_places(root: Path, experiments: Iterable[tuple[object, object, object
     here = (root / "mlruns").resolve()
     former = []
     for identity, name, place in experiments:
-        if not isinstance(place, str):
+        if not isinstance(place, str) or str(identity) == DEFAULT:
             continue
         above = place.rstrip("/").rpartition("/")[0]
         folder = _folder(above)

@@ -80,10 +80,17 @@ def _slides(root: Path) -> Finding:
     if not os.path.lexists(manifest):
         return Finding("slides", False, f"the manifest {named} does not exist{needless}")
     paths = _column(manifest, f"the manifest {named}", "path")
-    gone = [path for path in paths if not is_url(path) and not os.path.exists(manifest.parent / path)]
+    gone = [path for path in paths if not is_url(path) and not _exists(manifest.parent / path)]
     if gone:
         return Finding("slides", False, f"{len(gone)} of {len(paths)} are not where the manifest says, the first {gone[0]}; mount their folder{needless}")
     return Finding("slides", True, f"all {len(paths)} of {named}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, or a folder that may not be read
+        return False
 
 
 def _lost(root: Path) -> Finding:
@@ -131,9 +138,7 @@ def _place(root: Path) -> Finding:
     database = store_file(root)
     elsewhere = places_elsewhere(root, database) if database is not None and database.exists() else []
     if elsewhere:
-        return Finding(
-            "place", False, f"this project was moved or copied, but its runs still keep their files in {elsewhere[0]}; run hnm track sync, which mends it"
-        )
+        return Finding("place", False, f"this project was moved or copied, but its runs still name files in {elsewhere[0]}; run hnm track sync, which mends it")
     return Finding("place", True, "the runs keep their files here, or on a server")
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from hnm.errors import TableError, TrackingError
 from hnm.experiments.record import first_line
 from hnm.experiments.state import StageState, cohort_name, locked_stages
-from hnm.experiments.tracking import connect, finished_run, flat_params, has_store, store_errors, tracking_uri
+from hnm.experiments.summary import flat_params
+from hnm.experiments.tracking import connect, finished_run, has_store, store_errors, tracking_uri
 from hnm.tables import SLIDES
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from hnm.errors import MiningError, TrackingError
-from hnm.experiments.outputs import ContentError, Outputs, taking_apart
+from hnm.errors import MiningError
+from hnm.experiments.outputs import AbsentError, Outputs, taking_apart
 from hnm.experiments.revision import WORKSPACE, UnknownRevisionError, bytes_of, file_at
 from hnm.experiments.state import lock_entries, yaml_of
 from hnm.mining.overlap import Overlap, overlap_by_slide, overlap_of
@@ -85,10 +85,10 @@ def _mined(root: Path, versions: Mapping[int, str], revision: str, round_: int) 
         return MINED.read(root / path)
     try:
         table = bytes_of(Outputs(root), path, versions[round_])
-    except ContentError:
-        raise
-    except TrackingError as error:
-        raise MiningError(f"{revision}: {path} is not in DVC's cache ({error}); bring it with dvc fetch --all-commits, or dvc repro at that revision") from None
+    except AbsentError:
+        raise MiningError(
+            f"{revision}: {path} is not in DVC's cache (md5 {versions[round_]}); bring it with dvc fetch --all-commits, or dvc repro at that revision"
+        ) from None
     with taking_apart(f"{path} of {revision}", MiningError):
         content = pd.read_parquet(io.BytesIO(table))
     return MINED.check(content, f"{revision}: {path}")

@@ -30,6 +30,10 @@ _NEVER = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
+class AbsentError(TrackingError):
+    """A version of an output is neither in the workspace nor in DVC's cache."""
+
+
 class ContentError(TrackingError):
     """An object of the cache is not what its name says, or lists what it may not."""
 
@@ -97,7 +101,7 @@ def listing(cache: Path, md5: str) -> dict[str, str]:
     """
     path = stored_object(cache, md5)
     if not path.exists():
-        raise TrackingError(f"the listing of a folder (md5 {md5}) is not in DVC's cache; run dvc pull")
+        raise AbsentError(f"the listing of a folder (md5 {md5}) is not in DVC's cache; run dvc pull")
     cure = "; delete it, then dvc pull or dvc repro"
     content = read_bounded(path, ContentError, what=str(path), cure=cure, most=MOST_LISTING_BYTES)
     md5_here = hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -113,9 +117,9 @@ def _checked(entries: Any, what: str, cure: str) -> dict[str, str]:
     files: dict[str, str] = {}
     for entry in entries:
         name, md5 = (entry.get("relpath"), entry.get("md5")) if isinstance(entry, dict) else (None, None)
-        if not is_inside(name):
+        if not isinstance(name, str) or not is_inside(name):
             raise ContentError(f"{what}: {str(name)[:200]!r} names no file inside the folder{cure}")
-        if not is_md5(md5, of_file=True):
+        if not isinstance(md5, str) or not is_md5(md5, of_file=True):
             raise ContentError(f"{what}: {name} has the md5 {str(md5)[:200]!r}, which is none{cure}")
         if name in files:
             raise ContentError(f"{what}: it names {name} twice{cure}")
@@ -215,8 +219,8 @@ class Outputs:
             raise ContentError(f"{path!r} leads out of the repository; check out a dvc.lock that DVC has written, or run dvc repro")
         return self._root / path
 
-    def _absent(self, path: str, md5: str) -> TrackingError:
-        return TrackingError(f"{path} (md5 {md5}) is neither in the workspace nor in DVC's cache; run dvc pull, then hnm track sync")
+    def _absent(self, path: str, md5: str) -> AbsentError:
+        return AbsentError(f"{path} (md5 {md5}) is neither in the workspace nor in DVC's cache; run dvc pull, then hnm track sync")
 
     @functools.cached_property
     def cache(self) -> Path:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from hnm.errors import EvidenceError, TrackingError
+from hnm.errors import EvidenceError
 from hnm.experiments.ledger import seconds_by_key
-from hnm.experiments.outputs import ContentError, Outputs, taking_apart
+from hnm.experiments.outputs import AbsentError, Outputs, taking_apart
 from hnm.experiments.revision import WORKSPACE, UnknownRevisionError, bytes_of, file_at
 from hnm.experiments.state import StageState, current_stages, stages_of
-from hnm.experiments.tracking import connect, flat_params, has_store, store_errors
+from hnm.experiments.summary import flat_params
+from hnm.experiments.tracking import connect, has_store, store_errors
 from hnm.files import read_bounded
 
 if TYPE_CHECKING:
@@ -72,11 +73,9 @@ def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> PastSta
     try:
         slides = bytes_of(outputs, slides_path, evaluate.deps[slides_path])
         test = bytes_of(outputs, *evaluate.output("plots"), TEST_SLIDES)
-    except ContentError:
-        raise
-    except TrackingError as error:
+    except AbsentError as error:
         cure = "run dvc repro" if name == WORKSPACE else f"run dvc fetch --all-commits (of a DVC experiment: dvc exp pull origin {name})"
-        raise EvidenceError(f"{name}: {error}; {cure}") from None
+        raise EvidenceError(f"{name}: {str(error).partition(';')[0]}; {cure}") from None
     return PastState(
         name,
         _slides(slides, f"{slides_path} of {name}"),
@@ -113,9 +112,7 @@ def _of_run(root: Path, name: str) -> PastState:
         raise EvidenceError(f"the run of the evaluation of {name} names no cohort; name another state, or run hnm track sync")
     try:
         slides = bytes_of(Outputs(root), slides_path, cohort[slides_path])
-    except ContentError:
-        raise
-    except TrackingError:
+    except AbsentError:
         raise EvidenceError(
             f"{name}: {slides_path} (md5 {cohort[slides_path]}), its cohort, is neither in the workspace nor in DVC's cache; run dvc fetch --all-commits"
         ) from None

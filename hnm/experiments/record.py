@@ -71,10 +71,10 @@ def refused_records(root: Path) -> list["Record"]:
 
 def _records_in(folder: Path) -> list["Record"]:
     try:
-        names = sorted(os.listdir(folder))
+        places = sorted(folder.iterdir())
     except OSError:  # there is none; `spool_trouble` tells of one that cannot be read
         return []
-    return [Record(folder / name) for name in names if os.path.isdir(folder / name) and _has_events(folder / name)]
+    return [Record(place) for place in places if place.is_dir() and _has_events(place)]
 
 
 def _has_events(folder: Path) -> bool:
@@ -204,7 +204,7 @@ class Record:
         place = self.folder / name
         if not is_inside(name) or not name.startswith("files/"):
             return f"{name!r} leads out of the record"
-        if os.path.realpath(place) != os.path.join(os.path.realpath(self.folder), name):
+        if place.resolve() != self.folder.resolve() / name:
             return f"{name!r} leads out of the record by a link"
         for file in (place, *(place.rglob("*") if place.is_dir() else ())):
             if file.is_symlink() or not (file.is_file() or file.is_dir()):
@@ -355,6 +355,7 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
         ),
         "identity": lambda value: value is None or _is_text(value),
         "parent": lambda value: value is None or _is_text(value),
+        "stages": lambda value: value is None or (isinstance(value, dict) and all(re.fullmatch("[0-9a-f]{64}", str(key)) for key in value.values())),
     },
     "metrics": {
         "step": _is_count,

@@ -12,7 +12,8 @@ from hnm.experiments.outputs import taking_apart
 from hnm.experiments.packaging import cards_of, package_round
 from hnm.experiments.record import first_line
 from hnm.experiments.state import current_stages, locked_stages, stage_in
-from hnm.experiments.sync import state_key, sync
+from hnm.experiments.summary import state_key
+from hnm.experiments.sync import sync
 from hnm.experiments.tracking import connect, experiment_id_of, finished_run, has_store, store_errors, tracking_uri
 from hnm.files import digest_of
 from hnm.prediction.model import Model, ModelRecord, read_model

@@ -19,7 +19,7 @@ from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from hnm.errors import TrackingError
+from hnm.errors import ParamsError, TrackingError
 from hnm.experiments.outputs import is_inside, is_line, is_md5, md5_of
 from hnm.files import key_of, read_bounded
 from hnm.params import ID, Params
@@ -27,6 +27,7 @@ from hnm.params import ID, Params
 MOST_YAML_BYTES = 16 << 20
 MOST_YAML_VALUES = 1_000_000
 MOST_YAML_DEPTH = 100
+_ROUND = "0|[1-9][0-9]{0,5}"
 CURE = "; restore it from git (git checkout -- dvc.lock), or move it away and run dvc repro"
 """What to do about a dvc.lock that DVC has not written so."""
 
@@ -241,6 +242,28 @@ def running_stage(folder: Path, name: str, module: str, arguments: Mapping[str, 
     )
 
 
+def running_round() -> str | None:
+    """The round of the stage that DVC runs in this process; None outside of DVC, and for a stage of no round.
+
+    Raises:
+        ParamsError: params.yaml has given it a name that is no number.
+    """
+    round_ = os.environ.get("DVC_STAGE", "").rpartition(":")[2].partition("@")[2]
+    if round_ and not re.fullmatch(_ROUND, round_):
+        raise ParamsError(f'the round {round_[:100]!r} of params.yaml is no number; rounds count from "0"')
+    return round_ or None
+
+
+def of_round(word: str, round_: str | None) -> str:
+    """A word of a stage's command with its round for `{round}` and the round before for `{previous}`.
+
+    So no name of a round has to stand in a command, which DVC hands to a shell.
+    """
+    if round_ is None or not re.fullmatch(_ROUND, round_):
+        return word
+    return word.replace("{round}", round_).replace("{previous}", str(int(round_) - 1))
+
+
 def git_tags(root: Path) -> dict[str, str]:
     """Commit of the code, and whether tracked files differ from it (dvc.lock, cv/ and the ledger aside, which stages change); empty outside git."""
     try:
@@ -305,7 +328,7 @@ def _locked(name: str, entry: dict[str, Any]) -> StageState | None:
         return None
     if "-m" not in words[:-1]:
         return None
-    module, *flags = words[words.index("-m") + 1 :]
+    module, *flags = (of_round(word, name.partition("@")[2]) for word in words[words.index("-m") + 1 :])
     sections = {section: values for file in entry["params"].values() for section, values in file.items()}
     return StageState(
         name=name,

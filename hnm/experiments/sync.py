@@ -6,7 +6,7 @@ are the truth: the same run can be made from them at any time, and is made once.
 
 import contextlib
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from hnm.experiments.outputs import Outputs, folder_md5, taking_apart
 from hnm.experiments.patience import LOCK_SECONDS
 from hnm.experiments.record import Record, first_line, refused_records
 from hnm.experiments.state import StageState, cohort_name, current_stages, git_tags, locked_stages
+from hnm.experiments.summary import in_reading_order, links, state_key, summary_run
 from hnm.experiments.tracking import (
     COURIER_SECONDS,
     Delivery,
@@ -25,14 +26,13 @@ from hnm.experiments.tracking import (
     bring_waiting,
     connect,
     finished_run,
-    flat_params,
     run_name,
     stage_run,
     store_errors,
     tracking_uri,
 )
 from hnm.experiments.vocabulary import of_history
-from hnm.files import key_of, read_bounded, read_json
+from hnm.files import read_bounded, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 COST_ALONE = ("cohort", "tiles", "embed")
 """The stages whose runs hold what they took, and nothing that their outputs could tell afterwards."""
-
-NAMED = 3
-"""Params that the name of a state holds at most."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,8 @@ def _replay(root: Path, client: "MlflowClient", states: Mapping[str, StageState]
     replayed: list[str] = []
     missing: list[str] = []
     runs: dict[str, Run] = {}
-    for name, state in sorted(states.items(), key=lambda item: (item[1].stage == "evaluate", item[0])):
+    for name in in_reading_order(list(states)):
+        state = states[name]
         run = finished_run(client, experiment, "hnm.stage_key", state.key)
         if run is None:
             try:
@@ -165,52 +163,34 @@ def _new_run(root: Path, client: "MlflowClient", start: dict[str, Any]) -> Itera
 def _summarise(
     root: Path, client: "MlflowClient", outputs: Outputs, experiment: str, states: Mapping[str, StageState], runs: Mapping[str, "Run"], missing: list[str]
 ) -> str | None:
-    """Makes the run that sums up the state, where there is none; its name."""
+    """Makes the run that sums up the state, where there is none; its name. One that lacks links to the stages' runs gets them."""
+    if "evaluate" not in runs:
+        return None
     key = state_key(states)
-    if "evaluate" not in runs or finished_run(client, experiment, "hnm.state_key", key):
+    if summary := finished_run(client, experiment, "hnm.state_key", key):
+        _mend_links(client, summary, runs)
         return None
     if late := outdated(states, locked_stages(root), outputs):
         missing.append(f"no summary: {', '.join(late)} ran before their inputs changed; run dvc repro")
         return None
-    evaluate = states["evaluate"]
-    content = _only_json(outputs.files(evaluate.arguments["metrics"], evaluate.outs[evaluate.arguments["metrics"]]))
-    params = {name: str(value) for name, value in flat_params({name: section for state in states.values() for name, section in state.params.items()}).items()}
-    others = _summaries(client, runs["evaluate"].info.experiment_id)
-    name = state_name(params, {other.info.run_name: other.data.params for other in others}, key)
-    tags = {"hnm.kind": "summary", "hnm.state_key": key, **git_tags(root), "mlflow.note.content": _note(runs)}
-    tags |= {f"hnm.run.{stage.replace('@', '.')}": run.info.run_id for stage, run in runs.items()}
-    tags |= {tag: value for tag, value in runs["evaluate"].data.tags.items() if tag == "hnm.dvc_experiment"}
+    content = _only_json(outputs.files(*states["evaluate"].output("metrics")))
+    experiment_of_dvc = {tag: value for tag, value in runs["evaluate"].data.tags.items() if tag == "hnm.dvc_experiment"}
     try:
-        with _new_run(root, client, {"experiment": experiment, "name": name, "tags": tags, "params": params, "inputs": []}) as record:
+        with _new_run(root, client, summary_run(states, experiment, {**git_tags(root), **experiment_of_dvc})) as record, taking_apart("metrics.json"):
             Tracker("summary", record).evaluation(content)
     except TrackingError as error:
         missing.append(f"no summary: {error}")
         return None
-    return name
+    made = finished_run(client, experiment, "hnm.state_key", key)
+    return None if made is None else made.info.run_name
 
 
-def state_key(states: Mapping[str, StageState]) -> str:
-    """Digest of a state of the whole pipeline; the tag `hnm.state_key` of its summary."""
-    return key_of(stages={name: state.key for name, state in states.items()})
-
-
-def state_name(params: Mapping[str, str], others: Mapping[str, Mapping[str, str]], key: str) -> str:
-    """What tells a state from the first one, by name: the params that differ.
-
-    Args:
-        params: the state's flattened params.
-        others: name -> params of the states summed up before, the first first.
-        key: the state's key; its beginning ends a name that is taken.
-    """
-    if not others:
-        return "baseline"
-    first = next(iter(others.values()))
-    names = [name for name in sorted(params.keys() | first.keys()) if params.get(name) != first.get(name)]
-    changed = [f"{name}={params.get(name, 'none')}" for name in names]
-    name = ", ".join(changed[:NAMED]) + (f" and {len(changed) - NAMED} more" if len(changed) > NAMED else "")
-    if not name:
-        return f"baseline, other code or slides {key[:7]}"
-    return f"{name} {key[:7]}" if name in others else name
+def _mend_links(client: "MlflowClient", summary: "Run", runs: Mapping[str, "Run"]) -> None:
+    """Adds links to runs that were not in MLflow yet when the summary was brought."""
+    wanted = links({name: runs[name] for name in in_reading_order(list(runs))})
+    if summary.info.lifecycle_stage == "active" and any(tag not in summary.data.tags for tag in wanted):
+        for tag, value in wanted.items():
+            client.set_tag(summary.info.run_id, tag, value)
 
 
 def outdated(states: Mapping[str, StageState], locked: Mapping[str, StageState], outputs: Outputs) -> list[str]:
@@ -243,16 +223,6 @@ def _folder_of(folder: str, made: Mapping[str, str], outputs: Outputs) -> str | 
         except TrackingError:
             return None
     return folder_md5(files)
-
-
-def _summaries(client: "MlflowClient", experiment_id: str) -> Sequence["Run"]:
-    return client.search_runs([experiment_id], "tags.`hnm.kind` = 'summary'", order_by=["attributes.start_time"], max_results=1000)
-
-
-def _note(runs: Mapping[str, "Run"]) -> str:
-    """The description that MLflow's page shows: a link to each stage's run."""
-    rows = (f"| {stage} | [{run.info.run_name}](#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}) |" for stage, run in runs.items())
-    return "\n".join(("| stage | run |", "|---|---|", *rows))
 
 
 def _rows(history: Path) -> list[dict[str, float]]:

@@ -29,11 +29,12 @@ from hnm.experiments.artifact_places import mend_places
 from hnm.experiments.ledger import cost_so_far, dvc_name
 from hnm.experiments.patience import LOCK_SECONDS, SETTINGS, PatientClient, within
 from hnm.experiments.record import CURE, Event, Record, RecordError, first_line, now, waiting_records
-from hnm.experiments.state import StageState, git_tags, running_stage
+from hnm.experiments.state import StageState, current_stages, git_tags, locked_stages, running_stage
+from hnm.experiments.summary import disagreeing, flat_params, in_reading_order, links, state_name, summary_run
 from hnm.experiments.system import SystemWatch
 from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation, of_mining
 from hnm.files import whole
-from hnm.params import Params, flat
+from hnm.params import Params
 from hnm.redaction import redacted
 from hnm.store import project_root
 
@@ -45,6 +46,8 @@ STAGE_SECONDS = 5.0
 """Longest that tracking may delay a stage, at its end."""
 COURIER_SECONDS = 60.0
 """Longest that a courier goes on alone after its stage."""
+OTHERS_SECONDS = 20.0
+"""Longest that the courier of the last stage waits for those of the stages before it."""
 POLL_SECONDS = 0.5
 
 SEES_TEST = ("evaluate", "summary")
@@ -60,6 +63,8 @@ class Tracker:
     def __init__(self, stage: str, record: Record | None) -> None:
         self._stage = stage
         self._record = record
+        self.summary: Mapping[str, Any] | None = None
+        """The content of metrics.json, once it was logged."""
 
     def epoch(self, epoch: int, metrics: Mapping[str, float | None]) -> None:
         """One row of a history, by its column names; a loop's `on_epoch`."""
@@ -67,6 +72,7 @@ class Tracker:
 
     def evaluation(self, content: Mapping[str, Any]) -> None:
         """The content of metrics.json: `round/*` by round, `validation/*` and `test/*` of the chosen round."""
+        self.summary = content
         for step, metrics in of_evaluation(content):
             self.metrics(metrics, step)
 
@@ -130,16 +136,18 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
         return
     began = time.monotonic()
     root = project_root()
-    state = running_stage(root, dvc_name(stage, arguments), f"pipelines.{stage}", arguments, sections)
+    folder = Path.cwd()  # of `dvc exp run --temp` not the root, but the folder whose dvc.lock tells of this state
+    state = running_stage(folder, dvc_name(stage, arguments), f"pipelines.{stage}", arguments, sections)
     name = run_name(state)
     record = Record.create(root, name)
     with record.alive():
-        record.append("start", **stage_run(state, params.cohort.name, {"hnm.kind": "stage", **dvc_experiment(), **git_tags(root)}))
+        record.append("start", **stage_run(state, params.cohort.name, {"hnm.kind": "stage", **dvc_experiment(), **git_tags(folder)}))
         courier = _send_courier(root, record)
         patience = max(0.0, STAGE_SECONDS - (time.monotonic() - began))
         status = "FAILED"
+        tracker = Tracker(stage, record)
         try:
-            yield Tracker(stage, record)
+            yield tracker
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -147,7 +155,27 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
         finally:
             record.append("metrics", step=0, values=cost_so_far().metrics())
             record.append("finish", status=status)
+            if status == "FINISHED" and tracker.summary is not None:
+                _record_summary(root, folder, state, params.cohort.name, tracker.summary)
             _await_courier(courier, name, record, patience)
+
+
+def _record_summary(root: Path, folder: Path, evaluate: StageState, experiment: str, content: Mapping[str, Any]) -> None:
+    """Writes the record of the run that sums up the state which `evaluate` has just evaluated; its courier brings it.
+
+    The state's key is the one that dvc.lock gives once DVC has entered this stage there. Where dvc.lock cannot tell the
+    other stages, or one of them ran on older inputs, there is no such state, and `hnm track sync` says so.
+    """
+    try:
+        states = current_stages({**locked_stages(folder), evaluate.name: evaluate})
+    except TrackingError:
+        return
+    if evaluate.name != "evaluate" or disagreeing(states):
+        return
+    record = Record.create(root, "summary")
+    record.append("start", **summary_run(states, experiment, {**dvc_experiment(), **git_tags(folder)}))
+    Tracker("summary", record).evaluation(content)
+    record.append("finish", status="FINISHED")
 
 
 @dataclass(frozen=True)
@@ -251,11 +279,6 @@ def stage_run(state: StageState, experiment: str, tags: Mapping[str, str]) -> di
     flags = {path: flag for flag, path in state.arguments.items()}
     inputs = [[path, md5, flags.get(path, "dependency")] for path, md5 in state.data.items()]
     return {"experiment": experiment, "name": run_name(state), "tags": own | round_ | dict(tags), "params": flat_params(state.params), "inputs": inputs}
-
-
-def flat_params(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Params with dotted names; of the rounds, their number."""
-    return flat({name: len(section) if name == "rounds" else section for name, section in sections.items()})
 
 
 def dvc_experiment() -> dict[str, str]:
@@ -419,12 +442,16 @@ class Delivery:
         self._experiment_id = experiment_id_of(self._client, self._root, event["experiment"])
         identity = event.get("identity", self._record.identity)
         found = self._client.search_runs([self._experiment_id], f"tags.`hnm.record` = '{identity}'", max_results=1)
-        tags = {**event["tags"], "hnm.record": identity}
+        tags, name = {**event["tags"], "hnm.record": identity}, event["name"]
+        if "stages" in event and not found:
+            if finished_run(self._client, event["experiment"], "hnm.state_key", event["tags"].get("hnm.state_key", "")):
+                return  # another has summed up this state
+            name, tags = self._named(event), {**tags, **links(runs_of_stages(self._client, event["experiment"], event["stages"]))}
         if event.get("parent") and (parents := self._client.search_runs([self._experiment_id], f"tags.`hnm.record` = '{event['parent']}'", max_results=1)):
             tags["mlflow.parentRunId"] = parents[0].info.run_id
-        run = found[0] if found else self._client.create_run(self._experiment_id, start_time=event["time"], tags=tags, run_name=event["name"])
+        run = found[0] if found else self._client.create_run(self._experiment_id, start_time=event["time"], tags=tags, run_name=name)
         self._run_id = run.info.run_id
-        if found and "identity" in event:  # a study that goes on
+        if found and "identity" in event and "stages" not in event:  # a study that goes on
             self._client.update_run(self._run_id, status="RUNNING")
         self._params([Param(name, str(value)) for name, value in event["params"].items()], 100)  # MLflow's limit
         inputs = [
@@ -434,6 +461,12 @@ class Delivery:
             for path, md5, context in event["inputs"]
         ]
         self._client.log_inputs(self._run_id, inputs)
+
+    def _named(self, event: Event) -> str:
+        """What tells the state of a summary from the first one."""
+        others = self._client.search_runs([self._experiment_id], "tags.`hnm.kind` = 'summary'", order_by=["attributes.start_time"], max_results=1000)
+        params = {name: str(value) for name, value in event["params"].items()}
+        return state_name(params, {other.info.run_name: other.data.params for other in others}, event["tags"].get("hnm.state_key", ""))
 
     def _params(self, params: "Sequence[Param]", most: int) -> None:
         """Logs params, at most so many at once; of those among which MLflow refuses one, each by itself."""
@@ -505,6 +538,12 @@ def finished_run(client: "MlflowClient", experiment: str, tag: str, value: str) 
         return None
     query = f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
     return next(iter(client.search_runs([found.experiment_id], query, ViewType.ALL, 1, ["attributes.start_time"])), None)
+
+
+def runs_of_stages(client: "MlflowClient", experiment: str, keys: Mapping[str, str]) -> "dict[str, Run]":
+    """The finished runs of stages, from the keys of their causes; of those that have one, `evaluate` last."""
+    runs = {name: finished_run(client, experiment, "hnm.stage_key", keys[name]) for name in in_reading_order(list(keys))}
+    return {name: run for name, run in runs.items() if run is not None}
 
 
 def bring_waiting(root: Path, client: "MlflowClient", *, seconds: float = 0.0, left: list[str] | None = None) -> list[str]:
@@ -611,13 +650,19 @@ def _courier(root: Path, record: Record, stage: int) -> bool:
                 if not others_brought or events[0].get("identity"):  # the trials of a study come one by one
                     bring_waiting(root, client, left=[])
                     others_brought = True
-            except (*store_errors(), TrackingError) as error:
+            except store_errors() as error:
+                record.say_reason(error)
+            except TrackingError as error:  # of a record that is none, or a store of another version
                 record.say_reason(error)
             if not stage_runs:
                 break
     complete = bool(events) and brought == len(events) and events[-1]["event"] == "finish"
     if complete and delivery is not None:
         delivery.settle()
+        try:
+            bring_waiting(root, client, seconds=OTHERS_SECONDS, left=[])  # the summary, which the stage has written last and which links the other runs
+        except (*store_errors(), TrackingError) as error:  # type: ignore[misc]
+            print(first_line(error), file=sys.stderr)
     return complete
 
 

@@ -5,6 +5,7 @@ The manifest is a person's work, so everything about it is checked, and every me
 
 import csv
 import difflib
+import hashlib
 import math
 import os
 import re
@@ -14,14 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from hnm.code import code_version
 from hnm.draws import seed_of
 from hnm.errors import CohortError, SlideError
-from hnm.files import digest_of, key_of, read_json, write_json
+from hnm.files import key_of, read_bounded, write_json
 from hnm.params import ID, Split
+from hnm.slides.masks import mask_bytes
 from hnm.slides.reader import OpenSlideReader
 from hnm.slides.remote import fetched, version_of
+from hnm.slides.storage import StorageError, one_line
 from hnm.slides.urls import checked_url, is_url, kept_form, lacks_query
 from hnm.store import Store
 from hnm.tables import QUARANTINE
@@ -29,6 +33,9 @@ from hnm.tables import QUARANTINE
 REQUIRED = ("slide_id", "path", "label")
 OPTIONAL = ("patient_id", "split", "mpp", "annotation", "mask")
 SPLITS = ("train", "validation", "test")
+MOST_STATEMENT_BYTES = 1 << 16
+MOST_REASON = 2000
+"""Characters of a reason in the table of the quarantine."""
 PLAUSIBLE_MPP = (0.05, 20.0)
 """µm per pixel: finer than any objective resolves, and coarser than any slide scanner."""
 OBJECTIVE_MPP = {40.0: 0.25, 20.0: 0.5, 10.0: 1.0}
@@ -160,7 +167,12 @@ def check_classes(labels: Mapping[str, int], splits: Mapping[str, str], where: s
 
 
 def identify(opening: Opening) -> Identity:
-    """Opens a slide and takes its identity. Raises `SlideError` of step `open`, `mpp` or, where its mask is missing, `tissue`."""
+    """Opens a slide and takes its identity.
+
+    Raises:
+        SlideError: what is wrong with it, of step `open`, `mpp` or, where its mask is none, `tissue`.
+        MachineError: the machine or the storage does not give the slide or its mask.
+    """
     stated = _stated_at_url(opening.source, opening.known) if is_url(opening.source) and opening.known else _stated(opening.source)
     mpp, power = (opening.mpp, opening.mpp) if opening.mpp is not None else stated.mpp, None
     if mpp is None:
@@ -200,11 +212,22 @@ def _stated_at_url(url: str, store: Store) -> Stated:
     if not version.etag:  # a file that was replaced by one of equal size could not be told from it
         return _stated(url)
     kept = store.path("stated", key_of(url=url, size=version.size, etag=version.etag, code=code_version("hnm.slides.reader")), ".json")
-    if not kept.exists():
-        write_json(vars(_stated(url)), kept)
-    value = read_json(kept, SlideError)
-    mpp = value["mpp"] and (value["mpp"][0], value["mpp"][1])
-    return Stated(value["vendor"], mpp, value["objective_power"], (value["dimensions"][0], value["dimensions"][1]), value["fingerprint"])
+    if (stated := _kept_statement(kept)) is None:
+        stated = _stated(url)
+        if version_of(url) != version:  # then it may be the later file that was fetched, and would be kept under the earlier one's name
+            raise StorageError(f"{version.name} changed while it was read")
+        write_json(vars(stated), kept)
+    return stated
+
+
+def _kept_statement(path: Path) -> Stated | None:
+    """What was kept of a slide's file; None where nothing was, or it is damaged and must be read anew."""
+    if not path.exists():
+        return None
+    try:
+        return TypeAdapter(Stated).validate_json(read_bounded(path, SlideError, what=str(path), most=MOST_STATEMENT_BYTES))
+    except (SlideError, ValidationError):
+        return None
 
 
 def check_twins(fingerprints: Mapping[str, str]) -> None:
@@ -224,7 +247,7 @@ def check_quarantine(reasons: Mapping[str, str], slides: int, max_share: float) 
 
 def quarantine_frame(refused: Mapping[str, SlideError]) -> pd.DataFrame:
     """Rows of the table QUARANTINE."""
-    rows = [(slide_id, error.step, str(error)) for slide_id, error in refused.items()]
+    rows = [(slide_id, error.step, one_line(str(error), MOST_REASON)) for slide_id, error in refused.items()]
     return pd.concat([QUARANTINE.empty(), pd.DataFrame(rows, columns=list(QUARANTINE.columns), dtype=str)])
 
 
@@ -243,10 +266,7 @@ def _drawn(patients: list[str], split: Split, kind: str) -> dict[str, str]:
 def _mask_digest(mask: Path | None) -> str:
     if mask is None:
         return ""
-    try:
-        return digest_of(mask)
-    except OSError as error:
-        raise SlideError(f"its mask {mask.name} cannot be read: {error.strerror}; correct the manifest's column mask", step="tissue") from None
+    return hashlib.sha256(mask_bytes(mask)).hexdigest()
 
 
 def _check_columns(columns: list[str], path: Path) -> None:

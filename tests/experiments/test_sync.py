@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from mlflow.entities import Run
 
 from hnm.errors import TrackingError
 from hnm.experiments.outputs import Outputs, folder_md5, md5_of
-from hnm.experiments.record import Record, refusals
+from hnm.experiments.record import Record, refusals, waiting_records
 from hnm.experiments.state import current_stages, locked_stages
-from hnm.experiments.sync import outdated, state_name, sync
+from hnm.experiments.summary import state_name
+from hnm.experiments.sync import outdated, sync
 from hnm.experiments.tracking import connect
 from hnm.experiments.vocabulary import TAGS
 
@@ -133,12 +135,12 @@ def repro(environment: dict[str, str]) -> Repro:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, repro: Repro) -> Path:
-    """The repository after its first `dvc repro` and sync."""
+    """The repository after its first `dvc repro`, which leaves nothing to sync."""
     root = tmp_path_factory.mktemp("repository")
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace('  "2": {previous: "1"}\n', ""))
     (root / "dvc.yaml").write_text(PIPELINE)
     (root / "pipelines").mkdir()
-    (root / "pipelines" / "__init__.py").write_text(f"__path__.append({str(ROOT / 'pipelines')!r})\n")
+    (root / "pipelines" / "__init__.py").write_text(f"{(ROOT / 'pipelines' / '__init__.py').read_text()}\n__path__.append({str(ROOT / 'pipelines')!r})\n")
     (root / "pipelines" / "head.py").write_text(HEAD)
     (root / "pipelines" / "evaluate.py").write_text(EVALUATE)
     for round_ in "01":
@@ -153,8 +155,16 @@ def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, repro: Rep
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=root, check=True)
     repro(root)
-    sync(root)
+    wait_for_couriers(root)
     return root
+
+
+def wait_for_couriers(root: Path) -> None:
+    """Waits until every record has been brought to MLflow by the stages' own couriers."""
+    end = time.monotonic() + 90
+    while waiting_records(root):
+        assert time.monotonic() < end, [log.read_text() for log in root.glob(".hnm/spool/*/courier.log")]
+        time.sleep(0.2)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_the_doctor_knows_slides_params_and_waiting_runs(project: Path) -> None:
     record.append("start", name="head-r1")
     record.set_aside(["no such experiment", "no such run"])
     assert says(project, "runs") == (
-        "not fine: 1 wait in .hnm/spool; run hnm track sync. MLflow refuses 1 in .hnm/refused, the first head-r1 (no such experiment and 1 more);"
+        "not fine: 1 wait in .hnm/spool; run hnm track sync. not brought: 1 in .hnm/refused, the first head-r1 (no such experiment and 1 more);"
         " mend the cause and run `hnm track sync --retry`, or delete what lies there"
     )
 

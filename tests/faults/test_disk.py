@@ -59,7 +59,9 @@ def fail_and_go_on(project: Project, undisturbed: Project, stage: str, point: st
 
 def test_every_stage_but_the_last_reaches_failpoints(undisturbed: Project) -> None:
     for stage in STAGES:
-        assert {"whole.creating", "whole.writing", "whole.syncing", "whole.renaming", "whole.renamed"} <= {point for point, _ in points_of(undisturbed, stage)}, stage
+        assert {"whole.creating", "whole.writing", "whole.syncing", "whole.renaming", "whole.renamed"} <= {
+            point for point, _ in points_of(undisturbed, stage)
+        }, stage
 
 
 @pytest.mark.parametrize("action", ["ENOSPC", "kill"])

@@ -166,7 +166,7 @@ def test_out_of_gpu_memory() -> None:
 def test_an_encoder_whose_record_and_weights_do_not_fit(project: Project) -> None:
     """Half of one training and half of another, as two writers would leave it."""
     folder = project.folder / "data" / "encoders" / "1"
-    write_json({**{"name": "test_vit", "weights": "random", "mean": [0.5] * 3, "std": [0.5] * 3, "features": 64}}, folder / "encoder.json")
+    write_json({"name": "test_vit", "weights": "random", "mean": [0.5] * 3, "std": [0.5] * 3, "features": 64}, folder / "encoder.json")
     assert "encoders/1" in told(project, "embed@1")
 
 

@@ -16,6 +16,7 @@ from hnm.slides.pack import Pack
 from hnm.tables import QUARANTINE, SLIDES
 from tests.tiny_stages import Launcher, Project, make_project
 
+
 def page() -> object:
     return tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA), seed=9)
 

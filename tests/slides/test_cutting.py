@@ -4,6 +4,7 @@ import tifffile
 from PIL import Image
 
 from hnm.errors import SlideError
+from hnm.files import digest_of
 from hnm.params import Tiles, Tissue
 from hnm.slides.cutting import Cutting, Layout, cut, plan_of
 from hnm.slides.pack import Pack
@@ -18,7 +19,12 @@ def cutting(path, pack, mpp=(1.0, 1.0), **changes):
 
 
 def layout(path, mpp=(1.0, 1.0), mask=None, **changes):
-    return Layout("s-1", str(path), mpp, "f", mask, "", TISSUE, TILES.model_copy(update=changes))
+    fingerprint = ""
+    if path.exists():
+        with OpenSlideReader(path) as slide:
+            fingerprint = slide.fingerprint()
+    digest = digest_of(mask) if mask else ""
+    return Layout("s-1", str(path), mpp, fingerprint, mask, digest, TISSUE, TILES.model_copy(update=changes))
 
 
 def test_the_tiles_of_a_slide(tmp_path, tiny):

@@ -167,11 +167,11 @@ def test_pixels_that_differ_are_openslide_s(tmp_path):
     path = write(tmp_path / "a.svs", texture(), photometric="ycbcr")
     with tifffile.TiffFile(path, mode="r+b") as file:
         file.pages[0].tags["PhotometricInterpretation"].overwrite(2)
-    with OpenSlideReader(path) as authority, open_slide(path) as slide:
-        levels = levels_of(path, authority)
+    with OpenSlideReader(path) as authority, path.open("rb") as file, open_slide(path) as slide:
+        levels = levels_of(file, authority)
         assert list(levels) == [0]
         assert isinstance(slide, OpenSlideReader)
-        with RawTileReader(path, authority, levels) as raw:
+        with RawTileReader(path, file, authority, levels) as raw:
             assert not raw.agrees()
             assert np.abs(raw.read(0, 0, 0, 64, 64).astype(int) - slide.read(0, 0, 0, 64, 64)).mean() > 20
 

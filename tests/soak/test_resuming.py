@@ -34,7 +34,7 @@ class Project:
 
     def start(self, stage: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.folder), "HNM_TRACKING": "off"}
-        command = STAGES[stage].get("do", STAGES[stage])["cmd"].replace("${key}", "0").split()
+        command = STAGES[stage].get("do", STAGES[stage])["cmd"].replace("{round}", "0").split()
         return subprocess.Popen([sys.executable, *command[1:]], cwd=self.folder, env=environment, stdout=subprocess.DEVNULL)
 
     def run(self, *stages: str) -> float:
