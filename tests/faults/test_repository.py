@@ -168,7 +168,7 @@ def test_artefacts_of_older_versions(project: Project, undisturbed: Project) -> 
     project.succeed("tiles", "mine@1")
     assert project.bytes_of("data/tiles", "data/mined") == undisturbed.bytes_of("data/tiles", "data/mined")
     assert {path.name: path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")} == made
-    for command in ("hnm store ls", "hnm store gc --max-size 1GB", "hnm rounds", "hnm doctor"):
+    for command in ("hnm store ls", "hnm store gc --max-gb 1", "hnm rounds", "hnm doctor"):
         done = project.run(command)
         assert "Traceback" not in done.err + done.out, f"{command}: {done.err[-600:]}"
     assert {path.name: path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")} == made
@@ -195,7 +195,7 @@ def test_a_store_of_another_folder_is_not_emptied(project: Project, tmp_path: Pa
         os.utime(home / name, (0, 0))
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     project.clear("tiles")
-    for command in ("hnm store gc --max-size 1", "hnm store ls", "tiles"):
+    for command in ("hnm store gc --max-gb 0.000001", "hnm store ls", "tiles"):
         done = project.run(command, HNM_STORE=str(home))
         assert done.code == 1 and "HNM_STORE" in done.err and "Traceback" not in done.err, f"{command}: {done.err}"
     assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
