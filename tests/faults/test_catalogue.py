@@ -8,7 +8,16 @@ ROOT = Path(__file__).parents[2]
 FAULTS = (
     *("random SIGKILL of a stage", "dvc alone killed", "Ctrl-C", "torn rename", "truncated slide", "zeroed tiles", "unreadable, vanishing mount"),
     *("not a slide, empty, link circle", "hanging read", "native crash", "no tissue", "mpp zero, absurd, per axis", "duplicate slide", "patient in two splits"),
-    *("one-class split", "bad labels", "bad features", "weights changed under one name", "empty mined set", "ties, K too large", "mining outside train", "NaN loss"),
+    *(
+        "one-class split",
+        "bad labels",
+        "bad features",
+        "weights changed under one name",
+        "empty mined set",
+        "ties, K too large",
+        "mining outside train",
+        "NaN loss",
+    ),
     *("out of GPU memory", "disk full at every write", "read-only, quota", "two repros at once", "stale locks", "bad params", "bad dvc.lock, empty dvc.yaml"),
     *("tampered cache, remote", "hostile pickles", "hostile YAML, XML, JSON, HDF5, npz, TIFF, PNG", "ids and paths", "Unicode, CRLF, cp1252"),
     *("huge and wide CSV, formulas", "MLflow down, slow, 500, full, locked, newer schema", "races at first creation", "killed study", "torn journal"),

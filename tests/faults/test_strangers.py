@@ -96,7 +96,18 @@ def test_hostile_xml(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '{"a":' * 100_000, "9" * 5_000, "1e999", "NaN", '{"type": "FeatureCollection", "features": 7}', '{"type": []}', '"\\ud800"', "\ufeff", '[{"geometry": {"type": []}}]'],
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "9" * 5_000,
+        "1e999",
+        "NaN",
+        '{"type": "FeatureCollection", "features": 7}',
+        '{"type": []}',
+        '"\\ud800"',
+        "\ufeff",
+        '[{"geometry": {"type": []}}]',
+    ],
 )
 def test_hostile_json(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.geojson"
