@@ -60,7 +60,7 @@ def web_bytes(url: str) -> Iterator[bytes]:
                 yield chunk
 
 
-def refusal_of(status: int, url: str) -> SlideError:
+def refusal_of(status: int, url: str) -> SlideError | StorageError:
     """What a server's status, other than success, means for the slide at `url`."""
     name = file_name(url)
     said = f"{status} {http.client.responses.get(status, '')}".strip()
