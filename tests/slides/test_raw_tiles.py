@@ -253,8 +253,8 @@ def test_tiles_that_are_said_to_lie_outside_of_the_file_are_openslide_s(tmp_path
     with tifffile.TiffFile(path, mode="r+b") as file:
         entry = file.pages[0].tags[tag]
         entry.overwrite(values(list(entry.value)))
-    with open_slide(path) as slide:
-        assert isinstance(slide, OpenSlideReader)
+    with OpenSlideReader(path) as authority, path.open("rb") as file:
+        assert levels_of(file, authority) == {}
 
 
 def test_pixels_come_from_the_file_that_is_at_the_path(tmp_path):
