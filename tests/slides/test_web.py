@@ -278,6 +278,13 @@ class TestRedirects:
             version_of(f"http://outside.test:{port}/a.svs")
         assert asked == []
 
+    def test_a_circle_ends_soon(self, server: str, answers: Answers) -> None:
+        asked: list[str] = []
+        circle = status(302, Location="/a.svs")
+        answers["/a.svs"] = lambda handler: asked.append(handler.path) or circle(handler)
+        assert "redirects more than 5 times" in str(refused(f"{server}/a.svs"))
+        assert len(asked) == 6
+
     def test_inside_they_may_stay_inside(self, server: str, answers: Answers) -> None:
         answers["/a.svs"] = status(307, Location=f"{server}/b.svs")
         answers["/b.svs"] = gives()
