@@ -122,7 +122,7 @@ def test_a_crash_costs_one_slide_and_a_hang_fails_all_after_the_others(cluster, 
 def kill_its_worker(job: int) -> int:
     """Kills dask's worker, the parent of the forkserver that this process comes from, until that has been done twice."""
     if job == 3:
-        parents = [process for process in psutil.Process().parents() if "distributed" in " ".join(process.cmdline())]
+        parents = [process for process in psutil.Process().parents() if "distributed.cli.dask_worker" in process.cmdline()]
         parents[0].kill()
         time.sleep(30)
     return job

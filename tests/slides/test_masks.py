@@ -192,6 +192,7 @@ IMAGES = {
     "32-bit TIFF": (encoded(Image.fromarray(np.array([[0, 1 << 20], [0, 0]], np.int32)), "TIFF"), None),
     "floats": (encoded(floating(0.5), "TIFF"), None),
     "NaN": (encoded(floating(float("nan")), "TIFF"), "holds values that are no numbers"),
+    "BMP": (encoded(coloured((0,), (255,), (0,), (0,)), "BMP"), r"cannot be read: it is no image \(PNG, TIFF, JPEG\)"),
     "CMYK": (encoded(coloured((0, 0, 0, 9), (0, 0, 0, 0), (0, 0, 0, 9), (0, 0, 0, 9)).convert("RGB").convert("CMYK"), "TIFF"), "is "),
 }
 
