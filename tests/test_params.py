@@ -41,7 +41,7 @@ def test_sections_that_are_left_out_have_their_defaults() -> None:
         ({"ranking": {"margin": 1.5}}, r"ranking: margin=1\.5 can never be met by scores"),
         ({"split": {"validation_share": 0.6, "test_share": 0.4}}, r"split: validation_share=0\.6 and test_share=0\.4 leave no train slides"),
         ({"cohort": {"name": "c"}}, r"cohort\.manifest is missing; add it"),
-        ({"cohort": {"name": "a b", "manifest": "m"}}, r"cohort\.name='a b'"),
+        ({"cohort": {"name": "a b", "manifest": "m"}}, r"cohort\.name: 'a b' must be letters, digits, dots"),
         ({"rounds": {"0": {}, "2": {"previous": "0"}}}, r'rounds must count from "0" without a gap'),
         ({"rounds": {"0": {}, "1": {"previous": "0"}}}, r"later_rounds must be the rounds after"),
     ],

@@ -75,9 +75,9 @@ def test_what_is_wrong_with_a_manifest(tmp_path, header, rows, message):
 
 
 def test_a_manifest_that_is_not_there_or_not_text(tmp_path):
-    with pytest.raises(CohortError, match=r"none.csv does not exist; correct cohort.manifest, which counts from the repository's root"):
+    with pytest.raises(CohortError, match=r"none.csv cannot be read: No such file or directory; correct cohort.manifest, which counts from the repository's root"):
         read_manifest(tmp_path / "none.csv")
-    with pytest.raises(CohortError, match=r"the manifest .* cannot be read: Is a directory; correct cohort.manifest"):
+    with pytest.raises(CohortError, match=r"the manifest .* is no regular file; correct cohort.manifest"):
         read_manifest(tmp_path)
     (tmp_path / "x.csv").write_bytes(b"slide_id,path,label\n\xff\xfe,a,1\n")
     with pytest.raises(CohortError, match=r"x.csv is not CSV in UTF-8"):
