@@ -24,8 +24,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+CountOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""0 is for none."""
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Seconds = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)]
 MOST_BYTES = 1 << 20
 """Of params.yaml."""
 MOST_NODES = 10_000
@@ -78,7 +81,7 @@ class Split(Section):
     """Share of the patients, rounded."""
     test_share: PositiveShare = 0.2
     """Share of the patients, rounded."""
-    folds: Annotated[int, Field(ge=0)] = 0
+    folds: CountOrNone = 0
     """Folds of `hnm cv`, which deals all patients anew; no stage reads it, and 0 is for none."""
     seed: Seed = 0
 
@@ -119,9 +122,9 @@ class Tiles(Section):
     """Quality of the JPEG bytes in a pack."""
     max_lost_share: Share = 0.01
     """Largest share of a slide's tiles that may be unreadable before the slide is quarantined."""
-    slide_seconds: Positive = 3600.0
+    slide_seconds: Seconds = 3600.0
     """Time limit of one slide; a slide that takes longer is quarantined."""
-    read_seconds: Positive = 120.0
+    read_seconds: Seconds = 120.0
     """Time limit of one read of a slide's file; a slide that hangs longer in one is quarantined."""
 
 
@@ -172,7 +175,7 @@ class Head(Section):
     """Weight of the cross-entropy of the slide logit."""
     tile_weight: NotNegative = 0.5
     """Weight of the tile loss: the cross-entropy of the highest tile logit, but for `clam_sb` and `inherit`, which have their own."""
-    score_folds: Annotated[int, Field(ge=0)] = 0
+    score_folds: CountOrNone = 0
     """Folds of the train slides for `mining.scores: cross_fitted`, each one more head to train; 0 trains none."""
     seed: Seed = 0
 
@@ -268,7 +271,7 @@ class Contrast(Section):
     """What the two trainings of an encoder by contrast share."""
 
     epochs: Count
-    batch_tiles: Annotated[int, Field(ge=4)]
+    batch_tiles: Annotated[int, Field(ge=4, le=2**31 - 1)]
     """Tiles of a step; each gives two views."""
     learning_rate: Positive
     schedule: Literal["cosine", "constant"]
@@ -287,7 +290,7 @@ class Simclr(Contrast):
     epochs: Count = 20
     max_tiles: Count = 100_000
     """Most tiles that are trained on, drawn from those of all train slides."""
-    batch_tiles: Annotated[int, Field(ge=4)] = 128
+    batch_tiles: Annotated[int, Field(ge=4, le=2**31 - 1)] = 128
     """Tiles of a step; each gives two views."""
     learning_rate: Positive = 3e-4
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -300,20 +303,20 @@ class Finetune(Contrast):
 
     epochs: Count = 8
     """Each epoch shows every mined tile; of the role that fills fewer steps, some again."""
-    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    warmup_epochs: CountOrNone = 1
     """First epochs, in which negatives alone are anchors."""
     anchors: Literal["negatives", "positives", "both"] = "both"
     """Whose tiles are anchors after the warm-up."""
-    batch_tiles: Annotated[int, Field(ge=4)] = 32
+    batch_tiles: Annotated[int, Field(ge=4, le=2**31 - 1)] = 32
     """Tiles of a step, of both roles; each gives two views."""
     positive_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of a step's tiles that are positives, one at least; the others are hard negatives."""
     learning_rate: Positive = 3e-4
     schedule: Literal["cosine", "constant"] = "constant"
     temperature: Positive = 0.07
-    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    freeze_layers: CountOrNone = 0
     """First layers of the encoder that keep their weights, as timm groups them: the stem is one, each block or stage after it another."""
-    adapter_rank: Annotated[int, Field(ge=0)] = 0
+    adapter_rank: CountOrNone = 0
     """Rank of low-rank adapters (LoRA) that are trained in place of the linear layers' weights, for large vision transformers; 0 trains all weights."""
     views: Views = Views()
 
@@ -321,7 +324,7 @@ class Finetune(Contrast):
 class Evaluate(Section):
     """How the numbers are made."""
 
-    resamples: Annotated[int, Field(ge=100)] = 1000
+    resamples: Annotated[int, Field(ge=100, le=10**6)] = 1000
     """Bootstrap resamples of the patients behind each interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     lesion_names: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = ("tumour", "tumor", "lesion", "metastasis")
@@ -337,9 +340,9 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the encoder's passes; heads are always trained in float32. `auto` is bfloat16 on a GPU that has it, and float32 on a CPU."""
-    threads: Count = 2
+    threads: Annotated[int, Field(ge=1, le=1024)] = 2
     """Torch's threads: its CPU results differ by their number."""
-    processes: Count = 1
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
     """Processes that share fine-tuning and SimCLR, with a GPU each where there are GPUs; they draw other views than one alone."""
 
 
@@ -381,7 +384,7 @@ class Tune(Section):
 
     seeds: Count = 1
     """A trial's value is the mean over so many seeds: 0, 1, … are added to `head.seed`, `mining.seed` and `finetune.seed`."""
-    folds: Annotated[int, Field(ge=0)] = 0
+    folds: CountOrNone = 0
     """0: trials are judged on validation. 2 or more: on each of so many parts of the train and validation patients, trained on the others; the mean counts."""
     pruner: Literal["median", "wilcoxon", "hyperband", "none"] = "median"
     """`median` stops a trial whose best round so far is below the median of the earlier trials at the same round; `hyperband` halves the trials again and again
