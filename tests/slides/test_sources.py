@@ -124,7 +124,10 @@ def test_what_is_wrong_with_camelyon16(challenge, tmp_path):
     assert "have one name; keep one of them" in message()
     with pytest.raises(CohortError, match=r"holds no normal_001.tif, tumor_001.tif"):
         camelyon16(challenge / "masks", tmp_path / "a", validation_share=0.2, seed=0)
-    for text, words in (("<a", "is no XML of ASAP"), ('<a><Annotation PartOfGroup="_0"><Coordinate X="1"/></Annotation></a>', "is no XML of ASAP: a Coordinate has no Y; fetch it again")):
+    for text, words in (
+        ("<a", "is no XML of ASAP"),
+        ('<a><Annotation PartOfGroup="_0"><Coordinate X="1"/></Annotation></a>', "is no XML of ASAP: a Coordinate has no Y; fetch it again"),
+    ):
         (tmp_path / "b.xml").write_text(text)
         with pytest.raises(CohortError, match=words):
             outlined(tmp_path / "b.xml")
