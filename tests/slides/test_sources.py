@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import shapely
@@ -229,3 +230,54 @@ def test_a_manifest_with_a_slide_twice_is_refused(tmp_path):
     touched(tmp_path, "d/x/a.svs", "d/y/a.tif")
     with pytest.raises(CohortError, match=r"slides.csv: slide_id=a stands there twice"):
         write_manifest(directory(tmp_path / "d", positive="x").entries, tmp_path / "slides.csv")
+
+
+LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "' + "&b;" * 9 + '">]><a>&c;</a>'
+OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "is no XML of ASAP: it declares a document type"),
+        (OUTSIDE, "is no XML of ASAP: it declares a document type"),
+        ("<a>" * 200 + "</a>" * 200, "is no XML of ASAP: it has more than 100 levels"),
+        (asap(("_0", [(0, 0), ("NaN", 5), (5, 5)])), r"a.xml, shape 1 \(_0\): 'nan' is no pixel of a slide; delete it"),
+        (asap(("_0", [(0, 0), ("inf", 5), (5, 5)])), "'inf' is no pixel of a slide"),
+        (asap(("_0", [(0, 0), ("1e308", 5), (5, 5)])), r"'1e\+308' is no pixel of a slide"),
+        (asap(("_0", [(0, 0), ("x", 5), (5, 5)])), "is no XML of ASAP: could not convert string to float: 'x'"),
+        (asap(("x" * 300, box(0, 0, 9, 9))), "a.xml, shape 1: its group 'x+'… .300 characters. is no text of one line"),
+        ("", "is no XML of ASAP: no element found"),
+        ('<?xml version="1.0" encoding="klingon"?><a/>', "is no XML of ASAP: unknown encoding"),
+    ],
+)
+def test_xml_of_a_stranger(tmp_path, text, message):
+    (tmp_path / "a.xml").write_text(text)
+    with pytest.raises(CohortError, match=message):
+        outlined(tmp_path / "a.xml")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "it has no list 'positive'"),
+        ({"positive": [], "negative": 3}, "it has no list 'negative'"),
+        ({"positive": [5], "negative": []}, "a shape of 'positive' has no list 'vertices'"),
+        ({"positive": [{"vertices": "abc"}], "negative": []}, "a shape of 'positive' has no list 'vertices'"),
+        ({"positive": [{"vertices": [[1, 2], [3], [4, 5]]}], "negative": []}, r"shape 1 \(_0\): '\[3\]' is no corner"),
+        ({"positive": [{"vertices": [[1, 2], [10**400, 3], [4, 5]]}], "negative": []}, "is no pixel of a slide"),
+        ({"positive": [{"vertices": [[1, 2], [float("nan"), 3], [4, 5]]}], "negative": []}, "is not JSON: NaN is no number"),
+    ],
+)
+def test_ncrf_of_a_stranger(tmp_path, value, message):
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    with pytest.raises(CohortError, match=message):
+        outlined(tmp_path / "a.json")
+
+
+def test_a_folder_whose_name_is_no_utf8_makes_no_manifest(tmp_path):
+    folder = tmp_path / "d" / "x" / os.fsdecode(b"\xff")
+    touched(folder, "a.svs")
+    with pytest.raises(CohortError, match=r"udcff/a.svs': this path is not UTF-8 of one line, so that no manifest can hold it"):
+        write_manifest(directory(tmp_path / "d", positive="x").entries, tmp_path / "slides.csv")
+    assert not (tmp_path / "slides.csv").exists()
