@@ -105,7 +105,7 @@ def test_what_is_wrong_with_a_mask(tmp_path):
         ("none.png", "its mask none.png does not exist; correct the manifest's column mask, or --mask"),
         ("none.geojson", "its mask none.geojson does not exist; correct the manifest's column mask"),
         ("other.geojson", r"its mask other.geojson, feature 1 \(\) lies at x 900 to 950, y 0 to 50, outside the slide of 600 x 400"),
-        ("torn.geojson", "its mask torn.geojson is not GeoJSON: "),
+        ("torn.geojson", "its mask torn.geojson is not JSON: "),
     ):
         with pytest.raises(SlideError, match=f"^{message}") as caught:
             read(tmp_path / name, (600, 400), view_of(60, 40))
