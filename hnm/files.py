@@ -94,7 +94,7 @@ def read_bounded(path: Path, kind: Refuse, *, what: str, cure: str = "", most: i
         if status.st_size > most:
             raise kind(f"{what} has {status.st_size} bytes, more than the {most} that are read{cure}")
         with os.fdopen(handle, "rb", closefd=False) as stream:
-            content = stream.read(most + 1)
+            content = stream.read(min(most, status.st_size) + 1)  # Python asks for as much memory as it is told to read
     except OSError as error:
         raise kind(f"{what} cannot be read: {_reason(error)}{cure}") from None
     finally:

@@ -94,9 +94,9 @@ class Tiles(Section):
     max_lost_share: Share = 0.01
     """Largest share of a slide's tiles that may be unreadable before the slide is quarantined."""
     slide_seconds: Positive = 3600.0
-    """Time limit of one slide; a slide that takes longer is quarantined."""
+    """Time limit of one slide; where one takes longer, twice, the stage fails and names it."""
     read_seconds: Positive = 120.0
-    """Time limit of one read of a slide's file; a slide that hangs longer in one is quarantined."""
+    """Time limit of one read of a slide's file; where one hangs longer, twice, the stage fails and names it."""
 
 
 class Encoder(Section):

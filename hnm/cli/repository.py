@@ -10,7 +10,7 @@ track = typer.Typer(help="Runs in MLflow.", no_args_is_help=True)
 @track.command("sync")
 def track_sync(retry: Annotated[bool, typer.Option("--retry", help="Try again what MLflow has refused for good, too.")] = False) -> None:
     """Bring waiting runs to MLflow, make those of stages that DVC restored, and the summary of this state."""
-    from hnm.experiments.record import refusals
+    from hnm.experiments.record import refusals, spool_trouble
     from hnm.experiments.sync import sync
     from hnm.store import project_root
 
@@ -19,7 +19,9 @@ def track_sync(retry: Annotated[bool, typer.Option("--retry", help="Try again wh
     for reason in done.missing:
         typer.echo(f"not made: {reason}", err=True)
     if refused := refusals(project_root()):
-        typer.echo(f"refused by MLflow: {refused}", err=True)
+        typer.echo(f"not brought: {refused}", err=True)
+    if trouble := spool_trouble(project_root()):
+        typer.echo(trouble, err=True)
 
 
 def verify(

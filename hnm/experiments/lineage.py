@@ -3,6 +3,7 @@
 Stages are joined by the paths that they write and read; a folder that several stages write into is read as all of them.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -79,15 +80,16 @@ def as_text(found: Lineage) -> str:
     for state in found.after:
         lines += _described(state, found.runs)
     lines += [f"  {model}, by {head}" for model, head in found.models.items()]
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
 
 
 def as_mermaid(found: Lineage) -> str:
     """The lineage as a Mermaid flowchart, as GitHub and MLflow's descriptions draw it; the stage itself stands out."""
     states = [*found.before, found.stage, *found.after]
-    labels = {state.name: f"{state.name}<br/>{found.runs[state.name].run_id[:8]}" if state.name in found.runs else state.name for state in states}
+    ids = {name: f"<br/>{_text(run.run_id[:8])}" for name, run in found.runs.items()}
+    labels = {state.name: f"{_text(state.name)}{ids.get(state.name, '')}" for state in states}
     nodes = [f'    {_node(name)}["{label}"]' for name, label in labels.items()]
-    nodes += [f'    model{number}(["{model}"])' for number, model in enumerate(found.models)]
+    nodes += [f'    model{number}(["{_text(model)}"])' for number, model in enumerate(found.models)]
     edges = [f"    {_node(head)} --> model{number}" for number, head in enumerate(found.models.values())]
     edges += [f"    {_node(maker)} --> {_node(state.name)}" for state in states for maker in sorted(_makers(state, {other.name: other for other in states}))]
     return "\n".join(
@@ -243,4 +245,16 @@ def _described(state: StageState, runs: Mapping[str, StageRun]) -> Iterator[str]
 
 
 def _node(name: str) -> str:
-    return name.replace("@", "_r")
+    """A stage's name as an identifier of Mermaid's; names of dvc.lock may be anyone's text."""
+    word = re.sub(r"[^A-Za-z0-9_]", lambda letter: f"_x{ord(letter[0])}_", name.replace("@", "_r"))
+    return f"stage_{word}" if word.lower() in ("end", "graph", "subgraph", "style", "class", "click", "default", "slides") else word
+
+
+def _text(name: str) -> str:
+    """`name` as text in a Mermaid label, which would else take quotes and HTML for markup."""
+    return re.sub(r"[^A-Za-z0-9 ._@:/(),=+-]", lambda letter: f"#{ord(letter[0])};", name)
+
+
+def _printable(line: str) -> str:
+    """A line without control characters, which names in MLflow may hold and a terminal obeys."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in line)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from hnm.errors import PredictionError, TrackingError
 from hnm.experiments.outputs import taking_apart
 from hnm.experiments.packaging import cards_of, package_round
+from hnm.experiments.patience import RECEIVE_SECONDS, within
 from hnm.experiments.record import first_line
 from hnm.experiments.state import current_stages, locked_stages, stage_in
 from hnm.experiments.summary import state_key
@@ -106,8 +107,11 @@ def registered_model(root: Path, uri: str) -> Model:
             if "@" in uri:
                 registered, _, alias = uri.removeprefix("models:/").partition("@")
                 name = f"models:/{registered}/{client.get_model_version_by_alias(registered, alias).version}"
-            with default_store(tracking_uri(root)):
-                return read_model(fetch_model(name, Path(folder)), name)
+            with default_store(tracking_uri(root)), within(RECEIVE_SECONDS):
+                place = fetch_model(name, Path(folder))
+            if not place.resolve().is_relative_to(Path(folder).resolve()):
+                raise PredictionError(f"the files of {uri} lie outside of the folder that they were brought into; do not trust {tracking_uri(root)}")
+            return read_model(place, name)
         except store_errors() as error:
             raise PredictionError(f"{uri} cannot be had from {tracking_uri(root)}: {first_line(error)}; `hnm promote` registers models") from None
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -594,10 +594,24 @@ def _bring_one(root: Path, client: "MlflowClient", record: Record) -> str | None
         return None
     if not events or events[-1]["event"] != "finish":
         return None
+    if (keys := events[0].get("stages")) and _wait(root, set(keys.values())):
+        return None  # a summary, before the runs that it links
     delivery = Delivery(root, record, client)
     delivery.bring(events)
     delivery.settle()
     return None if delivery.refusals else str(events[0]["name"])
+
+
+def _wait(root: Path, keys: Set[str]) -> bool:
+    """Whether records of stages with these keys still wait; they may be with their couriers."""
+    for record in waiting_records(root):
+        try:
+            events = record.checked_events()
+        except RecordError:  # which is told when its turn comes
+            continue
+        if events and events[0]["tags"].get("hnm.stage_key") in keys:
+            return True
+    return False
 
 
 def serve_ui(port: int) -> NoReturn:

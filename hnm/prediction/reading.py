@@ -32,6 +32,8 @@ class Reading:
     tiles: Tiles
     pack: Path
     """Where its tiles will lie."""
+    done: str | None = None
+    """Fingerprint of the file that was predicted before; it is not cut again while it has that one."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class SlideRead:
         return self.mpp[0] / self.mpp[1]
 
 
-def read_slide(reading: Reading) -> SlideRead:
-    """Writes the pack of a slide.
+def read_slide(reading: Reading) -> SlideRead | None:
+    """Writes the pack of a slide; None where its file is the one that was predicted before.
 
     Raises:
         SlideError: at which step it cannot be used, and why.
@@ -58,7 +60,10 @@ def read_slide(reading: Reading) -> SlideRead:
     """
     with fetched(reading.source) as path:
         with OpenSlideReader(path) as slide:
-            mpp, fingerprint = _mpp_of(slide, reading), slide.fingerprint()
+            fingerprint = slide.fingerprint()
+            if fingerprint == reading.done:
+                return None
+            mpp = _mpp_of(slide, reading)
         mask_digest = "" if reading.mask is None else hashlib.sha256(mask_bytes(reading.mask)).hexdigest()
         layout = Layout(reading.slide_id, str(path), mpp, fingerprint, reading.mask, mask_digest, reading.tissue, reading.tiles)
         cut(Cutting(layout, reading.pack))

@@ -34,8 +34,6 @@ REQUIRED = ("slide_id", "path", "label")
 OPTIONAL = ("patient_id", "split", "mpp", "annotation", "mask")
 SPLITS = ("train", "validation", "test")
 MOST_STATEMENT_BYTES = 1 << 16
-MOST_REASON = 2000
-"""Characters of a reason in the table of the quarantine."""
 PLAUSIBLE_MPP = (0.05, 20.0)
 """µm per pixel: finer than any objective resolves, and coarser than any slide scanner."""
 OBJECTIVE_MPP = {40.0: 0.25, 20.0: 0.5, 10.0: 1.0}
@@ -247,7 +245,7 @@ def check_quarantine(reasons: Mapping[str, str], slides: int, max_share: float) 
 
 def quarantine_frame(refused: Mapping[str, SlideError]) -> pd.DataFrame:
     """Rows of the table QUARANTINE."""
-    rows = [(slide_id, error.step, one_line(str(error), MOST_REASON)) for slide_id, error in refused.items()]
+    rows = [(slide_id, error.step, one_line(str(error))) for slide_id, error in refused.items()]
     return pd.concat([QUARANTINE.empty(), pd.DataFrame(rows, columns=list(QUARANTINE.columns), dtype=str)])
 
 

@@ -5,6 +5,7 @@ compared with OpenSlide, the authority; where a byte differs or anything is unus
 does where a single tile cannot be decoded, or a region lies between the pixels of its level.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from hnm.processes import one_read
 from hnm.slides.reader import HEAD_BYTES, RGB, OpenSlideReader, RegionError, Slide, cache_bytes, changed, check_region
 from hnm.slides.storage import error_of, shown
 
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it quotes the bytes of a damaged file; what is wrong with one OpenSlide says
 VENDORS = frozenset({"aperio", "generic-tiff"})
 """Formats, in OpenSlide's words, whose levels are the tiles of one TIFF page, side by side."""
 START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"

@@ -28,7 +28,7 @@ from PIL import Image
 from hnm.errors import HnmError, SlideError
 from hnm.files import key_of
 from hnm.processes import one_read
-from hnm.slides.storage import ChangedError, StorageError, check_file, error_in_words, error_of, one_line, shown
+from hnm.slides.storage import ChangedError, StorageError, check_file, error_in_words, error_of, shown, words_of
 
 RGB = npt.NDArray[np.uint8]
 """Pixels, (height, width, 3)."""
@@ -429,7 +429,7 @@ def _check_neighbours(path: Path) -> None:
 
 def _reason(error: openslide.OpenSlideError, path: Path) -> str:
     """OpenSlide's message without the folder, which differs from machine to machine."""
-    return one_line(str(error).replace(f"{path.parent}/", ""))
+    return words_of(str(error).replace(f"{path.parent}/", ""))
 
 
 def _properties_of(slide: openslide.OpenSlide) -> dict[str, str]:

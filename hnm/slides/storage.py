@@ -126,13 +126,21 @@ def error_in_words(text: str) -> MachineError | None:
 
 def shown(path: Path) -> str:
     """The name of a file as any terminal and any CSV can show it: a name may hold bytes that are no UTF-8, and line breaks."""
-    return one_line(os.fsencode(path.name).decode("utf-8", "backslashreplace"))
+    return _shortened(one_line(os.fsencode(path.name).decode("utf-8", "backslashreplace")))
 
 
-def one_line(text: str, most: int = MOST_WORDS) -> str:
-    """`text` without what does not print, and of at most `most` characters."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return printable if len(printable) <= most else f"{printable[:most]}…"
+def words_of(message: str) -> str:
+    """A library's message, which may quote a file, as one line that is not long."""
+    return _shortened(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """`text` with a space for all that does not print."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]}…"
 
 
 def _is_away(folder: Path) -> bool:

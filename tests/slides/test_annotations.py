@@ -47,14 +47,14 @@ def test_a_ring_that_crosses_itself_is_mended(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("{", "a.geojson is not GeoJSON: "),
+        ("{", "a.geojson is not JSON: "),
         ('"text"', "a.geojson is not GeoJSON: it holds no list of features"),
         ([feature(SQUARE), feature([1, 2], "Point")], r"feature 2 \(tumour\) is a Point, not a Polygon or MultiPolygon; delete it or draw its area"),
         ([{"type": "Feature", "geometry": None, "properties": {}}], "feature 1 has no name of a class in properties.classification.name; classify it"),
         ([feature([[[0, 0], [1, 1]]])], r"feature 1 \(tumour\) has coordinates that make no polygon: "),
         ([feature([[[0, 0], ["x", 1], [2, 2], [0, 0]]])], r"feature 1 \(tumour\) has coordinates that make no polygon: "),
         ([feature([[[0, 0], [5, 5], [9, 9], [0, 0]]])], r"feature 1 \(tumour\) encloses no area; delete it or draw it again"),
-        ([feature([[[0, 0], [5, float("nan")], [9, 1], [0, 0]]])], "a.geojson is not GeoJSON: NaN is no coordinate"),
+        ([feature([[[0, 0], [5, float("nan")], [9, 1], [0, 0]]])], "a.geojson is not JSON: NaN is no number"),
         ([17], "feature 1 has no name of a class"),
         ([feature(SQUARE) | {"geometry": 3}], r"feature 1 \(tumour\) "),
     ],
@@ -65,7 +65,7 @@ def test_what_is_wrong_with_an_annotation(tmp_path, value, message):
 
 
 def test_a_missing_annotation(tmp_path):
-    with pytest.raises(CohortError, match=r"annotation .*none.geojson does not exist; correct the manifest's column annotation"):
+    with pytest.raises(CohortError, match=r"annotation .*none.geojson cannot be read: No such file or directory; correct the manifest's column annotation"):
         read_annotation(tmp_path / "none.geojson")
 
 
