@@ -294,6 +294,9 @@ def _entry(row: dict[str | None, str | None], where: str) -> Entry:
             checked_url(cells["path"])
         except SlideError as error:
             raise CohortError(f"{where}: path: {error}") from None
+    for column in ("annotation", "mask"):
+        if is_url(cells.get(column) or ""):
+            raise CohortError(f"{where}: {column} is a URL, which only slides are fetched by; fetch the file and give its path")
     if cells["label"] not in {"0", "1"}:
         raise CohortError(f"{where}: label={cells['label']!r} is not 0 or 1; the pipeline tells two classes apart: make one class 1 and the rest 0")
     if "split" in cells and cells["split"] not in SPLITS:
