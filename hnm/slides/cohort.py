@@ -34,8 +34,6 @@ REQUIRED = ("slide_id", "path", "label")
 OPTIONAL = ("patient_id", "split", "mpp", "annotation", "mask")
 SPLITS = ("train", "validation", "test")
 MOST_STATEMENT_BYTES = 1 << 16
-MOST_REASON = 2000
-"""Characters of a reason in the table of the quarantine."""
 LONGEST_PATH = 4096
 PLAUSIBLE_MPP = (0.05, 20.0)
 """µm per pixel: finer than any objective resolves, and coarser than any slide scanner."""
@@ -293,6 +291,9 @@ def _entry(cells: dict[str, str], where: str) -> Entry:
     for name in ("path", "annotation", "mask"):
         if not is_printable(cells.get(name, "")) or len(cells.get(name, "")) > LONGEST_PATH:
             raise CohortError(f"{where}: {name}={quoted(cells[name])} is no path of one line, of at most {LONGEST_PATH} characters; correct it")
+    for column in ("annotation", "mask"):
+        if is_url(cells.get(column) or ""):
+            raise CohortError(f"{where}: {column} is a URL, which only slides are fetched by; fetch the file and give its path")
     if cells["label"] not in {"0", "1"}:
         raise CohortError(f"{where}: label={quoted(cells['label'])} is not 0 or 1; the pipeline tells two classes apart: make one class 1 and the rest 0")
     if "split" in cells and cells["split"] not in SPLITS:
