@@ -176,9 +176,20 @@ def _lock(path: Path, folder: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path, Path], None]] = {
-    "slide": _slide, "mask": _mask, "annotation": _annotation, "outline": _outline, "manifest": _manifest, "pack": _pack, "features": _features, "table": _table, "ledger": _ledger,
-    "vetoes": _vetoes, "model": _model, "params": _params, "dvc.lock": _lock,
-}  # fmt: skip
+    "slide": _slide,
+    "mask": _mask,
+    "annotation": _annotation,
+    "outline": _outline,
+    "manifest": _manifest,
+    "pack": _pack,
+    "features": _features,
+    "table": _table,
+    "ledger": _ledger,
+    "vetoes": _vetoes,
+    "model": _model,
+    "params": _params,
+    "dvc.lock": _lock,
+}
 SHARES = {
     "slide": 6,
     "mask": 4,

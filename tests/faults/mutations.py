@@ -19,19 +19,121 @@ import pyarrow.parquet as pq
 Mutation = Callable[[bytes, random.Random], bytes]
 
 NASTY_JSON = [
-    "NaN", "Infinity", "1e999", "-1e999", "9" * 400, "-" + "9" * 5000, "null", "true", "[]", "{}", '""', "-1", "0", "1e308", "-0.0", "1.5", str(2**63), str(-(2**63) - 1),
-    '"\\u0000"', '"\\ud800"', '"=cmd|calc!A1"', '"../../etc/passwd"', '"<script>alert(1)</script>"', '"' + "x" * 5000 + '"', "[" * 2000 + "]" * 2000, "[[]]", "[null]",
-    '{"type": []}', '[[["a", 1], [2, 3], [4, 5]]]', '"hf-hub:stranger/model"', '"local-dir:/etc"', '"/dev/zero"', "1000000000000", "4294967295", "2147483647",
-]  # fmt: skip
+    "NaN",
+    "Infinity",
+    "1e999",
+    "-1e999",
+    "9" * 400,
+    "-" + "9" * 5000,
+    "null",
+    "true",
+    "[]",
+    "{}",
+    '""',
+    "-1",
+    "0",
+    "1e308",
+    "-0.0",
+    "1.5",
+    str(2**63),
+    str(-(2**63) - 1),
+    '"\\u0000"',
+    '"\\ud800"',
+    '"=cmd|calc!A1"',
+    '"../../etc/passwd"',
+    '"<script>alert(1)</script>"',
+    '"' + "x" * 5000 + '"',
+    "[" * 2000 + "]" * 2000,
+    "[[]]",
+    "[null]",
+    '{"type": []}',
+    '[[["a", 1], [2, 3], [4, 5]]]',
+    '"hf-hub:stranger/model"',
+    '"local-dir:/etc"',
+    '"/dev/zero"',
+    "1000000000000",
+    "4294967295",
+    "2147483647",
+]
 NASTY_CELLS = [
-    "", " ", "NaN", "nan", "inf", "-1", "2", "1e999", "9" * 400, "=1+1", "@x", "../x", "/dev/zero", "a/b", "é", "\x00", "\x1b[31m", "x" * 300, "x" * 200_000, '"', '""', "'", ",",
-    "\n", "\r", "\u202e", "\ufeff", "None", "true", "CON", ".", "..", "-rf", "${x}", "$(x)", "`x`", "file:///etc/passwd", "reference://::file:///etc/passwd", "http://127.0.0.1:1/x",
+    "",
+    " ",
+    "NaN",
+    "nan",
+    "inf",
+    "-1",
+    "2",
+    "1e999",
+    "9" * 400,
+    "=1+1",
+    "@x",
+    "../x",
+    "/dev/zero",
+    "a/b",
+    "é",
+    "\x00",
+    "\x1b[31m",
+    "x" * 300,
+    "x" * 200_000,
+    '"',
+    '""',
+    "'",
+    ",",
+    "\n",
+    "\r",
+    "\u202e",
+    "\ufeff",
+    "None",
+    "true",
+    "CON",
+    ".",
+    "..",
+    "-rf",
+    "${x}",
+    "$(x)",
+    "`x`",
+    "file:///etc/passwd",
+    "reference://::file:///etc/passwd",
+    "http://127.0.0.1:1/x",
     "\udc80",
-]  # fmt: skip
+]
 NASTY_YAML = [
-    ".nan", ".inf", "-.inf", "1e999", "9" * 5000, "~", "[]", "{}", "!!python/object/apply:os.system [id]", "!!binary aGk=", "!!set {a, b}", "2026-01-01", "0x10", "0o17", "1_000", "yes", "'",
-    '"', "*nothing", "&a [*a]", "[" * 3000, "{a: " * 500, "? [a, b]", "|", "> \n", "'x; touch f'", '"\\0"', "!<tag:x> y", "<<: 1", "\t- a", "@a", "%YAML 9.9", "--- a\n--- b", "- a", "1: 2",
-]  # fmt: skip
+    ".nan",
+    ".inf",
+    "-.inf",
+    "1e999",
+    "9" * 5000,
+    "~",
+    "[]",
+    "{}",
+    "!!python/object/apply:os.system [id]",
+    "!!binary aGk=",
+    "!!set {a, b}",
+    "2026-01-01",
+    "0x10",
+    "0o17",
+    "1_000",
+    "yes",
+    "'",
+    '"',
+    "*nothing",
+    "&a [*a]",
+    "[" * 3000,
+    "{a: " * 500,
+    "? [a, b]",
+    "|",
+    "> \n",
+    "'x; touch f'",
+    '"\\0"',
+    "!<tag:x> y",
+    "<<: 1",
+    "\t- a",
+    "@a",
+    "%YAML 9.9",
+    "--- a\n--- b",
+    "- a",
+    "1: 2",
+]
 
 
 def flip(content: bytes, dice: random.Random) -> bytes:
@@ -109,14 +211,16 @@ def tiff_tag(content: bytes, dice: random.Random) -> bytes:
     return bytes(changed)
 
 
+WORDS = re.compile(
+    rb"MPP = [0-9.]+|AppMag = [0-9.]+|Aperio[ -~]{8}|[0-9]+x[0-9]+|size[XY]=\"[0-9]+\"|\[[0-9,]+ "
+    rb"|Background Color=[0-9a-fA-F]{6}|OverlapsXY=[0-9 ]+|offset[XY]=\"[0-9]+\""
+)
+"""Of a slide's description, what readers take numbers from."""
+
+
 def tiff_text(content: bytes, dice: random.Random) -> bytes:
     """Words of a description are others of the same length."""
-    found = list(
-        re.finditer(
-            rb"MPP = [0-9.]+|AppMag = [0-9.]+|Aperio[ -~]{8}|[0-9]+x[0-9]+|size[XY]=\"[0-9]+\"|\[[0-9,]+ |Background Color=[0-9a-fA-F]{6}|OverlapsXY=[0-9 ]+|offset[XY]=\"[0-9]+\"",
-            content,
-        )
-    )
+    found = list(WORDS.finditer(content))
     if not found:
         return flip(content, dice)
     hit = dice.choice(found)
@@ -193,7 +297,7 @@ def geojson_ring(content: bytes, dice: random.Random) -> bytes:
     size = dice.choice([3, 40, 300, 1000])
     reach = dice.choice([100.0, 1e-300, 1e17, 1e300, 1e9, 512.0])
     ring = [[dice.uniform(0, reach), dice.uniform(0, reach)] for _ in range(size)]
-    ring = dice.choice([ring + [ring[0]], ring, [ring[0]] * 5, ring[:2], [point + [1.0, 2.0] for point in ring] + [ring[0]], []])
+    ring = dice.choice([[*ring, ring[0]], ring, [ring[0]] * 5, ring[:2], [[*point, 1.0, 2.0] for point in [*ring, ring[0]]], []])
     kind = dice.choice(["Polygon", "MultiPolygon", "Point", "GeometryCollection", "LineString"])
     coordinates: Any = {"Polygon": [ring] * dice.choice([1, 2, 9]), "MultiPolygon": [[ring]] * dice.choice([1, 3]), "Point": [1, 2], "LineString": ring}.get(
         kind
@@ -273,7 +377,7 @@ def hdf5_member(content: bytes, dice: random.Random) -> bytes:
         path = Path(folder) / "a.h5"
         path.write_bytes(content)
         with h5py.File(path, "r+") as file:
-            name = dice.choice([key for key in file])
+            name = dice.choice(list(file))
             old = file[name][:]
             attributes = dict(file.attrs)
             if attributes and dice.random() < 0.25:
@@ -342,10 +446,24 @@ def parquet_column(content: bytes, dice: random.Random) -> bytes:
     rows = table.num_rows
     place = table.column_names.index(name)
     odd: list[Any] = [
-        pa.nulls(rows), pa.array([None] * rows, pa.string()), pa.array(["=1+1"] * rows), pa.array([[1, 2]] * rows), pa.array([{"a": 1}] * rows), pa.array([-1] * rows), pa.array([2**40] * rows),
-        pa.array([float("nan")] * rows), pa.array([float("inf")] * rows, pa.float32()), pa.array([b"\xff"] * rows), pa.array([True] * rows), pa.array(["../x"] * rows).dictionary_encode(),
-        pa.array([0] * rows, pa.timestamp("s")), pa.array(["x" * 3000] * rows), pa.array([None] * rows, pa.int32()), pa.array([1e300] * rows), pa.array(["\u0000"] * rows),
-    ]  # fmt: skip
+        pa.nulls(rows),
+        pa.array([None] * rows, pa.string()),
+        pa.array(["=1+1"] * rows),
+        pa.array([[1, 2]] * rows),
+        pa.array([{"a": 1}] * rows),
+        pa.array([-1] * rows),
+        pa.array([2**40] * rows),
+        pa.array([float("nan")] * rows),
+        pa.array([float("inf")] * rows, pa.float32()),
+        pa.array([b"\xff"] * rows),
+        pa.array([True] * rows),
+        pa.array(["../x"] * rows).dictionary_encode(),
+        pa.array([0] * rows, pa.timestamp("s")),
+        pa.array(["x" * 3000] * rows),
+        pa.array([None] * rows, pa.int32()),
+        pa.array([1e300] * rows),
+        pa.array(["\u0000"] * rows),
+    ]
     choice = dice.randrange(6)
     if choice <= 2:
         table = table.set_column(place, name, dice.choice(odd))
@@ -369,7 +487,7 @@ def parquet_column(content: bytes, dice: random.Random) -> bytes:
                 '[{"name": "x", "field_name": "x", "pandas_type": "datetimetz", "numpy_type": "x", "metadata": {"timezone": "x"}}]',
             ]
         )
-        text = '{"index_columns": %s, "columns": %s, "column_indexes": %s, "pandas_version": "9"}' % (
+        text = '{{"index_columns": {}, "columns": {}, "column_indexes": {}, "pandas_version": "9"}}'.format(
             dice.choice(["[]", '["x"]', '[{"kind": "range", "name": null, "start": 0, "stop": 9999999999, "step": 1}]', "5"]),
             columns,
             dice.choice(["[]", "5"]),

@@ -32,7 +32,7 @@ def rows() -> dict[str, list[str]]:
     return {fault.strip(): re.findall(r"`(tests/[^`]+)`", tests) for fault, _, tests in cells if fault.strip() != "fault"}
 
 
-def tests_of(file: str) -> set[str]:
+def names_in(file: str) -> set[str]:
     return {node.name for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
 
@@ -46,4 +46,4 @@ def test_every_row_names_tests_that_exist() -> None:
         assert named, f"{fault} names no test"
         for test in named:
             file, _, name = test.partition("::")
-            assert (ROOT / file).is_file() and name in tests_of(file), f"{fault}: {test} does not exist"
+            assert (ROOT / file).is_file() and name in names_in(file), f"{fault}: {test} does not exist"

@@ -123,18 +123,17 @@ def test_a_path_out_of_the_folder_and_one_with_odd_letters_are_read(fresh: Proje
     assert fresh.bytes_of("data/tiles/packs") == undisturbed.bytes_of("data/tiles/packs")
 
 
-def test_a_name_that_is_no_utf_8(fresh: Project) -> None:
-    """A file system gives any bytes; the cohort goes on, and its outputs can be written."""
-    rows = rows_of(fresh)
-    place = fresh.folder / "in" / rows[0]["path"]
-    os.rename(os.fsencode(place), os.fsencode(place.parent) + b"/\xff\xfe.svs")
-    done = fresh.run("hnm predict --help")
-    assert done.code == 0
-    fresh.set(cohort={"max_quarantined_share": 0.5})
-    rows[0]["path"] = "slides/gone.svs"
-    write_rows(fresh, rows)
-    done = fresh.run("cohort")
-    assert "Traceback" not in done.err
+def test_a_name_that_is_no_utf_8(fresh: Project, undisturbed: Project) -> None:
+    """A file system gives any bytes; a file of such a name beside the slides disturbs nobody, and a manifest that means it names its row."""
+    place = fresh.folder / "in" / "slides"
+    odd = Path(os.fsdecode(os.fsencode(place) + b"/\xff\xfe.svs"))
+    odd.write_bytes(b"no slide")
+    fresh.succeed("cohort")
+    assert fresh.bytes_of("data/cohort") == undisturbed.bytes_of("data/cohort")
+    manifest = fresh.folder / "in" / "slides.csv"
+    manifest.write_bytes(manifest.read_bytes() + b"odd,slides/\xff\xfe.svs,0,odd,train,\n")
+    fresh.clear("cohort")
+    assert "UTF-8" in refusal(fresh)
 
 
 @pytest.mark.parametrize(("coding", "ends"), [("utf-8", "\r\n"), ("utf-8-sig", "\n"), ("utf-8-sig", "\r\n"), ("utf-8", "\r")])
