@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +202,28 @@ def test_a_parquet_with_any_wrong_bytes_is_read_or_is_one_error(tmp_path: Path) 
             assert "w.parquet" in str(error)
             refused += 1
     assert refused > 50
+
+
+EVERY_BYTE = """
+import sys
+from pathlib import Path
+from hnm.errors import TableError
+from hnm.tables import LABELS
+path, refused = Path(sys.argv[1]), 0
+content = path.read_bytes()
+for place in range(len(content) - 8 - int.from_bytes(content[-8:-4], "little"), len(content)):
+    for byte in {0, content[place] ^ 2} - {content[place]}:
+        path.write_bytes(content[:place] + bytes([byte]) + content[place + 1 :])
+        try:
+            LABELS.read(path)
+        except TableError as error:
+            assert str(error).isprintable(), error
+            refused += 1
+print(refused)
+"""
+
+
+def test_no_wrong_byte_in_a_parquet_s_description_ends_the_process_or_reaches_a_terminal(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "labels.parquet", LABELLED.append_column("more", [[1, 2]]).drop_columns("more"))
+    done = subprocess.run([sys.executable, "-c", EVERY_BYTE, str(path)], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr[-500:]) == (0, "") and int(done.stdout) > 100
