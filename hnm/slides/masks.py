@@ -21,7 +21,7 @@ from PIL import Image
 
 from hnm.errors import CohortError, HnmError, SlideError
 from hnm.files import read_bounded
-from hnm.slides.annotations import Region, check_inside, read_regions
+from hnm.slides.annotations import Region, check_inside, regions_of
 from hnm.slides.reader import Thumbnail
 from hnm.slides.storage import ChangedError, check_file, error_of, shown
 from hnm.slides.tissue import Mask
@@ -93,11 +93,10 @@ def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
 
 def _of_polygons(content: bytes, path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
     try:
-        regions = read_regions(path, "mask", named=False)
-        check_inside(regions, dimensions, f"mask {path.name}")
+        regions = regions_of(content, f"its mask {shown(path)}", named=False, cure=CURE)
+        check_inside(regions, dimensions, f"its mask {shown(path)}")
     except CohortError as error:
-        raise SlideError(f"its {str(error).replace(f'{path.parent}/', '')}", step="tissue") from None
-    mask_bytes(path, hashlib.sha256(content).hexdigest())
+        raise SlideError(error, step="tissue") from None
     return rasterised(regions, view)
 
 
