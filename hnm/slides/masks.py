@@ -93,10 +93,10 @@ def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
 
 def _of_polygons(content: bytes, path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
     try:
-        regions = regions_of(content, f"mask {path.name}", named=False, cure="; correct the manifest's column mask, or --mask")
-        check_inside(regions, dimensions, f"mask {path.name}")
+        regions = regions_of(content, f"its mask {shown(path)}", named=False, cure=CURE)
+        check_inside(regions, dimensions, f"its mask {shown(path)}")
     except CohortError as error:
-        raise SlideError(f"its {error}", step="tissue") from None
+        raise SlideError(error, step="tissue") from None
     return rasterised(regions, view)
 
 

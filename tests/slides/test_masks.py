@@ -265,3 +265,14 @@ def test_the_bytes_of_a_mask_are_those_of_its_digest(tmp_path):
     (tmp_path / "m.png").write_bytes(png(6, 4, (b"tEXt", b"a\0b")))
     with pytest.raises(ChangedError, match=r"^its mask m.png changed since its digest was taken; nothing of the slide is kept"):
         mask_bytes(tmp_path / "m.png", digest)
+
+
+def test_polygons_are_those_of_the_bytes_that_were_digested(tmp_path):
+    """The file may have changed since: it is not read again."""
+    content = geojson(tmp_path / "m.geojson", [[[0, 0], [20, 0], [20, 10], [0, 10], [0, 0]]]).read_bytes()
+    (tmp_path / "m.geojson").write_text("{")
+    assert read_mask(content, tmp_path / "m.geojson", (40, 20), view_of(4, 2)).tolist() == [[True, True, False, False], [False] * 4]
+    for hostile in (b"[" * 100_000, b'{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1e999, 0], [1, 0], [1, 1], [1e999, 0]]]}}'):
+        with pytest.raises(SlideError, match=r"^its mask m.geojson ") as caught:
+            read_mask(hostile, tmp_path / "m.geojson", (40, 20), view_of(4, 2))
+        assert caught.value.step == "tissue"
