@@ -121,7 +121,7 @@ def test_yaml_of_a_stranger(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize("content", [b"\xe9: 1", "a: 1".encode("utf-16")])
 def test_params_that_are_no_utf8(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "params.yaml").write_bytes(content)
-    with pytest.raises(ParamsError, match="is not valid YAML: 'utf-8' codec.*; save it as UTF-8"):
+    with pytest.raises(ParamsError, match=r"is not valid YAML: 'utf-8' codec.*; save it as UTF-8"):
         load_params(tmp_path / "params.yaml")
 
 
