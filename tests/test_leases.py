@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def test_users_and_removers_that_race_never_lose_what_is_used(store: Store) -> N
     """Each round a process asks for ten results while this one removes all it may: each is there still, or was said to be gone."""
     code = """
 import sys
+import threading
 from pathlib import Path
 from hnm.files import key_of
 from hnm.store import Store
@@ -151,3 +153,20 @@ def test_no_link_of_the_lock_s_name_is_followed(store: Store, tmp_path: Path) ->
     with pytest.raises(OSError, match="symbolic links"), leases.locked(store.root, alone=True):
         pass
     assert (tmp_path / "precious").read_text() == "x" and os.path.lexists(store.root / leases.LOCK)
+
+
+def test_who_names_a_result_waits_for_who_removes(store: Store) -> None:
+    path = made(store, 1)
+    leases.lease_of(store.root)
+    named = threading.Event()
+
+    def name() -> None:
+        store.use([path])
+        named.set()
+
+    with leases.locked(store.root, alone=True):
+        thread = threading.Thread(target=name)
+        thread.start()
+        assert not named.wait(0.2)
+    thread.join(10.0)
+    assert named.is_set()
