@@ -6,19 +6,27 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY ?= passive
 UI_PORT ?= 5000
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# raised once a torch release; plain pip takes it as a CPU build where one is offered, and any other with gigabytes of CUDA
+TORCH := torch<2.14
+LOWEST_TESTS := tests/test_files.py tests/test_folders.py tests/test_redaction.py tests/test_params.py tests/test_tables.py tests/test_code.py \
+	tests/test_store.py tests/test_store_keeping.py tests/test_minima.py tests/test_cli_models.py tests/test_cli_cohort.py \
+	tests/slides tests/mining tests/evidence tests/learning/test_features.py tests/learning/test_heads.py tests/learning/test_losses.py
+# the comments of a file stay, and below them stand the versions of a virtual environment
+written = { grep '^\#' $(2); $(1)/bin/python -m pip freeze --all --exclude-editable | grep -vE '^(pip==|\#)' | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > $(1)/written.txt && cp $(1)/written.txt $(2)
 
-.PHONY: help setup demo repro rounds cv ui test lint test-services soak pictures clean bench-mining
+.PHONY: help setup demo repro rounds cv ui test lint test-services test-lowest constraints soak fuzz pictures clean bench-mining
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hnm needs Python 3.11 or newer; name one by PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@
 
-setup: $(VENV)/.installed ## the virtual environment, by plain pip
+setup: $(VENV)/.installed ## the virtual environment, by plain pip, with the versions that are tested (constraints.txt)
 
 data/demo/slides.csv: | setup
 	hnm demo data/demo
@@ -53,11 +61,32 @@ test-services: | setup ## what needs a browser, PostgreSQL, R, dask or S3; insta
 		command -v Rscript >/dev/null || missing="$$missing r-cran-proc"; \
 		command -v docker-compose >/dev/null || missing="$$missing docker-compose"; \
 		test -z "$$missing" || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; } || echo "not here, and not to be installed: $$missing"
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,services]'
+	$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,services]'
 	pytest -m services -rs
 
-soak: | setup ## stages killed at random moments, on 60 slides: some minutes
-	pytest -m soak -s tests/soak
+.venv-lowest/.installed: constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python $(PIP_INSTALL) -r constraints-lowest.txt
+	touch $@
+
+test-lowest: .venv-lowest/.installed ## the suite's core on the lowest versions that pyproject.toml allows
+	PYTHONPATH=$(CURDIR) PATH=$(CURDIR)/.venv-lowest/bin:$$PATH .venv-lowest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not services and not soak' $(LOWEST_TESTS)
+
+constraints: ## renews constraints.txt and constraints-lowest.txt: the newest versions, and the lowest, that pip puts together today
+	rm -rf .venv-newest .venv-lowest
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python $(PIP_INSTALL) -e '.[dev,services]' '$(TORCH)'
+	$(call written,.venv-newest,constraints.txt)
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) .ci/minima.py > .venv-lowest/minima.txt
+	.venv-lowest/bin/python $(PIP_INSTALL) -r .venv-lowest/minima.txt
+	$(call written,.venv-lowest,constraints-lowest.txt)
+
+soak: | setup ## stages killed at random moments of `dvc repro`, KILLS times (20), faults at every write, a study applied: some minutes
+	KILLS=$(or $(KILLS),20) pytest -m soak -s tests/soak tests/faults
+
+fuzz: | setup ## 1,000 damaged and hostile files through the functions that read them: about 3 minutes; ARGS="--seed 7 --inputs 5000"
+	python -m tests.faults.fuzzing $(ARGS)
 
 bench-mining: | setup ## does mining help? COHORTS="name=slides.csv ..."; hours, but it goes on where it stopped; adds to benchmarks/results; ARGS as in benchmarks/mining.py
 	@test -n "$(COHORTS)" || { echo 'name the cohorts: make bench-mining COHORTS="mine=cohorts/mine/slides.csv"'; exit 2; }

@@ -13,6 +13,10 @@ MOST_CHARACTERS = 1_000
 """Of a line of a message: what a stranger wrote may be quoted in it, of any length."""
 
 
+REMAKE = "give `hnm verify --remove`, then `dvc repro`: it removes every copy of what is damaged, and the stage makes it anew"
+"""The cure for an output that is damaged: its store and DVC's cache may hold, under other names, the same damaged file, and would hand it out again."""
+
+
 class HnmError(Exception):
     """Base of all errors that the input, the params or the machine's state can cause. Its message holds no secrets, and no line without end."""
 
@@ -104,6 +108,8 @@ _CURES = {
     errno.ENOMEM: "free some memory",
     errno.ENAMETOOLONG: "shorten the name",
     errno.ELOOP: "mend the link",
+    errno.ENOENT: "bring it back (dvc pull), or run the stage that makes it (dvc repro)",
+    errno.EEXIST: "move what stands in the way",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.ENOTDIR: "move the file that stands in the way",
     errno.EISDIR: "move the folder that stands in the way",

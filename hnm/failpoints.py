@@ -13,6 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 VARIABLE = "HNM_FAILPOINT"
+LOG = "HNM_FAILPOINT_LOG"
+"""The environment variable that names a file, which gets a line for each point that is reached: its name and the file's."""
 _reached: Counter[str] = Counter()
 
 
@@ -23,6 +25,9 @@ def failpoint(name: str, path: Path | None = None) -> None:
         name: of the point, as `whole.renaming`.
         path: the file that is worked on; a rule may name it by a pattern.
     """
+    if log := os.environ.get(LOG):
+        with Path(log).open("a", encoding="utf-8") as stream:
+            stream.write(f"{name}\t{path.name if path else ''}\n")
     if not (rules := os.environ.get(VARIABLE)):
         return
     for rule in rules.split(","):

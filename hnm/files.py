@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hnm.errors import HnmError, code_of_machine
+from hnm.errors import REMAKE, HnmError, code_of_machine
 from hnm.failpoints import failpoint
 
 TEMPORARY = ".hnm-tmp-"
@@ -69,7 +69,7 @@ def read_json(path: Path, kind: type[HnmError]) -> Any:
     """The JSON value at `path`, which a stage has written; raises `kind` when it is missing or torn."""
     if not path.exists():
         raise kind(f"{path} does not exist; run the stage that makes it (dvc repro)")
-    cure = "; delete it and run the stage that makes it again"
+    cure = f"; {REMAKE}"
     return parse_json(read_bounded(path, kind, what=str(path), cure=cure), kind, what=str(path), cure=cure)
 
 
@@ -94,7 +94,7 @@ def read_bounded(path: Path, kind: Refuse, *, what: str, cure: str = "", most: i
         if status.st_size > most:
             raise kind(f"{what} has {status.st_size} bytes, more than the {most} that are read{cure}")
         with os.fdopen(handle, "rb", closefd=False) as stream:
-            content = stream.read(most + 1)
+            content = stream.read(min(most, status.st_size) + 1)  # Python asks for as much memory as it is told to read
     except OSError as error:
         raise kind(f"{what} cannot be read: {_reason(error)}{cure}") from None
     finally:

@@ -4,6 +4,7 @@ The mark is an empty file, `.hnm-store` or `.hnm-slides`, which is set when the 
 variable that names a wrong folder costs nobody a file.
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -34,9 +35,12 @@ def marked_folder(folder: Path, purpose: str, *, named_by: str, adopts: bool = F
         return _marked(folder, purpose, named_by, adopts=adopts, private=private)
     except (FileExistsError, NotADirectoryError):
         raise FolderError(f"{named_by}={folder} is no folder, or lies in what is none; name a new or empty folder") from None
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home to put in the place of ~
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FolderError(f"{named_by}={folder} cannot be made or used: {reason}; mend that, or name another folder") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise  # of the machine: no other name would help
+        raise FolderError(f"{named_by}={folder} cannot be made or used: {error.strerror}; mend that, or name another folder") from None
+    except RuntimeError as error:  # there is no home to put in the place of ~
+        raise FolderError(f"{named_by}={folder} cannot be made or used: {error}; mend that, or name another folder") from None
 
 
 def _marked(folder: Path, purpose: str, named_by: str, *, adopts: bool, private: bool) -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import platform
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 from types import FrameType, TracebackType
 from typing import NoReturn
 
@@ -16,17 +18,30 @@ from hnm.errors import HnmError, error_of_machine
 from hnm.output import say
 from hnm.redaction import redacted
 
+STAGE_GOES_ON = "what was finished is kept, and the same command (dvc repro) goes on"
+"""What a stage that is interrupted says of itself."""
 _read_seconds = 0.0
 """Set once, when a worker begins: 0 is no limit."""
 
 
 def die_with_parent() -> None:
-    """Ends this process when the one that started it is killed; else it would go on and write its outputs later."""
+    """Ends this process when the one that started it is killed; else it would go on and write its outputs later.
+
+    To Linux the parent of a worker is the server that forked it, which itself lives as long as any worker does; so a
+    worker watches the process that asked for it, too.
+    """
+    if (asked_by := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=[asked_by.sentinel], daemon=True).start()
     if sys.platform == "linux":
         parent, pr_set_pdeathsig = os.getppid(), 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the call
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
 
 
 class Terminated(KeyboardInterrupt):

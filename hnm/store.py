@@ -6,7 +6,7 @@ stage runs; a stage links it into its output. So a killed stage resumes, one new
 param back costs nothing.
 
 Only what `KINDS` names, under names of this program's form, is ever counted, believed or removed; no link is followed
-out of the store. Beside each result lies a record of its digest (`<name>.sum`), so that damage is noticed before a
+out of the store. Of each result `.hnm-sums` records the digest, so that damage is noticed before a
 result is used again; a damaged one is removed and made anew. What a living process uses is not removed
 (`hnm.leases`).
 """
@@ -43,7 +43,7 @@ KINDS = {
 """Kind -> suffix of its results; those without one are folders."""
 _RESULT = re.compile(r"[0-9a-f]{64}(\.\w+)?")
 _SHARD = re.compile(r"[0-9a-f]{2}")
-_RECORD = ".sum"
+_RECORDS = ".hnm-sums"
 _MOST_RECORD_BYTES = 1 << 12
 _UNSEEN = (PermissionError, FileNotFoundError)
 """What a look at another user's entry, or at one that goes meanwhile, raises."""
@@ -148,7 +148,7 @@ class Store:
 
     def kept(self) -> list[Kept]:
         """All results, the least recently used first; one that vanishes meanwhile is none."""
-        results = (_described(kind, path) for kind, path in self._results())
+        results = (_described(kind, path) for kind, path in _results(self.root))
         return sorted((result for result in results if result is not None), key=lambda result: (result.used, result.path))
 
     def leftovers(self, before: float) -> list[Path]:
@@ -158,7 +158,10 @@ class Store:
         """
         with locked(self.root, alone=True):
             before = min(before, living(self.root).since)
-        return sorted(path for shard in self._shards() for path in _entries(shard[1]) if self._is_leftover(path) and _last_written(path) < before)
+        places = [self.root, *(place for place in (self.root / _RECORDS,) if not place.is_symlink())]
+        left = [path for place in places for _, shard in _shards(place) for path in _entries(shard) if path.name.startswith(TEMPORARY)]
+        left += [path for place in places[1:] for kind, path in _results(place) if not os.path.lexists(self.root / kind / path.parent.name / path.name)]
+        return sorted(path for path in left if _last_written(path) < before)
 
     def remove_unused(self, result: Kept) -> bool:
         """Removes a result, but not one that a living process uses, or that has been used since it was listed; whether it is gone."""
@@ -176,12 +179,13 @@ class Store:
 
     def remove(self, path: Path) -> None:
         """Removes a result with its record, or a leftover; what was linked from it stays, and so does what a link leads to."""
+        failpoint("store.removing", path)
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISDIR(path.lstat().st_mode):
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        _record_of(path).unlink(missing_ok=True)
+        self._record_of(path).unlink(missing_ok=True)
 
     def damage(self, result: Kept, check: Callable[[Path], object] | None) -> HnmError | None:
         """What is wrong with a result, by its record and its `check`; None where nothing is."""
@@ -198,7 +202,7 @@ class Store:
         try:
             if not (path.is_file() or path.is_dir()) and os.path.lexists(path):
                 return StoreError(f"{path} is neither a file nor a folder")
-            recorded, size_and_time = _recorded(path), _size_and_time(path)
+            recorded, size_and_time = _recorded(self._record_of(path)), _size_and_time(path)
             if quick and size_and_time and recorded.items() >= size_and_time.items():
                 return None
             digest = digest_of(path)
@@ -210,7 +214,7 @@ class Store:
         elif recorded.get("sha256") != digest:
             return StoreError(f"the bytes of {path} are not those that were written")
         if recorded != (record := {"sha256": digest, **size_and_time}):
-            _write_record(path, record)
+            _write_record(self._record_of(path), record)
         return None
 
     def _discard(self, path: Path, error: HnmError) -> None:
@@ -223,31 +227,30 @@ class Store:
 
     def _record(self, path: Path) -> None:
         try:
-            _write_record(path, {"sha256": digest_of(path), **_size_and_time(path)})
+            _write_record(self._record_of(path), {"sha256": digest_of(path), **_size_and_time(path)})
         except FileNotFoundError:  # another process found it damaged
             return
 
-    def _shards(self) -> Iterator[tuple[str, Path]]:
-        """Kind and folder of each shard; none that a link leads to."""
-        for kind in KINDS:
-            parts = [self.root.joinpath(*Path(kind).parts[: depth + 1]) for depth in range(len(Path(kind).parts))]
-            if any(part.is_symlink() for part in parts):
-                continue
-            for shard in _entries(parts[-1]):
-                if _SHARD.fullmatch(shard.name) and not shard.is_symlink() and shard.is_dir():
-                    yield kind, shard
+    def _record_of(self, path: Path) -> Path:
+        return self.root / _RECORDS / path.absolute().relative_to(self.root.absolute())
 
-    def _results(self) -> Iterator[tuple[str, Path]]:
-        for kind, shard in self._shards():
-            for path in _entries(shard):
-                if _RESULT.fullmatch(path.name) and path.suffix == KINDS[kind] and path.name[:2] == shard.name:
-                    yield kind, path
 
-    def _is_leftover(self, path: Path) -> bool:
-        if path.name.startswith(TEMPORARY):
-            return True
-        result = path.with_name(path.name.removesuffix(_RECORD))
-        return path.name.endswith(_RECORD) and bool(_RESULT.fullmatch(result.name)) and not os.path.lexists(result)
+def _shards(root: Path) -> Iterator[tuple[str, Path]]:
+    """Kind and folder of each shard; none that a link leads to."""
+    for kind in KINDS:
+        if any(folder.is_symlink() for folder in (root / kind, (root / kind).parent) if folder != root):
+            continue
+        for shard in _entries(root / kind):
+            if _SHARD.fullmatch(shard.name) and not shard.is_symlink() and shard.is_dir():
+                yield kind, shard
+
+
+def _results(root: Path) -> Iterator[tuple[str, Path]]:
+    """Kind and path of what has the name and the place of a result, or of the record of one."""
+    for kind, shard in _shards(root):
+        for path in _entries(shard):
+            if _RESULT.fullmatch(path.name) and path.suffix == KINDS[kind] and path.name[:2] == shard.name:
+                yield kind, path
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -282,7 +285,7 @@ def _last_written(path: Path) -> float:
     """When a file, or anything in a folder, was last written, in seconds of the epoch; now, where something of it goes while one looks."""
     try:
         inner = path.rglob("*") if not path.is_symlink() and path.is_dir() else ()
-        return max(own.lstat().st_mtime for own in (path, *inner))
+        return max(float(own.lstat().st_mtime) for own in (path, *inner))
     except _UNSEEN:
         return time.time()
 
@@ -304,13 +307,8 @@ def _size_and_time(path: Path) -> dict[str, int]:
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns} if stat.S_ISREG(status.st_mode) else {}
 
 
-def _record_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}{_RECORD}")
-
-
-def _recorded(path: Path) -> dict[str, Any]:
-    """The record of a result; empty where there is none that can be read."""
-    record = _record_of(path)
+def _recorded(record: Path) -> dict[str, Any]:
+    """What a record says; empty where there is none that can be read."""
     try:
         content = read_bounded(record, HnmError, what=str(record), most=_MOST_RECORD_BYTES)
         value = parse_json(content, HnmError, what=str(record))
@@ -321,7 +319,7 @@ def _recorded(path: Path) -> dict[str, Any]:
 
 def _write_record(path: Path, record: Mapping[str, Any]) -> None:
     try:
-        write_json(record, _record_of(path))
+        write_json(record, path)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # another user's store is used without records
             raise

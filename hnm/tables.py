@@ -21,7 +21,7 @@ from pandera.errors import SchemaErrors
 
 from hnm.errors import TableError, error_of_machine
 from hnm.files import read_bounded, whole
-from hnm.params import ID
+from hnm.names import ID, ID_WORDS
 
 MOST_CSV_BYTES = 256 << 20
 MOST_CELL = 1 << 17
@@ -76,7 +76,7 @@ def _one_of(*values: str | int) -> pa.Check:
     return pa.Check.isin(list(values), error=f"must be one of {', '.join(map(str, values))}")
 
 
-_slide_id = pa.Column(str, pa.Check.str_matches(ID.removesuffix("$") + r"\Z", error="must match [A-Za-z0-9][A-Za-z0-9._-]*"))
+_slide_id = pa.Column(str, pa.Check.str_matches(ID, error=f"must be {ID_WORDS}"))
 _at_least_0 = pa.Check.ge(0, error="must be at least 0")
 _positive = pa.Check.gt(0, error="must be above 0")
 _share = pa.Check.in_range(0, 1, error="must lie in [0, 1]")

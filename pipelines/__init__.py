@@ -2,11 +2,8 @@
 
 import sys
 
-from hnm.processes import die_with_parent, tell_ends
-
-GOES_ON = "what was finished is kept, and the same command (dvc repro) goes on"
-"""What a stage that is interrupted says of itself."""
+from hnm.processes import STAGE_GOES_ON, die_with_parent, tell_ends
 
 if sys.argv[:1] == ["-m"]:  # so it is while `python -m pipelines.<stage>` looks for the stage; importing its libraries then takes seconds
     die_with_parent()
-    tell_ends(GOES_ON)
+    tell_ends(STAGE_GOES_ON)

@@ -20,9 +20,8 @@ from hnm.experiments.state import of_round, running_round, running_stage
 from hnm.experiments.tracking import track_stage
 from hnm.output import forgive_output, say
 from hnm.params import load_params
-from hnm.processes import die_with_parent, ending_in_a_line, keep_freed_memory
+from hnm.processes import STAGE_GOES_ON, die_with_parent, ending_in_a_line, keep_freed_memory
 from hnm.store import project_root
-from pipelines import GOES_ON
 
 
 def flags_of(main: Callable[..., None]) -> dict[str, type]:
@@ -48,7 +47,7 @@ def run(main: Callable[..., None]) -> None:
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     for name, kind in flags_of(main).items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, required=True)
-    with ending_in_a_line(GOES_ON):
+    with ending_in_a_line(STAGE_GOES_ON):
         round_ = running_round()
         arguments = vars(parser.parse_args([of_round(word, round_) for word in sys.argv[1:]]))
         params = load_params(Path("params.yaml"))

@@ -24,23 +24,29 @@ def track_sync(retry: Annotated[bool, typer.Option("--retry", help="Try again wh
         typer.echo(trouble, err=True)
 
 
-def verify(whole_cache: Annotated[bool, typer.Option("--whole-cache", help="Hash every object of DVC's cache, not those of dvc.lock alone.")] = False) -> None:
+def verify(
+    whole_cache: Annotated[bool, typer.Option("--whole-cache", help="Hash every object of DVC's cache, not those of dvc.lock alone.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what is damaged, from cache, workspace and store; dvc repro makes it anew.")] = False,
+) -> None:
     """Hash workspace and DVC cache against dvc.lock: what was tampered with or cut short is named."""
-    from hnm.errors import TrackingError
+    from hnm.cli.store import damaged_results
+    from hnm.errors import REMAKE, TrackingError
     from hnm.experiments import verification
     from hnm.store import project_root
 
-    found = verification.verify(project_root(), whole_cache=whole_cache)
+    root = project_root()
+    found = verification.verify(root, whole_cache=whole_cache)
     for path, md5 in found.damaged.items():
         typer.echo(f"damaged\t{path}\tits bytes have md5 {md5}")
     for name, (wanted, md5) in found.changed.items():
         typer.echo(f"changed\t{name}\tmd5 {md5}, but {wanted} in dvc.lock")
     typer.echo(f"{found.objects} cache objects and {found.paths} paths hashed; {len(found.missing)} paths are not here (hnm doctor)")
+    if remove:
+        gone = [*verification.remove_damaged(root, found.damaged), *damaged_results(remove=True)]
+        typer.echo(f"{len(gone)} damaged files are removed; dvc repro makes them anew, or dvc pull brings them")
+        return
     if found.damaged:
-        raise TrackingError(
-            f"{len(found.damaged)} cache objects are damaged; delete them and the outputs that are linked from them, run `hnm store verify`,"
-            " then dvc pull or dvc repro"
-        )
+        raise TrackingError(f"{len(found.damaged)} cache objects are damaged; {REMAKE}, unless dvc pull brings it from a remote")
     if found.changed:
         raise TrackingError(f"{len(found.changed)} paths differ from dvc.lock; dvc repro makes them anew, dvc checkout --force puts them back")
 

@@ -57,25 +57,33 @@ def gc(
 def verify(remove: Annotated[bool, typer.Option("--remove", help="Remove what is damaged; the stage makes it again.")] = False) -> None:
     """Read each kept result, and name those that are not what was written, are cut short or of another form."""
     from hnm.errors import StoreError
+    from hnm.store import project_store
+
+    count = len(project_store().kept())
+    damaged = damaged_results(remove=remove)
+    typer.echo(f"{count} results read, {len(damaged)} damaged{' and removed' if remove and damaged else ''}")
+    if damaged and not remove:
+        raise StoreError(
+            "the store holds damaged results; remove them with `hnm store verify --remove`, and `dvc repro` makes them again where they are needed"
+        )
+
+
+def damaged_results(*, remove: bool) -> list[Path]:
+    """The kept results that are damaged, each named and, where `remove` says so, removed."""
     from hnm.learning import features
     from hnm.slides.pack import Pack
     from hnm.store import project_store
 
     results = project_store()
     checks: dict[str, Callable[[Path], object]] = {"tiles": Pack, "features": features.read}
-    kept = results.kept()
-    refused = 0
-    for result in kept:
+    damaged = []
+    for result in results.kept():
         if error := results.damage(result, checks.get(result.kind)):
-            refused += 1
             typer.echo(error)
+            damaged.append(result.path)
             if remove:
                 results.remove(result.path)
-    typer.echo(f"{len(kept)} results read, {refused} damaged{' and removed' if remove and refused else ''}")
-    if refused and not remove:
-        raise StoreError(
-            "the store holds damaged results; remove them with `hnm store verify --remove`, and `dvc repro` makes them again where they are needed"
-        )
+    return damaged
 
 
 def _went(path: Path, remove: Callable[[], bool | None] | None) -> bool:

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 
 from hnm.evidence.metrics import Detections, Floats
 from hnm.params import Evaluate
-from hnm.slides.annotations import Region, covered_shares
+from hnm.slides.annotations import Region, covered_shares, joined
 
 LESION, NORMAL, UNCLEAR = "lesion", "normal", "unclear"
 
@@ -58,7 +58,7 @@ def detect(
     """
     lesion_scores, false_scores, patients = [], [], []
     for slide_id, own in ((str(key), own) for key, own in tiles.groupby("slide_id", sort=True)):
-        lesions = shapely.get_parts(shapely.union_all([r.geometry for r in annotations.get(slide_id, ()) if is_lesion(r.name, section)]))
+        lesions = shapely.get_parts(joined([r.geometry for r in annotations.get(slide_id, ()) if is_lesion(r.name, section)]))
         if labels[slide_id] == 1 and not len(lesions):
             continue
         found = own[peaks(own, aspects[slide_id])]

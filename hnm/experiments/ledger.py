@@ -4,7 +4,6 @@ Seconds and memory differ from run to run, so they never enter a stage's outputs
 `.hnm/cost/`, which git ignores, one file a stage and one for each of its keys, and are logged to the stage's MLflow run.
 """
 
-import json
 import os
 import resource
 import sys
@@ -15,8 +14,12 @@ from pathlib import Path
 
 import psutil
 
-from hnm.files import write_json
+from hnm.errors import TrackingError
+from hnm.files import parse_json, read_bounded, write_json
 from hnm.progress import WORK
+
+_MOST_BYTES = 1 << 16
+_MOST_SECONDS = 1e10
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,25 @@ def write_cost(root: Path, name: str, key: str, cost: Cost) -> None:
 
 def stage_seconds(root: Path) -> dict[str, float]:
     """Seconds of each stage's last successful execution on this machine, by DVC's name (`head@1`); a stage that never ran here is missing."""
-    entries = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / ".hnm" / "cost").glob("*.json")))
-    return {entry["stage"]: entry["seconds"] for entry in entries}
+    entries = (_entry(path) for path in sorted((root / ".hnm" / "cost").glob("*.json")))
+    return {stage: seconds for stage, seconds in entries if stage and seconds is not None}
 
 
 def seconds_by_key(root: Path, keys: Mapping[str, str]) -> dict[str, float | None]:
     """Stage -> seconds of the last execution with its key on this machine, whatever has run since; None where there was none."""
-    entries = {name: _kept(root, key) for name, key in keys.items()}
-    return {name: float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.exists() else None for name, path in entries.items()}
+    return {name: _entry(_kept(root, key))[1] for name, key in keys.items()}
+
+
+def _entry(path: Path) -> tuple[str, float | None]:
+    """Stage and seconds of an entry; "" and None where there is none, or one that a full disk or a stranger has damaged: cost is news, no result."""
+    try:
+        content = parse_json(read_bounded(path, TrackingError, what=str(path), most=_MOST_BYTES), TrackingError, what=str(path))
+    except TrackingError:
+        return "", None
+    stage, seconds = (content.get("stage"), content.get("seconds")) if isinstance(content, dict) else (None, None)
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < _MOST_SECONDS:
+        seconds = None
+    return stage if isinstance(stage, str) else "", seconds
 
 
 def _kept(root: Path, key: str) -> Path:

@@ -21,7 +21,8 @@ from mlflow.types.schema import Array, ColSpec, DataType, Map, ParamSchema, Para
 import hnm
 from hnm.errors import ParamsError, SlideError
 from hnm.prediction.model import ModelRecord, read_model, read_record
-from hnm.prediction.slide import Prediction, Refusal, predict_slides, slide_ids_of
+from hnm.prediction.names import slide_ids_of
+from hnm.prediction.slide import Prediction, Refusal, Unchanged, predict_slides
 from hnm.slides.urls import is_url
 
 ARTIFACT = "model"
@@ -63,12 +64,14 @@ class SlidePredictor(PythonModel):
 
         Slides are read in worker processes: a script that calls this does so under `if __name__ == "__main__":`.
         """
-        slides = slide_ids_of(model_input["path"].tolist())
+        paths = model_input["path"].tolist()
+        slides = slide_ids_of(paths)
         refused = {} if _serves_urls() else {slide_id: source for slide_id, source in slides.items() if is_url(source)}
         wanted = {slide_id: source for slide_id, source in slides.items() if slide_id not in refused}
-        outcomes: dict[str, Prediction | Refusal] = {slide_id: Refusal(slide_id, source, SlideError(NO_URLS)) for slide_id, source in refused.items()}
-        outcomes |= {outcome.slide_id: outcome for outcome in predict_slides(self._model, wanted, mpp=(params or {}).get("mpp"))}
-        return pd.DataFrame([answer(outcomes[slide_id], self._model.record) for slide_id in slides])
+        outcomes: dict[str, Prediction | Refusal] = {source: Refusal(slide_id, source, SlideError(NO_URLS)) for slide_id, source in refused.items()}
+        predicted = predict_slides(self._model, wanted, mpp=(params or {}).get("mpp"))
+        outcomes |= {outcome.source: outcome for outcome in predicted if not isinstance(outcome, Unchanged)}  # nothing was done before
+        return pd.DataFrame([answer(outcomes[path], self._model.record) for path in paths])
 
 
 def _serves_urls() -> bool:

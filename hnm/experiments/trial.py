@@ -17,16 +17,19 @@ from torch import Tensor
 from hnm.code import code_version
 from hnm.errors import ParamsError, StudyError
 from hnm.experiments.seal import sealed
-from hnm.files import digest_of, key_of
-from hnm.learning.encoder import encoder_digest
+from hnm.files import digest_of, key_of, read_bounded
+from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.learning.fit_encoder import epoch_steps
+from hnm.learning.heads import load_head
 from hnm.loop.embed import embed_slides
 from hnm.loop.finetune import finetune_encoder, with_extra
 from hnm.loop.head import kept_epoch, slide_features, train_head
 from hnm.loop.mine import mine_tiles
 from hnm.params import Params
 from hnm.store import Store
-from hnm.tables import LABELS, MINED, PATIENTS, SLIDES, TILES
+from hnm.tables import LABELS, MINED, PATIENTS, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
+
+_CURE = "; remove it with `hnm store verify --remove`, and give the same command again"
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ class Loop:
 
         learns = digest_of(mined) if head.kind == "mined" else None  # no other kind looks at the mined tiles
         causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "mined": learns}
-        return self._kept("heads", "head", make, fold, **causes, **_dumped(params, "embed", "head", "ranking", "compute"))
+        return self._kept("heads", "head", make, _read_head, fold, **causes, **_dumped(params, "embed", "head", "ranking", "compute"))
 
     def _mined(self, head: Path, encoder: Path, before: Path, number: int, params: Params, fold: Fold) -> Path:
         """Folder of `mined.parquet` and what is told of it; `encoder` is the one whose features `head` scored, `before` what the round before mined."""
@@ -233,7 +236,7 @@ class Loop:
 
         tables = [digest_of(table) for table in (*scores, before)]
         causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "tables": tables}
-        return self._kept("mined", "mine", make, fold, **causes, round=number, **_dumped(params, "mining", "embed", "compute"))
+        return self._kept("mined", "mine", make, _read_mined, fold, **causes, round=number, **_dumped(params, "mining", "embed", "compute"))
 
     def _encoder(self, mined: Path, previous: Path, params: Params, fold: Fold) -> Path:
         """Folder of the round's encoder."""
@@ -245,7 +248,7 @@ class Loop:
 
         trains = mining.policy != "none"  # all else of the section shows in the tables
         causes = {"mined": digest_of(mined), "extra": mining.extra, "previous": encoder_digest(previous), "trains": trains}
-        return self._kept("encoders", "finetune", make, fold, **causes, **_dumped(params, "finetune", "compute"))
+        return self._kept("encoders", "finetune", make, load_encoder, fold, **causes, **_dumped(params, "finetune", "compute"))
 
     def _features_in_memory(self, encoder: Path, beside: Path, params: Params) -> dict[str, Tensor]:
         """Features of all slides; those of the last encoder stay, as many a trial trains another head on them."""
@@ -264,9 +267,22 @@ class Loop:
             embed_slides(upstream.packs, upstream.index, encoder, Path(features), self._store, embed=params.embed, compute=params.compute)
             yield Path(features)
 
-    def _kept(self, kind: str, step: str, make: Callable[[Path], None], fold: Fold, **causes: Any) -> Path:
-        """The folder that `make` fills, made anew only where its causes have not made it before."""
-        return self._store.folder(f"trials/{kind}", key_of(upstream={**self._digests, **fold.digests}, code=self._code[step], **causes), make)
+    def _kept(self, kind: str, step: str, make: Callable[[Path], None], check: Callable[[Path], object], fold: Fold, **causes: Any) -> Path:
+        """The folder that `make` fills, made anew only where its causes have not made it before, or `check` refuses what they made."""
+        key = key_of(upstream={**self._digests, **fold.digests}, code=self._code[step], **causes)
+        return self._store.folder(f"trials/{kind}", key, make, check)
+
+
+def _read_head(folder: Path) -> None:
+    load_head(folder / "head")
+    _history(folder / "head")
+    SLIDE_SCORES.read(folder / "slides.parquet")
+    for name in ("tiles", "cross_fitted"):
+        TILE_SCORES.read(folder / f"{name}.parquet")
+
+
+def _read_mined(folder: Path) -> None:
+    MINED.read(folder / "mined.parquet")
 
 
 def check_one_process(params: Params) -> None:
@@ -288,9 +304,16 @@ def _cost_of(mined: pd.DataFrame, params: Params, tiles: int) -> int:
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
-    """The history that a training has left in `folder`."""
-    with (folder / "history.csv").open(encoding="utf-8", newline="") as stream:
-        return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(stream)]
+    """The history that a training has left in `folder`; `StudyError` where it is torn."""
+    path = folder / "history.csv"
+    content = read_bounded(path, StudyError, what=str(path), cure=_CURE)
+    try:
+        rows = [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(content.decode().splitlines(), strict=True)]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise StudyError(f"{path} is no history of a training: {error}{_CURE}") from None
+    if not rows:
+        raise StudyError(f"{path} holds no epoch{_CURE}")
+    return rows
 
 
 def _untold(epoch: int, metrics: Any) -> None:

@@ -4,6 +4,7 @@ DVC takes a read-only cache object for what its name says, and a file for unchan
 or truncated one is restored, and pushed, without a word.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def verify(root: Path, *, whole_cache: bool) -> Verified:
     here = {path: md5 for path, md5 in wanted.items() if (root / path).exists()}
     changed = {path: (md5, md5_here) for path, md5 in here.items() if (md5_here := _md5_here(root / path)) != md5}
     return Verified(len(objects), len(here), damaged, changed, {path: md5 for path, md5 in wanted.items() if path not in here})
+
+
+def remove_damaged(root: Path, damaged: Iterable[Path]) -> list[Path]:
+    """Removes damaged objects of DVC's cache, and outputs of dvc.lock that are the same file by another name; returns what went."""
+    gone = sorted(damaged)
+    status = [path.stat() for path in gone]
+    same = {(own.st_dev, own.st_ino) for own in status}
+    for out in sorted({path for state in locked_stages(root).values() for path in state.outs}):
+        here = root / out
+        for file in sorted(here.rglob("*")) if here.is_dir() else [here]:
+            if file.is_file() and ((own := file.stat()).st_dev, own.st_ino) in same:
+                gone.append(file)
+    for path in gone:
+        path.unlink()
+    return gone
 
 
 def _md5_here(path: Path) -> str:

@@ -3,26 +3,39 @@
 import difflib
 import functools
 import importlib
+import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import EncoderError
-from hnm.files import digest_of, key_of, read_json, whole, write_json
+from hnm.files import digest_of, key_of, parse_json, read_bounded, whole, write_json
 from hnm.learning.catalogue import CATALOGUE, Named
+from hnm.learning.weights import FILE, MOST_FEATURES, MOST_WEIGHTS, Parts, check_fit, checkpoint_of, fit, read_parts, tensors_of
 
 _LIBRARIES: list[torch.library.Library] = []
 """Operators live as long as the library that declared them."""
 
 PACKAGE_MODEL = "tf_efficientnet_lite0"
+RECORD = "encoder.json"
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+"""Of an architecture: a plain name of timm's registry. `hf-hub:` and `local-dir:` would have timm read elsewhere."""
+CURE = "; bring it anew with dvc pull or from where it was made, or run the stage that makes it again"
+FIT = "; use weights of this very architecture without its classifier"
+WANTED = {
+    "name": "a plain name of timm's, or one of hnm/learning/catalogue.py",
+    "weights": "text of at most 255 characters",
+    "mean": "three finite numbers",
+    "std": "three finite numbers above 0",
+    "features": f"a whole number from 1 to {MOST_FEATURES}",
+}
 
 
 @functools.cache
@@ -68,8 +81,10 @@ class TileEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, record: EncoderRecord) -> None:
+    def __init__(self, backbone: nn.Module, record: EncoderRecord, digest: str | None = None) -> None:
         super().__init__()
+        self.digest = digest
+        """`encoder_digest` of the very bytes that it was loaded from; None where it was made."""
         self.backbone = backbone
         self.record = record
         self.register_buffer("mean", torch.tensor(record.mean).view(1, -1, 1, 1), persistent=False)
@@ -118,12 +133,11 @@ def make_encoder(section: params.Encoder) -> TileEncoder:
         mean = std = (0.5, 0.5, 0.5)  # x / 127.5 - 1, as the package's network was trained
     elif section.weights == "hub" and section.name in CATALOGUE:
         path = _download(section.name, known)
-        _load_state(backbone, known.names(_read_weights(path)), str(path))
+        _load_state(backbone, _state_of_file(path, known), str(path))
     elif section.weights not in {"random", "hub"}:
-        _load_state(backbone, known.names(_read_weights(Path(section.weights))), section.weights)
+        _load_state(backbone, _state_of_file(Path(section.weights), known), section.weights)
         source = "file"
-    features = backbone.num_features * (2 if known.pooling == "class_and_mean" else 1)
-    return TileEncoder(backbone, EncoderRecord(section.name, source, mean, std, features)).eval()
+    return TileEncoder(backbone, EncoderRecord(section.name, source, mean, std, _features_of(backbone, known))).eval()
 
 
 def save_encoder(encoder: TileEncoder, folder: Path) -> None:
@@ -134,27 +148,64 @@ def save_encoder(encoder: TileEncoder, folder: Path) -> None:
 
 
 def load_encoder(folder: Path) -> TileEncoder:
-    """The encoder that `save_encoder` wrote; no pickle is read.
+    """The encoder that `save_encoder` wrote, or anybody; no pickle is read.
 
     Raises:
         EncoderError: `folder` holds no encoder, or one whose record and weights do not fit each other.
     """
-    raw = read_json(folder / "encoder.json", EncoderError)
-    try:
-        record = EncoderRecord(**{**raw, "mean": tuple(raw["mean"]), "std": tuple(raw["std"])})
-    except (KeyError, TypeError) as error:
-        raise EncoderError(f"{folder / 'encoder.json'} is no encoder record: {error}; run the stage that makes it again") from None
-    weights = folder / "weights.safetensors"
-    if not weights.is_file():
-        raise EncoderError(f"{weights} does not exist; bring it with dvc pull, or run the stage that makes it again")
-    backbone = _build(_known(record.name))
-    _load_state(backbone, _read_weights(weights), str(folder))
-    return TileEncoder(backbone, record).eval()
+    return encoder_of(read_parts(folder, RECORD, EncoderError, CURE))
+
+
+def encoder_of(parts: Parts) -> TileEncoder:
+    """As `load_encoder`, of what was read of its files; its `digest` is of these bytes."""
+    record = _record_of(parts)
+    known = _known(record.name)
+    timm, where = import_timm(), f"{parts.where}/{RECORD}"
+    if not timm.is_model(known.architecture):
+        raise EncoderError(f"{where}: name={record.name!r} is no timm model{CURE}")
+    state = tensors_of(parts.weights, EncoderError, what=f"{parts.where}/{FILE}", cure=CURE)
+    fit(lambda: _build(known), state, EncoderError, what=parts.where, cure=FIT)
+    backbone = _build(known)
+    if record.features != (width := _features_of(backbone, known)):
+        raise EncoderError(f"{where}: features={record.features}, but {record.name} gives {width}{CURE}")
+    backbone.load_state_dict(state)
+    return TileEncoder(backbone, record, digest=parts.digest).eval()
 
 
 def encoder_digest(folder: Path) -> str:
     """Digest of what an encoder computes: its record and weights, not its training history."""
-    return key_of(record=digest_of(folder / "encoder.json"), weights=digest_of(folder / "weights.safetensors"))
+    for path in (folder / RECORD, folder / FILE):
+        if not path.is_file():
+            raise EncoderError(f"{path} does not exist, or is no regular file{CURE}")
+    return key_of(record=digest_of(folder / RECORD), weights=digest_of(folder / FILE))
+
+
+def _record_of(parts: Parts) -> EncoderRecord:
+    """The checked record; `EncoderError` where a value is none that an encoder of this program has."""
+    where = f"{parts.where}/{RECORD}"
+    raw = parse_json(parts.record, EncoderError, what=where, cure=CURE)
+    if not isinstance(raw, dict) or set(raw) != {field.name for field in fields(EncoderRecord)}:
+        raise EncoderError(f"{where} is no encoder record: it holds {_named(raw)}{CURE}")
+    channels = [isinstance(raw[name], list) and len(raw[name]) == 3 and all(type(value) in (int, float) for value in raw[name]) for name in ("mean", "std")]
+    faults = {
+        "name": not isinstance(raw["name"], str) or not re.fullmatch(NAME, raw["name"]),
+        "weights": not isinstance(raw["weights"], str) or len(raw["weights"]) > 255,
+        "mean": not channels[0] or any(abs(value) > 1e6 for value in raw["mean"]),
+        "std": not channels[1] or any(not 1e-6 <= value <= 1e6 for value in raw["std"]),
+        "features": type(raw["features"]) is not int or not 1 <= raw["features"] <= MOST_FEATURES,
+    }
+    if fault := next((name for name, wrong in faults.items() if wrong), None):
+        raise EncoderError(f"{where} is no encoder record: {fault}={str(raw[fault])[:80]!r}; {WANTED[fault]}{CURE}")
+    return EncoderRecord(raw["name"], raw["weights"], tuple(map(float, raw["mean"])), tuple(map(float, raw["std"])), raw["features"])
+
+
+def _named(raw: Any) -> str:
+    return f"{sorted(map(str, raw))[:8]}"[:200] if isinstance(raw, dict) else type(raw).__name__
+
+
+def _features_of(backbone: Any, known: Named) -> int:
+    width: int = backbone.num_features * (2 if known.pooling == "class_and_mean" else 1)
+    return width
 
 
 def _known(name: str) -> Named:
@@ -240,36 +291,19 @@ def _load_package_weights(backbone: nn.Module, name: str) -> None:
     _load_state(backbone, dict(zip(state, shipped[: len(state)], strict=True)), "package")
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a checkpoint that `torch.load` reads as tensors alone, running no code."""
+def _state_of_file(path: Path, known: Named) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a checkpoint of tensors alone, by timm's names."""
     if not path.is_file():
         raise EncoderError(f"the weights {path} do not exist; give a safetensors file, or set encoder.weights to package, hub or random")
+    content = read_bounded(path, EncoderError, what=f"the weights {path}", most=MOST_WEIGHTS)
+    safe = path.suffix == ".safetensors" and not content.startswith((b"\x80", b"PK"))
+    state = tensors_of(content, EncoderError, what=str(path), cure="") if safe else checkpoint_of(content, EncoderError, what=str(path))
     try:
-        return load_file(path)
-    except SafetensorError:
-        pass
-    try:
-        found = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # an unpickler raises whatever its bytes make it raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EncoderError(
-            f"{path} is neither a safetensors file nor a checkpoint of tensors alone ({reason}); other pickles are not read, for they can run code: "
-            "save its tensors with safetensors.torch.save_file"
-        ) from None
-    for key in ("state_dict", "model", "net"):
-        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise EncoderError(f"{path} holds no tensors by name, but {type(found).__name__}; save the network's state_dict()")
-    return found
+        return known.names(state)
+    except (KeyError, ValueError, IndexError, RuntimeError, TypeError) as error:  # names or shapes that are not those of any such checkpoint
+        raise EncoderError(f"the tensors of {path} are not named as those of such an encoder ({error}); use weights of this very architecture") from None
 
 
 def _load_state(backbone: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    own = backbone.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-    if missing or extra or wrong:
-        raise EncoderError(
-            f"the weights of {where} do not fit the encoder: {len(missing)} tensors missing {missing[:2]}, {len(extra)} unknown {extra[:2]}, "
-            f"{len(wrong)} of another shape {wrong[:2]}; use weights of this very architecture without its classifier"
-        )
+    check_fit(backbone.state_dict(), state, EncoderError, what=where, cure=FIT)
     backbone.load_state_dict(state)

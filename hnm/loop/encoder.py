@@ -9,7 +9,7 @@ from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import EncoderError
 from hnm.learning.compute import first_process, joined, set_up_torch
-from hnm.learning.encoder import TileEncoder, encoder_digest, load_encoder, make_encoder, save_encoder
+from hnm.learning.encoder import TileEncoder, load_encoder, make_encoder, save_encoder
 from hnm.learning.fit_simclr import fit_simclr
 from hnm.learning.history import OnEpoch, write_history
 from hnm.loop.packs import Packs
@@ -90,4 +90,4 @@ def imported_encoder(section: params.Encoder) -> TileEncoder:
     found = load_encoder(folder)
     if found.record.name != section.name:
         raise EncoderError(f"{folder} holds an encoder {found.record.name!r}, but encoder.name={section.name!r}; set encoder.name to it")
-    return TileEncoder(found.backbone, replace(found.record, weights=f"encoder {encoder_digest(folder)}")).eval()
+    return TileEncoder(found.backbone, replace(found.record, weights=f"encoder {found.digest}")).eval()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hnm.errors import MiningError, SlideError, TableError
+from hnm.errors import MachineError, MiningError, SlideError, TableError
 from hnm.slides.pack import TOLERANCE, Pack
 from hnm.slides.workers import each
 from hnm.tables import MINED
@@ -80,10 +80,13 @@ def _negatives_of(folder: Path, project: str, packs: Path) -> pd.DataFrame:
             raise MiningError(f"{path} does not exist, but {folder / MINED_FILE} has {len(tiles)} hard negatives of it; bring it by dvc import")
         looks.append(_Look(path.absolute(), (packs / path.name).absolute(), tiles, (first.tile_px, first.mpp), folder / MINED_FILE))
     parts = []
-    for look, outcome in each(_look_at, looks, seconds=PACK_SECONDS, step="tiles", here=True):
-        if isinstance(outcome, SlideError):
-            raise TableError(f"{look.path} cannot be read ({outcome}); {CURE}")
-        parts.append(look.tiles.assign(project=project, pack=str(look.path.resolve().with_name(look.path.stem)), own_slide=outcome))
+    try:
+        for look, outcome in each(_look_at, looks, seconds=PACK_SECONDS, step="tiles", here=True):
+            if isinstance(outcome, SlideError):
+                raise TableError(f"{look.path} cannot be read ({outcome}); {CURE}")
+            parts.append(look.tiles.assign(project=project, pack=str(look.path.resolve().with_name(look.path.stem)), own_slide=outcome))
+    except MachineError as error:  # a file that is made to hang or to fill the memory looks like a machine that fails
+        raise TableError(f"packs in {folder / 'packs'} cannot be read; {CURE}: {error}") from None
     return pd.concat(parts)
 
 
@@ -99,6 +102,11 @@ class _Look:
     cut: tuple[int, float]
     """Side of this project's tiles in pixels, and their µm per pixel."""
     table: Path
+
+    @property
+    def slide_id(self) -> str:
+        """What errors call it."""
+        return self.path.stem
 
 
 def _look_at(look: _Look) -> bool:

@@ -7,6 +7,9 @@
 Nothing else may lie in it, and nothing in it is ever run: a pickle is refused, whatever its name.
 """
 
+import hashlib
+import itertools
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +19,35 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from hnm.errors import PredictionError
-from hnm.files import digest_of, whole, write_json
-from hnm.learning.encoder import TileEncoder, load_encoder
-from hnm.learning.heads import Head, load_head
+from hnm.files import key_of, parse_json, read_bounded, whole, write_json
+from hnm.learning.encoder import TileEncoder, encoder_of
+from hnm.learning.heads import Head, head_of
+from hnm.learning.weights import FILE, MOST_RECORD, MOST_WEIGHTS, Parts
 from hnm.params import Compute, Embed, Section, Share, Tiles, Tissue
+from hnm.prediction.names import readable
 
 RECORD = "model.json"
 FILES = (RECORD, *(f"{part}/{name}" for part in ("encoder", "head") for name in (f"{part}.json", "weights.safetensors")))
 """All files of a model folder."""
 CLASSES = ("negative", "positive")
 """What the labels 0 and 1 are called."""
+RANGES = {
+    "compute.threads": (1, 256),
+    "compute.processes": (1, 256),
+    "tissue.mpp": (0.5, 1000),
+    "tissue.min_area_um2": (0, 1e12),
+    "tissue.max_hole_um2": (0, 1e12),
+    "tiles.mpp": (0.05, 100),
+    "tiles.slide_seconds": (1, 604_800),
+    "tiles.read_seconds": (1, 604_800),
+    "embed.batch_tiles": (1, 65_536),
+}
+"""What is believed of a model from elsewhere, so that it does not ask for all memory, for thousands of threads or for no end of time."""
+MOST_BATCH_PX = 1 << 28
+MOST_TEXT = 255
+MOST_ENTRIES = 100
+"""Of a folder, that are looked at."""
+CURE = "; take the folder anew from where it was made"
 
 
 class ModelRecord(Section):
@@ -88,20 +110,80 @@ def write_model(record: ModelRecord, encoder: Mapping[str, Path], head: Mapping[
 
 def read_record(folder: Path) -> ModelRecord:
     """The record of a model folder; `PredictionError` where it is none, or holds a file that is not a model's."""
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    if missing := sorted(set(FILES) - found):
-        raise PredictionError(f"{folder} is no model folder: it lacks {', '.join(missing)}; `hnm promote` and `hnm export` write whole ones")
-    if unknown := sorted(found - set(FILES)):
-        raise PredictionError(f"{folder} holds {', '.join(unknown)}, which no model of hnm has; it is not read, as a file from elsewhere may run code")
-    try:
-        return ModelRecord.model_validate_json((folder / RECORD).read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise PredictionError(f"{folder / RECORD} is no record of a model: {where}: {first['msg']}; take the folder anew from where it was made") from None
+    _check_listing(folder)
+    return _record_of(_bytes_of(folder, RECORD), folder / RECORD)
 
 
 def read_model(folder: Path, name: str) -> Model:
-    """The model in `folder`, called `name`; `HnmError` where a file is missing, unknown, or not what its name says."""
-    record = read_record(folder)
-    return Model(record, load_encoder(folder / "encoder"), load_head(folder / "head"), digest_of(folder), name)
+    """The model in `folder`, called `name`; `HnmError` where a file is missing, unknown, or not what its name says.
+
+    Each file is read once, and the model's digest is of the bytes that the model is made of.
+    """
+    _check_listing(folder)
+    files = {file: _bytes_of(folder, file) for file in FILES}
+    record = _record_of(files[RECORD], folder / RECORD)
+    digest = key_of(files={file: hashlib.sha256(content).hexdigest() for file, content in files.items()})
+    parts = {part: Parts(str(folder / part), files.pop(f"{part}/{part}.json"), files.pop(f"{part}/{FILE}")) for part in ("encoder", "head")}
+    encoder, head = encoder_of(parts.pop("encoder")), head_of(parts.pop("head"))
+    if encoder.record.features != len(head.mean):
+        raise PredictionError(f"{folder}: its encoder gives {encoder.record.features} numbers a tile, but its head takes {len(head.mean)}{CURE}")
+    return Model(record, encoder, head, digest, name)
+
+
+def _check_listing(folder: Path) -> None:
+    """Raises `PredictionError` where anything lies in the folder but the files of a model: links and named pipes are no files."""
+    if folder.exists() and not folder.is_dir():
+        raise PredictionError(f"{folder} is no folder; name the folder that `hnm export` wrote")
+    there: set[str] = set()
+    for inner in ("", "encoder", "head"):
+        place = folder / inner
+        if place.is_symlink() and inner:
+            raise PredictionError(f"{folder} holds a link, {inner}, in the place of a folder; copy what it leads to there (cp -rL)")
+        for entry in itertools.islice(os.scandir(place), MOST_ENTRIES) if place.is_dir() else ():
+            name = Path(inner, entry.name).as_posix()
+            if name in ("encoder", "head") and entry.is_dir(follow_symlinks=False):
+                continue
+            if name in FILES and not entry.is_file(follow_symlinks=False):
+                raise PredictionError(f"{folder} holds {name}, which is no regular file but a link, a folder or a pipe; copy the file itself there (cp -rL)")
+            there.add(name)
+    if missing := sorted(set(FILES) - there):
+        raise PredictionError(f"{folder} is no model folder: it lacks {', '.join(missing)}; `hnm promote` and `hnm export` write whole ones")
+    if unknown := sorted(there - set(FILES)):
+        named = readable(", ".join(unknown[:5]))
+        raise PredictionError(f"{folder} holds {named}, which no model of hnm has; it is not read, as a file from elsewhere may run code")
+
+
+def _bytes_of(folder: Path, file: str) -> bytes:
+    most = MOST_WEIGHTS if file.endswith(FILE) else MOST_RECORD
+    return read_bounded(folder / file, PredictionError, what=str(folder / file), cure=CURE, most=most)
+
+
+def _record_of(content: bytes, path: Path) -> ModelRecord:
+    parse_json(content, PredictionError, what=str(path), cure=CURE)  # which refuses numbers that are none
+    try:
+        record = ModelRecord.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise PredictionError(f"{path} is no record of a model: {where}: {first['msg']}{CURE}") from None
+    if fault := _fault(record):
+        raise PredictionError(f"{path} is no record of a model: {fault}{CURE}")
+    return record
+
+
+def _fault(record: ModelRecord) -> str | None:
+    """What of a record would cost the machine more than any model does, or cannot be printed; None where nothing."""
+    for name, (low, high) in RANGES.items():
+        section, _, field = name.partition(".")
+        value = getattr(getattr(record, section), field)
+        if not low <= value <= high:
+            return f"{name}={value} is not within {low:g} and {high:g}"
+    if (pixels := record.embed.batch_tiles * record.tiles.tile_px**2) > MOST_BATCH_PX:
+        return f"embed.batch_tiles={record.embed.batch_tiles} tiles of {record.tiles.tile_px} px are {pixels} px at once, more than {MOST_BATCH_PX}"
+    texts = {"cohort": record.cohort, "round": record.round, "classes": record.classes[0], "classes.1": record.classes[1], "commit": record.commit or "-"}
+    for name, text in (*texts.items(), *((f"versions.{path}", md5) for path, md5 in record.versions.items())):
+        if not text or len(text) > MOST_TEXT or not text.isprintable() or not name.isprintable():
+            return f"{name[:80]!r}: {text[:80]!r} is no text of 1 to {MOST_TEXT} characters that can be printed"
+    if record.classes[0] == record.classes[1]:
+        return f"both classes are called {record.classes[0]!r}"
+    return None

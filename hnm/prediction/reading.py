@@ -1,13 +1,14 @@
 """What a worker process reads of a slide: its tiles, and an overview for the picture."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from hnm.errors import SlideError
-from hnm.files import digest_of
 from hnm.params import Tiles, Tissue
 from hnm.slides.cohort import OBJECTIVE_MPP, PLAUSIBLE_MPP
 from hnm.slides.cutting import Cutting, Layout, cut, opened
+from hnm.slides.masks import mask_bytes
 from hnm.slides.reader import OpenSlideReader, Thumbnail, thumbnail
 from hnm.slides.remote import fetched
 
@@ -31,6 +32,8 @@ class Reading:
     tiles: Tiles
     pack: Path
     """Where its tiles will lie."""
+    done: str | None = None
+    """Fingerprint of the file that was predicted before; it is not cut again while it has that one."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,20 @@ class SlideRead:
         return self.mpp[0] / self.mpp[1]
 
 
-def read_slide(reading: Reading) -> SlideRead:
-    """Writes the pack of a slide; `SlideError` says at which step it cannot be used, and why."""
+def read_slide(reading: Reading) -> SlideRead | None:
+    """Writes the pack of a slide; None where its file is the one that was predicted before.
+
+    Raises:
+        SlideError: at which step it cannot be used, and why.
+        MachineError: the machine failed, or the slide or its mask changed while it was read.
+    """
     with fetched(reading.source) as path:
         with OpenSlideReader(path) as slide:
-            mpp, fingerprint = _mpp_of(slide, reading), slide.fingerprint()
-        mask_digest = "" if reading.mask is None else digest_of(reading.mask)
+            fingerprint = slide.fingerprint()
+            if fingerprint == reading.done:
+                return None
+            mpp = _mpp_of(slide, reading)
+        mask_digest = "" if reading.mask is None else hashlib.sha256(mask_bytes(reading.mask)).hexdigest()
         layout = Layout(reading.slide_id, str(path), mpp, fingerprint, reading.mask, mask_digest, reading.tissue, reading.tiles)
         cut(Cutting(layout, reading.pack))
         with opened(layout) as slide_of_any_kind:

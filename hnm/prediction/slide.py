@@ -1,11 +1,12 @@
 """Slides to scores: read in worker processes, encoded and scored here, with the very steps of the pipeline."""
 
-import re
+import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -17,7 +18,7 @@ from hnm.params import Compute
 from hnm.prediction.model import Model
 from hnm.prediction.reading import Reading, SlideRead, read_slide
 from hnm.slides.pack import Pack
-from hnm.slides.urls import file_name, place_of
+from hnm.slides.urls import place_of
 from hnm.slides.workers import each
 
 
@@ -46,24 +47,24 @@ class Refusal:
     error: SlideError
 
 
-def slide_ids_of(sources: Sequence[str]) -> dict[str, str]:
-    """A slide id for each file, in order: its name without suffix, other characters than an id's as `_`.
+@dataclass(frozen=True)
+class Unchanged:
+    """A slide that was predicted before, and whose file is still the same."""
 
-    Raises:
-        PredictionError: two files would have one id.
-    """
-    ids: dict[str, str] = {}
-    for source in sources:
-        slide_id = re.sub(r"[^A-Za-z0-9._-]", "_", Path(file_name(source)).stem).lstrip("._-") or "slide"
-        if slide_id in ids:
-            raise PredictionError(f"{ids[slide_id]} and {source} would both be called {slide_id}; predict them into two folders")
-        ids[slide_id] = source
-    return ids
+    slide_id: str
+    source: str
+    """Path or URL of its file, as the user gave it."""
 
 
 def predict_slides(
-    model: Model, slides: Mapping[str, str], *, mpp: float | None = None, mask: Path | None = None, device: str | None = None
-) -> Iterator[Prediction | Refusal]:
+    model: Model,
+    slides: Mapping[str, str],
+    *,
+    mpp: float | None = None,
+    mask: Path | None = None,
+    device: str | None = None,
+    done: Mapping[str, str] | None = None,
+) -> Iterator[Prediction | Refusal | Unchanged]:
     """What `model` says of each slide, in order of completion; a slide that cannot be used is refused with its reason, and the others go on.
 
     Args:
@@ -73,30 +74,53 @@ def predict_slides(
         mpp: µm per pixel that override those of the files.
         mask: a tissue mask of the one slide, GeoJSON or an image, in place of the classical one.
         device: as `compute.device`; None takes the model's own, or the CPU where that is not here.
+        done: slide id -> fingerprint of the file that was predicted before; it is not predicted again while it has that fingerprint.
 
     Raises:
         PredictionError: the mask does not exist, or there are several slides that it could be of.
+        MachineError: the machine failed, after the outcomes of all other slides.
     """
-    if mask is not None and len(slides) > 1:
-        raise PredictionError(f"--mask {mask} is of one slide, but {len(slides)} are named; predict the slides with masks one by one")
-    if mask is not None and not mask.is_file():
-        raise PredictionError(f"--mask {mask} is no file; name GeoJSON or an image of the slide's tissue")
+    check_mask(mask, slides)
     mask = mask and mask.absolute()
     record = model.record
     machine = machine_of(record.compute, device)
     with tempfile.TemporaryDirectory(prefix="hnm-predict-") as packs:
         readings = [
-            Reading(slide_id, place_of(source, Path.cwd()), mpp, record.mpp_from_objective, mask, record.tissue, record.tiles, Path(packs) / f"{slide_id}.h5")
+            Reading(
+                slide_id=slide_id,
+                source=place_of(source, Path.cwd()),
+                mpp=mpp,
+                mpp_from_objective=record.mpp_from_objective,
+                mask=mask,
+                tissue=record.tissue,
+                tiles=record.tiles,
+                pack=Path(packs) / f"{slide_id}.h5",
+                done=(done or {}).get(slide_id),
+            )
             for slide_id, source in slides.items()
         ]
         for reading, outcome in each(read_slide, readings, seconds=record.tiles.slide_seconds, read_seconds=record.tiles.read_seconds, step="tiles", here=True):
             source = slides[reading.slide_id]
+            if outcome is None:
+                yield Unchanged(reading.slide_id, source)
+                continue
             if isinstance(outcome, SlideError):
                 yield Refusal(reading.slide_id, source, outcome)
                 continue
             score, tiles = _scored(model, reading.pack, machine)
             reading.pack.unlink()
+            if not (math.isfinite(score) and np.isfinite(tiles[["logit", "score", "attention"]].to_numpy()).all()):
+                yield Refusal(reading.slide_id, source, SlideError("the model gives numbers that are not finite; look at the model", step="score"))
+                continue
             yield Prediction(reading.slide_id, source, score, record.classes[score >= record.threshold], tiles, outcome)
+
+
+def check_mask(mask: Path | None, slides: Collection[str]) -> None:
+    """Raises `PredictionError` where `mask` is not there, or there are several slides that it could be of."""
+    if mask is not None and len(slides) > 1:
+        raise PredictionError(f"--mask {mask} is of one slide, but {len(slides)} are named; predict the slides with masks one by one")
+    if mask is not None and not mask.is_file():
+        raise PredictionError(f"--mask {mask} is no file; name GeoJSON or an image of the slide's tissue")
 
 
 def machine_of(trained: Compute, device: str | None) -> Machine:

@@ -1,7 +1,12 @@
-"""Polygons that people drew on slides: GeoJSON, checked, and the share of each tile that they cover."""
+"""Polygons that people drew on slides: GeoJSON, checked, and the share of each tile that they cover.
+
+A file may come from anybody: bytes, features, corners and crossings are bounded, so that neither its reading nor what is
+computed of it later goes on without end. Where a file may be large, it is read in a worker all the same (`hnm.slides.drawings`).
+"""
 
 import json
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +14,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import shapely
-from shapely.geometry import shape
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from hnm.errors import CohortError
-from hnm.files import write_json
+from hnm.files import parse_json, read_bounded, write_json
+from hnm.names import is_printable, quoted
+
+MOST_BYTES = 128 << 20
+MOST_REGIONS = 100_000
+MOST_CORNERS = 500_000
+"""Of all regions of one file."""
+MOST_NAME = 256
+"""Characters of a class name."""
+LARGEST = 2**31
+"""Largest coordinate, in level-0 pixels and to both sides of 0; no slide is so large."""
+MOST_SELF_CROSSINGS = 2_000
+"""Places where the rings of one file's mended polygons touch or cross themselves; the time to mend grows with their square, to some 2 s."""
+MOST_CROSSINGS = 100_000
+"""Crossings of all outlines of one file, with those of other regions too."""
+MOST_HOLES = 4_000
+"""Of a polygon that is to be mended; the time grows with their square, to some 2 s."""
+_BLOCK = 16
+"""Segments that are held against all others at once; so many times `MOST_CORNERS` is what memory is needed for."""
+_CURE = "; correct the manifest's column annotation, or the file"
+_DRAW = "delete it or draw it again"
 
 
 @dataclass(frozen=True)
@@ -34,19 +60,107 @@ def read_annotation(path: Path) -> list[Region]:
     return read_regions(path, "annotation", named=True)
 
 
-def read_regions(path: Path, column: str, *, named: bool) -> list[Region]:
-    """As `read_annotation`, of a file that the manifest's `column` names; unless they must be `named`, features without a class have the name ""."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except FileNotFoundError:
-        raise CohortError(f"{column} {path} does not exist; correct the manifest's column {column}") from None
-    except ValueError as error:  # of JSON or of UTF-8
-        raise CohortError(f"{column} {path} is not GeoJSON: {error}") from None
+def read_regions(path: Path, what: str, *, named: bool, cure: str = _CURE) -> list[Region]:
+    """As `read_annotation`, of a file that is a `what` to the user; unless they must be `named`, features without a class have the name ""."""
+    where = f"{what} {path}"
+    return regions_of(read_bounded(path, CohortError, what=where, cure=cure, most=MOST_BYTES), where, named=named, cure=cure)
+
+
+def regions_of(content: bytes, where: str, *, named: bool, cure: str = _CURE) -> list[Region]:
+    """The regions in the bytes of a GeoJSON file, so that a digest can be of the bytes that were read.
+
+    Args:
+        content: of the file.
+        where: names the file in errors.
+        named: whether each feature must have a class; the name of one without is "" otherwise.
+        cure: ends the message where the file as a whole is wrong; the others tell what to do with the feature.
+
+    Raises:
+        CohortError: it is no GeoJSON, or names the feature that is no polygon, or the bound that is exceeded.
+    """
+    value = parse_json(content, CohortError, what=where, cure=cure)
     if isinstance(value, dict):
         value = value.get("features") if value.get("type") == "FeatureCollection" else [value]
     if not isinstance(value, list):
-        raise CohortError(f"{column} {path} is not GeoJSON: it holds no list of features")
-    return [_region(feature, f"{column} {path}, feature {number}", named) for number, feature in enumerate(value, 1)]
+        raise CohortError(f"{where} is not GeoJSON: it holds no list of features{cure}")
+    if len(value) > MOST_REGIONS:
+        raise CohortError(f"{where} has {len(value)} features, more than the {MOST_REGIONS} that are read; merge or remove some")
+    left = MOST_CORNERS
+    drawn = []
+    for number, feature in enumerate(value, 1):
+        region = _region(feature, f"{where}, feature {number}", named)
+        left -= shapely.get_num_coordinates(region.geometry)
+        if left < 0:
+            raise CohortError(f"{where} has more than the {MOST_CORNERS} corners that are read; simplify its outlines")
+        drawn.append(region)
+    return mended(drawn, where)
+
+
+def mended(drawn: Sequence[Region], where: str, *, empty_too: bool = False) -> list[Region]:
+    """`drawn` polygons as they may be, valid and normalised; `CohortError` where outlines cross too often, or one encloses no area.
+
+    Where `empty_too`, those that enclose no area are left out in place of refused. A part that crosses itself encloses
+    what lies inside of an odd number of its windings; parts that overlap count as one.
+    """
+    _check_crossings(drawn, where)
+    regions = []
+    for number, region in enumerate(drawn, 1):
+        areal = areal_parts(shapely.get_parts(region.geometry))
+        if not len(areal) and empty_too:
+            continue
+        if not len(areal):
+            raise CohortError(f"{where}, feature {number} ({region.name}) encloses no area; {_DRAW}")
+        regions.append(Region(region.name, shapely.normalize(joined(areal))))
+    return regions
+
+
+def _check_crossings(drawn: Sequence[Region], where: str) -> None:
+    """Raises `CohortError` where outlines touch or cross so often that mending or joining them would take minutes and more."""
+    left = MOST_SELF_CROSSINGS
+    for number, region in enumerate(drawn, 1):
+        feature = f"{where}, feature {number} ({region.name})"
+        parts = shapely.get_parts(region.geometry)
+        for part in parts[~shapely.is_valid(parts)]:
+            if shapely.get_num_interior_rings(part) > MOST_HOLES:
+                raise CohortError(f"{feature} has more than {MOST_HOLES} holes, and its rings cross or lie outside of each other; {_DRAW}")
+            if (left := left - _crossings([part], left, "intersects")) < 0:
+                raise CohortError(f"{feature} touches or crosses itself too often (more than {MOST_SELF_CROSSINGS} places in this file); {_DRAW}")
+    if _crossings([region.geometry for region in drawn], MOST_CROSSINGS, "crosses") > MOST_CROSSINGS:
+        raise CohortError(f"{where} has outlines that cross each other in more than {MOST_CROSSINGS} places; remove some, or draw them again")
+
+
+def joined(polygons: Iterable[shapely.Geometry]) -> shapely.Geometry:
+    """The union of valid `polygons`. Those that lie apart are set beside each other; GEOS alone takes minutes for thousands that stand in a row."""
+    parts = np.array(shapely.get_parts(list(polygons)), dtype=object)
+    near = _near(parts)
+    if near is None or len(parts) == 0:
+        return shapely.union_all(parts)
+    groups, group = connected_components(coo_array((np.ones(len(near[0]), np.int8), near), shape=(len(parts), len(parts))), directed=False)
+    order = np.argsort(group, kind="stable")
+    members = np.split(parts[order], np.cumsum(np.bincount(group, minlength=groups))[:-1])
+    unions = shapely.get_parts([shapely.union_all(own) for own in members])
+    return unions[0] if len(unions) == 1 else shapely.MultiPolygon(list(unions))
+
+
+def _near(parts: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """The pairs of `parts` whose bounding boxes meet; None where there are more of them than are of use."""
+    tree = shapely.STRtree(parts)
+    pairs = []
+    count = 0
+    for first in range(0, len(parts), _BLOCK):
+        one, other = tree.query(parts[first : first + _BLOCK])
+        count += len(one)
+        if count > MOST_CROSSINGS + _BLOCK * len(parts):
+            return None
+        pairs.append((one + first, other))
+    return (np.concatenate([one for one, _ in pairs]), np.concatenate([other for _, other in pairs])) if pairs else None
+
+
+def areal_parts(polygons: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The polygons that `polygons`, made valid, consist of, without their points and lines."""
+    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(polygons)))
+    areal: npt.NDArray[Any] = parts[np.isin(shapely.get_type_id(parts), (3, 6)) & (shapely.area(parts) > 0)]
+    return areal
 
 
 def check_inside(regions: Collection[Region], dimensions: tuple[int, int], where: str) -> None:
@@ -77,7 +191,7 @@ def covered_shares(
     `x`, `y` (tiles,) are the corners, `width` and `height` the size of all tiles, in level-0 pixels.
     """
     wanted = {name.casefold() for name in names}
-    union = shapely.union_all([region.geometry for region in regions if region.name.casefold() in wanted])
+    union = joined([region.geometry for region in regions if region.name.casefold() in wanted])
     parts = shapely.get_parts(union)
     boxes = shapely.box(x, y, x + width, y + height)
     tile, part = shapely.STRtree(parts).query(boxes, predicate="intersects")
@@ -85,27 +199,89 @@ def covered_shares(
     return np.clip(np.bincount(tile, areas, minlength=len(x)) / (width * height), 0, 1)
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no coordinate")
+def polygon(shell: Any, holes: Collection[Any] = ()) -> shapely.Polygon:
+    """A polygon of corners that anybody may have written: lists of two or three numbers. `ValueError` says what is wrong; it may cross itself."""
+    return shapely.Polygon(_ring(shell), [_ring(hole) for hole in holes])
 
 
 def _region(feature: Any, where: str, named: bool) -> Region:
-    try:
-        name = feature["properties"]["classification"]["name"]
-    except (TypeError, KeyError):
-        name = None
-    name = name if isinstance(name, str) else ""
+    """The region of one feature, as it is drawn."""
+    name = _name(feature)
     if named and not name:
         raise CohortError(f"{where} has no name of a class in properties.classification.name; classify it and export again")
+    if len(name) > MOST_NAME or not is_printable(name):
+        raise CohortError(f"{where} has the class {quoted(name)}, which is no text of one line of at most {MOST_NAME} characters; rename the class")
     geometry = feature.get("geometry") if isinstance(feature, dict) else None
     kind = geometry.get("type") if isinstance(geometry, dict) else None
-    if kind not in {"Polygon", "MultiPolygon"}:
-        raise CohortError(f"{where} ({name}) is a {kind}, not a Polygon or MultiPolygon; delete it or draw its area")
+    if not isinstance(geometry, dict) or kind not in ("Polygon", "MultiPolygon"):
+        shown = kind if kind is None or str(kind).isidentifier() else quoted(kind)
+        raise CohortError(f"{where} ({name}) is a {shown}, not a Polygon or MultiPolygon; delete it or draw its area")
     try:
-        drawn = shape(geometry)
-    except (TypeError, ValueError, IndexError, KeyError, shapely.errors.ShapelyError) as error:
-        raise CohortError(f"{where} ({name}) has coordinates that make no polygon: {error}") from None
-    areal = [part for part in shapely.get_parts(shapely.make_valid(drawn)) if part.geom_type in {"Polygon", "MultiPolygon"}]
-    if not areal:
-        raise CohortError(f"{where} ({name}) encloses no area; delete it or draw it again")
-    return Region(name, shapely.normalize(shapely.union_all(areal)))
+        coordinates = geometry.get("coordinates")
+        polygons = [polygon(rings[0], rings[1:]) for rings in map(_rings, [coordinates] if kind == "Polygon" else _rings(coordinates))]
+    except ValueError as error:
+        raise CohortError(f"{where} ({name}) has coordinates that make no polygon: {error}; {_DRAW}") from None
+    return Region(name, polygons[0] if kind == "Polygon" else shapely.MultiPolygon(polygons))
+
+
+def _name(feature: Any) -> str:
+    """The class of a feature; "" where it has none."""
+    value = feature
+    for key in ("properties", "classification", "name"):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else ""
+
+
+def _rings(value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{quoted(value)} is no list of rings")
+    return value
+
+
+def _ring(corners: Any) -> list[tuple[float, float]]:
+    if not isinstance(corners, list | tuple):
+        raise ValueError(f"{quoted(corners)} is no list of corners")
+    if len(corners) < 3:
+        raise ValueError(f"a ring has {len(corners)} corners, but needs three")
+    return [_corner(corner) for corner in corners]
+
+
+def _corner(corner: Any) -> tuple[float, float]:
+    if not isinstance(corner, list | tuple) or not 2 <= len(corner) <= 3:
+        raise ValueError(f"{quoted(corner)} is no corner of x and y")
+    for number in corner[:2]:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{quoted(number)} is no number")
+        if not -LARGEST <= number <= LARGEST or math.isnan(number):
+            raise ValueError(f"{quoted(number)} is no pixel of a slide")
+    return float(corner[0]), float(corner[1])
+
+
+def _crossings(geometries: Sequence[shapely.Geometry], most: int, predicate: str) -> int:
+    """How many pairs of segments of the outlines are `predicate` to each other, those that follow each other on a ring not counted.
+
+    Counting stops where there are more than `most`, and holds a few segments at a time against all, whatever the outlines.
+    """
+    starts, ends, follows = _segments(geometries)
+    lines = shapely.linestrings(np.stack([starts, ends], axis=1))
+    tree = shapely.STRtree(lines)
+    count = 0
+    for first in range(0, len(lines), _BLOCK):
+        one, other = tree.query(lines[first : first + _BLOCK], predicate=predicate)
+        one += first
+        later = one < other
+        count += int((later & (follows[one] != other) & (follows[other] != one)).sum())
+        if count > most:
+            break
+    return count
+
+
+def _segments(geometries: Sequence[shapely.Geometry]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """(segments, 2) start and end of each segment of all rings that is no point, and (segments,) the number of the next one on its ring."""
+    corners, ring = shapely.get_coordinates(shapely.get_rings(shapely.get_parts(list(geometries))), return_index=True)
+    kept = (ring[:-1] == ring[1:]) & (corners[:-1] != corners[1:]).any(axis=1)
+    starts, ends, ring = corners[:-1][kept], corners[1:][kept], ring[:-1][kept]
+    follows = np.arange(1, len(ring) + 1)
+    last = np.flatnonzero(np.diff(ring, append=-1) != 0)
+    follows[last] = np.concatenate([[0], last[:-1] + 1])[: len(last)]
+    return starts, ends, follows

@@ -5,42 +5,68 @@ worker under a nanny start no processes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TypeVar
 
-from hnm.errors import ParamsError, SlideError
+from hnm.errors import MachineError, ParamsError
 
+Task = TypeVar("Task")
 Job = TypeVar("Job")
-Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
 
 QUEUES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster"}
 """Batch systems -> their class in dask-jobqueue, whose settings are dask's own configuration."""
 SECONDS_TO_ANSWER = "30s"
+AWAY = "the cluster went away while it was read; start its scheduler again"
 
 
-def each_on_cluster(
-    function: Callable[[Job], Result | SlideError], jobs: Sequence[Job], *, executor: str, workers: int, step: str
-) -> Iterator[tuple[Job, Result | SlideError]]:
-    """Each job with `function(job)`, in order of completion, on the workers of `executor`: a scheduler's address or one of `QUEUES`.
+@contextmanager
+def cluster_runner(
+    function: Callable[[Task, Job], Outcome], *, executor: str, workers: int
+) -> Iterator[Callable[..., Iterator[tuple[Job, Outcome | MachineError]]]]:
+    """What gives each of some jobs with `function(task, job)`, in order of completion, by the workers of `executor`; where each is to be `alone`, one by one.
 
     A job whose worker dies is done by another; one that several workers die of (dask's
-    `distributed.scheduler.allowed-failures`) becomes a `SlideError` of `step`. `ParamsError` where there is no such cluster.
+    `distributed.scheduler.allowed-failures`) is a `MachineError`.
+
+    Args:
+        function: is pickled.
+        executor: a scheduler's address, or one of `QUEUES`, of which the worker processes are given back when the block ends.
+        workers: worker processes that are asked for.
+
+    Raises:
+        ParamsError: there is no such cluster.
     """
     try:
         dask: Any = import_module("distributed")
     except ImportError:
         raise ParamsError(f"the environment variable HNM_EXECUTOR={executor!r} needs dask; install it: pip install 'hnm[dask]'") from None
     with _client(dask, executor, workers) as client:
-        job_of = {future: job for job, future in zip(jobs, client.map(function, jobs, pure=False), strict=True)}
-        for future in dask.as_completed(list(job_of), loop=client.loop):
-            job = job_of.pop(future)
-            try:
-                outcome = future.result()
-            except dask.KilledWorker as error:
-                outcome = SlideError(f"the workers that read it died (the last: {error.last_worker.address})", step=step)
-            future.release()
-            yield job, outcome
+
+        def run(task: Task, jobs: Sequence[Job], *, alone: bool) -> Iterator[tuple[Job, Outcome | MachineError]]:
+            for together in [[job] for job in jobs] if alone else [jobs]:
+                if client.status == "closed":  # it gave up its scheduler; what is handed to it now never comes back
+                    yield from ((job, MachineError(AWAY)) for job in together)
+                    continue
+                futures = client.map(function, [task] * len(together), together, pure=False)
+                job_of = dict(zip(futures, together, strict=True))
+                for future in dask.as_completed(futures, loop=client.loop):
+                    job = job_of.pop(future)
+                    yield job, _outcome(dask, future)
+                    future.release()
+
+        yield run
+
+
+def _outcome(dask: Any, future: Any) -> Any:
+    try:
+        return future.result()
+    except dask.KilledWorker as error:
+        return MachineError(f"the workers that read it died (the last: {error.last_worker.address}); give each more memory, or look into its log")
+    except CancelledError:
+        return MachineError(AWAY)
 
 
 @contextmanager

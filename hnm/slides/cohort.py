@@ -3,25 +3,29 @@
 The manifest is a person's work, so everything about it is checked, and every message names the row.
 """
 
-import csv
 import difflib
+import hashlib
 import math
 import os
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from hnm.code import code_version
 from hnm.draws import seed_of
 from hnm.errors import CohortError, SlideError
-from hnm.files import digest_of, key_of, read_json, write_json
-from hnm.params import ID, Split
+from hnm.files import key_of, read_bounded, write_json
+from hnm.names import ID_WORDS, clash, is_id, is_printable, quoted
+from hnm.params import Split
+from hnm.slides.masks import mask_bytes
 from hnm.slides.reader import OpenSlideReader
 from hnm.slides.remote import fetched, version_of
+from hnm.slides.rows import text_rows
+from hnm.slides.storage import StorageError, one_line
 from hnm.slides.urls import checked_url, is_url, kept_form, lacks_query
 from hnm.store import Store
 from hnm.tables import QUARANTINE
@@ -29,6 +33,8 @@ from hnm.tables import QUARANTINE
 REQUIRED = ("slide_id", "path", "label")
 OPTIONAL = ("patient_id", "split", "mpp", "annotation", "mask")
 SPLITS = ("train", "validation", "test")
+MOST_STATEMENT_BYTES = 1 << 16
+LONGEST_PATH = 4096
 PLAUSIBLE_MPP = (0.05, 20.0)
 """µm per pixel: finer than any objective resolves, and coarser than any slide scanner."""
 OBJECTIVE_MPP = {40.0: 0.25, 20.0: 0.5, 10.0: 1.0}
@@ -97,20 +103,18 @@ class Identity:
 
 def read_manifest(path: Path) -> list[Entry]:
     """The rows of a manifest, in its order; `CohortError` names row, column, value and cure."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream, strict=True)
-            _check_columns(list(rows.fieldnames or []), path)
-            entries = [_entry(row, f"{path}, row {rows.line_num}") for row in rows]
-    except FileNotFoundError:
-        raise CohortError(f"the manifest {path} does not exist; correct cohort.manifest, which counts from the repository's root") from None
-    except OSError as error:
-        raise CohortError(f"the manifest {path} cannot be read: {error.strerror}; correct cohort.manifest") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise CohortError(f"the manifest {path} is not CSV in UTF-8: {error}") from None
+    cure = "; correct cohort.manifest, which counts from the repository's root"
+    columns, rows = text_rows(path, f"the manifest {path}", cure=cure)
+    _check_columns(columns, path)
+    entries = [_entry(row, f"{path}, row {number}") for number, row in rows]
     if not entries:
         raise CohortError(f"the manifest {path} lists no slides")
     _check_unique(entries, path)
+    for name, values in (("slide_id", [entry.slide_id for entry in entries]), ("patient_id", [entry.patient_id for entry in entries])):
+        if two := clash(values):
+            raise CohortError(
+                f"{path}: {name}={two[0]} and {name}={two[1]} differ only in capitals, which some file systems take for one name; rename one of them"
+            )
     _check_patients(entries, path)
     return entries
 
@@ -160,7 +164,12 @@ def check_classes(labels: Mapping[str, int], splits: Mapping[str, str], where: s
 
 
 def identify(opening: Opening) -> Identity:
-    """Opens a slide and takes its identity. Raises `SlideError` of step `open`, `mpp` or, where its mask is missing, `tissue`."""
+    """Opens a slide and takes its identity.
+
+    Raises:
+        SlideError: what is wrong with it, of step `open`, `mpp` or, where its mask is none, `tissue`.
+        MachineError: the machine or the storage does not give the slide or its mask.
+    """
     stated = _stated_at_url(opening.source, opening.known) if is_url(opening.source) and opening.known else _stated(opening.source)
     mpp, power = (opening.mpp, opening.mpp) if opening.mpp is not None else stated.mpp, None
     if mpp is None:
@@ -200,11 +209,22 @@ def _stated_at_url(url: str, store: Store) -> Stated:
     if not version.etag:  # a file that was replaced by one of equal size could not be told from it
         return _stated(url)
     kept = store.path("stated", key_of(url=url, size=version.size, etag=version.etag, code=code_version("hnm.slides.reader")), ".json")
-    if not kept.exists():
-        write_json(vars(_stated(url)), kept)
-    value = read_json(kept, SlideError)
-    mpp = value["mpp"] and (value["mpp"][0], value["mpp"][1])
-    return Stated(value["vendor"], mpp, value["objective_power"], (value["dimensions"][0], value["dimensions"][1]), value["fingerprint"])
+    if (stated := _kept_statement(kept)) is None:
+        stated = _stated(url)
+        if version_of(url) != version:  # then it may be the later file that was fetched, and would be kept under the earlier one's name
+            raise StorageError(f"{version.name} changed while it was read")
+        write_json(vars(stated), kept)
+    return stated
+
+
+def _kept_statement(path: Path) -> Stated | None:
+    """What was kept of a slide's file; None where nothing was, or it is damaged and must be read anew."""
+    if not path.exists():
+        return None
+    try:
+        return TypeAdapter(Stated).validate_json(read_bounded(path, SlideError, what=str(path), most=MOST_STATEMENT_BYTES))
+    except (SlideError, ValidationError):
+        return None
 
 
 def check_twins(fingerprints: Mapping[str, str]) -> None:
@@ -224,7 +244,7 @@ def check_quarantine(reasons: Mapping[str, str], slides: int, max_share: float) 
 
 def quarantine_frame(refused: Mapping[str, SlideError]) -> pd.DataFrame:
     """Rows of the table QUARANTINE."""
-    rows = [(slide_id, error.step, str(error)) for slide_id, error in refused.items()]
+    rows = [(slide_id, error.step, one_line(str(error))) for slide_id, error in refused.items()]
     return pd.concat([QUARANTINE.empty(), pd.DataFrame(rows, columns=list(QUARANTINE.columns), dtype=str)])
 
 
@@ -243,10 +263,7 @@ def _drawn(patients: list[str], split: Split, kind: str) -> dict[str, str]:
 def _mask_digest(mask: Path | None) -> str:
     if mask is None:
         return ""
-    try:
-        return digest_of(mask)
-    except OSError as error:
-        raise SlideError(f"its mask {mask.name} cannot be read: {error.strerror}; correct the manifest's column mask", step="tissue") from None
+    return hashlib.sha256(mask_bytes(mask)).hexdigest()
 
 
 def _check_columns(columns: list[str], path: Path) -> None:
@@ -256,17 +273,12 @@ def _check_columns(columns: list[str], path: Path) -> None:
     for column in columns:
         if column not in known:
             close = difflib.get_close_matches(column, known, n=1)
-            raise CohortError(f"{path}: unknown column {column!r}; " + (f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"))
+            raise CohortError(f"{path}: unknown column {quoted(column)}; " + (f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"))
     if missing := [column for column in REQUIRED if column not in columns]:
         raise CohortError(f"{path}: column {missing[0]} is missing; required are {', '.join(REQUIRED)}")
-    if len(set(columns)) < len(columns):
-        raise CohortError(f"{path}: a column stands there twice: {', '.join(columns)}")
 
 
-def _entry(row: dict[str | None, str | None], where: str) -> Entry:
-    if None in row or None in row.values():
-        raise CohortError(f"{where}: has {'more' if None in row else 'fewer'} cells than the header")
-    cells = {str(name): str(value).strip() for name, value in row.items()}
+def _entry(cells: dict[str, str], where: str) -> Entry:
     slide_id = _identifier(cells["slide_id"], "slide_id", where)
     where = f"{where} (slide_id={slide_id})"
     if not cells["path"]:
@@ -276,10 +288,16 @@ def _entry(row: dict[str | None, str | None], where: str) -> Entry:
             checked_url(cells["path"])
         except SlideError as error:
             raise CohortError(f"{where}: path: {error}") from None
+    for name in ("path", "annotation", "mask"):
+        if not is_printable(cells.get(name, "")) or len(cells.get(name, "")) > LONGEST_PATH:
+            raise CohortError(f"{where}: {name}={quoted(cells[name])} is no path of one line, of at most {LONGEST_PATH} characters; correct it")
+    for column in ("annotation", "mask"):
+        if is_url(cells.get(column) or ""):
+            raise CohortError(f"{where}: {column} is a URL, which only slides are fetched by; fetch the file and give its path")
     if cells["label"] not in {"0", "1"}:
-        raise CohortError(f"{where}: label={cells['label']!r} is not 0 or 1; the pipeline tells two classes apart: make one class 1 and the rest 0")
+        raise CohortError(f"{where}: label={quoted(cells['label'])} is not 0 or 1; the pipeline tells two classes apart: make one class 1 and the rest 0")
     if "split" in cells and cells["split"] not in SPLITS:
-        raise CohortError(f"{where}: split={cells['split']!r} is not one of {', '.join(SPLITS)}; leave the whole column out to have it drawn")
+        raise CohortError(f"{where}: split={quoted(cells['split'])} is not one of {', '.join(SPLITS)}; leave the whole column out to have it drawn")
     return Entry(
         slide_id,
         cells["path"],
@@ -293,8 +311,8 @@ def _entry(row: dict[str | None, str | None], where: str) -> Entry:
 
 
 def _identifier(value: str, name: str, where: str) -> str:
-    if not re.fullmatch(ID, value):
-        raise CohortError(f"{where}: {name}={value!r} must be letters, digits, dots, dashes and underscores, a letter or digit first")
+    if not is_id(value):
+        raise CohortError(f"{where}: {name}={quoted(value)} must be {ID_WORDS}")
     return value
 
 
@@ -304,7 +322,8 @@ def _mpp(value: str, where: str) -> float:
     except ValueError:
         mpp = math.nan
     if not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
-        raise CohortError(f"{where}: mpp={value!r} is no number of µm per pixel between {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g}")
+        point = ", written with a point" if "," in value else ""
+        raise CohortError(f"{where}: mpp={quoted(value)} is no number of µm per pixel between {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g}{point}")
     return mpp
 
 

@@ -1,5 +1,6 @@
 """One slide cut into tiles: file -> thumbnail -> tissue -> grid -> pack."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ import pandas as pd
 
 from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
-from hnm.slides.masks import read_mask
+from hnm.slides.masks import mask_bytes, read_mask
 from hnm.slides.pack import PackTile, encode, write_pack
 from hnm.slides.raw_tiles import open_slide
-from hnm.slides.reader import RegionError, Slide, Thumbnail, thumbnail
+from hnm.slides.reader import RegionError, Slide, Thumbnail, expecting, thumbnail
 from hnm.slides.remote import fetched
-from hnm.slides.storage import StorageError
+from hnm.slides.storage import StorageError, shown
 from hnm.slides.tiling import Grid, grid_of, tile_pixels, tissue_shares
 from hnm.slides.tissue import Mask, tissue_mask
 from hnm.slides.urls import place_of
@@ -54,6 +55,11 @@ class Cutting:
     pack: Path
     """Where the pack will lie."""
 
+    @property
+    def slide_id(self) -> str:
+        """What messages call the slide."""
+        return self.layout.slide_id
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -79,28 +85,44 @@ def layouts_of(slides: pd.DataFrame, folder: Path, tissue: Tissue, tiles: Tiles)
 
 @contextmanager
 def opened(layout: Layout, *, stays: bool = False) -> Iterator[Slide]:
-    """The slide of `layout`, which `stays` where it was fetched or not (see `fetched`); `StorageError` where it is gone since its cohort was checked."""
-    with fetched(layout.source, stays=stays) as path:
-        if not path.exists():
-            raise StorageError(f"{path.name} is gone since the cohort was checked; mount its folder, or run again without it")
-        with open_slide(path) as slide:
+    """The slide of `layout`, which `stays` where it was fetched or not (see `fetched`).
+
+    Raises:
+        ChangedError: it has not the layout's fingerprint, or not any more when it is called bad: then it is another slide that is bad.
+        StorageError: it is gone since its cohort was checked.
+    """
+    with fetched(layout.source, stays=stays) as path, expecting(path, layout.fingerprint):
+        if not os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a folder is closed
+            raise StorageError(f"{shown(path)} is gone since the cohort was checked; mount its folder, or run again without it")
+        with open_slide(path, layout.fingerprint) as slide:
             yield slide
 
 
 def cut(cutting: Cutting) -> int:
-    """Writes the pack of a slide, and says how many tiles it has; `SlideError` says why there is none, and at which step."""
+    """Writes the pack of a slide, and says how many tiles it has.
+
+    Raises:
+        SlideError: why there is no pack, and at which step.
+        ChangedError: the slide or its mask is not the one whose fingerprint names the pack, or changed before the last tile was cut.
+    """
     layout = cutting.layout
     with opened(layout) as slide:
         plan = plan_of(slide, layout)
         return write_pack(
             cutting.pack,
-            cut_tiles(slide, plan, layout.tiles),
+            _then_unchanged(cut_tiles(slide, plan, layout.tiles), slide),
             slide_id=layout.slide_id,
             mpp=plan.grid.mpp,
             tile_px=layout.tiles.tile_px,
             side=plan.grid.side,
             planned=len(plan.kept),
         )
+
+
+def _then_unchanged(tiles: Iterator[PackTile], slide: Slide) -> Iterator[PackTile]:
+    """`tiles`, and after the last, before the pack has its name, a look whether the slide is still what was opened."""
+    yield from tiles
+    slide.check_unchanged()
 
 
 def plan_of(slide: Slide, layout: Layout) -> Plan:
@@ -110,7 +132,10 @@ def plan_of(slide: Slide, layout: Layout) -> Plan:
     view = thumbnail(slide, tissue.mpp, mpp)
     if view.lost.mean() > tiles.max_lost_share:
         raise SlideError(f"{view.lost.mean():.1%} of its area cannot be read, more than tiles.max_lost_share={tiles.max_lost_share:g}", step="tiles")
-    mask = read_mask(layout.mask, slide.dimensions, view) if layout.mask else tissue_mask(view.pixels, view.mpp, tissue)
+    if layout.mask is None:
+        mask = tissue_mask(view.pixels, view.mpp, tissue)
+    else:
+        mask = read_mask(mask_bytes(layout.mask, layout.mask_digest), layout.mask, slide.dimensions, view)
     shares = tissue_shares(grid, mask, view)
     kept = np.flatnonzero(shares >= tiles.min_tissue)
     if not len(kept):

@@ -1,9 +1,16 @@
 """Tissue masks from elsewhere, in place of the classical one: an image or GeoJSON of one slide.
 
-An image covers the whole of level 0, at any scale, and is not 0 where there is tissue; GeoJSON has polygons in level-0
-pixels, whatever they are called.
+An image (PNG, TIFF or JPEG) covers the whole of level 0, at any scale, and is not 0 where there is tissue; GeoJSON has
+polygons in level-0 pixels, whatever they are called.
+
+A mask's bytes are read once, within bounds: what is decoded is what was digested, and its size is held against a bound
+before it is decoded.
 """
 
+import hashlib
+import io
+import sys
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 
@@ -12,41 +19,67 @@ import numpy.typing as npt
 import shapely
 from PIL import Image
 
-from hnm.errors import CohortError, SlideError
-from hnm.slides.annotations import Region, check_inside, read_regions
+from hnm.errors import CohortError, HnmError, SlideError
+from hnm.files import read_bounded
+from hnm.slides.annotations import Region, check_inside, joined, regions_of
 from hnm.slides.reader import Thumbnail
-from hnm.slides.storage import may_pass
+from hnm.slides.storage import ChangedError, check_file, error_of, shown
 from hnm.slides.tissue import Mask
 
 GEOJSON = frozenset({".geojson", ".json"})
+FORMATS = ("PNG", "TIFF", "JPEG")
+"""Of images, in Pillow's words; of others it would start programs, as Ghostscript for PostScript, whatever the suffix says."""
+MOST_BYTES = 512 << 20
+"""Of a mask's file; an image of as many pixels as Pillow takes for no bomb (89 million) has at most 358 million."""
+CURE = "; correct the manifest's column mask, or --mask"
 ASPECT_TOLERANCE = 0.02
 """Relative difference of an image's aspect to its slide's: more is another slide's mask, or one of the scanned area alone."""
 
 
-def read_mask(path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
+def mask_bytes(path: Path, digest: str | None = None) -> bytes:
+    """The bytes of the mask at `path`.
+
+    Args:
+        path: of the image or GeoJSON.
+        digest: SHA-256 that they must have.
+
+    Raises:
+        SlideError: there is no such file, or it is too large, or none (step `tissue`).
+        ChangedError: it has another digest.
+        MachineError: the machine or the storage does not give it.
+    """
+    thing = f"its mask {shown(path)}"
+    check_file(path, thing, step="tissue", cure=CURE)
+
+    def refused(message: str) -> HnmError:
+        cause = sys.exception()  # of the system, where it is the system that did not give the bytes
+        return error_of(cause, path, thing, step="tissue", cure=CURE) if isinstance(cause, OSError) else SlideError(message, step="tissue")
+
+    content = read_bounded(path, refused, what=thing, cure=CURE, most=MOST_BYTES)
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise ChangedError(
+            f"{thing} changed since its digest was taken; nothing of the slide is kept. Run the same command again (dvc repro), which reads it anew"
+        )
+    return content
+
+
+def read_mask(content: bytes, path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
     """(height, width): which pixels of the thumbnail `view` are tissue, of a slide of `dimensions` (level-0 pixels).
 
     A thumbnail pixel is tissue where at least half of the image's pixels under it are, or where its centre lies in a polygon.
-    Raises `SlideError` (step `tissue`) where the file is no mask of this slide, or has no tissue.
+    `content` are the bytes of the file at `path`. Raises `SlideError` (step `tissue`) where they are no mask of this slide,
+    or have no tissue.
     """
-    try:
-        mask = _of_polygons(path, dimensions, view) if path.suffix.lower() in GEOJSON else _of_image(path, dimensions, view)
-    except OSError as error:
-        if may_pass(error):
-            raise
-        raise SlideError(
-            f"its mask {path.name} cannot be read: {error.strerror or 'it is no image, or not a whole one'}; correct the manifest's column mask, or --mask",
-            step="tissue",
-        ) from None
+    mask = _of_polygons(content, path, dimensions, view) if path.suffix.lower() in GEOJSON else _of_image(content, path, dimensions, view)
     if not mask.any():
-        raise SlideError(f"its mask {path.name} has no tissue within the scan", step="tissue")
+        raise SlideError(f"its mask {shown(path)} has no tissue within the scan", step="tissue")
     return mask
 
 
 def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
     """(height, width): the pixels of `view` whose centres lie in one of `regions`; holes are left out."""
     height, width = view.lost.shape
-    union = shapely.union_all([region.geometry for region in regions])
+    union = joined([region.geometry for region in regions])
     mask = np.zeros((height, width), bool)
     x = view.x + (np.arange(width) + 0.5) * view.scale[0]
     y = view.y + (np.arange(height) + 0.5) * view.scale[1]
@@ -58,21 +91,21 @@ def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
     return mask
 
 
-def _of_polygons(path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
+def _of_polygons(content: bytes, path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
     try:
-        regions = read_regions(path, "mask", named=False)
+        regions = regions_of(content, f"mask {path.name}", named=False, cure="; correct the manifest's column mask, or --mask")
         check_inside(regions, dimensions, f"mask {path.name}")
     except CohortError as error:
-        raise SlideError(f"its {str(error).replace(f'{path.parent}/', '')}", step="tissue") from None
+        raise SlideError(f"its {error}", step="tissue") from None
     return rasterised(regions, view)
 
 
-def _of_image(path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
-    pixels = _image_of(path)
+def _of_image(content: bytes, path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
+    pixels = _image_of(content, f"its mask {shown(path)}")
     rows, columns = pixels.shape
     if abs((columns / rows) / (dimensions[0] / dimensions[1]) - 1) > ASPECT_TOLERANCE + 1 / min(rows, columns):
         raise SlideError(
-            f"its mask {path.name} has {columns} x {rows} pixels, which is not the aspect of the slide's {dimensions[0]} x {dimensions[1]}; it must cover"
+            f"its mask {shown(path)} has {columns} x {rows} pixels, which is not the aspect of the slide's {dimensions[0]} x {dimensions[1]}; it must cover"
             " all of level 0",
             step="tissue",
         )
@@ -84,15 +117,54 @@ def _of_image(path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
     return np.asarray(tissue.resize((width, height), Image.Resampling.BOX, box=box)) >= 128
 
 
-def _image_of(path: Path) -> npt.NDArray[np.bool_]:
-    """(height, width): where the image is not 0."""
+def _image_of(content: bytes, thing: str) -> Mask:
+    """(height, width): where the image is not 0; of a JPEG image, which has no exact 0, where it is at least half of white."""
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image)
-    except Image.DecompressionBombError:
-        raise SlideError(f"its mask {path.name} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels; shrink it", step="tissue") from None
-    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
-    if pixels.ndim != 2:
-        raise SlideError(f"its mask {path.name} is a picture in colour; save it with one channel that is 0 on glass", step="tissue")
-    return np.asarray(pixels != 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("error", UserWarning)  # Pillow would go on without a tag that it cannot read
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                _check_mode(image, thing)
+                pixels = np.asarray(image)
+                is_jpeg = image.format == "JPEG"
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise SlideError(f"{thing} has more than {Image.MAX_IMAGE_PIXELS} pixels; shrink it", step="tissue") from None
+    except (SlideError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged image Pillow raises whatever its bytes lead it to: SyntaxError, struct.error, ValueError, …
+        raise SlideError(
+            f"{thing} cannot be read: it is no image (PNG, TIFF, JPEG), or not a whole one ({type(error).__name__}){CURE}", step="tissue"
+        ) from None
+    if pixels.ndim == 3:
+        pixels = _grey(pixels, thing)
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise SlideError(f"{thing} holds values that are no numbers; save it with one channel that is 0 on glass", step="tissue")
+    return np.asarray(pixels >= 128 if is_jpeg else pixels != 0)
+
+
+def _check_mode(image: Image.Image, thing: str) -> None:
+    """Raises `SlideError` where an image's numbers may not be what a person sees in it."""
+    photometric = 262
+    if image.format == "TIFF" and image.tag_v2.get(photometric) == 0 and image.mode not in {"1", "L"}:  # type: ignore[attr-defined]
+        raise SlideError(f"{thing} is a TIFF image whose 0 is white; save it as PNG with one channel that is 0 on glass", step="tissue")
+    if image.mode == "P" or "transparency" in image.info:
+        colours = np.asarray(image.convert("RGBA"))
+        if image.mode == "P" and not np.array_equal(np.asarray(image) != 0, colours[..., :3].any(axis=2)):
+            raise SlideError(f"{thing} has a palette whose colour 0 is not the only black; save it with one channel that is 0 on glass", step="tissue")
+        if (colours[..., 3] != 255).any():
+            raise SlideError(_TRANSPARENT.format(thing=thing), step="tissue")
+
+
+_TRANSPARENT = "{thing} is transparent in places; save it without transparency, with one channel that is 0 on glass"
+
+
+def _grey(pixels: npt.NDArray[np.uint8], thing: str) -> npt.NDArray[np.uint8]:
+    """(height, width): the one channel of an image of equal ones."""
+    channels = pixels.shape[2]
+    if channels in {2, 4}:  # grey or colours with alpha
+        if (pixels[..., -1] != np.iinfo(pixels.dtype).max).any():
+            raise SlideError(_TRANSPARENT.format(thing=thing), step="tissue")
+        pixels = pixels[..., :-1]
+    if channels > 4 or not (pixels == pixels[..., :1]).all():
+        raise SlideError(f"{thing} is a picture in colour; save it with one channel that is 0 on glass", step="tissue")
+    return pixels[..., 0]

@@ -33,6 +33,11 @@ class Sitting:
     picture: Path
     """Where the picture will lie."""
 
+    @property
+    def slide_id(self) -> str:
+        """What messages call the slide."""
+        return self.layout.slide_id
+
 
 @dataclass(frozen=True)
 class Preview:

@@ -5,8 +5,8 @@ compared with OpenSlide, the authority; where a byte differs or anything is unus
 does where a single tile cannot be decoded, or a region lies between the pixels of its level.
 """
 
+import logging
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,20 +14,24 @@ from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import numpy as np
 import simplejpeg
 import tifffile
 
 from hnm.processes import one_read
-from hnm.slides.reader import RGB, OpenSlideReader, RegionError, Slide, cache_bytes
+from hnm.slides.reader import HEAD_BYTES, RGB, OpenSlideReader, RegionError, Slide, cache_bytes, changed, check_region
+from hnm.slides.storage import error_of, shown
 
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it quotes the bytes of a damaged file; what is wrong with one OpenSlide says
 VENDORS = frozenset({"aperio", "generic-tiff"})
 """Formats, in OpenSlide's words, whose levels are the tiles of one TIFF page, side by side."""
 START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 """A JPEG segment that states the colours; the byte after it is 0 for RGB, 1 for YCbCr."""
+MOST_TILE_PX = 1 << 24
+"""Pixels of the largest source tile that is decoded here; scanners write up to 1,024 x 1,024, and OpenSlide reads what is larger."""
 PHOTOMETRIC = {int(tifffile.PHOTOMETRIC.RGB): b"\x00", int(tifffile.PHOTOMETRIC.YCBCR): b"\x01"}
 
 
@@ -63,8 +67,13 @@ class RawTileReader:
     What it does not know itself it asks `authority`, which stays its owner's to close.
     """
 
-    def __init__(self, path: Path, authority: OpenSlideReader, levels: dict[int, Level]) -> None:
-        """`levels` by their number in `authority`; all others are read through it."""
+    def __init__(self, path: Path, file: IO[bytes], authority: OpenSlideReader, levels: dict[int, Level]) -> None:
+        """A reader of `file`, an open handle of `path` that stays its owner's to close.
+
+        `levels` by their number in `authority`; all others are read through it.
+        """
+        self._path = path
+        self._file = file
         self._authority = authority
         self._levels = levels
         self.vendor = authority.vendor
@@ -75,7 +84,6 @@ class RawTileReader:
         self.background = authority.background
         kept = (cache_bytes(level.columns * level.tile_bytes) // level.tile_bytes for level in levels.values())
         self._tile = lru_cache(max(4, *kept))(self._decoded)
-        self._file = path.open("rb", buffering=0)
 
     def __enter__(self) -> Self:
         return self
@@ -84,12 +92,22 @@ class RawTileReader:
         self.close()
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Forgets the decoded tiles."""
         self._tile.cache_clear()
-        self._file.close()
+
+    def check_unchanged(self) -> None:
+        """See `Slide.check_unchanged`; the handle that pixels were read from must still be the file at the path, too."""
+        self._authority.check_unchanged()
+        try:
+            is_same = os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except OSError as error:
+            raise error_of(error, self._path, shown(self._path)) from None
+        if not is_same:
+            raise changed(self._path)
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> RGB:
         """See `Slide.read`."""
+        check_region(x, y, level, width, height)
         downsample = int(self.level_downsamples[level])
         if level not in self._levels or x % downsample or y % downsample:
             return self._authority.read(x, y, level, width, height)
@@ -140,41 +158,56 @@ class RawTileReader:
         """(tile height, tile width, 3); `ValueError` where its bytes are no such JPEG image."""
         level = self._levels[number]
         with one_read():
-            jpeg = os.pread(self._file.fileno(), level.counts[tile], level.offsets[tile])
-        pixels: RGB = simplejpeg.decode_jpeg(level.head + jpeg[len(START_OF_IMAGE) :], colorspace="RGB", fastdct=False, fastupsample=False)
-        if pixels.shape[:2] != (level.tile_height, level.tile_width):
-            raise ValueError(f"tile {tile} of level {number} has {pixels.shape[:2]} pixels")
+            jpeg = level.head + os.pread(self._file.fileno(), level.counts[tile], level.offsets[tile])[len(START_OF_IMAGE) :]
+        size = simplejpeg.decode_jpeg_header(jpeg)[:2]
+        if size != (level.tile_height, level.tile_width):  # before memory is asked for
+            raise ValueError(f"tile {tile} of level {number} has {size} pixels")
+        pixels: RGB = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
         return pixels
 
 
 @contextmanager
-def open_slide(path: Path) -> Iterator[Slide]:
-    """The slide at `path` by the quickest reader that has OpenSlide's pixels; `SlideError` where OpenSlide cannot open it."""
+def open_slide(path: Path, fingerprint: str | None = None) -> Iterator[Slide]:
+    """The slide at `path` by the quickest reader that has OpenSlide's pixels.
+
+    Raises:
+        SlideError: OpenSlide cannot open it.
+        ChangedError: it has another fingerprint than `fingerprint`, where that is given; then `Slide.check_unchanged` tells later whether it still has it.
+        MachineError: the machine or the storage does not give it.
+    """
     with OpenSlideReader(path) as authority:
-        levels = levels_of(path, authority)
-        if not levels:
-            yield authority
-            return
-        with RawTileReader(path, authority, levels) as raw:
-            yield raw if raw.agrees() else authority
+        if fingerprint is not None:
+            authority.expect(fingerprint)
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise error_of(error, path, shown(path)) from None
+        with file:
+            levels = levels_of(file, authority)
+            if not levels:
+                yield authority
+                return
+            with RawTileReader(path, file, authority, levels) as raw:
+                yield raw if raw.agrees() else authority
 
 
-def levels_of(path: Path, slide: OpenSlideReader) -> dict[int, Level]:
+def levels_of(file: IO[bytes], slide: OpenSlideReader) -> dict[int, Level]:
     """Those levels of `slide` that are pages of plain JPEG tiles and lie on whole pixels of level 0, by number; none where anything is unusual."""
     if slide.vendor not in VENDORS:
         return {}
     try:
-        with tifffile.TiffFile(path) as file:
-            pages = {(page.imagewidth, page.imagelength): page for page in reversed(list(file.pages)) if isinstance(page, tifffile.TiffPage)}
+        with tifffile.TiffFile(file) as tiff:
+            pages = {(page.imagewidth, page.imagelength): page for page in reversed(list(tiff.pages)) if isinstance(page, tifffile.TiffPage)}
             found = [pages[size] for size in slide.level_dimensions]
-            if not all(map(_is_plain, found)):
+            if not all(_is_plain(page, tiff.filehandle.size) for page in found):
                 return {}
             return {number: _level(page) for number, page in enumerate(found) if slide.level_downsamples[number].is_integer()}
-    except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError, struct.error):  # it may yet be a slide for OpenSlide
+    except Exception:  # of a damaged file tifffile raises whatever its bytes lead it to; it may yet be a slide for OpenSlide, whose word counts
         return {}
 
 
-def _is_plain(page: tifffile.TiffPage) -> bool:
+def _is_plain(page: tifffile.TiffPage, size: int) -> bool:
+    """Whether a page of a file of `size` bytes is nothing but JPEG tiles of three channels, all of them within the file."""
     return (
         page.is_tiled
         and page.compression == tifffile.COMPRESSION.JPEG
@@ -182,6 +215,9 @@ def _is_plain(page: tifffile.TiffPage) -> bool:
         and (page.samplesperpixel, page.bitspersample, page.planarconfig, page.imagedepth) == (3, 8, tifffile.PLANARCONFIG.CONTIG, 1)
         and len(page.dataoffsets) == ceil(page.imagewidth / page.tilewidth) * ceil(page.imagelength / page.tilelength)
         and len(page.dataoffsets) == len(page.databytecounts)
+        and 0 < page.tilewidth * page.tilelength <= MOST_TILE_PX
+        and all(offset + count <= size for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True))
+        and max(page.databytecounts) <= 6 * page.tilewidth * page.tilelength + HEAD_BYTES  # twice the pixels, and what else may stand in a tile
         and all(page.databytecounts)  # scanners leave blank tiles out, and OpenSlide fills them in each format's own way
     )
 

@@ -12,8 +12,11 @@ from PIL import Image
 from hnm.errors import SlideError
 from hnm.params import Tiles
 from hnm.slides.pack import TOLERANCE
-from hnm.slides.reader import RGB, Box, Thumbnail, finest_sufficient_level
+from hnm.slides.reader import MOST_REGION_PX, RGB, Box, Thumbnail, finest_sufficient_level
 from hnm.slides.tissue import Mask
+
+MOST_TILES = 10_000_000
+"""Of the grid of one slide, which takes some 150 bytes for each; 75 x 50 mm of glass in tiles of 0.056 mm have 1.2 million."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Grid:
 def grid_of(bounds: Box, slide_mpp: tuple[float, float], downsamples: tuple[float, ...], tiles: Tiles) -> Grid:
     """The grid over `bounds` (level-0 pixels) of a slide with `slide_mpp` µm per level-0 pixel along x and y.
 
-    Raises `SlideError` (step `tiles`) where the slide is coarser than `tiles.mpp`, or smaller than one tile.
+    Raises `SlideError` (step `tiles`) where the slide is coarser than `tiles.mpp`, smaller than one tile, or so large that
+    its grid or one tile would take more memory than there may be.
     """
     if max(slide_mpp) > tiles.mpp * (1 + TOLERANCE):
         raise SlideError(
@@ -63,6 +67,14 @@ def grid_of(bounds: Box, slide_mpp: tuple[float, float], downsamples: tuple[floa
     columns, rows = (int(side / tile + 1e-6) for side, tile in zip((bounds.width, bounds.height), size, strict=True))
     if not columns * rows:
         raise SlideError(f"its scan of {bounds.width} x {bounds.height} pixels is smaller than one tile ({size[0]:.0f} x {size[1]:.0f})", step="tiles")
+    if columns * rows > MOST_TILES:
+        raise SlideError(f"its grid would have {columns} x {rows} tiles, more than {MOST_TILES}; raise tiles.tile_px or tiles.mpp", step="tiles")
+    if np.prod(size) / downsample**2 > MOST_REGION_PX:
+        raise SlideError(
+            f"one tile would be read from {size[0] / downsample:.0f} x {size[1] / downsample:.0f} pixels, more than are read at once, as the file has no"
+            " coarser level; lower tiles.mpp or tiles.tile_px",
+            step="tiles",
+        )
     x = bounds.x + np.rint(np.arange(columns) * size[0]).astype(np.int64)
     y = bounds.y + np.rint(np.arange(rows) * size[1]).astype(np.int64)
     corners = np.stack([np.tile(x, rows), np.repeat(y, columns)], axis=1)

@@ -110,7 +110,7 @@ def test_torchvision_s_own_names_are_taken_too_and_a_nested_checkpoint(tmp_path:
 
 def test_a_checkpoint_without_tensors_is_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(2)], tmp_path / "w.pth")
-    with pytest.raises(EncoderError, match=r"w.pth holds no tensors by name, but list; save the network's state_dict\(\)"):
+    with pytest.raises(EncoderError, match=r"w.pth is neither a safetensors file nor a checkpoint of tensors alone \(it holds no tensors by name, but list\)"):
         make_encoder(params.Encoder(name="resnet18_instance_norm", weights=str(tmp_path / "w.pth")))
 
 

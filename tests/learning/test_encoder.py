@@ -124,12 +124,18 @@ def test_the_hub_out_of_reach_is_an_error_with_the_cure(monkeypatch: pytest.Monk
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match=r"encoder.json does not exist; run the stage"):
+    with pytest.raises(
+        EncoderError, match=r"encoder.json does not exist; bring it anew with dvc pull or from where it was made, or run the stage that makes it again"
+    ):
         load_encoder(tmp_path)
     (tmp_path / "encoder.json").write_text(json.dumps({"name": "test_resnet"}))
+    (tmp_path / "weights.safetensors").touch()
     with pytest.raises(EncoderError, match="is no encoder record"):
         load_encoder(tmp_path)
     save_encoder(make_encoder(params.Encoder(name="test_resnet", weights="random")), tmp_path / "saved")
     (tmp_path / "saved" / "weights.safetensors").unlink()
-    with pytest.raises(EncoderError, match=r"saved/weights.safetensors does not exist; bring it with dvc pull, or run the stage that makes it again"):
+    with pytest.raises(
+        EncoderError,
+        match=r"saved/weights.safetensors does not exist; bring it anew with dvc pull or from where it was made, or run the stage that makes it again",
+    ):
         load_encoder(tmp_path / "saved")

@@ -13,7 +13,7 @@ from hnm.params import Compute
 from hnm.prediction.files import PREDICTIONS, write_predictions
 from hnm.prediction.model import read_model
 from hnm.prediction.reading import OVERVIEW_PX, Reading, read_slide
-from hnm.prediction.slide import Prediction, machine_of, predict_slides, slide_ids_of
+from hnm.prediction.slide import Prediction, machine_of, predict_slides
 from hnm.slides.annotations import read_annotation
 from hnm.slides.pack import Pack
 from hnm.tables import TILE_SCORES
@@ -118,13 +118,6 @@ def test_mpp_may_be_given_or_come_from_the_objective(tmp_path, tiny):
 def test_the_overview_is_no_larger_than_its_limit(tmp_path, tiny):
     path = tiny.aperio(tmp_path / "s.svs", tiny.painted(256, 2400, (32, 32, 96, 64, tiny.STROMA)))
     assert read_slide(reading(path)).overview.pixels.shape == (128, OVERVIEW_PX, 3)
-
-
-def test_two_files_of_one_name_are_refused():
-    assert list(slide_ids_of(["a/Case 1 (2).svs", "s3://bucket/b/.hidden.tif"])) == ["Case_1__2_", "hidden"]
-    assert list(slide_ids_of(["https://host/b/c.svs?X-Amz-Credential=a/b&sig=x/y.z"])) == ["c"]
-    with pytest.raises(PredictionError, match=r"a/s\.svs and b/s\.ndpi would both be called s; predict them into two folders"):
-        slide_ids_of(["a/s.svs", "b/s.ndpi"])
 
 
 def test_a_model_that_was_trained_on_a_gpu_computes_where_there_is_none(monkeypatch):

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
-from hnm.errors import ParamsError, SlideError
+from hnm.errors import MachineError, ParamsError, SlideError
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.slides.reader import OpenSlideReader
 from hnm.slides.workers import each
@@ -97,16 +98,72 @@ def test_a_cluster_of_which_a_worker_dies_gives_the_same_bytes(slides, cluster, 
     assert "s00: it has no tissue of at least tissue.min_area_um2=1000" in capsys.readouterr().out
 
 
-def test_a_crash_and_a_hang_cost_one_slide_and_no_worker(cluster, monkeypatch):
+def crash(job: int) -> int:
+    if job == 3:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return job
+
+
+def test_a_crash_costs_one_slide_and_a_hang_fails_all_after_the_others(cluster, monkeypatch):
+    """As on one machine, and no dask worker dies of it."""
     address, workers = cluster
     monkeypatch.setenv("HNM_EXECUTOR", address)
-    result = dict(each(time.sleep, [30, 0.01], seconds=2, step="tiles"))
-    assert result[0.01] is None
-    assert isinstance(result[30], SlideError)
-    assert str(result[30]) == "it took longer than 2 s and was given up"
-    ((_, crashed),) = each(os._exit, [3], seconds=30, step="tiles")
-    assert str(crashed) == "the process that read it died (exit code 3)"
+    result = {}
+    with pytest.raises(MachineError, match=r"^1 of 2 slides could not be read .*\n  30: it took longer than 2 s and was given up; raise tiles.slide_seconds$"):
+        result.update(each(time.sleep, [30, 0.01], seconds=2, step="tiles"))
+    assert result == {0.01: None}
+    result = dict(each(crash, [3, 4], seconds=30, step="tiles"))
+    assert result[4] == 4
+    assert isinstance(result[3], SlideError)
+    assert str(result[3]) == "the process that read it crashed (SIGSEGV), twice"
     assert [worker.poll() for worker in workers] == [None, None]
+
+
+def kill_its_worker(job: int) -> int:
+    """Kills dask's worker, the parent of the forkserver that this process comes from, until that has been done twice."""
+    if job == 3:
+        parents = [process for process in psutil.Process().parents() if "distributed.cli.dask_worker" in process.cmdline()]
+        parents[0].kill()
+        time.sleep(30)
+    return job
+
+
+def test_a_slide_that_all_workers_die_of_is_no_bad_slide(cluster, monkeypatch, tmp_path):
+    """Dask gives it up after as many workers as it allows; then all fails, and names it."""
+    address, workers = cluster
+    monkeypatch.setenv("HNM_EXECUTOR", address)
+    command = ("-m", "distributed.cli.dask_worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path / "more"))
+    more = []
+    ended = threading.Event()
+
+    def replace_the_dead() -> None:  # as a batch system would
+        while not ended.wait(0.2):
+            alive = [worker for worker in (*workers, *more) if worker.poll() is None]
+            more.extend(start(*command) for _ in range(2 - len(alive)))
+
+    keeper = threading.Thread(target=replace_the_dead)
+    keeper.start()
+    result = {}
+    try:
+        with pytest.raises(
+            MachineError, match=r"^1 of 2 slides could not be read .*\n  3: the workers that read it died \(the last: tcp://.*\); give each more memory"
+        ):
+            result.update(each(kill_its_worker, [3, 4], seconds=60, step="tiles"))
+        assert result == {4: 4}
+    finally:
+        ended.set()
+        keeper.join()
+        for process in more:
+            end(process)
+
+
+def test_a_scheduler_that_goes_away(cluster, monkeypatch):
+    address, _ = cluster
+    monkeypatch.setenv("HNM_EXECUTOR", address)
+    scheduler = next(process for process in psutil.Process().children() if "dask_scheduler" in " ".join(process.cmdline()))
+    threading.Timer(4, scheduler.kill).start()
+    with pytest.raises(MachineError, match=r"the cluster went away while it was read; start its scheduler again"):
+        list(each(time.sleep, [60, 61], seconds=90, step="tiles"))
 
 
 def test_an_executor_that_is_not_there(monkeypatch):

@@ -1,13 +1,19 @@
+import os
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
 from hnm.errors import SlideError
+from hnm.files import digest_of
 from hnm.params import Tiles, Tissue
+from hnm.slides import cutting as cutting_module
 from hnm.slides.cutting import Cutting, Layout, cut, plan_of
-from hnm.slides.pack import Pack
-from hnm.slides.reader import OpenSlideReader
+from hnm.slides.pack import Pack, encode
+from hnm.slides.reader import Box, OpenSlideReader
+from hnm.slides.storage import ChangedError
+from hnm.slides.tiling import grid_of
 
 TISSUE = Tissue(mpp=8.0, min_area_um2=1000.0, max_hole_um2=1000.0)
 TILES = Tiles(mpp=1.0, tile_px=32, min_tissue=0.5, jpeg_quality=95)
@@ -18,7 +24,12 @@ def cutting(path, pack, mpp=(1.0, 1.0), **changes):
 
 
 def layout(path, mpp=(1.0, 1.0), mask=None, **changes):
-    return Layout("s-1", str(path), mpp, "f", mask, "", TISSUE, TILES.model_copy(update=changes))
+    fingerprint = ""
+    if path.exists():
+        with OpenSlideReader(path) as slide:
+            fingerprint = slide.fingerprint()
+    digest = digest_of(mask) if mask else ""
+    return Layout("s-1", str(path), mpp, fingerprint, mask, digest, TISSUE, TILES.model_copy(update=changes))
 
 
 def test_the_tiles_of_a_slide(tmp_path, tiny):
@@ -134,3 +145,87 @@ def test_a_time_limit_is_no_cause_of_tiles_and_a_place_neither(tmp_path):
     known = layout(tmp_path / "a.svs").causes()
     assert layout(tmp_path / "moved" / "a.svs", slide_seconds=7.0, read_seconds=3.0).causes() == known
     assert layout(tmp_path / "a.svs", tile_px=64).causes() != known
+
+
+STROMA_ON_GLASS = (64, 96, 128, 64)
+
+
+def test_a_slide_that_was_replaced_before_it_is_cut_is_not_kept(tmp_path, tiny):
+    path = tiny.aperio(tmp_path / "a.svs", tiny.painted(256, 320, (*STROMA_ON_GLASS, tiny.STROMA)))
+    job = cutting(path, tmp_path / "store" / "a.h5")
+    for content in (
+        tiny.aperio(tmp_path / "b.svs", tiny.painted(256, 320, (*STROMA_ON_GLASS, tiny.NUCLEI))).read_bytes(),
+        tiny.aperio(tmp_path / "b.svs", tiny.painted(256, 320)).read_bytes(),  # without tissue: it is not this slide that has none
+        path.read_bytes()[:5000],
+        b"no slide",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ChangedError, match=r"^a.svs changed since its fingerprint was taken, and nothing of it is kept; .* run the same command again"):
+            cut(job)
+        assert not (tmp_path / "store").exists()
+
+
+def test_a_slide_that_changes_while_it_is_cut_is_not_kept(tmp_path, tiny, monkeypatch):
+    """It is replaced, or one byte of it is written, when the first tile has been encoded."""
+    path = tmp_path / "a.svs"
+
+    def replaced() -> None:
+        tiny.aperio(tmp_path / "b.svs", tiny.painted(256, 320, (*STROMA_ON_GLASS, tiny.NUCLEI))).replace(path)
+
+    def written() -> None:
+        with path.open("r+b") as stream:
+            stream.seek(-100, os.SEEK_END)
+            stream.write(b"x")
+
+    def gone_bad() -> None:
+        path.write_bytes(b"no slide")
+
+    for change in (replaced, written, gone_bad):
+        job = cutting(tiny.aperio(path, tiny.painted(256, 320, (*STROMA_ON_GLASS, tiny.STROMA))), tmp_path / "store" / "a.h5")
+        encoded = []
+
+        def encode_and_change(pixels, quality, change=change, encoded=encoded):
+            if not encoded:
+                change()
+            encoded.append(encode(pixels, quality))
+            return encoded[-1]
+
+        monkeypatch.setattr(cutting_module, "encode", encode_and_change)
+        with pytest.raises(ChangedError, match=r"^a.svs changed since its fingerprint was taken"):
+            cut(job)
+        assert encoded
+        assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_a_mask_that_changed_is_not_used(tmp_path, tiny):
+    path = tiny.aperio(tmp_path / "a.svs", tiny.painted(256, 320, (*STROMA_ON_GLASS, tiny.STROMA)))
+    pixels = np.zeros((8, 10), np.uint8)
+    pixels[3:5, 2:6] = 1
+    pixels[7, 9] = 1
+    Image.fromarray(pixels).save(tmp_path / "m.png")
+    job = cutting(path, tmp_path / "a.h5", mask=tmp_path / "m.png")
+    cut(job)
+    assert len(Pack(tmp_path / "a.h5")) == 9
+    (tmp_path / "a.h5").unlink()
+    Image.fromarray(pixels[::-1]).save(tmp_path / "m.png")
+    with pytest.raises(ChangedError, match=r"^its mask m.png changed since its digest was taken"):
+        cut(job)
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_a_full_disk_is_no_fault_of_the_slide(tmp_path, tiny, monkeypatch):
+    monkeypatch.setenv("HNM_FAILPOINT", "whole.syncing:*.h5=ENOSPC")
+    with pytest.raises(OSError, match="No space left on device"):
+        cut(cutting(tiny.aperio(tmp_path / "a.svs", tiny.painted(256, 320, (*STROMA_ON_GLASS, tiny.STROMA))), tmp_path / "a.h5"))
+
+
+def test_a_slide_of_too_many_tiles_and_a_tile_of_too_many_pixels():
+    message = r"^its grid would have 200000 x 200000 tiles, more than 10000000; raise tiles.tile_px or tiles.mpp$"
+    with pytest.raises(SlideError, match=message) as caught:
+        grid_of(Box(0, 0, 3_200_000, 3_200_000), (0.5, 0.5), (1.0,), TILES.model_copy(update={"mpp": 0.5, "tile_px": 16}))
+    assert caught.value.step == "tiles"
+    message = (
+        r"^one tile would be read from 40960 x 40960 pixels, more than are read at once, as the file has no coarser level; lower tiles.mpp or tiles.tile_px$"
+    )
+    with pytest.raises(SlideError, match=message):
+        grid_of(Box(0, 0, 100_000, 100_000), (0.5, 0.5), (1.0,), TILES.model_copy(update={"mpp": 5.0, "tile_px": 4096}))

@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hnm.errors import CohortError
+from hnm.errors import CohortError, MachineError
+from hnm.files import digest_of
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.slides.preview import OUTLINE, TILE, Preview, contact_sheet, preview_cohort
+from hnm.slides.reader import OpenSlideReader
 from hnm.tables import SLIDES
 
 SECTIONS = {
@@ -22,7 +24,10 @@ def table(tmp_path, tiny, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.aperio(tmp_path / "a.svs", tiny.painted(256, 320, (64, 96, 128, 64, tiny.STROMA)))
     tiny.aperio(tmp_path / "blank.svs", tiny.painted(256, 320))
-    rows = [(slide_id, f"{slide_id}.svs", slide_id, "train", "aperio", 1.0, 1.0, 320, 256, "f", "", "") for slide_id in ("blank", "a")]
+    rows = []
+    for slide_id in ("blank", "a"):
+        with OpenSlideReader(tmp_path / f"{slide_id}.svs") as slide:
+            rows.append((slide_id, f"{slide_id}.svs", slide_id, "train", "aperio", 1.0, 1.0, 320, 256, slide.fingerprint(), "", ""))
     SLIDES.write(pd.DataFrame(rows, columns=list(SLIDES.columns)), tmp_path / "slides.parquet")
     return tmp_path / "slides.parquet"
 
@@ -51,13 +56,20 @@ def test_a_slide_that_cannot_be_cut_is_shown_bare(table, tmp_path):
 def test_a_mask_from_elsewhere_is_shown(table, tmp_path):
     square = {"type": "Polygon", "coordinates": [[[0, 192], [64, 192], [64, 256], [0, 256], [0, 192]]]}
     (tmp_path / "m.geojson").write_text(json.dumps({"type": "Feature", "geometry": square}))
-    SLIDES.write(SLIDES.read(table).assign(mask="m.geojson"), table)
+    SLIDES.write(SLIDES.read(table).assign(mask="m.geojson", mask_digest=digest_of(tmp_path / "m.geojson")), table)
     paths = preview_cohort(table, ["blank"], tmp_path / "out", **SECTIONS)
     frames = (np.asarray(Image.open(paths[0])) == TILE).all(axis=2)
     assert frames[192, :64].all()
     assert frames[192:255, 32].all()
     assert not frames[:190].any()
     assert not frames[:, 66:].any()
+
+
+def test_a_slide_that_changed_is_not_shown(table, tmp_path, tiny):
+    tiny.aperio(tmp_path / "a.svs", tiny.painted(256, 320, (64, 96, 128, 64, tiny.NUCLEI)))
+    with pytest.raises(MachineError, match=r"1 of 2 slides could not be read .*\n  a: a.svs changed since its fingerprint was taken"):
+        preview_cohort(table, None, tmp_path / "out", **SECTIONS)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["blank.png"]
 
 
 def test_an_unknown_slide(table, tmp_path):

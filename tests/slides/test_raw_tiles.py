@@ -1,11 +1,16 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
+import simplejpeg
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hnm.slides.raw_tiles import RawTileReader, levels_of, open_slide
 from hnm.slides.reader import OpenSlideReader, RegionError, cache_bytes
+from hnm.slides.storage import ChangedError
 
 WIDTH, HEIGHT = 304, 208  # 5 x 4 TIFF tiles of 64 pixels, the last of each row and column cut off
 
@@ -167,11 +172,11 @@ def test_pixels_that_differ_are_openslide_s(tmp_path):
     path = write(tmp_path / "a.svs", texture(), photometric="ycbcr")
     with tifffile.TiffFile(path, mode="r+b") as file:
         file.pages[0].tags["PhotometricInterpretation"].overwrite(2)
-    with OpenSlideReader(path) as authority, open_slide(path) as slide:
-        levels = levels_of(path, authority)
+    with OpenSlideReader(path) as authority, path.open("rb") as file, open_slide(path) as slide:
+        levels = levels_of(file, authority)
         assert list(levels) == [0]
         assert isinstance(slide, OpenSlideReader)
-        with RawTileReader(path, authority, levels) as raw:
+        with RawTileReader(path, file, authority, levels) as raw:
             assert not raw.agrees()
             assert np.abs(raw.read(0, 0, 0, 64, 64).astype(int) - slide.read(0, 0, 0, 64, 64)).mean() > 20
 
@@ -204,3 +209,65 @@ def test_a_file_that_openslide_knows_and_tifffile_does_not_is_openslide_s(tmp_pa
     monkeypatch.setattr(tifffile, "TiffFile", refused)
     with open_slide(path) as slide:
         assert isinstance(slide, OpenSlideReader)
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError("loop"), MemoryError(), KeyError(7), ZeroDivisionError(), AttributeError("x"), OverflowError(), AssertionError()]
+)
+def test_whatever_tifffile_raises_openslide_reads_the_slide(tmp_path, monkeypatch, error):
+    path = write(tmp_path / "a.svs", texture())
+
+    def refused(path):
+        raise error
+
+    monkeypatch.setattr(tifffile, "TiffFile", refused)
+    with open_slide(path) as slide:
+        assert isinstance(slide, OpenSlideReader)
+
+
+def test_a_tile_of_another_size_is_known_before_it_is_decoded(tmp_path, monkeypatch):
+    """Its first tile is replaced by one of 16 x 16 pixels, and by one whose header claims 65,500 x 65,500."""
+    path = write(tmp_path / "a.svs", texture())
+    small = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
+    at = small.index(b"\xff\xc0") + 5
+    huge = small[:at] + (65_500).to_bytes(2, "big") * 2 + small[at + 4 :]
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+    assert len(small) <= count
+    for tile in (small, huge):
+        with path.open("r+b") as stream:
+            stream.seek(offset)
+            stream.write(tile)
+        with OpenSlideReader(path) as authority, path.open("rb") as file, RawTileReader(path, file, authority, levels_of(file, authority)) as raw:
+            monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
+            with pytest.raises(ValueError, match=r"^tile 0 of level 0 has \((16, 16|65500, 65500)\) pixels$"):
+                raw._decoded(0, 0)
+            monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("tag", "values"), [("TileByteCounts", lambda counts: [2**31, *counts[1:]]), ("TileOffsets", lambda offsets: [*offsets[:6], 2**31, *offsets[7:]])]
+)
+def test_tiles_that_are_said_to_lie_outside_of_the_file_are_openslide_s(tmp_path, tag, values):
+    path = write(tmp_path / "a.svs", texture(), levels=2)  # the tiles of the last are part of OpenSlide's quickhash
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        entry = file.pages[0].tags[tag]
+        entry.overwrite(values(list(entry.value)))
+    with OpenSlideReader(path) as authority, path.open("rb") as file:
+        assert levels_of(file, authority) == {}
+
+
+def test_pixels_come_from_the_file_that_is_at_the_path(tmp_path):
+    """Two files of one content: what was opened and replaced is another file, even where fingerprints are equal."""
+    path = write(tmp_path / "a.svs", texture())
+    copy = shutil.copy2(path, tmp_path / "b.svs")
+    with OpenSlideReader(path) as slide:
+        fingerprint = slide.fingerprint()
+    with open_slide(path, fingerprint) as slide:
+        assert isinstance(slide, RawTileReader)
+        slide.check_unchanged()
+        os.replace(copy, path)  # noqa: PTH105
+        with pytest.raises(ChangedError, match=r"^a.svs changed since its fingerprint was taken"):
+            slide.check_unchanged()
+    with pytest.raises(ChangedError, match=r"^a.svs changed"), open_slide(path, "another"):
+        pass

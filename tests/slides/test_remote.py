@@ -9,7 +9,7 @@ from hnm.errors import FolderError, MachineError, ParamsError, SlideError
 from hnm.params import Tiles, Tissue
 from hnm.slides import remote
 from hnm.slides.cohort import Opening, identify
-from hnm.slides.cutting import Cutting, Layout, cut
+from hnm.slides.cutting import Cutting, Layout, cut, opened
 from hnm.slides.remote import fetched, version_of
 from hnm.slides.storage import StorageError
 from hnm.store import Store
@@ -189,7 +189,8 @@ class TestItsOwnAlone:
         mine.write_bytes(b"m" * 300)
         with fetched(url, stays=True) as path:
             pass
-        for stand_in in (lambda: path.symlink_to(mine), lambda: path.write_bytes(b"short"), lambda: os.mkfifo(path)):
+        as_long_as_it = f"{'./' * 148}none"  # a link has the length of its target as its size
+        for stand_in in (lambda: path.symlink_to(mine), lambda: path.symlink_to(as_long_as_it), lambda: path.write_bytes(b"short"), lambda: os.mkfifo(path)):
             path.unlink()
             stand_in()
             with fetched(url, stays=True) as again:
@@ -226,6 +227,32 @@ def test_a_disk_that_refuses_is_said_in_one_line(far, monkeypatch, point, code):
     assert cached(far) == []
     with fetched(put(far, "a.svs", 300)):
         assert cached(far) == [300]
+
+
+def test_a_slide_of_equal_size_and_no_tag_is_identified_anew(far, tmp_path, tiny, monkeypatch):
+    monkeypatch.setenv("HNM_SLIDE_CACHE_GB", "0.01")
+    monkeypatch.setattr(remote, "_TAGS", ())
+    store = Store(tmp_path / "store")
+    url = f"file://{tiny.aperio(far / 'a.svs', tiny.painted(100, 130), mpp=0.25)}"
+    before = identify(Opening("a", url, None, known=store)).fingerprint
+    content = (far / "a.svs").read_bytes()
+    (far / "a.svs").write_bytes(content.replace(b"MPP = 0.25", b"MPP = 0.26"))
+    after = identify(Opening("a", url, None, known=store))
+    assert len(content) == (far / "a.svs").stat().st_size and after.mpp == (0.26, 0.26) and after.fingerprint != before
+
+
+def test_each_way_to_a_slide_checks_its_url(far, monkeypatch):
+    url = put(far, "a.svs", 300)
+    monkeypatch.delenv("HNM_SLIDE_PROTOCOLS")
+    for way in (lambda: fetched(url).__enter__(), lambda: version_of(url), lambda: identify(Opening("a", url, None)), lambda: preview(url)):
+        with pytest.raises(SlideError, match="slides are not fetched by 'file', only by s3"):
+            way()
+
+
+def preview(url):
+    layout = Layout("a", url, (1.0, 1.0), "", None, "", Tissue(), Tiles(mpp=1.0, tile_px=32))
+    with opened(layout):
+        pass
 
 
 def test_a_server_without_a_tag_is_asked_again(far, monkeypatch):
@@ -298,14 +325,14 @@ def test_errors_of_a_network_may_pass(far, monkeypatch):
         (answered(404, by="boto"), SlideError, "^a.svs does not exist$"),
         (answered(500, by="boto"), StorageError, "^a.svs cannot be fetched: its server answers 500 Internal Server Error$"),
         (answered(503, by="status"), StorageError, "answers 503 Service Unavailable$"),
-        (answered(403, by="status_code"), SlideError, "^a.svs may not be read; give credentials that may"),
-        (answered(401, by="code"), SlideError, "^a.svs may not be read; give credentials that may"),
+        (answered(403, by="status_code"), MachineError, "^a.svs may not be read; give credentials that may"),
+        (answered(401, by="code"), MachineError, "^a.svs may not be read; give credentials that may"),
         (ConnectionResetError("reset"), StorageError, "a.svs cannot be fetched: ConnectionResetError reset"),
         (TimeoutError("slow"), StorageError, "a.svs cannot be fetched: TimeoutError slow"),
-        (PermissionError("no"), SlideError, "a.svs may not be read; give credentials that may"),
+        (PermissionError("no"), MachineError, "a.svs may not be read; give credentials that may"),
     ):
         Fails.error = error
-        with pytest.raises(SlideError, match=message) as caught:
+        with pytest.raises((SlideError, MachineError), match=message) as caught:
             version_of("s3://bucket/a.svs?token=secret")
         assert type(caught.value) is kind
         assert "secret" not in str(caught.value)

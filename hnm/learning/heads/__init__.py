@@ -1,7 +1,7 @@
 """Heads: the features of one slide to its logit, its tiles' logits and their attention. One file each, one interface."""
 
 from hnm.learning.heads.head import Head, HeadOutput
-from hnm.learning.heads.kinds import KINDS, load_head, make_head, save_head
+from hnm.learning.heads.kinds import KINDS, head_of, load_head, make_head, save_head
 from hnm.learning.heads.mined import Mined
 
-__all__ = ["KINDS", "Head", "HeadOutput", "Mined", "load_head", "make_head", "save_head"]
+__all__ = ["KINDS", "Head", "HeadOutput", "Mined", "head_of", "load_head", "make_head", "save_head"]

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from hnm import params
 from hnm.draws import seed_of
 from hnm.errors import HeadError
-from hnm.files import read_json, whole, write_json
+from hnm.files import parse_json, whole, write_json
 from hnm.learning.heads.abmil import ABMIL
 from hnm.learning.heads.clam_sb import CLAMSB
 from hnm.learning.heads.dsmil import DSMIL
@@ -19,6 +19,11 @@ from hnm.learning.heads.max import Max
 from hnm.learning.heads.mean import Mean
 from hnm.learning.heads.mined import Mined
 from hnm.learning.heads.transmil import TransMIL
+from hnm.learning.weights import FILE, MOST_FEATURES, Parts, fit, read_parts, tensors_of
+
+RECORD = "head.json"
+MOST_CLASSES = 1000
+CURE = "; bring it anew with dvc pull or from where it was made, or run the stage that makes it again"
 
 KINDS: dict[str, type[Head]] = {
     "dsmil": DSMIL,
@@ -49,21 +54,37 @@ def make_head(features: int, section: params.Head, classes: int = 2) -> Head:
 def save_head(head: Head, section: params.Head, folder: Path) -> None:
     """The head as `folder/head.json` and `folder/weights.safetensors`; equal heads give equal bytes."""
     classes = {} if head.classes == 2 else {"classes": head.classes}
-    write_json({"features": len(head.mean), **classes, "head": section.model_dump(mode="json")}, folder / "head.json")
-    with whole(folder / "weights.safetensors") as temporary:
+    write_json({"features": len(head.mean), **classes, "head": section.model_dump(mode="json")}, folder / RECORD)
+    with whole(folder / FILE) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, temporary)
 
 
 def load_head(folder: Path) -> Head:
-    """The head that `save_head` wrote, ready to predict; no pickle is read.
+    """The head that `save_head` wrote, or anybody, ready to predict; no pickle is read.
 
     Raises:
         HeadError: `folder` holds no head, or one whose record and weights do not fit each other.
     """
-    record = read_json(folder / "head.json", HeadError)
+    return head_of(read_parts(folder, RECORD, HeadError, CURE))
+
+
+def head_of(parts: Parts) -> Head:
+    """As `load_head`, of what was read of its files."""
+    where = f"{parts.where}/{RECORD}"
+    raw = parse_json(parts.record, HeadError, what=where, cure=CURE)
+    if not isinstance(raw, dict) or not {"features", "head"} <= set(raw) <= {"features", "head", "classes"}:
+        raise HeadError(f"{where} is no head record: it holds {sorted(map(str, raw))[:8] if isinstance(raw, dict) else type(raw).__name__}{CURE}")
+    features, classes = raw["features"], raw.get("classes", 2)
+    for name, value, low, high in (("features", features, 1, MOST_FEATURES), ("classes", classes, 2, MOST_CLASSES)):
+        if type(value) is not int or not low <= value <= high:
+            raise HeadError(f"{where} is no head record: {name}={str(value)[:80]!r}; a whole number from {low} to {high}{CURE}")
     try:
-        head = make_head(record["features"], params.Head.model_validate(record["head"]), record.get("classes", 2))
-        head.load_state_dict(load_file(folder / "weights.safetensors"))
-    except (KeyError, TypeError, ValueError, RuntimeError, FileNotFoundError, SafetensorError) as error:
-        raise HeadError(f"{folder} holds no head that can be read ({error}); run the stage that makes it again") from None
+        section = params.Head.model_validate(raw["head"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise HeadError(f"{where} is no head record: head.{'.'.join(map(str, first['loc']))}: {first['msg']}{CURE}") from None
+    state = tensors_of(parts.weights, HeadError, what=f"{parts.where}/{FILE}", cure=CURE)
+    fit(lambda: make_head(features, section, classes), state, HeadError, what=parts.where, cure=CURE)
+    head = make_head(features, section, classes)
+    head.load_state_dict(state)
     return head.eval()

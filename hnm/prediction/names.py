@@ -1,0 +1,73 @@
+"""What a slide is called that comes as a path or URL of anybody: its id, and its name in print."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from hnm.slides.urls import file_name, kept_form
+
+MOST_ID = 160
+"""Characters of an id: names of files are made of it."""
+
+
+def readable(text: str) -> str:
+    """`text` with what cannot be printed, or is not UTF-8, as escapes: a file name of any bytes can stand in a table, and harms no terminal."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else _escape(ord(character)) for character in text)
+
+
+def kept_name(source: str) -> str:
+    """The path or URL as tables keep it: `readable`, without a URL's query, which may hold a token."""
+    return readable(kept_form(source))
+
+
+def _escape(code: int) -> str:
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # how Python holds a byte of a name that is not UTF-8
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def slide_ids_of(sources: Iterable[str], taken: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A slide id for each file, in order; a file that is named twice counts once.
+
+    An id is the file's name without suffix, other characters than an id's as `_`. Eight hexadecimal digits of the
+    SHA-256 of the path or URL follow where that would not do: the name has letters of other scripts, is too long, or
+    two files would have one id, upper and lower case aside. So ids do not depend on the order of the files.
+
+    Args:
+        sources: paths and URLs.
+        taken: ids that files have already, by their `kept_name`; they keep them.
+    """
+    every = list(dict.fromkeys(sources))
+    names = Counter(map(kept_name, every))
+    there = {slide_id.casefold() for slide_id in (taken or {}).values()}
+    taken = {name: slide_id for name, slide_id in (taken or {}).items() if names[name] < 2}  # of two URLs that differ in their query neither is that one
+    waiting = [source for source in every if kept_name(source) not in taken]
+    plain = {source: _plain_id(source) for source in waiting}
+    counts = Counter([*there, *(slide_id.casefold() for slide_id in plain.values() if slide_id)])
+    used = {key for key, count in counts.items() if count == 1} | there
+    ids = {}
+    for source in sorted(waiting):
+        slide_id = plain[source]
+        if not slide_id or counts[slide_id.casefold()] > 1:
+            name = kept_name(source) if names[kept_name(source)] == 1 else source
+            digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+            stem = (slide_id or _cleaned(source) or "slide")[:MOST_ID]
+            slide_id = next(f"{stem}-{digest[:digits]}" for digits in range(8, 65) if f"{stem}-{digest[:digits]}".casefold() not in used)
+            used.add(slide_id.casefold())
+        ids[source] = slide_id
+    return {taken.get(kept_name(source)) or ids[source]: source for source in every}
+
+
+def _plain_id(source: str) -> str:
+    """The id that a file has by its name alone; "" where that would say too little of it, or too much."""
+    stem = Path(file_name(source)).stem
+    slide_id = _cleaned(source)
+    return slide_id if stem.isascii() and 0 < len(slide_id) <= MOST_ID else ""
+
+
+def _cleaned(source: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", Path(file_name(source)).stem).lstrip("._-")
