@@ -100,7 +100,8 @@ class Project:
         """
         words = command_of(stage) if not stage.startswith("hnm ") else ["hnm.cli", *shlex.split(stage)[1:]]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "HNM", "MLFLOW"))}
-        settings = {"DVC_ROOT": str(self.folder), "HNM_TRACKING": "off", "HNM_WORKERS": "2", **environment}
+        settings = {} if stage.startswith("hnm ") else {"DVC_STAGE": f"{self.folder}/dvc.yaml:{stage}"}
+        settings |= {"DVC_ROOT": str(self.folder), "HNM_TRACKING": "off", "HNM_WORKERS": "2", **environment}
         how = {"umask": umask, "user": user, "log": log or str(self.folder / ".log")}
         return self.launcher.start(words[0], words[1:], cwd=self.folder, env=inherited | settings, **how)
 

@@ -18,7 +18,7 @@ import pytest
 
 from hnm.slides.synthetic import make_demo_cohort
 from tests.test_pipeline import change_params, environment, make_repository
-from tests.tiny_stages import ORDER, SMALL, command_of
+from tests.tiny_stages import ORDER, SMALL
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 KILLS = int(os.environ.get("KILLS", "20"))
@@ -92,12 +92,10 @@ def running_stage(process: "subprocess.Popen[bytes]") -> tuple[str, psutil.Proce
     for child in children:
         try:
             words = child.cmdline()
-        except psutil.Error:
+            if len(words) > 2 and words[1] == "-m" and words[2].startswith("pipelines."):
+                return child.environ()["DVC_STAGE"].rpartition(":")[2], child
+        except (psutil.Error, KeyError):
             continue
-        if len(words) > 2 and words[1] == "-m" and words[2].startswith("pipelines."):
-            for stage in ORDER:
-                if words[2:] == command_line(stage):
-                    return stage, child
     return None
 
 
@@ -108,15 +106,6 @@ def wait_for(process: "subprocess.Popen[bytes]", wanted: str) -> psutil.Process 
             return found[1]
         time.sleep(0.02)
     return None
-
-
-_lines: dict[str, list[str]] = {}
-
-
-def command_line(stage: str) -> list[str]:
-    if stage not in _lines:
-        _lines[stage] = command_of(stage)
-    return _lines[stage]
 
 
 def gone(process: psutil.Process) -> bool:
