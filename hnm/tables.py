@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 from pandera.errors import SchemaErrors
 
-from hnm.errors import TableError, error_of_machine
+from hnm.errors import REMAKE, TableError, error_of_machine
 from hnm.files import read_bounded, whole
 from hnm.names import ID, ID_WORDS
 
@@ -163,7 +163,7 @@ class Table:
             csv.field_size_limit(before)
 
     def _read_parquet(self, path: Path) -> pd.DataFrame:
-        cure = "; delete it and run the stage that makes it again, or bring it anew from where it was made"
+        cure = f"; {REMAKE}; of another project, bring it anew from where it was made"
         try:
             with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, thrift_string_size_limit=10 << 20, thrift_container_size_limit=1 << 20) as file:
                 fault = self._fault(file, path, path.stat().st_size)

@@ -158,9 +158,9 @@ def parquet(path: Path, table: pa.Table, **options: object) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"is no parquet table that can be read \(.*\); delete it and run the stage"),
-        (lambda path: path.write_bytes(b""), r"is no parquet table that can be read \(.*\); delete it"),
-        (lambda path: path.write_text("slide_id,label\n"), r"is no parquet table that can be read \(.*\); delete it"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"is no parquet table that can be read \(.*\); give `hnm verify --remove`"),
+        (lambda path: path.write_bytes(b""), r"is no parquet table that can be read \(.*\); give `hnm verify --remove`"),
+        (lambda path: path.write_text("slide_id,label\n"), r"is no parquet table that can be read \(.*\); give `hnm verify --remove`"),
         (lambda path: parquet(path, LABELLED.append_column("more", [[1, 2]])), r"is no labels table: unknown columns \['more'\]"),
         (lambda path: parquet(path, pa.table([[1], [2]], names=["label", "label"])), r"is no labels table: missing columns \['slide_id'\]"),
         (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hnm import params
 from hnm.draws import seed_of
-from hnm.errors import EncoderError
+from hnm.errors import REMAKE, EncoderError
 from hnm.files import digest_of, key_of, parse_json, read_bounded, whole, write_json
 from hnm.learning.catalogue import CATALOGUE, Named
 from hnm.learning.weights import FILE, MOST_FEATURES, MOST_WEIGHTS, Parts, check_fit, checkpoint_of, fit, read_parts, tensors_of
@@ -27,7 +27,7 @@ PACKAGE_MODEL = "tf_efficientnet_lite0"
 RECORD = "encoder.json"
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 """Of an architecture: a plain name of timm's registry. `hf-hub:` and `local-dir:` would have timm read elsewhere."""
-CURE = "; bring it anew with dvc pull or from where it was made, or run the stage that makes it again"
+CURE = f"; bring it anew from where it was made, or, of this project, {REMAKE}"
 FIT = "; use weights of this very architecture without its classifier"
 WANTED = {
     "name": "a plain name of timm's, or one of hnm/learning/catalogue.py",

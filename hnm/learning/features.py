@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hnm.errors import TableError
+from hnm.errors import REMAKE, TableError
 from hnm.slides import hdf5
 
 MOST_FEATURES = 1 << 16
@@ -28,7 +28,7 @@ def read(path: Path, tiles: NDArray[np.int64] | None = None) -> NDArray[np.float
     """
 
     def refusal(reason: str) -> TableError:
-        return TableError(f"{path} holds no features that can be read ({reason}); delete it and run the stage embed again")
+        return TableError(f"{path} holds no features that can be read ({reason}); {REMAKE}")
 
     try:
         with hdf5.opened(path, DATASETS, {}, refusal) as file:

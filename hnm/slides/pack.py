@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 import simplejpeg
 
-from hnm.errors import TableError
+from hnm.errors import REMAKE, TableError
 from hnm.failpoints import failpoint
 from hnm.names import is_id
 from hnm.slides import hdf5
@@ -93,7 +93,7 @@ def write_pack(path: Path, tiles: Iterable[PackTile], *, slide_id: str, mpp: flo
 class Pack:
     """A pack that is read; safe to read from several threads, and to send to another process. Its file is open only while tiles are read."""
 
-    def __init__(self, path: Path, *, cure: str = "delete it and run the stage tiles again") -> None:
+    def __init__(self, path: Path, *, cure: str = REMAKE) -> None:
         """Raises `TableError` where `path` is missing, cut short or no pack; `cure` is what its user can do."""
         self.path = path
         self._cure = cure

@@ -125,7 +125,7 @@ def test_the_hub_out_of_reach_is_an_error_with_the_cure(monkeypatch: pytest.Monk
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(
-        EncoderError, match=r"encoder.json does not exist; bring it anew with dvc pull or from where it was made, or run the stage that makes it again"
+        EncoderError, match=r"encoder.json does not exist; bring it anew from where it was made, or, of this project, give `hnm verify --remove`"
     ):
         load_encoder(tmp_path)
     (tmp_path / "encoder.json").write_text(json.dumps({"name": "test_resnet"}))
@@ -136,6 +136,6 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "saved" / "weights.safetensors").unlink()
     with pytest.raises(
         EncoderError,
-        match=r"saved/weights.safetensors does not exist; bring it anew with dvc pull or from where it was made, or run the stage that makes it again",
+        match=r"saved/weights.safetensors does not exist; bring it anew from where it was made, or, of this project, give `hnm verify --remove`",
     ):
         load_encoder(tmp_path / "saved")

@@ -460,7 +460,7 @@ def test_every_kind_of_params_can_be_made() -> None:
 
 
 def test_a_missing_or_foreign_head_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(HeadError, match=r"head\.json does not exist; bring it anew with dvc pull or from where it was made, or run the stage"):
+    with pytest.raises(HeadError, match=r"head\.json does not exist; bring it anew from where it was made, or, of this project, give `hnm verify --remove`"):
         load_head(tmp_path)
     section = section_of("dsmil")
     save_head(make_head(6, section), section, tmp_path)

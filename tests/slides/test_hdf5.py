@@ -119,7 +119,7 @@ class TestStrangersPacks:
     )
     def test_what_is_no_plain_array_is_one_error_with_its_reason(self, tmp_path: Path, change: Callable[[h5py.File], None], reason: str) -> None:
         path = changed(pack(tmp_path / "s.h5"), change)
-        with pytest.raises(TableError, match=rf"s\.h5 is no pack of tiles, or was cut short \({reason}.*\); delete it and run the stage tiles again"):
+        with pytest.raises(TableError, match=rf"s\.h5 is no pack of tiles, or was cut short \({reason}.*\); give `hnm verify --remove`, then `dvc repro`"):
             Pack(path)
 
     def test_bytes_of_another_file_are_not_read(self, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ class TestStrangersFeatures:
     def test_what_no_slide_has_is_one_error_with_its_reason(self, tmp_path: Path, change: Callable[[h5py.File], None], reason: str) -> None:
         path = changed(feature_file(tmp_path / "f.h5"), change)
         for tiles in (None, np.array([0, 2])):
-            with pytest.raises(TableError, match=rf"f\.h5 holds no features that can be read \({reason}.*\); delete it and run the stage embed again"):
+            with pytest.raises(TableError, match=rf"f\.h5 holds no features that can be read \({reason}.*\); give `hnm verify --remove`, then `dvc repro`"):
                 features.read(path, tiles)
 
     def test_a_byte_of_another_file_is_not_read(self, tmp_path: Path) -> None:

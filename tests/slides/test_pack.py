@@ -100,7 +100,7 @@ def test_foreign_and_broken_files_are_named(tmp_path, pixels):
             file[name] = whole[name][: 3 if name == "coords" else None]
         file.attrs.update(whole.attrs)
     for name in ("cut.h5", "text.h5", "foreign.h5", "torn.h5"):
-        with pytest.raises(TableError, match=rf"{name} is no pack of tiles.*; delete it and run the stage tiles again"):
+        with pytest.raises(TableError, match=rf"{name} is no pack of tiles.*; give `hnm verify --remove`, then `dvc repro`"):
             Pack(tmp_path / name)
 
 

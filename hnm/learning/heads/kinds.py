@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from hnm import params
 from hnm.draws import seed_of
-from hnm.errors import HeadError
+from hnm.errors import REMAKE, HeadError
 from hnm.files import parse_json, whole, write_json
 from hnm.learning.heads.abmil import ABMIL
 from hnm.learning.heads.clam_sb import CLAMSB
@@ -23,7 +23,7 @@ from hnm.learning.weights import FILE, MOST_FEATURES, Parts, fit, read_parts, te
 
 RECORD = "head.json"
 MOST_CLASSES = 1000
-CURE = "; bring it anew with dvc pull or from where it was made, or run the stage that makes it again"
+CURE = f"; bring it anew from where it was made, or, of this project, {REMAKE}"
 
 KINDS: dict[str, type[Head]] = {
     "dsmil": DSMIL,
