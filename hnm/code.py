@@ -11,6 +11,7 @@ PLUMBING = frozenset(
     {
         "hnm",
         "hnm.errors",
+        "hnm.names",
         "hnm.params",
         "hnm.tables",
         "hnm.store",

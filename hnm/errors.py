@@ -7,7 +7,7 @@ any other exception is a defect of `hnm` and keeps its traceback.
 import errno
 import os
 
-from hnm.redaction import redacted
+from hnm.redaction import readable, redacted
 
 MOST_CHARACTERS = 1_000
 """Of a line of a message: what a stranger wrote may be quoted in it, of any length."""
@@ -18,10 +18,11 @@ REMAKE = "give `hnm verify --remove`, then `dvc repro`: it removes every copy of
 
 
 class HnmError(Exception):
-    """Base of all errors that the input, the params or the machine's state can cause. Its message holds no secrets, and no line without end."""
+    """Base of all errors that the input, the params or the machine's state can cause. Its message holds no secrets, no line without end and nothing that a
+    terminal obeys."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__("\n".join(map(_shortened, redacted(str(message)).split("\n"))))
+        super().__init__("\n".join(readable(_shortened(line), "\t") for line in redacted(str(message)).split("\n")))
 
 
 class ParamsError(HnmError):
@@ -108,6 +109,8 @@ _CURES = {
     errno.ENOMEM: "free some memory",
     errno.ENAMETOOLONG: "shorten the name",
     errno.ELOOP: "mend the link",
+    errno.ENOENT: "bring it back (dvc pull), or run the stage that makes it (dvc repro)",
+    errno.EEXIST: "move what stands in the way",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.ENOTDIR: "move the file that stands in the way",
     errno.EISDIR: "move the folder that stands in the way",

@@ -19,6 +19,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hnm.failpoints import failpoint
+
 FOLDER = ".hnm-leases"
 LOCK = ".hnm-lock"
 _NAME = re.compile(r"(\d+)-[0-9a-f]{32}")
@@ -31,6 +33,7 @@ class Lease:
 
     def __init__(self, root: Path) -> None:
         folder = root / FOLDER
+        failpoint("lease.making", folder)
         folder.mkdir(exist_ok=True)
         self._root = root
         with locked(root, alone=True):
@@ -46,7 +49,11 @@ class Lease:
     def name(self, results: Collection[str]) -> None:
         """Says that this process uses `results`, from now on as long as it lives."""
         with locked(self._root, alone=False):
-            os.write(self._handle, "".join(f"{name}\n" for name in results).encode())
+            failpoint("lease.naming", self.path)
+            try:
+                os.write(self._handle, "".join(f"{name}\n" for name in results).encode())
+            except OSError as error:  # of the handle; it names no file
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def _end(self, process: int) -> None:
         if os.getpid() == process:

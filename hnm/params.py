@@ -11,19 +11,48 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 from hnm.errors import ParamsError
+from hnm.files import read_bounded
+from hnm.names import ID_WORDS, is_id, is_printable, quoted
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-ID = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+CountOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""0 is for none."""
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Seconds = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)]
+MOST_BYTES = 1 << 20
+"""Of params.yaml."""
+MOST_NODES = 10_000
+"""Values of params.yaml, those that aliases repeat counted each time."""
+DEEPEST = 20
+"""Levels of params.yaml."""
+LONGEST_TEXT = 1024
+"""Characters of a param."""
+
+
+def _checked_id(text: str) -> str:
+    if not is_id(text):
+        raise ValueError(f"{quoted(text)} must be {ID_WORDS}")
+    return text
+
+
+def _checked_text(text: str) -> str:
+    if len(text) > LONGEST_TEXT or not is_printable(text):
+        raise ValueError(f"{quoted(text)} must be text of one line, of at most {LONGEST_TEXT} characters")
+    return text
+
+
+Id = Annotated[str, AfterValidator(_checked_id)]
+Text = Annotated[str, AfterValidator(_checked_text)]
 
 
 class Section(BaseModel):
@@ -35,9 +64,9 @@ class Section(BaseModel):
 class Cohort(Section):
     """Which slides, and how many of them may be lost."""
 
-    name: str = Field(pattern=ID)
+    name: Id
     """Name of the cohort; MLflow's experiment has this name."""
-    manifest: str
+    manifest: Text
     """CSV of the slides, from the repository's root; its relative paths count from its own folder."""
     max_quarantined_share: Share = 0.1
     """Largest share of the manifest's slides that may be quarantined before a stage stops."""
@@ -52,7 +81,7 @@ class Split(Section):
     """Share of the patients, rounded."""
     test_share: PositiveShare = 0.2
     """Share of the patients, rounded."""
-    folds: Annotated[int, Field(ge=0)] = 0
+    folds: CountOrNone = 0
     """Folds of `hnm cv`, which deals all patients anew; no stage reads it, and 0 is for none."""
     seed: Seed = 0
 
@@ -93,20 +122,20 @@ class Tiles(Section):
     """Quality of the JPEG bytes in a pack."""
     max_lost_share: Share = 0.01
     """Largest share of a slide's tiles that may be unreadable before the slide is quarantined."""
-    slide_seconds: Positive = 3600.0
+    slide_seconds: Seconds = 3600.0
     """Time limit of one slide; where one takes longer, twice, the stage fails and names it."""
-    read_seconds: Positive = 120.0
+    read_seconds: Seconds = 120.0
     """Time limit of one read of a slide's file; where one hangs longer, twice, the stage fails and names it."""
 
 
 class Encoder(Section):
     """Round 0's encoder, which saw no labels."""
 
-    name: str = "tf_efficientnet_lite0"
+    name: Text = "tf_efficientnet_lite0"
     """Any timm model, or `resnet18_instance_norm`, `uni`, `uni2-h`, `virchow2`, `conch`, `h-optimus-0`, `phikon` (hnm/learning/catalogue.py)."""
     source: Literal["pretrained", "simclr"] = "pretrained"
     """`simclr` goes on from the weights below, on the cohort's own train tiles (section `simclr`)."""
-    weights: str = "package"
+    weights: Text = "package"
     """`package` (ImageNet weights of tf_efficientnet_lite0, from a Python package), `hub` (the model's own), `random`, or the path of a checkpoint
     or of the folder of another project's encoder, in `weights/`."""
     seed: Seed = 0
@@ -146,7 +175,7 @@ class Head(Section):
     """Weight of the cross-entropy of the slide logit."""
     tile_weight: NotNegative = 0.5
     """Weight of the tile loss: the cross-entropy of the highest tile logit, but for `clam_sb` and `inherit`, which have their own."""
-    score_folds: Annotated[int, Field(ge=0)] = 0
+    score_folds: CountOrNone = 0
     """Folds of the train slides for `mining.scores: cross_fitted`, each one more head to train; 0 trains none."""
     seed: Seed = 0
 
@@ -219,7 +248,7 @@ class Mining(Section):
     max_positive_similarity: PositiveShare = 1.0
     """A positive whose feature has a higher cosine than this to a hard negative is struck out; 1 strikes out none."""
     screen: Screen = Screen()
-    extra: Annotated[tuple[Annotated[str, Field(pattern=ID)], ...], Field(strict=False)] = ()
+    extra: Annotated[tuple[Id, ...], Field(strict=False)] = ()
     """Folders in `extra/`, each of another project, whose mined hard negatives are learnt from as well; they count towards no budget."""
     seed: Seed = 0
     """Draws what is random in the policies `mixed` and `random`."""
@@ -242,7 +271,7 @@ class Contrast(Section):
     """What the two trainings of an encoder by contrast share."""
 
     epochs: Count
-    batch_tiles: Annotated[int, Field(ge=4)]
+    batch_tiles: Annotated[int, Field(ge=4, le=2**31 - 1)]
     """Tiles of a step; each gives two views."""
     learning_rate: Positive
     schedule: Literal["cosine", "constant"]
@@ -261,7 +290,7 @@ class Simclr(Contrast):
     epochs: Count = 20
     max_tiles: Count = 100_000
     """Most tiles that are trained on, drawn from those of all train slides."""
-    batch_tiles: Annotated[int, Field(ge=4)] = 128
+    batch_tiles: Annotated[int, Field(ge=4, le=2**31 - 1)] = 128
     """Tiles of a step; each gives two views."""
     learning_rate: Positive = 3e-4
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -274,20 +303,20 @@ class Finetune(Contrast):
 
     epochs: Count = 8
     """Each epoch shows every mined tile; of the role that fills fewer steps, some again."""
-    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    warmup_epochs: CountOrNone = 1
     """First epochs, in which negatives alone are anchors."""
     anchors: Literal["negatives", "positives", "both"] = "both"
     """Whose tiles are anchors after the warm-up."""
-    batch_tiles: Annotated[int, Field(ge=4)] = 32
+    batch_tiles: Annotated[int, Field(ge=4, le=2**31 - 1)] = 32
     """Tiles of a step, of both roles; each gives two views."""
     positive_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of a step's tiles that are positives, one at least; the others are hard negatives."""
     learning_rate: Positive = 3e-4
     schedule: Literal["cosine", "constant"] = "constant"
     temperature: Positive = 0.07
-    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    freeze_layers: CountOrNone = 0
     """First layers of the encoder that keep their weights, as timm groups them: the stem is one, each block or stage after it another."""
-    adapter_rank: Annotated[int, Field(ge=0)] = 0
+    adapter_rank: CountOrNone = 0
     """Rank of low-rank adapters (LoRA) that are trained in place of the linear layers' weights, for large vision transformers; 0 trains all weights."""
     views: Views = Views()
 
@@ -295,10 +324,10 @@ class Finetune(Contrast):
 class Evaluate(Section):
     """How the numbers are made."""
 
-    resamples: Annotated[int, Field(ge=100)] = 1000
+    resamples: Annotated[int, Field(ge=100, le=10**6)] = 1000
     """Bootstrap resamples of the patients behind each interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    lesion_names: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("tumour", "tumor", "lesion", "metastasis")
+    lesion_names: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = ("tumour", "tumor", "lesion", "metastasis")
     """Classification names of an annotation's lesion polygons, whatever their case; other names are not lesion."""
     lesion_share: PositiveShare = 0.25
     """Smallest share of a tile that lesion polygons cover for the tile to be a lesion tile; less, but not 0, is left out of the tile AUC."""
@@ -311,9 +340,9 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the encoder's passes; heads are always trained in float32. `auto` is bfloat16 on a GPU that has it, and float32 on a CPU."""
-    threads: Count = 2
+    threads: Annotated[int, Field(ge=1, le=1024)] = 2
     """Torch's threads: its CPU results differ by their number."""
-    processes: Count = 1
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
     """Processes that share fine-tuning and SimCLR, with a GPU each where there are GPUs; they draw other views than one alone."""
 
 
@@ -327,8 +356,8 @@ class Dimension(Section):
     """Draw evenly by the logarithm."""
     step: float | int | None = None
     """Draw `low`, `low + step`, … only."""
-    choices: Annotated[tuple[bool | int | float | str, ...], Field(strict=False)] | None = None
-    when: dict[str, bool | int | float | str] = {}
+    choices: Annotated[tuple[bool | int | float | Text, ...], Field(strict=False)] | None = None
+    when: dict[Text, bool | int | float | Text] = {}
     """Params of the space that have choices -> the one of them at which this entry counts; else its param stays as params.yaml has it."""
 
     @model_validator(mode="after")
@@ -355,7 +384,7 @@ class Tune(Section):
 
     seeds: Count = 1
     """A trial's value is the mean over so many seeds: 0, 1, … are added to `head.seed`, `mining.seed` and `finetune.seed`."""
-    folds: Annotated[int, Field(ge=0)] = 0
+    folds: CountOrNone = 0
     """0: trials are judged on validation. 2 or more: on each of so many parts of the train and validation patients, trained on the others; the mean counts."""
     pruner: Literal["median", "wilcoxon", "hyperband", "none"] = "median"
     """`median` stops a trial whose best round so far is below the median of the earlier trials at the same round; `hyperband` halves the trials again and again
@@ -368,7 +397,7 @@ class Tune(Section):
     """Trials before suggestions learn from values, and before a trial may be pruned."""
     seed: Seed = 0
     """Draws the suggestions."""
-    space: dict[str, Dimension] = {}
+    space: dict[Text, Dimension] = {}
     """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices; what follows an @ tells several entries of one param apart."""
 
     @model_validator(mode="after")
@@ -429,13 +458,42 @@ class Params(Section):
 
 def load_params(path: Path) -> Params:
     """The checked params of `path`; `ParamsError` names each wrong key with its value and the cure."""
+    if not path.exists():
+        raise ParamsError(f"{path} does not exist; run from the repository's root, where params.yaml lies")
+    content = read_bounded(path, ParamsError, what=str(path), cure="; restore it by git checkout, or write it anew", most=MOST_BYTES)
     try:
-        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{path} does not exist; run from the repository's root, where params.yaml lies") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+        text = content.decode("utf-8-sig")
+        _check_size(text, path)
+        raw = YAML(typ="safe").load(text)
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}; save it as UTF-8") from None
+    except (YAMLError, ValueError, OverflowError, TypeError, RecursionError) as error:  # of dates and numbers that there are not, and keys that are lists
+        raise ParamsError(f"{path} is not valid YAML: {error}; correct it there") from None
     return check_params(raw, where=str(path))
+
+
+def _check_size(text: str, path: Path) -> None:
+    """Raises `ParamsError` where YAML is nested too deep, or large once its aliases are put in: both exhaust the memory when it is loaded."""
+    sizes: dict[str, int] = {}
+    opened: list[tuple[str | None, int]] = []
+    count = 0
+    for event in YAML(typ="safe").parse(text):
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, AliasEvent):
+            if anchor not in sizes:
+                raise ParamsError(f"{path}: *{anchor} stands within &{anchor} or before it; write the value out")
+            count += sizes[anchor]
+        elif isinstance(event, ScalarEvent):
+            count += 1
+            sizes |= {anchor: 1} if anchor else {}
+        elif isinstance(event, CollectionStartEvent):
+            opened.append((anchor, count))
+            count += 1
+        elif isinstance(event, CollectionEndEvent):
+            name, before = opened.pop()
+            sizes |= {name: count - before} if name else {}
+        if len(opened) > DEEPEST or count > MOST_NODES:
+            raise ParamsError(f"{path} has more than {DEEPEST} levels or {MOST_NODES} values, those that aliases repeat counted each time; shorten it")
 
 
 def check_params(raw: Any, *, where: str = "params") -> Params:
@@ -452,11 +510,17 @@ def _sentence(item: Any) -> str:
     """One pydantic error as a sentence: the dotted name, the value, what is wanted."""
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{name}={item['input']!r} is not a known param{_suggestion(item['loc'])}"
+        return f"{name}={_shown(item['input'])} is not a known param{_suggestion(item['loc'])}"
     if item["type"] == "missing":
         return f"{name} is missing; add it"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" if item["type"] == "value_error" else f"{name}={item['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{name}: {message}" if item["type"] == "value_error" else f"{name}={_shown(item['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, not without end."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _suggestion(location: tuple[str | int, ...]) -> str:

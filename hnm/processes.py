@@ -20,7 +20,6 @@ from hnm.redaction import redacted
 
 STAGE_GOES_ON = "what was finished is kept, and the same command (dvc repro) goes on"
 """What a stage that is interrupted says of itself."""
-
 _read_seconds = 0.0
 """Set once, when a worker begins: 0 is no limit."""
 

@@ -131,3 +131,17 @@ def _password_of(url: str) -> str:
         return urlsplit(url).password or ""
     except ValueError:
         return ""
+
+
+def readable(text: str, allowed: str = "") -> str:
+    """`text` with what cannot be printed, or is not UTF-8, as escapes, but for what is `allowed`: a file name of any bytes can stand in a table,
+    and harms no terminal."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() or character in allowed else _escape(ord(character)) for character in text)
+
+
+def _escape(code: int) -> str:
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # how Python holds a byte of a name that is not UTF-8
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -179,6 +179,7 @@ class Store:
 
     def remove(self, path: Path) -> None:
         """Removes a result with its record, or a leftover; what was linked from it stays, and so does what a link leads to."""
+        failpoint("store.removing", path)
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISDIR(path.lstat().st_mode):
                 shutil.rmtree(path)

@@ -8,7 +8,7 @@ import pandas as pd
 from hnm.errors import SlideError
 from hnm.params import Cohort, Split
 from hnm.progress import followed
-from hnm.slides.annotations import Region, check_inside, read_annotation, write_annotation
+from hnm.slides.annotations import write_annotation
 from hnm.slides.cohort import (
     SPLITS,
     Entry,
@@ -22,6 +22,7 @@ from hnm.slides.cohort import (
     read_manifest,
     splits_of,
 )
+from hnm.slides.drawings import Drawing, read_drawings
 from hnm.slides.urls import kept_form, place_of
 from hnm.slides.workers import each
 from hnm.store import Store, project_store
@@ -68,7 +69,9 @@ def main(
     labels = {slide_id: labels[slide_id] for slide_id in opened}
     check_classes(labels, splits, f"{manifest}, without the slides in quarantine")
     check_twins({slide_id: identity.fingerprint for slide_id, identity in opened.items()})
-    drawn = {slide_id: _regions(annotation, manifest.parent, identity) for slide_id, identity in opened.items() if (annotation := entries[slide_id].annotation)}
+    drawn = read_drawings(
+        [Drawing(slide_id, folder / annotation, identity.dimensions) for slide_id, identity in opened.items() if (annotation := entries[slide_id].annotation)]
+    )
 
     QUARANTINE.write(quarantine_frame(refused), quarantine)
     table = pd.DataFrame([_row(entries[slide_id], splits[slide_id], identity) for slide_id, identity in opened.items()])
@@ -90,13 +93,6 @@ def _line(opened_slide: tuple[Opening, Identity | SlideError]) -> tuple[str, int
     width, height = outcome.dimensions
     mpp = " x ".join(f"{value:g}" for value in dict.fromkeys(outcome.mpp))
     return f"{opening.slide_id}: {width} x {height} pixels of {mpp} µm", 1
-
-
-def _regions(annotation: str, folder: Path, identity: Identity) -> list[Region]:
-    """The checked regions of one slide."""
-    regions = read_annotation(folder / annotation)
-    check_inside(regions, identity.dimensions, f"annotation {annotation}")
-    return regions
 
 
 def _row(entry: Entry, split: str, identity: Identity) -> dict[str, str | int | float]:

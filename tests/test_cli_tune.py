@@ -14,7 +14,7 @@ from hnm.cli import app
         ("--study margins apply 3", "--study stands before apply, which does not see it there; give apply its options after its name"),
         ("apply --study margin", "there is no study margin in studies; there are margins; name one by --study"),
         ("report --study margin", "params.yaml does not exist"),
-        ("apply --study a/b", "--study 'a/b' must match [A-Za-z0-9][A-Za-z0-9._-]*"),
+        ("apply --study a/b", "--study 'a/b' must be letters, digits, dots, dashes and underscores"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,13 @@
 """Files: whole or not at all, read within bounds, told apart by digests."""
 
+import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from hnm.errors import HeadError
+from hnm.errors import HeadError, error_of_machine
 from hnm.experiments.outputs import md5_of
 from hnm.files import TEMPORARY, digest_of, key_of, parse_json, read_bounded, read_json, whole, write_json
 
@@ -111,3 +113,49 @@ def test_what_is_no_regular_file_or_too_large_is_refused_at_once(tmp_path: Path)
 def test_json_that_is_none_is_one_error(text: bytes, reason: str) -> None:
     with pytest.raises(HeadError, match=reason):
         parse_json(text, HeadError, what="x.json")
+
+
+class LibraryError(Exception):
+    """As safetensors and HDF5 raise their own kinds for a disk that refuses."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (LibraryError("I/O error: No space left on device (os error 28)"), errno.ENOSPC),
+        (RuntimeError("Can't write data (errno = 122, error message = 'Disk quota exceeded')"), errno.EDQUOT),
+        (OSError("Error writing bytes to file. Detail: Read-only file system"), errno.EROFS),
+        (OSError(errno.ENOSPC, "No space left on device"), errno.ENOSPC),
+    ],
+)
+def test_whatever_a_library_makes_of_a_full_disk_is_one_error_that_names_the_file(tmp_path: Path, raised: Exception, code: int) -> None:
+    with pytest.raises(OSError) as caught, whole(tmp_path / "weights.safetensors"):
+        raise raised
+    assert (caught.value.errno, caught.value.filename) == (code, str(tmp_path / "weights.safetensors"))
+    assert list(tmp_path.iterdir()) == []
+    told = error_of_machine(caught.value)
+    assert told is not None and str(told).startswith(f"{tmp_path / 'weights.safetensors'}: {os.strerror(code)}; ")
+
+
+def test_an_error_of_another_file_and_a_defect_stay_what_they_are(tmp_path: Path) -> None:
+    for raised in (PermissionError(errno.EACCES, "Permission denied", "other.csv"), KeyError("a column"), HeadError("No space left on device")):
+        with pytest.raises(type(raised)) as caught, whole(tmp_path / "x"):
+            raise raised
+        assert caught.value is raised
+
+
+def test_nowhere_to_put_temporary_files_is_told_with_a_cure() -> None:
+    told = error_of_machine(FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"))
+    assert str(told).startswith("no folder for temporary files can be written to; free some room there, or name another by the variable TMPDIR")
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="the system has no such limit")
+def test_a_limit_of_file_sizes_is_told(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            write_json(["x" * 1000], tmp_path / "x.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "raise the limit of file sizes (ulimit -f)" in str(error_of_machine(caught.value)) and list(tmp_path.iterdir()) == []

@@ -43,3 +43,32 @@ def test_a_private_folder_is_of_this_user_and_nobody_else_writes_to_it(tmp_path:
     monkeypatch.setattr("os.getuid", lambda: 12345)
     with pytest.raises(FolderError, match="belongs to another user"):
         marked_folder(folder, "slides", named_by="HNM_SLIDE_CACHE", private=True)
+
+
+def test_a_folder_that_cannot_be_is_told_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none" / "none")
+    for name in ("file", "file/inner", "dangling"):
+        with pytest.raises(FolderError, match=rf"HNM_STORE={tmp_path}/{name} is no folder, or lies in what is none; name a new or empty folder"):
+            marked_folder(tmp_path / name, "store", named_by="HNM_STORE")
+    assert (tmp_path / "file").read_text() == "x"
+    for error, reason in (("ENOSPC", "No space left on device"), ("EROFS", "Read-only file system"), ("EACCES", "Permission denied")):
+        monkeypatch.setenv("HNM_FAILPOINT", f"whole.creating:.hnm-store={error}")
+        with pytest.raises(FolderError, match=f"HNM_STORE=.* cannot be made or used: {reason}; mend that, or name another folder"):
+            marked_folder(tmp_path / "new", "store", named_by="HNM_STORE")
+
+
+def test_a_link_of_the_mark_s_name_marks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    marked_folder(tmp_path / "store", "store", named_by="HNM_STORE")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ".hnm-store").symlink_to(tmp_path / "store" / ".hnm-store")
+    with pytest.raises(FolderError, match="holds other things"):
+        marked_folder(tmp_path / "home", "store", named_by="HNM_STORE")
+
+
+def test_a_tilde_that_no_shell_replaced_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert marked_folder(Path("~/store"), "store", named_by="HNM_STORE") == tmp_path / "store"
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]

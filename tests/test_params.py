@@ -1,5 +1,6 @@
 """params.yaml: what is refused, and how the message helps."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def test_sections_that_are_left_out_have_their_defaults() -> None:
         ({"ranking": {"margin": 1.5}}, r"ranking: margin=1\.5 can never be met by scores"),
         ({"split": {"validation_share": 0.6, "test_share": 0.4}}, r"split: validation_share=0\.6 and test_share=0\.4 leave no train slides"),
         ({"cohort": {"name": "c"}}, r"cohort\.manifest is missing; add it"),
-        ({"cohort": {"name": "a b", "manifest": "m"}}, r"cohort\.name='a b'"),
+        ({"cohort": {"name": "a b", "manifest": "m"}}, r"cohort\.name: 'a b' must be letters, digits, dots"),
         ({"rounds": {"0": {}, "2": {"previous": "0"}}}, r'rounds must count from "0" without a gap'),
         ({"rounds": {"0": {}, "1": {"previous": "0"}}}, r"later_rounds must be the rounds after"),
     ],
@@ -90,3 +91,69 @@ def test_the_papers_settings_can_be_run_as_documented() -> None:
 def test_flat_names() -> None:
     nested = {"head": {"seed": 3, "views": {"blur": [2]}}, "rounds": {}, "name": "demo"}
     assert flat(nested) == {"head.seed": 3, "head.views.blur": [2], "name": "demo"}
+
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "has more than 20 levels or 10000 values, those that aliases repeat counted each time; shorten it"),
+        ("[" * 100_000, "has more than 20 levels"),
+        ("a: &a [*a]\n", r"\*a stands within &a or before it; write the value out"),
+        ("a: *b\n", r"\*b stands within &b or before it"),
+        ("!!python/object/apply:os.system ['true']", "is not valid YAML: could not determine a constructor"),
+        ("a: 1\na: 2\n", "is not valid YAML: .*duplicate key"),
+        ("a: " + "9" * 5000, "is not valid YAML: .*5000 digits"),
+        ("a: 2024-13-45", "is not valid YAML: month must be in 1..12"),
+        ("a: b\n? [c]\n: d\n", "keys should be strings"),
+        ("a: \0", "is not valid YAML"),
+        ("x: y\n" * 300_000, "has 1500000 bytes, more than the 1048576 that are read; restore it"),
+    ],
+)
+def test_yaml_of_a_stranger(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=f"(?s){message}"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("content", [b"\xe9: 1", "a: 1".encode("utf-16")])
+def test_params_that_are_no_utf8(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(ParamsError, match=r"is not valid YAML: 'utf-8' codec.*; save it as UTF-8"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_params_that_are_a_named_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError, match="is no regular file; restore it"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("cohort", "name", "a\n"),
+        ("cohort", "name", "a" * 129),
+        ("cohort", "manifest", "a\nb"),
+        ("cohort", "manifest", "\ud800"),
+        ("encoder", "weights", "x" * 1025),
+        ("encoder", "name", "a\0"),
+        ("mining", "extra", ["../x"]),
+        ("mining", "extra", ["a\n"]),
+        ("compute", "threads", 10**20),
+        ("head", "seed", 2**63),
+        ("head", "epochs", 2**31),
+        ("tiles", "slide_seconds", 1e300),
+        ("ranking", "margin", float("inf")),
+        ("tiles", "min_tissue", float("nan")),
+        ("rounds", "0; touch f", {}),
+        ("rounds", "0\n", {}),
+    ],
+)
+def test_values_that_no_path_command_or_library_may_see(section: str, name: str, value: object) -> None:
+    raw = YAML(typ="safe").load(Path("params.yaml").read_text(encoding="utf-8"))
+    raw[section][name] = value
+    with pytest.raises(ParamsError, match=section):
+        check_params(raw)

@@ -13,12 +13,14 @@ import pytest
 from typer.testing import CliRunner
 
 from hnm.cli import app
+from hnm.errors import StoreError
 from hnm.files import key_of
 from hnm.learning import features
 from hnm.slides.pack import Pack, PackTile, encode, write_pack
 from hnm.store import Kept, Store, expired, project_store
 
 DAY = 24 * 3600.0
+ROOT = Path(__file__).parents[1]
 
 
 def result(name: str, size: int, used: float) -> Kept:
@@ -176,3 +178,188 @@ def test_a_folder_that_is_asked_for_again_counts_as_used(tmp_path: Path) -> None
         == written
         < (store.path("trials/heads", keys[1], "") / "head.json").stat().st_mtime_ns
     )
+
+
+def test_what_is_not_the_store_s_own_is_never_counted_and_never_removed(store, tmp_path):
+    """Odd names, odd types, links in and out, other people's folders of the same form: all stay, and what they lead to."""
+    key = key_of(other=1)
+    (tmp_path / "outside" / "ab").mkdir(parents=True)
+    precious = tmp_path / "outside" / "ab" / f"{'ab' * 32}.h5"
+    precious.write_text("x")
+    old = time.time() - 9 * DAY
+    (store.root / "trials").mkdir()
+    (store.root / "trials" / "heads").symlink_to(tmp_path / "outside")
+    (store.root / "cv").symlink_to(tmp_path)
+    shutil.move(store.root / "features", tmp_path / "moved")
+    (store.root / "features").symlink_to(tmp_path / "moved")
+    (store.root / "tiles" / "ab").mkdir(exist_ok=True)
+    foreign = [
+        store.root / "blobs" / key[:2] / f"{key}.h5",
+        store.root / ".git" / "objects" / key[:2] / key,
+        store.root / "tiles" / key[:2] / f"{key}.svs",
+        store.root / "tiles" / key[:2] / f"{key}.h5" / "inner.h5",
+        store.root / "tiles" / "ab" / f"{'cd' * 32}.h5",
+        store.root / "tiles" / key[:2] / "deep" / f"{key}.h5",
+        store.root / f"{key}.h5",
+        store.root / ".hnm-tmp-mine" / "x",
+    ]
+    for path in foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+        os.utime(path, (old, old))
+        os.utime(path.parent, (old, old))
+    (store.root / "tiles" / "ab" / f"{'ab' * 32}.h5").symlink_to(precious)
+    os.mkfifo(store.root / "tiles" / "ab" / f"ab{'ef' * 31}.h5")
+    leftover = store.root / "tiles" / "ab" / ".hnm-tmp-link"
+    leftover.symlink_to(tmp_path / "outside")
+    os.utime(leftover, (old, old), follow_symlinks=False)
+    assert [kept.kind for kept in store.kept()] == ["tiles", "tiles"]
+    assert run("gc", "--max-gb", "0", "--max-days", "0")[1][-1].startswith("2 results")
+    assert store.kept() == [] and not os.path.lexists(leftover)
+    assert precious.read_text() == "x" and all(path.read_text() == "x" for path in foreign)
+    assert len(list((tmp_path / "moved").rglob("*.h5"))) == 1
+
+
+def damaged(path: Path) -> None:
+    """Some bytes of a file are zeros, as a failing disk makes them: its form and its size are as they were."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) * 3 // 4
+    content[middle : middle + 8] = bytes(byte ^ 0x5A for byte in content[middle : middle + 8])
+    path.write_bytes(content)
+
+
+def test_a_damaged_result_is_removed_before_it_is_linked_and_made_again(store, tmp_path, caplog):
+    pack, feature = store.path("tiles", key_of(pack=2), ".h5"), store.path("features", key_of(features=1), ".h5")
+    assert store.holds(pack, Pack, quick=True) and store.holds(feature, features.read)
+    for path in (pack, feature):
+        damaged(path)
+    assert run("verify")[0] == 1
+    assert [store.holds(pack, Pack, quick=True), store.holds(feature, features.read)] == [False, False]
+    assert not pack.exists() and not feature.exists()
+    assert f"the store holds a damaged result, which is removed and made again: the bytes of {pack} are not those that were written" in caplog.text
+    features.write(np.ones((2, 3), np.float32), np.zeros((2, 2), np.int64), feature)
+    store.link(feature, tmp_path / "out.h5")
+    assert store.holds(feature, features.read), "another result of the same key is taken as it was made"
+
+
+def test_a_result_without_a_record_is_opened(store):
+    """One that an earlier version made, or whose maker was killed before it could record it."""
+    feature = store.path("features", key_of(features=1), ".h5")
+    feature.write_bytes(feature.read_bytes()[:-5])
+    assert not store.holds(feature, features.read)
+    pack = store.path("tiles", key_of(pack=1), ".h5")
+    assert store.holds(pack, Pack)
+    os.utime(pack, (1.0, 1.0))  # a copy of the store has other times
+    assert store.holds(pack, Pack, quick=True)
+    record = store.root / ".hnm-sums" / pack.relative_to(store.root)
+    record.write_text('{"sha')
+    assert store.holds(pack, Pack) and "sha256" in record.read_text()
+
+
+def test_a_torn_file_in_a_folder_is_noticed_and_the_folder_made_again(tmp_path: Path) -> None:
+    store, key, count = Store(tmp_path), "a" * 64, iter(range(9))
+    for _ in range(2):
+        folder = store.folder("trials/heads", key, lambda folder: (folder / "x.csv").write_text(f"made {next(count)}"))
+        assert (folder / "x.csv").read_text() == "made 0"
+    (folder / "x.csv").write_text("made")
+    assert (store.folder("trials/heads", key, lambda folder: (folder / "x.csv").write_text(f"made {next(count)}")) / "x.csv").read_text() == "made 1"
+    (folder / "x.csv").unlink()
+    assert (store.folder("trials/heads", key, lambda folder: (folder / "x.csv").write_text(f"made {next(count)}")) / "x.csv").read_text() == "made 2"
+
+
+@pytest.mark.parametrize("odd", ["fifo", "link", "folder"])
+def test_an_odd_thing_in_the_place_of_a_result_is_removed_and_never_followed(tmp_path: Path, odd: str) -> None:
+    store = Store(tmp_path / "store")
+    path = store.path("features", "a" * 64, ".h5")
+    path.parent.mkdir(parents=True)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    {"fifo": os.mkfifo, "link": lambda path: path.symlink_to(tmp_path / "precious"), "folder": lambda path: path.mkdir()}[odd](path)
+    assert not store.holds(path, features.read)
+    assert not os.path.lexists(path) and (tmp_path / "precious" / "file").read_text() == "x"
+
+
+def test_a_result_that_vanishes_is_told_in_one_line(store, tmp_path):
+    pack = store.path("tiles", key_of(pack=1), ".h5")
+    assert store.holds(pack, Pack)
+    pack.unlink()
+    with pytest.raises(StoreError, match="is gone from the store while this process used it; give the same command again"):
+        store.link(pack, tmp_path / "out.h5")
+
+
+def test_records_of_results_that_are_gone_are_leftovers(store):
+    pack = store.path("tiles", key_of(pack=1), ".h5")
+    assert store.holds(pack, Pack)
+    record = store.root / ".hnm-sums" / pack.relative_to(store.root)
+    pack.unlink()
+    os.utime(record, (1.0, 1.0))
+    assert store.leftovers(before=time.time()) == [record]
+
+
+def test_a_damaged_result_that_may_not_be_removed_is_told_with_its_cure(store, monkeypatch):
+    pack = store.path("tiles", key_of(pack=1), ".h5")
+    time.sleep(0.02)  # the other two are older than the lease, also by a clock of ticks
+    assert store.holds(pack, Pack)
+    damaged(pack)
+    monkeypatch.setenv("HNM_FAILPOINT", "store.removing=EACCES")
+    with pytest.raises(StoreError, match=r"are not those that were written; it cannot be removed \(Permission denied\): have its owner"):
+        store.holds(pack, Pack)
+    code, lines = run("gc", "--max-gb", "0")
+    assert code == 0 and sum(line.startswith("cannot remove ") for line in lines) == 2 and len(store.kept()) == 3
+
+
+def test_a_store_of_a_group_is_written_as_the_umask_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0o002)
+    try:
+        monkeypatch.setenv("HNM_STORE", str(tmp_path / "store"))
+        store = project_store()
+        folder = store.folder("trials/heads", "a" * 64, lambda folder: (folder / "x.csv").write_text("x"))
+        file = store.path("features", "b" * 64, ".h5")
+        store.holds(file)
+        features.write(np.ones((2, 3), np.float32), np.zeros((2, 2), np.int64), file)
+        store.link(file, tmp_path / "out" / "s.h5")
+        modes = {path: path.lstat().st_mode & 0o777 for path in [store.root, *store.root.rglob("*"), folder, tmp_path / "out" / "s.h5"]}
+        assert {oct(mode) for path, mode in modes.items() if path.is_dir()} == {"0o775"}
+        assert {oct(mode) for path, mode in modes.items() if path.is_file()} == {"0o664"}
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="another user can only be taken on by root")
+def test_another_user_of_the_group_links_marks_and_removes(tmp_path: Path) -> None:
+    code = """
+import os, sys
+import encodings.utf_8_sig  # another user may not be able to read the library
+from pathlib import Path
+from hnm.store import Store
+os.umask(0o002)
+os.setgroups([]); os.setgid(4242); os.setuid(int(sys.argv[2]))
+store = Store(Path(sys.argv[1]))
+path = store.path("stated", "a" * 64, ".json")
+if sys.argv[2] == "4001":
+    store.holds(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("1")
+    store.link(path, store.root / "first.json")
+    store.folder("trials/heads", "b" * 64, lambda folder: (folder / "x.csv").write_text("x"))
+else:
+    assert store.holds(path)
+    store.link(path, store.root / "second.json")
+    store.folder("trials/heads", "b" * 64, lambda folder: 1 / 0)
+    for result in store.kept():
+        store.remove(result.path)
+    assert store.kept() == []
+print("done")
+"""
+    shared = tmp_path / "store"
+    shared.mkdir()
+    os.chown(shared, 4001, 4242)
+    shared.chmod(0o2775)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and folder not in (Path("/"), Path("/tmp")):
+            folder.chmod(0o755)
+    for user in ("4001", "4002"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(shared), user], capture_output=True, text=True, cwd="/", env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert (done.stdout, done.stderr) == ("done\n", "")

@@ -133,12 +133,10 @@ def _expect_trials(workers: int) -> None:
 
 def _study_files(name: str) -> "StudyFiles":
     """Files of the study `name` of this repository."""
-    import re
-
     from hnm.experiments.study_files import StudyFiles
-    from hnm.params import ID
+    from hnm.names import ID_WORDS, is_id, quoted
     from hnm.store import project_root
 
-    if not re.match(ID, name):
-        raise StudyError(f"--study {name!r} must match [A-Za-z0-9][A-Za-z0-9._-]*")
+    if not is_id(name):
+        raise StudyError(f"--study {quoted(name)} must be {ID_WORDS}")
     return StudyFiles(project_root() / "studies" / name)

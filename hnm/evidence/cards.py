@@ -1,5 +1,6 @@
 """Model card and data card: Markdown that says what the model is, what it was made from and what it is worth. All of it is read from the run."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ METRIC_NAMES = {
     "lesions_hit": "share of lesions hit",
     "false_detections": "false detections a slide",
 }
+_MARKS = re.compile(r"[\\`*\[\]<>&|~]|!(?=\[)|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
+"""What means something in Markdown; an underscore within a word does not."""
 Settings = Mapping[str, Section]
 """Section of params.yaml by name."""
 
@@ -115,9 +118,16 @@ def card_html(card: str) -> str:
 
 
 def _render(template: str, **values: Any) -> str:
-    # Markdown, which the report shows as HTML with raw HTML off
+    # Markdown, where entities of HTML are no help: each text of a person goes through the filter cell or code; the report shows it with raw HTML off
     environment = Environment(loader=PackageLoader("hnm.evidence", "."), autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "three": partial(_number, digits=3), "interval": _interval, "cell": _cell, "count": lambda value: f"{value:,}"}
+    environment.filters |= {
+        "number": _number,
+        "three": partial(_number, digits=3),
+        "interval": _interval,
+        "cell": _cell,
+        "code": _code,
+        "count": lambda value: f"{value:,}",
+    }
     return environment.get_template(template).render(**values)
 
 
@@ -130,6 +140,13 @@ def _interval(number: Number) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text that stays inside a cell of a table."""
+    """Anybody's text as Markdown that shows it as it is, on one line and inside of a table's cell: no HTML, link, picture or code comes of it."""
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return " ".join(text.replace("|", "\\|").split())
+    return _MARKS.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def _code(value: Any) -> str:
+    """Anybody's text as code of Markdown, on one line."""
+    text = " ".join(str(value).split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"

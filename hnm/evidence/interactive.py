@@ -70,7 +70,7 @@ def _traces(panel: Panel, axis: str, named: set[str]) -> Iterator[go.Scatter]:
             xaxis=f"x{axis}",
             yaxis=f"y{axis}",
             mode="+".join(["lines"] * bool(series.width) + ["markers"] * bool(series.marker)),
-            name=series.name,
+            name=_shown(series.name),
             legendgroup=series.name,
             showlegend=bool(series.name) and series.name not in named,
             hoverinfo="text" if series.said else "skip",
@@ -83,7 +83,7 @@ def _traces(panel: Panel, axis: str, named: set[str]) -> Iterator[go.Scatter]:
 def _look(series: Series) -> dict[str, Any]:
     look: dict[str, Any] = {}
     if series.said:
-        look["hovertext"] = [html.escape(text, quote=False) for text in series.said]
+        look["hovertext"] = [_shown(text) for text in series.said]
     if series.width:
         look["line"] = {"color": series.colour, "width": round(series.width * PIXELS, 2), "shape": SHAPES[series.shape]}
         look["line"] |= {"dash": "dash"} if series.dashed else {}
@@ -104,13 +104,18 @@ def _axis(title: str, range_: tuple[float, float] | None, ticks: Mapping[float, 
         "linecolor": LINE,
         "showline": True,
         "zeroline": False,
-        "title": {"text": title, "standoff": 8, "font": {"size": 12.5}},
+        "title": {"text": _shown(title), "standoff": 8, "font": {"size": 12.5}},
     }
     if range_:
         axis["range"] = list(range_)
     if ticks:
-        axis |= {"tickmode": "array", "tickvals": list(ticks), "ticktext": list(ticks.values())}
+        axis |= {"tickmode": "array", "tickvals": list(ticks), "ticktext": [_shown(text) for text in ticks.values()]}
     return axis
+
+
+def _shown(text: str) -> str:
+    """Text that plotly shows as it is: it takes some HTML for its own."""
+    return html.escape(text, quote=False)
 
 
 def _known(values: Iterable[float]) -> list[float | None]:

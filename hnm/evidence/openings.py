@@ -7,13 +7,22 @@ change when other states were looked at in between, which is the point of it.
 """
 
 import csv
+import errno
+import io
+import os
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from hnm.errors import EvidenceError
+from hnm.failpoints import failpoint
+from hnm.files import read_bounded
+from hnm.names import is_printable, quoted
 
 LEDGER = "test_ledger.csv"
+MOST_BYTES = 64 << 20
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,9 @@ class Opening:
     """`evaluate` or `cv`."""
 
 
+_COLUMNS = [field.name for field in fields(Opening)]
+
+
 @dataclass(frozen=True)
 class Looks:
     """How often the test labels were opened."""
@@ -45,23 +57,58 @@ def read_openings(path: Path) -> list[Opening]:
     """The openings so far, in their order; none where there is no ledger. `EvidenceError` where it cannot be read."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = csv.DictReader(stream)
-        if rows.fieldnames != [field.name for field in fields(Opening)]:
-            raise EvidenceError(f"{path} is no ledger of test openings (columns {rows.fieldnames}); restore it by git checkout {path.name}")
-        try:
-            return [Opening(**row) for row in rows]
-        except TypeError:
-            raise EvidenceError(f"{path}, row {rows.line_num}: has too many cells; restore it by git checkout {path.name}") from None
+    _check_end(path)
+    content = read_bounded(path, EvidenceError, what=str(path), cure=_restore(path), most=MOST_BYTES)
+    try:
+        lines = list(csv.reader(io.StringIO(content.decode("utf-8"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise EvidenceError(f"{path} is no ledger of test openings ({error}){_restore(path)}") from None
+    if not lines:
+        return []
+    if lines[0] != _COLUMNS:
+        raise EvidenceError(f"{path} is no ledger of test openings (columns {lines[0]}){_restore(path)}")
+    for number, cells in enumerate(lines[1:], 2):
+        if len(cells) != len(_COLUMNS):
+            raise EvidenceError(f"{path}, row {number}: has too {'many' if len(cells) > len(_COLUMNS) else 'few'} cells{_restore(path)}")
+        if not (_DIGEST.fullmatch(cells[0]) and _DIGEST.fullmatch(cells[1]) and all(map(is_printable, cells))):
+            raise EvidenceError(f"{path}, row {number}: {quoted(','.join(cells))} is no opening of the test labels{_restore(path)}")
+    return [Opening(*cells) for cells in lines[1:]]
 
 
 def enter_opening(path: Path, opening: Opening) -> None:
-    """Appends one opening; a line that others append at the same time is kept."""
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        rows = csv.DictWriter(stream, [field.name for field in fields(Opening)], lineterminator="\n")
-        if not stream.tell():
-            rows.writeheader()
-        rows.writerow(asdict(opening))
+    """Appends one opening in one write; a line that others append at the same time is kept. `EvidenceError` where the last line is torn."""
+    _check_end(path)
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        if not os.fstat(handle).st_size:
+            rows.writerow(_COLUMNS)
+        rows.writerow(astuple(opening))
+        failpoint("ledger.appending", path)
+        line = text.getvalue().encode()
+        if os.write(handle, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check_end(path: Path) -> None:
+    """Raises `EvidenceError` where the last line has no end: a kill or a full disk tore it, and the next line would go on behind it."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise EvidenceError(f"{path} is no regular file{_restore(path)}")
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - 1))
+        if size and stream.read() != b"\n":
+            raise EvidenceError(f"{path}: its last line is torn{_restore(path)}, or end the line if you know what it should be")
+
+
+def _restore(path: Path) -> str:
+    return f"; restore it by git checkout {path.name}"
 
 
 def looks(openings: Sequence[Opening], *, other_than: str | None = None) -> Looks:

@@ -31,6 +31,7 @@ from hnm.evidence.charts import (
 )
 from hnm.evidence.evaluation import Evaluation
 from hnm.files import whole
+from hnm.tables import write_csv
 
 SYSTEM_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 STYLE: list[str | Path | dict[str, Any]] = [
@@ -65,7 +66,7 @@ def write_plots(evaluation: Evaluation, folder: Path) -> None:
     """Every table as CSV and every figure as PNG, in `folder`."""
     for name, table in tables_of(evaluation).items():
         with whole(folder / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n", float_format=_float32)
+            write_csv(table, temporary, float_format=_float32)
     for name, describe in CHARTS.items():
         with whole(folder / f"{name}.png") as temporary:
             temporary.write_bytes(png(describe(evaluation)))

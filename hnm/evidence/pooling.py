@@ -15,6 +15,7 @@ from hnm.evidence.evaluation import DIGITS, decisions_of, flat_numbers, predicti
 from hnm.evidence.metrics import Predictions, Resampling, auc_gain, auc_number, choose_threshold, delong_p, log_loss
 from hnm.files import whole
 from hnm.params import Evaluate
+from hnm.tables import plain_cells, write_csv
 
 
 def out_of_fold(held_out: pd.DataFrame, *, seed: int, fold: int) -> pd.DataFrame:
@@ -41,14 +42,14 @@ def out_of_fold(held_out: pd.DataFrame, *, seed: int, fold: int) -> pd.DataFrame
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
     """Rows of `out_of_fold` as CSV; scores come back as they were."""
     with whole(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.9g")
+        write_csv(table, temporary, float_format="%.9g")
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """Rows that `write_predictions` has written; scores are single precision, as they were."""
     scores = ("first_score", "score")
     table = pd.read_csv(path, dtype={"slide_id": str, "patient_id": str}, converters=dict.fromkeys(scores, float), keep_default_na=False)
-    return table.astype(dict.fromkeys(scores, np.float32))
+    return plain_cells(table).astype(dict.fromkeys(scores, np.float32))
 
 
 def pooled(table: pd.DataFrame, section: Evaluate) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def places_elsewhere(root: Path, database: Path) -> list[str]:
         finally:
             store.close()
     except sqlite3.Error as error:
+        if "locked" in str(error):
+            raise TrackingError(f"{database} is in use by another process, and cannot be read meanwhile; try again") from None
         raise TrackingError(f"{database} cannot be read as MLflow's store: {error}; restore it, or move it away and run hnm track sync") from None
     return former_places(root, rows)
 

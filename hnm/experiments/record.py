@@ -34,7 +34,7 @@ from hnm.errors import TrackingError
 from hnm.experiments.outputs import is_inside
 from hnm.failpoints import failpoint
 from hnm.files import parse_json, read_bounded, whole
-from hnm.params import ID
+from hnm.names import is_id
 from hnm.redaction import redacted
 
 Event = dict[str, Any]
@@ -346,7 +346,7 @@ def _is_texts(value: Any) -> bool:
 
 _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
     "start": {
-        "experiment": lambda value: isinstance(value, str) and re.fullmatch(ID, value) is not None,
+        "experiment": lambda value: isinstance(value, str) and is_id(value),
         "name": _is_text,
         "tags": _is_texts,
         "params": lambda value: isinstance(value, dict),

@@ -137,8 +137,9 @@ def model_of_run(root: Path, run_id: str) -> str:
 def _tags(root: Path, record: ModelRecord, digest: str) -> dict[str, str]:
     """What the registry's page shows of a version."""
     head = stage_in(locked_stages(root), f"head@{record.round}")
+    paths = {"hnm.head": head.argument("folder"), "hnm.validation_labels": head.argument("validation_labels")}
     with taking_apart("dvc.lock"):
-        made = {"hnm.head": record.versions[head.argument("folder")], "hnm.validation_labels": record.versions[head.argument("validation_labels")]}
+        made = {tag: record.versions[path] for tag, path in paths.items()}
     numbers = {f"hnm.validation_{metric}": str(value) for metric, value in record.validation.items()}
     return {"hnm.round": record.round, "hnm.model_digest": digest, "hnm.threshold": str(record.threshold), **made, **numbers}
 

@@ -22,7 +22,8 @@ from ruamel.yaml.error import YAMLError
 from hnm.errors import ParamsError, TrackingError
 from hnm.experiments.outputs import is_inside, is_line, is_md5, md5_of
 from hnm.files import key_of, read_bounded
-from hnm.params import ID, Params
+from hnm.names import is_id
+from hnm.params import Params
 
 MOST_YAML_BYTES = 16 << 20
 MOST_YAML_VALUES = 1_000_000
@@ -154,7 +155,7 @@ def cohort_name(states: Mapping[str, StageState], default: str | None = None) ->
     for state in states.values():
         cohort = state.params.get("cohort")
         name = cohort.get("name") if isinstance(cohort, dict) else None
-        if isinstance(name, str) and re.fullmatch(ID, name):
+        if isinstance(name, str) and is_id(name):
             return name
     if default is None:
         raise TrackingError(f"no stage of dvc.lock tells the cohort's name{CURE}")

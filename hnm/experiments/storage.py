@@ -166,5 +166,5 @@ def mend_journal(path: Path, say: Callable[[str], None]) -> None:
 def _is_whole(line: bytes) -> bool:
     try:
         return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

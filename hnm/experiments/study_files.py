@@ -12,15 +12,19 @@ import pandas as pd
 import pandera.pandas as pa
 from optuna.trial import FrozenTrial, TrialState
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from hnm.errors import StudyError
+from hnm.experiments.record import first_line
 from hnm.experiments.space import Space, Value, Values, in_order
 from hnm.experiments.storage import JOURNAL, open_storage, usable
-from hnm.files import whole
+from hnm.files import read_bounded, whole
 from hnm.params import Dimension
 from hnm.tables import Table
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+_MOST_YAML_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,12 @@ def read_trials(files: StudyFiles) -> tuple[pd.DataFrame, list[str]]:
         raise _unknown(files, str(files.folder.parent))
     if not files.trials.exists():
         raise StudyError(f"{files.trials} does not exist: the study has no finished trial; run hnm tune --study {files.folder.name}, or dvc pull")
-    frame = pd.read_parquet(files.trials)
+    try:
+        frame = pd.read_parquet(files.trials)
+    except (OSError, ValueError) as error:  # what pyarrow makes of a torn file
+        raise StudyError(
+            f"{files.trials} cannot be read: {first_line(error)}; run hnm tune export --study {files.folder.name}, or bring it with dvc pull"
+        ) from None
     params = [str(name) for name in frame.columns if "." in str(name)]
     return _table({name: pa.Column(frame[name].dtype) for name in params}).check(frame, str(files.trials)), params
 
@@ -189,11 +198,17 @@ def export(files: StudyFiles, study: optuna.Study, *, plots: bool) -> None:
 
 
 def best_values(files: StudyFiles) -> Values:
-    """The values of `best.yaml`; `StudyError` where there is none."""
+    """The values of `best.yaml`; `StudyError` where there is none, or it is none."""
+    if not files.best.exists():
+        raise StudyError(f"{files.best} does not exist: the study has no complete trial; run hnm tune --study {files.folder.name}")
+    cure = f"; run hnm tune export --study {files.folder.name}"
+    content = read_bounded(files.best, StudyError, what=str(files.best), cure=cure, most=_MOST_YAML_BYTES)
     try:
-        values: Values = YAML(typ="safe").load(files.best.read_text(encoding="utf-8"))["params"]
-    except FileNotFoundError:
-        raise StudyError(f"{files.best} does not exist: the study has no complete trial; run hnm tune --study {files.folder.name}") from None
+        values = YAML(typ="safe").load(content.decode())["params"]
+    except (YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StudyError(f"{files.best} holds no trial's params: {type(error).__name__} {first_line(error)}{cure}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise StudyError(f"{files.best} holds no trial's params{cure}")
     return values
 
 

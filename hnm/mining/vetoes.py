@@ -11,7 +11,8 @@ import pandas as pd
 import shapely
 
 from hnm.errors import MiningError
-from hnm.slides.annotations import Region, check_inside, covered_shares, read_annotation
+from hnm.slides.annotations import Region, covered_shares
+from hnm.slides.drawings import Drawing, read_drawings
 from hnm.tables import VETOES
 
 LISTED = "vetoes.csv"
@@ -30,8 +31,12 @@ def vetoed_tiles(folder: Path, tiles: pd.DataFrame, slides: pd.DataFrame) -> pd.
 
     Raises:
         MiningError: a slide or a tile is unknown, a line names a tile in no way or in two, or a file is none of these.
-        CohortError: a GeoJSON file holds no polygons, or they lie outside their slide.
+        CohortError: GeoJSON files hold no polygons, or they lie outside their slide; all are named.
     """
+    if not folder.is_dir():
+        raise MiningError(f"{folder} is no folder; make it, with a file {LISTED} whose only line is {','.join(VETOES.columns)}")
+    if not (folder / LISTED).exists():
+        raise MiningError(f"{folder / LISTED} does not exist; make it, with the line {','.join(VETOES.columns)} alone where no tile is listed")
     vetoes = VETOES.read(folder / LISTED)
     files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))  # desktops leave .DS_Store and the like
     drawn = {path.stem: path for path in files if path.suffix == ".geojson"}
@@ -52,9 +57,8 @@ def vetoed_tiles(folder: Path, tiles: pd.DataFrame, slides: pd.DataFrame) -> pd.
         for slide_id, tile, x, y, reason in vetoes.itertuples(index=False)
         if slide_id in rows
     ]
-    for slide_id, path in drawn.items():
-        regions = read_annotation(path)
-        check_inside(regions, sizes[slide_id], str(path))
+    drawings = [Drawing(slide_id, path.absolute(), sizes[slide_id], "veto", "; export it again, or remove it") for slide_id, path in drawn.items()]
+    for slide_id, regions in sorted(read_drawings(drawings).items()):
         if slide_id in rows:
             own = rows[slide_id]
             found += [own.loc[_inside(own, aspects[slide_id], region), ["slide_id", "tile"]].assign(reason=region.name) for region in regions]

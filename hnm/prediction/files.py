@@ -22,10 +22,11 @@ from hnm.errors import PredictionError, TableError
 from hnm.failpoints import failpoint
 from hnm.files import TEMPORARY, digest_of, key_of, read_bounded, whole, write_json
 from hnm.prediction.model import Model
-from hnm.prediction.names import kept_name, readable, slide_ids_of
+from hnm.prediction.names import kept_name, slide_ids_of
 from hnm.prediction.picture import heat_over
 from hnm.prediction.region import prediction_geojson
 from hnm.prediction.slide import Prediction, Refusal, Unchanged, check_mask, machine_of, predict_slides
+from hnm.redaction import readable
 from hnm.tables import MOST_CSV_BYTES, SLIDES, TILE_SCORES, Table, plain_cell, safe_cell
 
 PREDICTIONS = Table(
@@ -90,7 +91,7 @@ def write_predictions(
                     continue
                 rows[outcome.slide_id], line = _written(outcome, model, folder, settings)
                 _append(rows[outcome.slide_id], folder / TABLE)
-                say(readable(line.replace("\t", "  ")) if not line.replace("\t", "").isprintable() else line)
+                say(readable(line, "\t"))
         finally:
             write_table(list(rows.values()), model, folder)
 

@@ -24,7 +24,7 @@ from hnm.learning.encoder import TileEncoder, encoder_of
 from hnm.learning.heads import Head, head_of
 from hnm.learning.weights import FILE, MOST_RECORD, MOST_WEIGHTS, Parts
 from hnm.params import Compute, Embed, Section, Share, Tiles, Tissue
-from hnm.prediction.names import readable
+from hnm.redaction import readable
 
 RECORD = "model.json"
 FILES = (RECORD, *(f"{part}/{name}" for part in ("encoder", "head") for name in (f"{part}.json", "weights.safetensors")))

@@ -6,28 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from hnm.redaction import readable
 from hnm.slides.urls import file_name, kept_form
 
 MOST_ID = 160
 """Characters of an id: names of files are made of it."""
 
 
-def readable(text: str) -> str:
-    """`text` with what cannot be printed, or is not UTF-8, as escapes: a file name of any bytes can stand in a table, and harms no terminal."""
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else _escape(ord(character)) for character in text)
-
-
 def kept_name(source: str) -> str:
     """The path or URL as tables keep it: `readable`, without a URL's query, which may hold a token."""
     return readable(kept_form(source))
-
-
-def _escape(code: int) -> str:
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"  # how Python holds a byte of a name that is not UTF-8
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def slide_ids_of(sources: Iterable[str], taken: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -6,7 +6,7 @@ computed of it later goes on without end. Where a file may be large, it is read 
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,15 +96,18 @@ def regions_of(content: bytes, where: str, *, named: bool, cure: str = _CURE) ->
     return mended(drawn, where)
 
 
-def mended(drawn: Sequence[Region], where: str) -> list[Region]:
-    """`drawn` polygons as they may be, valid and normalised; `CohortError` where one encloses no area or outlines cross too often.
+def mended(drawn: Sequence[Region], where: str, *, empty_too: bool = False) -> list[Region]:
+    """`drawn` polygons as they may be, valid and normalised; `CohortError` where outlines cross too often, or one encloses no area.
 
-    A part that crosses itself encloses what lies inside of an odd number of its windings; parts that overlap count as one.
+    Where `empty_too`, those that enclose no area are left out in place of refused. A part that crosses itself encloses
+    what lies inside of an odd number of its windings; parts that overlap count as one.
     """
     _check_crossings(drawn, where)
     regions = []
     for number, region in enumerate(drawn, 1):
         areal = areal_parts(shapely.get_parts(region.geometry))
+        if not len(areal) and empty_too:
+            continue
         if not len(areal):
             raise CohortError(f"{where}, feature {number} ({region.name}) encloses no area; {_DRAW}")
         regions.append(Region(region.name, shapely.normalize(joined(areal))))
@@ -126,7 +129,7 @@ def _check_crossings(drawn: Sequence[Region], where: str) -> None:
         raise CohortError(f"{where} has outlines that cross each other in more than {MOST_CROSSINGS} places; remove some, or draw them again")
 
 
-def joined(polygons: Sequence[shapely.Geometry]) -> shapely.Geometry:
+def joined(polygons: Iterable[shapely.Geometry]) -> shapely.Geometry:
     """The union of valid `polygons`. Those that lie apart are set beside each other; GEOS alone takes minutes for thousands that stand in a row."""
     parts = np.array(shapely.get_parts(list(polygons)), dtype=object)
     near = _near(parts)

@@ -19,6 +19,7 @@ Outcome = TypeVar("Outcome")
 QUEUES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster"}
 """Batch systems -> their class in dask-jobqueue, whose settings are dask's own configuration."""
 SECONDS_TO_ANSWER = "30s"
+AWAY = "the cluster went away while it was read; start its scheduler again"
 
 
 @contextmanager
@@ -46,6 +47,9 @@ def cluster_runner(
 
         def run(task: Task, jobs: Sequence[Job], *, alone: bool) -> Iterator[tuple[Job, Outcome | MachineError]]:
             for together in [[job] for job in jobs] if alone else [jobs]:
+                if client.status == "closed":  # it gave up its scheduler; what is handed to it now never comes back
+                    yield from ((job, MachineError(AWAY)) for job in together)
+                    continue
                 futures = client.map(function, [task] * len(together), together, pure=False)
                 job_of = dict(zip(futures, together, strict=True))
                 for future in dask.as_completed(futures, loop=client.loop):
@@ -62,7 +66,7 @@ def _outcome(dask: Any, future: Any) -> Any:
     except dask.KilledWorker as error:
         return MachineError(f"the workers that read it died (the last: {error.last_worker.address}); give each more memory, or look into its log")
     except CancelledError:
-        return MachineError("the cluster went away while it was read; start its scheduler again")
+        return MachineError(AWAY)
 
 
 @contextmanager

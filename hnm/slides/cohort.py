@@ -3,12 +3,10 @@
 The manifest is a person's work, so everything about it is checked, and every message names the row.
 """
 
-import csv
 import difflib
 import hashlib
 import math
 import os
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,10 +19,12 @@ from hnm.code import code_version
 from hnm.draws import seed_of
 from hnm.errors import CohortError, SlideError
 from hnm.files import key_of, read_bounded, write_json
-from hnm.params import ID, Split
+from hnm.names import ID_WORDS, clash, is_id, is_printable, quoted
+from hnm.params import Split
 from hnm.slides.masks import mask_bytes
 from hnm.slides.reader import OpenSlideReader
 from hnm.slides.remote import fetched, version_of
+from hnm.slides.rows import text_rows
 from hnm.slides.storage import StorageError, one_line
 from hnm.slides.urls import checked_url, is_url, kept_form, lacks_query
 from hnm.store import Store
@@ -34,6 +34,7 @@ REQUIRED = ("slide_id", "path", "label")
 OPTIONAL = ("patient_id", "split", "mpp", "annotation", "mask")
 SPLITS = ("train", "validation", "test")
 MOST_STATEMENT_BYTES = 1 << 16
+LONGEST_PATH = 4096
 PLAUSIBLE_MPP = (0.05, 20.0)
 """µm per pixel: finer than any objective resolves, and coarser than any slide scanner."""
 OBJECTIVE_MPP = {40.0: 0.25, 20.0: 0.5, 10.0: 1.0}
@@ -102,20 +103,18 @@ class Identity:
 
 def read_manifest(path: Path) -> list[Entry]:
     """The rows of a manifest, in its order; `CohortError` names row, column, value and cure."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream, strict=True)
-            _check_columns(list(rows.fieldnames or []), path)
-            entries = [_entry(row, f"{path}, row {rows.line_num}") for row in rows]
-    except FileNotFoundError:
-        raise CohortError(f"the manifest {path} does not exist; correct cohort.manifest, which counts from the repository's root") from None
-    except OSError as error:
-        raise CohortError(f"the manifest {path} cannot be read: {error.strerror}; correct cohort.manifest") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise CohortError(f"the manifest {path} is not CSV in UTF-8: {error}") from None
+    cure = "; correct cohort.manifest, which counts from the repository's root"
+    columns, rows = text_rows(path, f"the manifest {path}", cure=cure)
+    _check_columns(columns, path)
+    entries = [_entry(row, f"{path}, row {number}") for number, row in rows]
     if not entries:
         raise CohortError(f"the manifest {path} lists no slides")
     _check_unique(entries, path)
+    for name, values in (("slide_id", [entry.slide_id for entry in entries]), ("patient_id", [entry.patient_id for entry in entries])):
+        if two := clash(values):
+            raise CohortError(
+                f"{path}: {name}={two[0]} and {name}={two[1]} differ only in capitals, which some file systems take for one name; rename one of them"
+            )
     _check_patients(entries, path)
     return entries
 
@@ -274,17 +273,12 @@ def _check_columns(columns: list[str], path: Path) -> None:
     for column in columns:
         if column not in known:
             close = difflib.get_close_matches(column, known, n=1)
-            raise CohortError(f"{path}: unknown column {column!r}; " + (f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"))
+            raise CohortError(f"{path}: unknown column {quoted(column)}; " + (f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"))
     if missing := [column for column in REQUIRED if column not in columns]:
         raise CohortError(f"{path}: column {missing[0]} is missing; required are {', '.join(REQUIRED)}")
-    if len(set(columns)) < len(columns):
-        raise CohortError(f"{path}: a column stands there twice: {', '.join(columns)}")
 
 
-def _entry(row: dict[str | None, str | None], where: str) -> Entry:
-    if None in row or None in row.values():
-        raise CohortError(f"{where}: has {'more' if None in row else 'fewer'} cells than the header")
-    cells = {str(name): str(value).strip() for name, value in row.items()}
+def _entry(cells: dict[str, str], where: str) -> Entry:
     slide_id = _identifier(cells["slide_id"], "slide_id", where)
     where = f"{where} (slide_id={slide_id})"
     if not cells["path"]:
@@ -294,10 +288,16 @@ def _entry(row: dict[str | None, str | None], where: str) -> Entry:
             checked_url(cells["path"])
         except SlideError as error:
             raise CohortError(f"{where}: path: {error}") from None
+    for name in ("path", "annotation", "mask"):
+        if not is_printable(cells.get(name, "")) or len(cells.get(name, "")) > LONGEST_PATH:
+            raise CohortError(f"{where}: {name}={quoted(cells[name])} is no path of one line, of at most {LONGEST_PATH} characters; correct it")
+    for column in ("annotation", "mask"):
+        if is_url(cells.get(column) or ""):
+            raise CohortError(f"{where}: {column} is a URL, which only slides are fetched by; fetch the file and give its path")
     if cells["label"] not in {"0", "1"}:
-        raise CohortError(f"{where}: label={cells['label']!r} is not 0 or 1; the pipeline tells two classes apart: make one class 1 and the rest 0")
+        raise CohortError(f"{where}: label={quoted(cells['label'])} is not 0 or 1; the pipeline tells two classes apart: make one class 1 and the rest 0")
     if "split" in cells and cells["split"] not in SPLITS:
-        raise CohortError(f"{where}: split={cells['split']!r} is not one of {', '.join(SPLITS)}; leave the whole column out to have it drawn")
+        raise CohortError(f"{where}: split={quoted(cells['split'])} is not one of {', '.join(SPLITS)}; leave the whole column out to have it drawn")
     return Entry(
         slide_id,
         cells["path"],
@@ -311,8 +311,8 @@ def _entry(row: dict[str | None, str | None], where: str) -> Entry:
 
 
 def _identifier(value: str, name: str, where: str) -> str:
-    if not re.fullmatch(ID, value):
-        raise CohortError(f"{where}: {name}={value!r} must be letters, digits, dots, dashes and underscores, a letter or digit first")
+    if not is_id(value):
+        raise CohortError(f"{where}: {name}={quoted(value)} must be {ID_WORDS}")
     return value
 
 
@@ -322,7 +322,8 @@ def _mpp(value: str, where: str) -> float:
     except ValueError:
         mpp = math.nan
     if not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
-        raise CohortError(f"{where}: mpp={value!r} is no number of µm per pixel between {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g}")
+        point = ", written with a point" if "," in value else ""
+        raise CohortError(f"{where}: mpp={quoted(value)} is no number of µm per pixel between {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g}{point}")
     return mpp
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from hnm.errors import CohortError, HnmError, SlideError
 from hnm.files import read_bounded
-from hnm.slides.annotations import Region, check_inside, read_regions
+from hnm.slides.annotations import Region, check_inside, joined, regions_of
 from hnm.slides.reader import Thumbnail
 from hnm.slides.storage import ChangedError, check_file, error_of, shown
 from hnm.slides.tissue import Mask
@@ -79,7 +79,7 @@ def read_mask(content: bytes, path: Path, dimensions: tuple[int, int], view: Thu
 def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
     """(height, width): the pixels of `view` whose centres lie in one of `regions`; holes are left out."""
     height, width = view.lost.shape
-    union = shapely.union_all([region.geometry for region in regions])
+    union = joined([region.geometry for region in regions])
     mask = np.zeros((height, width), bool)
     x = view.x + (np.arange(width) + 0.5) * view.scale[0]
     y = view.y + (np.arange(height) + 0.5) * view.scale[1]
@@ -93,11 +93,10 @@ def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
 
 def _of_polygons(content: bytes, path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
     try:
-        regions = read_regions(path, "mask", named=False)
-        check_inside(regions, dimensions, f"mask {path.name}")
+        regions = regions_of(content, f"its mask {shown(path)}", named=False, cure=CURE)
+        check_inside(regions, dimensions, f"its mask {shown(path)}")
     except CohortError as error:
-        raise SlideError(f"its {str(error).replace(f'{path.parent}/', '')}", step="tissue") from None
-    mask_bytes(path, hashlib.sha256(content).hexdigest())
+        raise SlideError(error, step="tissue") from None
     return rasterised(regions, view)
 
 

@@ -7,7 +7,6 @@ tile is one read of the file, and bytes are equal for equal content.
 """
 
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import simplejpeg
 
 from hnm.errors import TableError
 from hnm.failpoints import failpoint
-from hnm.params import ID
+from hnm.names import is_id
 from hnm.slides import hdf5
 
 TOLERANCE = 0.02
@@ -140,7 +139,7 @@ class Pack:
             return f"a tile lies outside 0 to {MOST_PX} px"
         if not ((self.tissue >= 0) & (self.tissue <= 1)).all():
             return "a share of tissue is not within 0 and 1"
-        if not re.fullmatch(ID.strip("^$"), self.slide_id):
+        if not is_id(self.slide_id):
             return f"slide_id={self.slide_id[:60]!r} is no id"
         return None
 

@@ -66,7 +66,13 @@ class Version:
 
 
 def version_of(url: str) -> Version:
-    """What `url` holds now, by a request that fetches no pixels. Raises `SlideError`, `StorageError` where the server fails."""
+    """What `url` holds now, by a request that fetches no pixels.
+
+    Raises:
+        SlideError: it does not exist, or may not be fetched from there.
+        StorageError: the server fails, which may pass.
+        MachineError: this user has no right to it, or no credentials.
+    """
     url = checked_url(url)
     name = file_name(url)
     if suffix_of(url).lower() in OF_SEVERAL_FILES:
@@ -332,7 +338,7 @@ def _told(name: str) -> Iterator[None]:
     except kinds as error:
         status = _status_of(error)
         if isinstance(error, PermissionError) or type(error) is no_credentials or status in (401, 403):
-            raise SlideError(f"{name} may not be read; give credentials that may (for s3:// AWS_PROFILE or AWS_ACCESS_KEY_ID)") from None
+            raise MachineError(f"{name} may not be read; give credentials that may (for s3:// AWS_PROFILE or AWS_ACCESS_KEY_ID)") from None
         if status is not None and status >= 400:
             raise refusal_of(status, name) from None
         if isinstance(error, FileNotFoundError | IsADirectoryError):

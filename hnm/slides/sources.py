@@ -4,23 +4,23 @@ Each function gives entries for a manifest and notes on what was left out, and w
 """
 
 import csv
-import json
 import re
-import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 import shapely
 
 from hnm.draws import seed_of
 from hnm.errors import CohortError
-from hnm.files import whole
-from hnm.params import ID
-from hnm.slides.annotations import Region, write_annotation
+from hnm.files import parse_json, read_bounded, whole
+from hnm.names import ID_WORDS, is_id, is_printable, quoted
+from hnm.slides.annotations import MOST_BYTES, MOST_CORNERS, MOST_NAME, MOST_REGIONS, Region, joined, mended, polygon, write_annotation
 from hnm.slides.cohort import OPTIONAL, REQUIRED, Entry, read_manifest
+from hnm.slides.rows import text_lines, text_rows
 
 SUFFIXES = frozenset({".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"})
 """Of the files that OpenSlide opens, one a slide; DICOM has one a level."""
@@ -31,6 +31,9 @@ CAMELYON16_LEFT_OUT = {
     "test_049": "it is a duplicate of another slide of the test set",
 }
 CAMELYON16_HALF_DRAWN = {"test_114": "not all of its metastases are drawn, so that its tiles have no sure truth"}
+MOST_LEVELS = 100
+"""Of an XML file."""
+_OUTLINES = "; fetch it again, or take it out of the folder"
 BARCODE = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})-\d{2}[A-Z]-\d{2}-[A-Z]{2}[A-Z0-9]*")
 
 
@@ -84,7 +87,7 @@ def tcga(folder: Path, sheet: Path, *, labels: Path | None, column: str, positiv
     `patient_id` or `slide_id`; what it does not name is left out. Patient and slide come from the barcode of the file's
     name (TCGA-05-4244 of TCGA-05-4244-01Z-00-DX1); without one, the patient is the sheet's Case ID.
     """
-    rows = [row for row in _rows(sheet, "\t", ("File ID", "File Name", "Case ID")) if Path(row["File Name"]).suffix.lower() in SUFFIXES]
+    rows = [row for _, row in _rows(sheet, "\t", ("File ID", "File Name", "Case ID")) if Path(row["File Name"]).suffix.lower() in SUFFIXES]
     if labels is None and rows and column not in rows[0]:
         raise CohortError(f"{sheet} has no column {column!r}; its columns are {', '.join(rows[0])}")
     if labels is None and not 0 < (found := sum(row[column] == positive for row in rows)) < len(rows):
@@ -128,8 +131,8 @@ def directory(folder: Path, *, positive: str) -> Found:
         named = [(path.stem, path) for path in alone] + [(parent.name, path) for parent, path in sorted(first.items())]
         entries += [Entry(name, str(path), int(of_class.name == positive), name, None, None, None, None) for name, path in named]
     for entry in entries:
-        if not re.fullmatch(ID, entry.slide_id):
-            raise CohortError(f"{entry.path}: its name cannot be a slide_id; rename it to letters, digits, dots, dashes and underscores")
+        if not is_id(entry.slide_id):
+            raise CohortError(f"{entry.path!r}: its name cannot be a slide_id; rename it to {ID_WORDS}")
     return Found(_some(entries, folder, f"slides ({', '.join(sorted(SUFFIXES))})"), [])
 
 
@@ -141,6 +144,8 @@ def write_manifest(entries: Collection[Entry], path: Path) -> None:
         if file is None:
             return ""
         full = Path(file).absolute()
+        if not is_printable(str(full)):
+            raise CohortError(f"{str(full)!r}: this path is not UTF-8 of one line, so that no manifest can hold it; rename the file or its folders")
         return full.relative_to(folder).as_posix() if full.is_relative_to(folder) else str(full)
 
     rows = [{**vars(entry), "path": place(entry.path), "annotation": place(entry.annotation)} for entry in entries]
@@ -158,8 +163,8 @@ def outlined(path: Path) -> list[Region]:
     Polygons of a group that is neither tumour (`_0`, `_1`, Tumor) nor excluded (`_2`, Exclusion) keep the group as their
     name. What encloses no area, such as a stray click, is left out.
     """
-    groups = _ncrf_polygons(path) if path.suffix.lower() == ".json" else _asap_polygons(path)
-    holes = shapely.union_all([area for name, areas in groups.items() if name.casefold() in HOLE_GROUPS for area in areas])
+    groups = _grouped(_ncrf_polygons(path) if path.suffix.lower() == ".json" else _asap_polygons(path), path)
+    holes = joined([area for name, areas in groups.items() if name.casefold() in HOLE_GROUPS for area in areas])
     regions = []
     for name, areas in groups.items():
         if name.casefold() in TUMOUR_GROUPS:
@@ -169,36 +174,75 @@ def outlined(path: Path) -> list[Region]:
     return regions
 
 
-def _asap_polygons(path: Path) -> dict[str, list[shapely.Polygon | shapely.MultiPolygon]]:
-    """Polygons by group of an ASAP XML file."""
+def _asap_polygons(path: Path) -> list[tuple[str, list[Any]]]:
+    """(group, corners) of each shape of an ASAP XML file."""
+    drawn: list[tuple[str, list[Any]]] = []
+    depth = 0
+
+    def begin(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > MOST_LEVELS:
+            raise ValueError(f"it has more than {MOST_LEVELS} levels")
+        if tag == "Annotation":
+            drawn.append((attributes.get("PartOfGroup", "None"), []))
+        elif tag == "Coordinate" and drawn:
+            drawn[-1][1].append((float(attributes["X"]), float(attributes["Y"])))
+
+    def end(_: str) -> None:
+        nonlocal depth
+        depth -= 1
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler, parser.StartDoctypeDeclHandler = begin, end, _no_doctype
     try:
-        root = ET.parse(path).getroot()
-        drawn = [
-            (str(shape.get("PartOfGroup")), [(float(point.attrib["X"]), float(point.attrib["Y"])) for point in shape.iter("Coordinate")])
-            for shape in root.iter("Annotation")
-        ]
-    except (ET.ParseError, UnicodeDecodeError, KeyError, ValueError) as error:
-        raise CohortError(f"{path} is no XML of ASAP: {error}") from None
-    return _grouped(drawn)
+        parser.Parse(_content(path), True)
+    except KeyError as error:
+        raise CohortError(f"{path} is no XML of ASAP: a Coordinate has no {error.args[0]}{_OUTLINES}") from None
+    except (expat.ExpatError, LookupError, ValueError) as error:
+        raise CohortError(f"{path} is no XML of ASAP: {error}{_OUTLINES}") from None
+    return drawn
 
 
-def _ncrf_polygons(path: Path) -> dict[str, list[shapely.Polygon | shapely.MultiPolygon]]:
-    """Polygons of NCRF's JSON, under the names of ASAP's groups."""
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-        drawn = [
-            (group, [(float(x), float(y)) for x, y in shape["vertices"]]) for kind, group in (("positive", "_0"), ("negative", "_2")) for shape in value[kind]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CohortError(f"{path} is no annotation of NCRF: {error!r}") from None
-    return _grouped(drawn)
+def _no_doctype(*_: object) -> None:
+    raise ValueError("it declares a document type, whose entities may be without end")
 
 
-def _grouped(drawn: Iterable[tuple[str, list[tuple[float, float]]]]) -> dict[str, list[shapely.Polygon | shapely.MultiPolygon]]:
-    groups: dict[str, list[shapely.Polygon | shapely.MultiPolygon]] = defaultdict(list)
-    for group, corners in drawn:
-        if len(corners) >= 3 and (area := _areal(shapely.make_valid(shapely.Polygon(corners)))).area:
-            groups[group].append(area)
+def _content(path: Path) -> bytes:
+    return read_bounded(path, CohortError, what=str(path), cure=_OUTLINES, most=MOST_BYTES)
+
+
+def _ncrf_polygons(path: Path) -> list[tuple[str, list[Any]]]:
+    """(name of ASAP's group, corners) of each shape of NCRF's JSON."""
+    value = parse_json(_content(path), CohortError, what=str(path), cure=_OUTLINES)
+    drawn = []
+    for kind, group in (("positive", "_0"), ("negative", "_2")):
+        shapes = value.get(kind) if isinstance(value, dict) else None
+        if not isinstance(shapes, list):
+            raise CohortError(f"{path} is no annotation of NCRF: it has no list {kind!r}{_OUTLINES}")
+        for shape in shapes:
+            corners = shape.get("vertices") if isinstance(shape, dict) else None
+            if not isinstance(corners, list):
+                raise CohortError(f"{path} is no annotation of NCRF: a shape of {kind!r} has no list 'vertices'{_OUTLINES}")
+            drawn.append((group, corners))
+    return drawn
+
+
+def _grouped(drawn: Sequence[tuple[str, list[Any]]], path: Path) -> dict[str, list[shapely.Geometry]]:
+    """The areas of each group, mended; shapes of fewer than three corners, and those that enclose nothing, are none."""
+    if len(drawn) > MOST_REGIONS or sum(len(corners) for _, corners in drawn) > MOST_CORNERS:
+        raise CohortError(f"{path} has more than {MOST_REGIONS} shapes or {MOST_CORNERS} corners; simplify it")
+    regions = []
+    for number, (group, corners) in enumerate(drawn, 1):
+        if len(group) > MOST_NAME or not is_printable(group):
+            raise CohortError(f"{path}, shape {number}: its group {quoted(group)} is no text of one line of at most {MOST_NAME} characters; rename it")
+        try:
+            regions += [Region(group, polygon(corners))] if len(corners) >= 3 else []
+        except ValueError as error:
+            raise CohortError(f"{path}, shape {number} ({group}): {error}; delete it or draw it again") from None
+    groups: dict[str, list[shapely.Geometry]] = defaultdict(list)
+    for region in mended(regions, str(path), empty_too=True):
+        groups[region.name].append(region.geometry)
     return groups
 
 
@@ -214,13 +258,12 @@ def _reference(folder: Path) -> dict[str, int]:
     if not paths:
         raise CohortError(f"{folder} has test slides but no reference.csv, which has their labels; put it there")
     known = {}
-    with paths[0].open(newline="", encoding="utf-8-sig") as stream:
-        for number, row in enumerate(csv.reader(stream), 1):
-            if row and re.fullmatch(r"test_\d+", name := row[0].strip().lower().removesuffix(".tif")):
-                kind = row[1].strip().casefold() if len(row) > 1 else ""
-                if kind not in {"tumor", "normal"}:
-                    raise CohortError(f"{paths[0]}, row {number} ({name}): {kind!r} is neither Tumor nor Normal")
-                known[name] = int(kind == "tumor")
+    for number, row in text_lines(paths[0], str(paths[0])):
+        if re.fullmatch(r"test_\d+", name := row[0].strip().lower().removesuffix(".tif")):
+            kind = row[1].strip().casefold() if len(row) > 1 else ""
+            if kind not in {"tumor", "normal"}:
+                raise CohortError(f"{paths[0]}, row {number} ({name}): {quoted(kind)} is neither Tumor nor Normal")
+            known[name] = int(kind == "tumor")
     return known
 
 
@@ -236,26 +279,22 @@ def _drawn_validation(entries: Collection[Entry], share: float, seed: int) -> se
 def _labels(path: Path) -> tuple[dict[str, int], str]:
     """Label by patient or slide, and which of the two."""
     rows = _rows(path, ",", ("label",))
-    key = next((name for name in ("patient_id", "slide_id") if rows and name in rows[0]), None)
+    key = next((name for name in ("patient_id", "slide_id") if name in rows[0][1]), None)
     if key is None:
         raise CohortError(f"{path} has neither a column patient_id nor slide_id")
     known: dict[str, int] = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         if row["label"] not in {"0", "1"}:
-            raise CohortError(f"{path}, row {number} ({key}={row[key]}): label={row['label']!r} is not 0 or 1; leave out the rows without a label")
+            raise CohortError(f"{path}, row {number} ({key}={row[key]}): label={quoted(row['label'])} is not 0 or 1; leave out the rows without a label")
         if known.setdefault(row[key], int(row["label"])) != int(row["label"]):
             raise CohortError(f"{path}, row {number}: {key}={row[key]} has the labels 0 and 1")
     return known, key
 
 
-def _rows(path: Path, delimiter: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [{str(name): (value or "").strip() for name, value in row.items()} for row in csv.DictReader(stream, delimiter=delimiter)]
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise CohortError(f"{path} cannot be read as a table: {error}") from None
-    if not rows or not set(columns) <= set(rows[0]):
-        raise CohortError(f"{path} needs rows and the columns {', '.join(columns)}; it has {', '.join(rows[0]) if rows else 'no rows'}")
+def _rows(path: Path, delimiter: str, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    header, rows = text_rows(path, str(path), delimiter=delimiter, cure="; name a table of text")
+    if not rows or not set(columns) <= set(header):
+        raise CohortError(f"{path} needs rows and the columns {', '.join(columns)}; it has {', '.join(header) if rows else 'no rows'}")
     return rows
 
 

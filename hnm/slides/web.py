@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from urllib.parse import quote, urljoin, urlsplit
 
-from hnm.errors import SlideError
+from hnm.errors import MachineError, SlideError
 from hnm.slides.storage import StorageError
 from hnm.slides.urls import WEB, checked_url, file_name, is_inside, is_url
 
@@ -34,8 +34,9 @@ def web_version(url: str) -> tuple[int | None, str]:
     """Size in bytes and entity tag, or else time of change, of a file; None and "" where its server does not tell.
 
     Raises:
-        SlideError: it does not exist, may not be read, or its server leads to where none may be followed.
+        SlideError: it does not exist, or its server leads to where none may be followed.
         StorageError: its server fails, which may pass.
+        MachineError: this user may not read it, or does not know its server's certificate.
     """
     for method in ("HEAD", "GET"):  # a signed URL may be signed for GET alone
         with _answer(url, method) as answer:
@@ -60,14 +61,14 @@ def web_bytes(url: str) -> Iterator[bytes]:
                 yield chunk
 
 
-def refusal_of(status: int, url: str) -> SlideError | StorageError:
+def refusal_of(status: int, url: str) -> SlideError | MachineError:
     """What a server's status, other than success, means for the slide at `url`."""
     name = file_name(url)
     said = f"{status} {http.client.responses.get(status, '')}".strip()
     if status in _GONE:
         return SlideError(f"{name} does not exist")
     if status in _REFUSED:
-        return SlideError(f"{name} may not be read (its server answers {said}); give credentials that may, or a URL whose signature is still valid")
+        return MachineError(f"{name} may not be read (its server answers {said}); give credentials that may, or a URL whose signature is still valid")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING:
         return StorageError(f"{name} cannot be fetched: its server answers {said}")
     return SlideError(f"{name} cannot be fetched: its server answers {said}; correct its URL, or fetch it yourself and give a path")
@@ -189,7 +190,7 @@ def _errors(name: str) -> Iterator[None]:
     try:
         yield
     except ssl.SSLCertVerificationError as error:
-        raise SlideError(
+        raise MachineError(
             f"{name}: its server's certificate is not valid here ({error.verify_message}); have it mended, or name your house's certificates by SSL_CERT_FILE"
         ) from None
     except ssl.SSLError as error:
@@ -197,6 +198,7 @@ def _errors(name: str) -> Iterator[None]:
     except TimeoutError:
         raise StorageError(f"{name} cannot be fetched: its server was silent for {SILENT_SECONDS:g} s") from None
     except (OSError, http.client.HTTPException) as error:
-        raise StorageError(f"{name} cannot be fetched: {type(error).__name__} {error}".rstrip()) from None
+        said = "".join(letter if letter.isprintable() else "?" for letter in str(error)[:200])  # it may quote what a server sent
+        raise StorageError(f"{name} cannot be fetched: {type(error).__name__} {said}".rstrip()) from None
     except ValueError as error:  # a host that is no name, or a target that http refuses
         raise SlideError(f"{name}: its URL is malformed: {error}") from None

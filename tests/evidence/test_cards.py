@@ -3,14 +3,18 @@
 import itertools
 import re
 from dataclasses import replace
+from html import unescape
 
 import pandas as pd
 import pytest
+import shapely
 import tiny_evidence as tiny
+from markdown_it import MarkdownIt
 
 from hnm.evidence.cards import card_html, data_card, model_card, split_counts
 from hnm.evidence.evaluation import Evaluation, evaluate_rounds
 from hnm.params import Evaluate
+from hnm.slides.annotations import Region
 
 SETTINGS = tiny.SETTINGS
 
@@ -77,7 +81,7 @@ class TestDataCard:
     def test_annotations_and_what_was_left_out(self, evaluation: Evaluation) -> None:
         card = data_card(evaluation, SETTINGS)
         assert rows(card, "Annotations") == [["Tumour", "3", "lesion"], ["look-alike", "1", "no lesion"]]
-        assert rows(card, "Left out") == [["bad", "open", "not a slide"], ["te5", "tissue", "no tissue <found>"]]
+        assert rows(card, "Left out") == [["bad", "open", "not a slide"], ["te5", "tissue", r"no tissue \<found\>"]]
 
     def test_text_of_a_person_cannot_break_a_table(self, evaluation: Evaluation) -> None:
         bad = pd.DataFrame({"slide_id": ["bad"], "step": ["open"], "reason": ["a | b\nc"]})
@@ -99,3 +103,41 @@ def test_html_has_no_title_lower_headings_and_no_raw_html() -> None:
     html = card_html("# Title\n\n<script>x</script>\n\n## Part\n\n| a |\n|---|\n| <b>1</b> |\n")
     assert "Title" not in html and "<h3>Part</h3>" in html and "<table>" in html
     assert "<script>" not in html and "&lt;b&gt;1&lt;/b&gt;" in html
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "a | b",
+    "`code`",
+    "[link](https://evil.example)",
+    "![picture](https://evil.example/x.png)",
+    "https://evil.example",
+    "www.evil.example",
+    "*bold* and _slanted_ and ~~gone~~",
+    "&lt;b&gt;",
+    "back\\slash \\| and \\<b>",
+    "line\nbreak\r\n| x | y |",
+    "javascript:alert(1) <https://evil.example>",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_strangers_text_is_shown_as_it_is(evaluation: Evaluation, text: str) -> None:
+    """In each place of a card where text of a manifest, a slide, an annotation or params.yaml stands."""
+    bad = pd.DataFrame({"slide_id": ["bad"], "step": ["open"], "reason": [text]})
+    drawn = {"tr1": [Region(text, shapely.box(0, 0, 9, 9))]}
+    cohort = tiny.cohort(quarantine=bad, annotations=drawn)
+    cohort = replace(cohort, slides=cohort.slides.assign(vendor=text))
+    hostile = {
+        **SETTINGS,
+        "cohort": SETTINGS["cohort"].model_copy(update={"manifest": text}),
+        "encoder": SETTINGS["encoder"].model_copy(update={"weights": text}),
+    }
+    for card, places in ((data_card(replace(evaluation, cohort=cohort), hostile), 4), (model_card(evaluation, hostile), 2)):
+        html = card_html(card)
+        words = " ".join(text.split())
+        assert unescape(html).count(words) >= places - 1, html
+        for mark in ("<script", "<a ", "<img", "<em", "<strong", "<s>", "<b>"):
+            assert mark not in html
+        plain = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(card)
+        assert "<script" not in plain and "<a " not in plain and "<img" not in plain

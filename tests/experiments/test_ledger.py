@@ -24,6 +24,21 @@ def test_seconds_of_an_execution_outlive_the_next_one(tmp_path: Path) -> None:
     assert seconds_by_key(tmp_path, {"head@1": "k1", "mine@1": "k2"}) == {"head@1": 12.5, "mine@1": None}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"stage": "mine', b"[" * 100_000, b"[1]", b'{"stage": 3, "seconds": 1}', b'{"stage": "mine"}', b'{"seconds": NaN, "stage": "mine"}', b"\xff\xfe"]
+    + [f'{{"stage": "mine", "seconds": {seconds}}}'.encode() for seconds in ('"7"', "true", "-1", "1e99", "null", "[]")],
+)
+def test_a_damaged_entry_counts_as_none(tmp_path: Path, content: bytes) -> None:
+    write_cost(tmp_path, "head@1", "k1", Cost(12.5, 800.0))
+    for name in ("mine.json", "keys/k2.json"):
+        (tmp_path / ".hnm" / "cost" / name).write_bytes(content)
+    (tmp_path / ".hnm" / "cost" / "folder.json").mkdir()
+    assert stage_seconds(tmp_path) == {"head@1": 12.5}
+    if content != b'{"stage": 3, "seconds": 1}':  # who asks by key knows the stage
+        assert seconds_by_key(tmp_path, {"head@1": "k1", "mine": "k2"}) == {"head@1": 12.5, "mine": None}
+
+
 def test_no_ledger_is_empty(tmp_path: Path) -> None:
     assert stage_seconds(tmp_path) == {}
 

@@ -12,6 +12,7 @@ import tiny_model
 from hnm.errors import PredictionError
 from hnm.experiments import registry
 from hnm.experiments.registry import Promoted, model_of_run, promote, registered_model, why_not
+from hnm.experiments.state import StageState
 from hnm.experiments.tracking import connect
 from hnm.experiments.vocabulary import MODEL_TAGS
 from hnm.files import digest_of
@@ -43,12 +44,10 @@ def repository(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: py
         write_model(record, encoder, head, folder)
         return record
 
-    class State:
-        arguments = {"validation_labels": LABELS, "folder": HEAD}  # noqa: RUF012
-
+    state = StageState("head", "pipelines.head", {"validation_labels": LABELS, "folder": HEAD}, {}, {}, {})
     connect(root).create_experiment("tiny", artifact_location=(root / "mlruns" / "tiny").as_uri())
     monkeypatch.setattr(registry, "package_round", package)
-    monkeypatch.setattr(registry, "locked_stages", lambda _: {f"head@{number}": State() for number in aucs})
+    monkeypatch.setattr(registry, "locked_stages", lambda _: {f"head@{number}": state for number in aucs})
     monkeypatch.setattr(registry, "sync", lambda _: None)
     card = root / "card.md"
     card.write_text("# Model card: tiny\n")

@@ -68,6 +68,7 @@ def garbage(root: Path, content: bytes = b"word\n") -> Path:
     folder = spool(root) / "1-garbage"
     (folder / "files" / "folder").mkdir(parents=True)
     (folder / "events.jsonl").write_bytes(content)
+    (root / "params.yaml").touch()
     for link in (folder / "files" / "link", folder / "files" / "folder" / "link"):
         link.symlink_to(root / "params.yaml")
     return folder

@@ -163,3 +163,22 @@ def test_what_would_train_in_several_processes_is_refused() -> None:
     check_one_process(tiny_params())
     with pytest.raises(ParamsError, match=r"compute\.processes=2: each trial of a study and each fold trains in one process; set it to 1"):
         check_one_process(with_values(tiny_params(), {"compute.processes": 2}))
+
+
+def test_what_is_torn_of_a_trial_is_noticed_and_made_again(data: Path, tmp_path: Path) -> None:
+    """Whether its digest was recorded or, as by an earlier version, was not."""
+    store = Store(tmp_path / "store")
+
+    def aucs() -> list[float]:
+        return [result.auc for result in Loop(Upstream(data), store).rounds(tiny_params())]
+
+    first = aucs()
+    for kind, name, recorded in (("heads", "slides.parquet", False), ("heads", "head/history.csv", True), ("mined", "mined.parquet", False)):
+        path = sorted((store.root / "trials" / kind).glob(f"*/*/{name}"))[0]
+        before = {file: file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
+        path.write_bytes(path.read_bytes()[:-7])
+        if not recorded:
+            shard, key = path.relative_to(store.root / "trials" / kind).parts[:2]
+            (store.root / ".hnm-sums" / "trials" / kind / shard / key).unlink()
+        assert aucs() == first
+        assert {file: file.read_bytes() for file in before} == before, name

@@ -3,12 +3,15 @@ from pathlib import Path
 
 import pytest
 import tiny_project as tiny
+from typer.testing import CliRunner
 
+from hnm.cli import app
 from hnm.errors import TrackingError
 from hnm.experiments.doctor import examine, in_cache
 from hnm.experiments.outputs import Outputs, md5_of
 from hnm.experiments.record import Record
 from hnm.experiments.verification import verify
+from hnm.store import project_store
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,26 @@ def test_a_tampered_and_a_truncated_object_are_found_though_they_are_read_only(p
         found = verify(project, whole_cache=False)
         assert list(found.damaged) == [kept] and found.damaged[kept] == md5_of(kept)
         assert not found.changed
+
+
+def test_what_is_damaged_is_removed_by_every_name_and_nothing_else(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `dvc repro` leaves it: output, cache and store are one file, and any of them would be handed out again."""
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.delenv("HNM_STORE", raising=False)
+    kept, out, store = cached(project, "data/tiles/packs", "b.h5"), project / "data" / "tiles" / "packs" / "b.h5", project_store()
+    result = store.path("tiles", "a" * 64, ".h5")
+    result.parent.mkdir(parents=True)
+    for path in (out, result):
+        path.unlink(missing_ok=True)
+        path.hardlink_to(kept)
+    assert store.holds(result)
+    overwrite(kept, b"tampered")
+    before = {path for path in project.rglob("*") if path.is_file() and ".hnm" not in path.parts}
+    assert CliRunner().invoke(app, ["verify"]).exit_code == 1
+    outcome = CliRunner().invoke(app, ["verify", "--remove"])
+    assert outcome.exit_code == 0 and outcome.output.splitlines()[-1] == "3 damaged files are removed; dvc repro makes them anew, or dvc pull brings them"
+    assert before - {path for path in project.rglob("*") if path.is_file()} == {kept, out} and not result.exists()
 
 
 def test_an_object_of_another_version_is_hashed_on_demand(project: Path) -> None:

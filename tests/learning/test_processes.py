@@ -84,7 +84,7 @@ class TestLaunch:
         compute = params.Compute(processes=processes)
         monkeypatch.setattr(launch, "load_params", lambda path: type("Params", (), {"compute": compute}))
         launch.share_among_processes("pipelines.finetune")
-        expected = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m", "pipelines.finetune", "--round", "1"]
+        expected = [sys.executable, "-m", "hnm.loop.launch", "--standalone", "--nproc-per-node=3", "-m", "pipelines.finetune", "--round", "1"]
         assert commands == [expected] * count
 
     def test_params_that_cannot_be_read_are_left_to_the_stage(self, commands: list[list[str]]) -> None:
@@ -97,3 +97,17 @@ class TestLaunch:
             monkeypatch.setenv(name, value)
         launch.share_among_processes("pipelines.finetune")
         assert os.environ["HNM_TRACKING"] == tracking and commands == []
+
+    @pytest.mark.parametrize(
+        ("ends", "code", "said"),
+        [
+            ("sys.exit('error: it is wrong') if rank else time.sleep(60)", 1, "error: it is wrong\n"),
+            ("os.kill(os.getpid(), 9) if rank else time.sleep(60)", 1, "error: process 1 of the training was killed (SIGKILL), most often for want of memory;"),
+        ],
+    )
+    def test_a_process_that_ends_badly_ends_all_with_one_line(self, tmp_path: Path, ends: str, code: int, said: str) -> None:
+        (tmp_path / "own.py").write_text(f"import os, sys, time\nrank = int(os.environ['RANK'])\n{ends}\n")
+        command = [sys.executable, "-m", "hnm.loop.launch", "--standalone", "--nproc-per-node=2", str(tmp_path / "own.py")]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        assert ended.returncode == code and ended.stderr.startswith(said) and len(ended.stderr.splitlines()) == 1

@@ -1,5 +1,6 @@
 """Vetoed tiles are never mined, and a veto that means nothing is an error."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -129,3 +130,52 @@ def test_vetoes_that_leave_no_negative_are_an_error() -> None:
     every = SCORES.loc[SCORES["slide_id"].isin(["n1", "n2"]), ["slide_id", "tile"]]
     with pytest.raises(MiningError, match=r"no negative train slide has tiles that may be mined.* or lift vetoes"):
         mine(SCORES, LABELS, params.Mining(), 1, vetoed=every)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("n1,-1,,,fold", "column tile, row 0: value -1: must be at least 0"),
+        ("n1,9223372036854775808,,,fold", r"vetoes.csv: "),
+        ("n1,,1e30,5,fold", r"vetoes.csv: column x, row 0: value '1e30': must be of type int64|vetoes.csv: "),
+        ("n1,1.5,,,fold", "vetoes.csv: column tile, row 0: value '1.5': must be of type int64"),
+        ("n1\n,1,,,fold", "vetoes.csv: "),
+        ('n1,1,,,"fold', "vetoes.csv: "),
+        ("n1,1,,,f\0ld", "vetoes.csv holds a null character"),
+        ("n1,1,,,fold,more", "vetoes.csv: line 2 has 6 cells"),
+    ],
+)
+def test_numbers_and_cells_of_a_stranger(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(TableError, match=message):
+        vetoed(folder_with(tmp_path, line))
+
+
+def test_points_outside_of_every_slide(tmp_path: Path) -> None:
+    with pytest.raises(MiningError, match=r"slide_id=n1 has no tile at x=9223372036854775807, y=0; correct or remove"):
+        vetoed(folder_with(tmp_path, "n1,,9223372036854775807,0,fold"))
+
+
+def test_folders_that_hold_no_vetoes(tmp_path: Path) -> None:
+    with pytest.raises(MiningError, match=r"none is no folder; make it, with a file vetoes.csv whose only line is slide_id,tile,x,y,reason"):
+        vetoed(tmp_path / "none")
+    with pytest.raises(MiningError, match=r"vetoes.csv does not exist; make it, with the line slide_id,tile,x,y,reason alone"):
+        vetoed(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(MiningError, match="file is no folder"):
+        vetoed(tmp_path / "file")
+
+
+def test_drawn_vetoes_that_are_no_files(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "v")
+    os.mkfifo(folder / "n1.geojson")
+    (folder / "n2.geojson").symlink_to(folder / "n2.geojson")
+    with pytest.raises(CohortError) as caught:
+        vetoed(folder)
+    first, *others = str(caught.value).splitlines()
+    assert first == "2 of 2 files of regions cannot be used:"
+    assert others[0] == f"  veto {folder}/n1.geojson is no regular file; export it again, or remove it"
+    assert others[1].startswith(f"  veto {folder}/n2.geojson cannot be read: Too many levels of symbolic links")
+    (folder / "vetoes.csv").unlink()
+    os.mkfifo(folder / "vetoes.csv")
+    with pytest.raises(TableError, match=r"vetoes.csv is no regular file"):
+        vetoed(folder)

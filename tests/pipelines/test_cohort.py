@@ -144,7 +144,7 @@ def test_an_annotation_of_another_slide_is_refused(rows, tmp_path):
     square = {"type": "Polygon", "coordinates": [[[1000, 10], [3000, 10], [3000, 25], [1000, 25], [1000, 10]]]}
     (tmp_path / "in" / "a.geojson").write_text(json.dumps({"type": "Feature", "geometry": square, "properties": {"classification": {"name": "tumour"}}}))
     rows["s01"]["annotation"] = "a.geojson"
-    with pytest.raises(CohortError, match=r"annotation a.geojson, feature 1 \(tumour\) lies at x 1000 to 3000, y 10 to 25, outside the slide of 100 x 80"):
+    with pytest.raises(CohortError, match=r"a.geojson, feature 1 \(tumour\) lies at x 1000 to 3000, y 10 to 25, outside the slide of 100 x 80"):
         run(rows, tmp_path / "out")
 
 
@@ -156,7 +156,7 @@ def test_masks_from_elsewhere(rows, tmp_path):
     slides = SLIDES.read(out / "slides.parquet").set_index("slide_id")
     assert slides.loc["s01", ["mask", "mask_digest"]].tolist() == ["masks/m.png", hashlib.sha256(b"mask").hexdigest()]
     assert slides.loc["s00", ["mask", "mask_digest"]].tolist() == ["", ""]
-    reason = "its mask none.png cannot be read: No such file or directory; correct the manifest's column mask"
+    reason = "its mask none.png does not exist; correct the manifest's column mask, or --mask"
     assert QUARANTINE.read(out / "quarantine.csv").to_numpy().tolist() == [["s03", "tissue", reason]]
 
 

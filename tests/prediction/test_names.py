@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hnm.prediction.names import readable, slide_ids_of
+from hnm.prediction.names import slide_ids_of
+from hnm.redaction import readable
 
 
 def test_an_id_is_the_file_s_name_where_that_will_do() -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 
 from hnm.errors import MachineError, ParamsError, SlideError
@@ -117,53 +116,6 @@ def test_a_crash_costs_one_slide_and_a_hang_fails_all_after_the_others(cluster, 
     assert isinstance(result[3], SlideError)
     assert str(result[3]) == "the process that read it crashed (SIGSEGV), twice"
     assert [worker.poll() for worker in workers] == [None, None]
-
-
-def kill_its_worker(job: int) -> int:
-    """Kills dask's worker, the parent of the forkserver that this process comes from, until that has been done twice."""
-    if job == 3:
-        parents = [process for process in psutil.Process().parents() if "distributed" in " ".join(process.cmdline())]
-        parents[0].kill()
-        time.sleep(30)
-    return job
-
-
-def test_a_slide_that_all_workers_die_of_is_no_bad_slide(cluster, monkeypatch, tmp_path):
-    """Dask gives it up after as many workers as it allows; then all fails, and names it."""
-    address, workers = cluster
-    monkeypatch.setenv("HNM_EXECUTOR", address)
-    command = ("-m", "distributed.cli.dask_worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path / "more"))
-    more = []
-    ended = threading.Event()
-
-    def replace_the_dead() -> None:  # as a batch system would
-        while not ended.wait(0.2):
-            alive = [worker for worker in (*workers, *more) if worker.poll() is None]
-            more.extend(start(*command) for _ in range(2 - len(alive)))
-
-    keeper = threading.Thread(target=replace_the_dead)
-    keeper.start()
-    result = {}
-    try:
-        with pytest.raises(
-            MachineError, match=r"^1 of 2 slides could not be read .*\n  3: the workers that read it died \(the last: tcp://.*\); give each more memory"
-        ):
-            result.update(each(kill_its_worker, [3, 4], seconds=60, step="tiles"))
-        assert result == {4: 4}
-    finally:
-        ended.set()
-        keeper.join()
-        for process in more:
-            end(process)
-
-
-def test_a_scheduler_that_goes_away(cluster, monkeypatch):
-    address, _ = cluster
-    monkeypatch.setenv("HNM_EXECUTOR", address)
-    scheduler = next(process for process in psutil.Process().children() if "dask_scheduler" in " ".join(process.cmdline()))
-    threading.Timer(4, scheduler.kill).start()
-    with pytest.raises(MachineError, match=r"the cluster went away while it was read; start its scheduler again"):
-        list(each(time.sleep, [60, 61], seconds=90, step="tiles"))
 
 
 def test_an_executor_that_is_not_there(monkeypatch):

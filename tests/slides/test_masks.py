@@ -105,7 +105,7 @@ def test_what_is_wrong_with_a_mask(tmp_path):
         ("none.png", "its mask none.png does not exist; correct the manifest's column mask, or --mask"),
         ("none.geojson", "its mask none.geojson does not exist; correct the manifest's column mask"),
         ("other.geojson", r"its mask other.geojson, feature 1 \(\) lies at x 900 to 950, y 0 to 50, outside the slide of 600 x 400"),
-        ("torn.geojson", "its mask torn.geojson is not GeoJSON: "),
+        ("torn.geojson", "its mask torn.geojson is not JSON: "),
     ):
         with pytest.raises(SlideError, match=f"^{message}") as caught:
             read(tmp_path / name, (600, 400), view_of(60, 40))
@@ -192,6 +192,7 @@ IMAGES = {
     "32-bit TIFF": (encoded(Image.fromarray(np.array([[0, 1 << 20], [0, 0]], np.int32)), "TIFF"), None),
     "floats": (encoded(floating(0.5), "TIFF"), None),
     "NaN": (encoded(floating(float("nan")), "TIFF"), "holds values that are no numbers"),
+    "BMP": (encoded(coloured((0,), (255,), (0,), (0,)), "BMP"), r"cannot be read: it is no image \(PNG, TIFF, JPEG\)"),
     "CMYK": (encoded(coloured((0, 0, 0, 9), (0, 0, 0, 0), (0, 0, 0, 9), (0, 0, 0, 9)).convert("RGB").convert("CMYK"), "TIFF"), "is "),
 }
 
@@ -264,3 +265,14 @@ def test_the_bytes_of_a_mask_are_those_of_its_digest(tmp_path):
     (tmp_path / "m.png").write_bytes(png(6, 4, (b"tEXt", b"a\0b")))
     with pytest.raises(ChangedError, match=r"^its mask m.png changed since its digest was taken; nothing of the slide is kept"):
         mask_bytes(tmp_path / "m.png", digest)
+
+
+def test_polygons_are_those_of_the_bytes_that_were_digested(tmp_path):
+    """The file may have changed since: it is not read again."""
+    content = geojson(tmp_path / "m.geojson", [[[0, 0], [20, 0], [20, 10], [0, 10], [0, 0]]]).read_bytes()
+    (tmp_path / "m.geojson").write_text("{")
+    assert read_mask(content, tmp_path / "m.geojson", (40, 20), view_of(4, 2)).tolist() == [[True, True, False, False], [False] * 4]
+    for hostile in (b"[" * 100_000, b'{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1e999, 0], [1, 0], [1, 1], [1e999, 0]]]}}'):
+        with pytest.raises(SlideError, match=r"^its mask m.geojson ") as caught:
+            read_mask(hostile, tmp_path / "m.geojson", (40, 20), view_of(4, 2))
+        assert caught.value.step == "tissue"

@@ -415,27 +415,29 @@ def test_a_folder_that_is_missing_or_empty_is_no_fault_of_the_slide(tmp_path):
         OpenSlideReader(tmp_path / "mount" / "a.svs")
 
 
-def test_too_few_handles_are_no_fault_of_the_slide(tmp_path, tiny):
-    """OpenSlide calls a file that it may not open an unsupported one."""
+def test_too_few_handles_are_no_fault_of_the_slide(tmp_path, tiny, monkeypatch):
+    """OpenSlide opens a file several times, and calls one that it cannot open an unsupported one."""
     path = tiny.aperio(tmp_path / "a.svs", tiny.painted(100, 130))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(link.name) for link in Path("/proc/self/fd").iterdir())
-    for spare in range(1, 5):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + spare, hard))
-        taken = []
-        try:
-            with contextlib.suppress(OSError):
-                while len(taken) < 1000:
-                    taken.append(os.open("/dev/null", os.O_RDONLY))
-            for handle in taken[-spare:]:
-                os.close(handle)
-            del taken[-spare:]
-            with contextlib.suppress(MachineError):
-                OpenSlideReader(path).close()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            for handle in taken:
-                os.close(handle)
+
+    def unsupported(_):
+        raise openslide.OpenSlideUnsupportedFormatError
+
+    monkeypatch.setattr(openslide, "OpenSlide", unsupported)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(5)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1, limits[1]))
+        with contextlib.suppress(OSError):  # those that are free below
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(4):
+            os.close(taken.pop())
+        with pytest.raises(MachineError, match=r"^a.svs: Too many open files; raise the limit of open files"):
+            OpenSlideReader(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for handle in taken:
+            os.close(handle)
 
 
 def expected(path: Path) -> OpenSlideReader:

@@ -325,14 +325,14 @@ def test_errors_of_a_network_may_pass(far, monkeypatch):
         (answered(404, by="boto"), SlideError, "^a.svs does not exist$"),
         (answered(500, by="boto"), StorageError, "^a.svs cannot be fetched: its server answers 500 Internal Server Error$"),
         (answered(503, by="status"), StorageError, "answers 503 Service Unavailable$"),
-        (answered(403, by="status_code"), SlideError, "^a.svs may not be read; give credentials that may"),
-        (answered(401, by="code"), SlideError, "^a.svs may not be read; give credentials that may"),
+        (answered(403, by="status_code"), MachineError, "^a.svs may not be read; give credentials that may"),
+        (answered(401, by="code"), MachineError, "^a.svs may not be read; give credentials that may"),
         (ConnectionResetError("reset"), StorageError, "a.svs cannot be fetched: ConnectionResetError reset"),
         (TimeoutError("slow"), StorageError, "a.svs cannot be fetched: TimeoutError slow"),
-        (PermissionError("no"), SlideError, "a.svs may not be read; give credentials that may"),
+        (PermissionError("no"), MachineError, "a.svs may not be read; give credentials that may"),
     ):
         Fails.error = error
-        with pytest.raises((SlideError, StorageError), match=message) as caught:
+        with pytest.raises((SlideError, MachineError), match=message) as caught:
             version_of("s3://bucket/a.svs?token=secret")
         assert type(caught.value) is kind
         assert "secret" not in str(caught.value)

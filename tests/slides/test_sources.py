@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import shapely
@@ -124,12 +125,15 @@ def test_what_is_wrong_with_camelyon16(challenge, tmp_path):
     assert "have one name; keep one of them" in message()
     with pytest.raises(CohortError, match=r"holds no normal_001.tif, tumor_001.tif"):
         camelyon16(challenge / "masks", tmp_path / "a", validation_share=0.2, seed=0)
-    for text, words in (("<a", "is no XML of ASAP"), ('<a><Annotation PartOfGroup="_0"><Coordinate X="1"/></Annotation></a>', "is no XML of ASAP: 'Y'")):
+    for text, words in (
+        ("<a", "is no XML of ASAP"),
+        ('<a><Annotation PartOfGroup="_0"><Coordinate X="1"/></Annotation></a>', "is no XML of ASAP: a Coordinate has no Y; fetch it again"),
+    ):
         (tmp_path / "b.xml").write_text(text)
         with pytest.raises(CohortError, match=words):
             outlined(tmp_path / "b.xml")
     (tmp_path / "b.json").write_text('{"positive": []}')
-    with pytest.raises(CohortError, match=r"b.json is no annotation of NCRF: KeyError\('negative'\)"):
+    with pytest.raises(CohortError, match=r"b.json is no annotation of NCRF: it has no list 'negative'; fetch it again"):
         outlined(tmp_path / "b.json")
 
 
@@ -199,7 +203,7 @@ def test_what_is_wrong_with_a_sheet_or_its_labels(sheet, tmp_path):
         labels.write_text(text)
         with pytest.raises(CohortError, match=message):
             tcga(tmp_path / "slides", sheet, labels=labels, column="", positive=None)
-    with pytest.raises(CohortError, match=r"none.tsv cannot be read as a table: "):
+    with pytest.raises(CohortError, match=r"none.tsv cannot be read: No such file or directory; name a table of text"):
         tcga(tmp_path / "slides", tmp_path / "none.tsv", labels=labels, column="", positive=None)
 
 
@@ -215,7 +219,7 @@ def test_one_folder_a_class(tmp_path):
     with pytest.raises(CohortError, match=r"d has no folder 'cancer'; its folders are healthy, odd, tumour"):
         directory(tmp_path / "d", positive="cancer")
     touched(tmp_path, "d/tumour/a b.svs")
-    with pytest.raises(CohortError, match=r"a b.svs: its name cannot be a slide_id; rename it"):
+    with pytest.raises(CohortError, match=r"a b.svs': its name cannot be a slide_id; rename it"):
         directory(tmp_path / "d", positive="tumour")
     touched(tmp_path, "empty/x/readme.txt")
     with pytest.raises(CohortError, match=r"empty holds no slides \(.bif, .czi"):
@@ -226,3 +230,54 @@ def test_a_manifest_with_a_slide_twice_is_refused(tmp_path):
     touched(tmp_path, "d/x/a.svs", "d/y/a.tif")
     with pytest.raises(CohortError, match=r"slides.csv: slide_id=a stands there twice"):
         write_manifest(directory(tmp_path / "d", positive="x").entries, tmp_path / "slides.csv")
+
+
+LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "' + "&b;" * 9 + '">]><a>&c;</a>'
+OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "is no XML of ASAP: it declares a document type"),
+        (OUTSIDE, "is no XML of ASAP: it declares a document type"),
+        ("<a>" * 200 + "</a>" * 200, "is no XML of ASAP: it has more than 100 levels"),
+        (asap(("_0", [(0, 0), ("NaN", 5), (5, 5)])), r"a.xml, shape 1 \(_0\): 'nan' is no pixel of a slide; delete it"),
+        (asap(("_0", [(0, 0), ("inf", 5), (5, 5)])), "'inf' is no pixel of a slide"),
+        (asap(("_0", [(0, 0), ("1e308", 5), (5, 5)])), r"'1e\+308' is no pixel of a slide"),
+        (asap(("_0", [(0, 0), ("x", 5), (5, 5)])), "is no XML of ASAP: could not convert string to float: 'x'"),
+        (asap(("x" * 300, box(0, 0, 9, 9))), "a.xml, shape 1: its group 'x+'… .300 characters. is no text of one line"),
+        ("", "is no XML of ASAP: no element found"),
+        ('<?xml version="1.0" encoding="klingon"?><a/>', "is no XML of ASAP: unknown encoding"),
+    ],
+)
+def test_xml_of_a_stranger(tmp_path, text, message):
+    (tmp_path / "a.xml").write_text(text)
+    with pytest.raises(CohortError, match=message):
+        outlined(tmp_path / "a.xml")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "it has no list 'positive'"),
+        ({"positive": [], "negative": 3}, "it has no list 'negative'"),
+        ({"positive": [5], "negative": []}, "a shape of 'positive' has no list 'vertices'"),
+        ({"positive": [{"vertices": "abc"}], "negative": []}, "a shape of 'positive' has no list 'vertices'"),
+        ({"positive": [{"vertices": [[1, 2], [3], [4, 5]]}], "negative": []}, r"shape 1 \(_0\): '\[3\]' is no corner"),
+        ({"positive": [{"vertices": [[1, 2], [10**400, 3], [4, 5]]}], "negative": []}, "is no pixel of a slide"),
+        ({"positive": [{"vertices": [[1, 2], [float("nan"), 3], [4, 5]]}], "negative": []}, "is not JSON: NaN is no number"),
+    ],
+)
+def test_ncrf_of_a_stranger(tmp_path, value, message):
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    with pytest.raises(CohortError, match=message):
+        outlined(tmp_path / "a.json")
+
+
+def test_a_folder_whose_name_is_no_utf8_makes_no_manifest(tmp_path):
+    folder = tmp_path / "d" / "x" / os.fsdecode(b"\xff")
+    touched(folder, "a.svs")
+    with pytest.raises(CohortError, match=r"udcff/a.svs': this path is not UTF-8 of one line, so that no manifest can hold it"):
+        write_manifest(directory(tmp_path / "d", positive="x").entries, tmp_path / "slides.csv")
+    assert not (tmp_path / "slides.csv").exists()

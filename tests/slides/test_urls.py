@@ -167,3 +167,12 @@ def test_a_manifest_names_the_row_of_a_bad_url(tmp_path):
 )
 def test_addresses_of_the_house(address, inside):
     assert is_inside(address) is inside
+
+
+@pytest.mark.parametrize("column", ["mask", "annotation"])
+def test_masks_and_annotations_are_files(tmp_path, column):
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text(f"slide_id,path,label,{column}\na,a.svs,0,https://h/a.png?sig=hush\n")
+    with pytest.raises(CohortError, match=rf"row 2 \(slide_id=a\): {column} is a URL, which only slides are fetched by; fetch the file") as caught:
+        cohort.read_manifest(manifest)
+    assert "hush" not in str(caught.value)
