@@ -30,7 +30,16 @@ ROOT = Path(__file__).parents[1]
 ORDER = ("cohort", "tiles", "encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate")
 """The stages of two rounds, in an order that DVC could take."""
 IMPORTED = (
-    *("hnm.cli", "hnm.experiments.tracking", "hnm.experiments.doctor", "hnm.learning.encoder", "hnm.loop.finetune", "hnm.loop.head", "hnm.prediction.files"),
+    *(
+        "encodings.utf_8_sig",
+        "hnm.cli",
+        "hnm.experiments.tracking",
+        "hnm.experiments.doctor",
+        "hnm.learning.encoder",
+        "hnm.loop.finetune",
+        "hnm.loop.head",
+        "hnm.prediction.files",
+    ),
     *("pipelines.cohort", "pipelines.evaluate", "pipelines.tiles", "hypothesis.strategies", "imagecodecs", "orjson", "pandera.strategies", "plotly.io"),
     *("pyarrow.dataset", "pyarrow.parquet", "scipy.stats", "skimage.measure", "sklearn.metrics", "torch._dynamo", "torch.optim"),
 )

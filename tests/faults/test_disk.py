@@ -40,8 +40,8 @@ def check_told(done: Done, where: str) -> None:
     told = [line for line in done.err.splitlines() if line.strip()]
     assert done.code == 1, f"{where}: exit code {done.code}: {done.err}"
     assert "Traceback" not in done.err + done.out, f"{where}: {done.err}"
-    assert len(told) == 1 and told[0].startswith("error: "), f"{where}: {done.err}"
-    assert "free some room" in told[0], f"{where}: {done.err}"
+    assert told[0].startswith("error: ") and all(line.startswith("  ") for line in told[1:]), f"{where}: {done.err}"  # a line a slide may follow
+    assert "free some room" in done.err, f"{where}: {done.err}"
 
 
 def fail_and_go_on(project: Project, undisturbed: Project, stage: str, point: str, file: str, action: str) -> None:
@@ -50,6 +50,8 @@ def fail_and_go_on(project: Project, undisturbed: Project, stage: str, point: st
     done = project.run(stage, HNM_FAILPOINT=f"{point}:{file}={action}" if file else f"{point}={action}")
     if action == "kill":
         assert done.code in (-signal.SIGKILL, 1), where
+    elif point == "store.link":  # where no link can be made, a copy is
+        assert done.code == 0, f"{where}: {done.err}"
     else:
         check_told(done, where)
     project.clear(stage)  # as DVC does
@@ -149,9 +151,9 @@ def test_umask(project: Project, umask: str, mode: int) -> None:
     project.succeed(*stages, umask=umask)
     files = [file for stage in stages for out in outs_of(stage) for file in [project.folder / out, *(project.folder / out).rglob("*")] if file.is_file()]
     assert len(files) > 15
-    assert {oct(stat.S_IMODE(file.stat().st_mode)) for file in files} == {oct(mode)}
-    folders = [file for stage in stages for out in outs_of(stage) for file in [(project.folder / out), (project.folder / out).parent] if file.is_dir()]
-    assert not {folder for folder in folders if folder.name in {"packs", "0"} and stat.S_IMODE(folder.stat().st_mode) & int(umask, 8)}
+    assert not {file.relative_to(project.folder).as_posix(): oct(file.stat().st_mode) for file in files if stat.S_IMODE(file.stat().st_mode) != mode}
+    folders = [project.folder / out for stage in stages for out in outs_of(stage) if (project.folder / out).is_dir()]
+    assert len(folders) == 3 and not {folder for folder in folders if stat.S_IMODE(folder.stat().st_mode) & int(umask, 8)}
 
 
 @as_root
@@ -174,6 +176,6 @@ def test_users_and_a_shared_cache(project: Project, undisturbed: Project, tmp_pa
     assert done.code == 0, done.err
     assert other.bytes_of("data/tiles") == undisturbed.bytes_of("data/tiles")
     assert {path.name: path.stat().st_mtime_ns for path in store.rglob("*.h5")} == made
-    other.set(tiles={"jpeg_quality": 80})
-    done = other.run("tiles", HNM_STORE=str(store), user=str(NOBODY), umask="022", log=str(tmp_path / "log"), HOME=str(tmp_path))
-    assert done.code == 1 and "Traceback" not in done.err and "right" in done.err, done.err
+    other.empty("embed@0")
+    done = other.run("embed@0", HNM_STORE=str(store), user=str(NOBODY), umask="022", log=str(tmp_path / "log"), HOME=str(tmp_path))
+    assert done.code == 1 and "Traceback" not in done.err and "give this user the right" in done.err, done.err

@@ -45,6 +45,7 @@ def test_torn_rename(project: Project, undisturbed: Project, stage: str) -> None
     project.empty(stage)
     name = "index.parquet" if stage == "tiles" else "*"  # the packs are written by workers
     assert project.run(stage, HNM_FAILPOINT=f"whole.renaming:{name}=kill").code == -signal.SIGKILL
+    project.clear(stage)  # as DVC does, which leaves what lies beside outputs that are files
     project.succeed(stage)
     assert project.bytes_of(*outs_of(stage)) == undisturbed.bytes_of(*outs_of(stage))
     for folder in {Path(out).parts[:2] for out in outs_of(stage)}:

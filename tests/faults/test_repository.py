@@ -15,7 +15,7 @@ from tests.tiny_stages import ORDER, SMALL, Launcher, Project, outs_of
 
 QUICK, SLOW = ("hnm verify", "hnm lineage data/heads/1"), ("hnm doctor", "hnm track sync")
 TORN = {
-    "torn": b"schema: '2.0'\nstages:\n  head@0:\n    cmd: python -m pipeli",
+    "torn": b"schema: '2.0'\nstages:\n  head@0:\n    cmd: 'python -m pipeli",
     "of a merge": b"<<<<<<< HEAD\nschema: '2.0'\n=======\nschema: '2.0'\n>>>>>>> theirs\n",
     "binary": bytes(range(256)) * 20,
     "latin-1": "schema: '2.0'\nstages: {ä: {}}\n".encode("latin-1"),
