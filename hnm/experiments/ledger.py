@@ -53,10 +53,17 @@ def cost_so_far() -> Cost:
         seconds=round(seconds, 3),
         peak_memory_mb=round(max(usage.ru_maxrss for usage in usages) * unit / 1e6, 1),
         processor_seconds=round(sum(usage.ru_utime + usage.ru_stime for usage in usages), 3),
-        read_mb=round(process.io_counters().read_chars / 1e6, 1) if sys.platform == "linux" else None,
+        read_mb=_read_mb(process),
         peak_gpu_memory_mb=_peak_gpu_memory_mb(),
         tiles_per_second=round(WORK.tiles / seconds, 1) if WORK.tiles else None,
     )
+
+
+def _read_mb(process: psutil.Process) -> float | None:
+    try:
+        return round(process.io_counters().read_chars / 1e6, 1) if sys.platform == "linux" else None
+    except psutil.Error:  # a container may hide it from a process of another user
+        return None
 
 
 def _peak_gpu_memory_mb() -> float | None:

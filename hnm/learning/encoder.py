@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hnm import params
@@ -18,7 +17,7 @@ from hnm.draws import seed_of
 from hnm.errors import REMAKE, EncoderError
 from hnm.files import digest_of, key_of, parse_json, read_bounded, whole, write_json
 from hnm.learning.catalogue import CATALOGUE, Named
-from hnm.learning.weights import FILE, MOST_FEATURES, MOST_WEIGHTS, Parts, check_fit, checkpoint_of, fit, read_parts, tensors_of
+from hnm.learning.weights import FILE, MOST_FEATURES, MOST_WEIGHTS, Parts, check_fit, checkpoint_of, fit, read_parts, tensors_of, write_tensors
 
 _LIBRARIES: list[torch.library.Library] = []
 """Operators live as long as the library that declared them."""
@@ -144,7 +143,7 @@ def save_encoder(encoder: TileEncoder, folder: Path) -> None:
     """The encoder as `folder/encoder.json` and `folder/weights.safetensors`; equal encoders give equal bytes."""
     write_json(asdict(encoder.record), folder / "encoder.json")
     with whole(folder / "weights.safetensors") as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in encoder.backbone.state_dict().items()}, temporary)
+        write_tensors(encoder.backbone.state_dict(), temporary)
 
 
 def load_encoder(folder: Path) -> TileEncoder:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from hnm.files import Refuse, key_of, read_bounded
@@ -35,6 +35,11 @@ class Parts:
     def digest(self) -> str:
         """Of what they compute."""
         return key_of(record=hashlib.sha256(self.record).hexdigest(), weights=hashlib.sha256(self.weights).hexdigest())
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """`tensors` as the safetensors file `path`; Python writes it, so that a full disk is an `OSError` and the mode is the umask's."""
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def read_parts(folder: Path, record: str, kind: Refuse, cure: str) -> Parts:

@@ -40,8 +40,8 @@ DATASETS = {
     "jpeg": hdf5.Wanted(("|u1",), 1),
 }
 ATTRIBUTES: dict[str, type[hdf5.Attribute]] = {"slide_id": str, "mpp": float, "tile_px": int, "side": int, "lost": int}
-PROGRESSIVE, SCAN = b"\xff\xc2", b"\xff\xda"
-"""Markers of JPEG, which cannot stand among its pixels' bytes."""
+START_OF_SCAN, BASELINE = 0xDA, (0xC0, 0xC1)
+"""Markers of JPEG: where pixels begin, and frames of one scan."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ class Pack:
             raise self._missing() from None
         with file:
             for tile in indices:
+                if not 0 <= tile < len(self):
+                    raise TableError(f"{self.path} holds {len(self)} tiles, not tile {tile}: it is of another index of tiles; run the stage tiles (dvc repro)")
                 start, end = int(self.offsets[tile]), int(self.offsets[tile + 1])
                 yield os.pread(file.fileno(), end - start, self._start + start)
 
@@ -165,7 +167,7 @@ class Pack:
                 size = simplejpeg.decode_jpeg_header(jpeg)[:2]
                 if size != place.shape[:2]:  # else memory would be asked for by what the header claims
                     raise TableError(f"{self.path}: tile {tile} has {size} pixels, not tile_px={self.tile_px}; {self._cure}")
-                if PROGRESSIVE in jpeg or jpeg.count(SCAN) > 1:
+                if not _has_one_scan(jpeg):
                     raise TableError(f"{self.path}: tile {tile} is a JPEG image of several scans, each of which costs time; {self._cure}")
                 simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False, buffer=place)
             except ValueError as error:
@@ -187,3 +189,19 @@ class Pack:
                 "tissue": self.tissue,
             }
         )
+
+
+def _has_one_scan(jpeg: bytes) -> bool:
+    """Whether a JPEG image is baseline with a single scan, so that decoding it takes the time of its pixels once."""
+    place = 2  # after the start of image
+    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF:
+        marker = jpeg[place + 1]
+        if marker == 0xFF:  # a byte that fills
+            place += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (*BASELINE, 0xC4, 0xC8, 0xCC):  # those three are tables
+            return False
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+        if marker == START_OF_SCAN:  # in the pixels' bytes that follow, 0xFF is never followed by a marker's number
+            return jpeg.find(bytes((0xFF, START_OF_SCAN)), place) < 0
+    return False

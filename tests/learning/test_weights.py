@@ -87,7 +87,10 @@ def test_a_record_that_is_no_json_object_is_one_error(folder: Path, text: str) -
         ({"classes": True}, r"classes='True'; a whole number from 2 to 1000"),
         ({"classes": 3}, r"head\.kind=abmil tells two classes apart"),
         ({"head": {"kind": "stranger"}}, r"is no head record: head\.kind: Input should be"),
-        ({"head": {"kind": "abmil", "attention_features": 2**40}}, r"head do not fit|cannot be made as its record says|attention_features: Input should be less than or equal to"),
+        (
+            {"head": {"kind": "abmil", "attention_features": 2**40}},
+            r"head\.attention_features: Input should be less than or equal to",
+        ),
         ({"head": 5}, r"is no head record: head"),
         ({"code": "x"}, r"is no head record: it holds \['code', 'features', 'head'\]"),
     ],

@@ -112,3 +112,19 @@ def test_a_tile_that_is_no_jpeg_is_named(tmp_path, pixels):
         pack.tiles([0, 1])
     with pytest.raises(TableError, match=r"s.h5: tile 2 has \(16, 24\) pixels, not tile_px=24"):
         pack.tiles([2])
+
+
+def test_tiles_of_every_quality_are_read_back(tmp_path: Path) -> None:
+    """At some qualities a table of the JPEG image holds the bytes of a marker."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    tiles = [PackTile(0, number, 1.0, encode(pixels, quality)) for number, quality in enumerate(range(1, 101))]
+    write_pack(tmp_path / "s.h5", tiles, slide_id="s", mpp=1.0, tile_px=16, side=16, planned=100)
+    assert Pack(tmp_path / "s.h5").tiles(range(100)).shape == (100, 16, 16, 3)
+
+
+def test_a_tile_that_the_pack_lacks_is_named(tmp_path: Path) -> None:
+    tile_bytes = encode(np.zeros((16, 16, 3), np.uint8), 90)
+    write_pack(tmp_path / "s.h5", [PackTile(0, 0, 1.0, tile_bytes)], slide_id="s", mpp=1.0, tile_px=16, side=16, planned=1)
+    for tile in (1, -1):
+        with pytest.raises(TableError, match=rf"s\.h5 holds 1 tiles, not tile {tile}: it is of another index of tiles"):
+            Pack(tmp_path / "s.h5").tiles([tile])

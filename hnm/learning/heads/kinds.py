@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
 from hnm import params
 from hnm.draws import seed_of
@@ -19,7 +18,7 @@ from hnm.learning.heads.max import Max
 from hnm.learning.heads.mean import Mean
 from hnm.learning.heads.mined import Mined
 from hnm.learning.heads.transmil import TransMIL
-from hnm.learning.weights import FILE, MOST_FEATURES, Parts, fit, read_parts, tensors_of
+from hnm.learning.weights import FILE, MOST_FEATURES, Parts, fit, read_parts, tensors_of, write_tensors
 
 RECORD = "head.json"
 MOST_CLASSES = 1000
@@ -56,7 +55,7 @@ def save_head(head: Head, section: params.Head, folder: Path) -> None:
     classes = {} if head.classes == 2 else {"classes": head.classes}
     write_json({"features": len(head.mean), **classes, "head": section.model_dump(mode="json")}, folder / RECORD)
     with whole(folder / FILE) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, temporary)
+        write_tensors(head.state_dict(), temporary)
 
 
 def load_head(folder: Path) -> Head:
