@@ -70,7 +70,7 @@ stages:
 def make_shared(root: Path, url: str, *options: str) -> Path:
     """A repository whose pipeline has run, committed to git and pushed to the DVC remote `url`."""
     (root / "pipelines").mkdir(parents=True)
-    for name, text in {"tiles": TILES, "head": HEAD, "evaluate": EVALUATE}.items():
+    for name, text in {"__init__": "", "tiles": TILES, "head": HEAD, "evaluate": EVALUATE}.items():
         (root / "pipelines" / f"{name}.py").write_text(text)
     (root / "dvc.yaml").write_text(PIPELINE)
     (root / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace('  "2": {previous: "1"}\n', ""))
