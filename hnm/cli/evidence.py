@@ -13,12 +13,16 @@ def rounds() -> None:
     from hnm.evidence.openings import LEDGER, looks, read_openings
     from hnm.evidence.round_table import round_table
     from hnm.experiments.ledger import stage_seconds
+    from hnm.experiments.outputs import taking_apart
     from hnm.files import read_json
     from hnm.store import project_root
 
     console = Console()
     looked = looks(read_openings(project_root() / LEDGER))
-    console.print(round_table(read_json(project_root() / "results" / "metrics.json", EvidenceError), stage_seconds(project_root())))
+    metrics = read_json(project_root() / "results" / "metrics.json", EvidenceError)
+    with taking_apart("results/metrics.json", EvidenceError):
+        table = round_table(metrics, stage_seconds(project_root()))
+    console.print(table)
     console.print(f"test set    opened {looked.openings} times for {looked.states} different results ({LEDGER})")
     console.print("report      results/report.html")
     console.print("runs        make ui            (MLflow)")

@@ -12,7 +12,7 @@ from hnm.errors import HnmError, TrackingError, error_of_machine
 from hnm.experiments.artifact_places import places_elsewhere
 from hnm.experiments.outputs import Outputs, dvc_says, in_cache
 from hnm.experiments.record import refusals, spool_trouble, waiting_records
-from hnm.experiments.state import current_stages, locked_stages
+from hnm.experiments.state import current_stages, locked_stages, yaml_of
 from hnm.experiments.tracking import store_file
 from hnm.files import read_bounded
 from hnm.params import load_params
@@ -43,6 +43,7 @@ def examine(root: Path) -> Iterator[Finding]:
     """Looks at one thing after the other; nothing is changed, and only listings are hashed (`hnm verify` hashes all). No check hides another."""
     checks: dict[str, Callable[[Path], Finding]] = {
         "tools": _tools,
+        "pipeline": _pipeline,
         "params": _params,
         "slides": _slides,
         "lost": _lost,
@@ -63,6 +64,15 @@ def examine(root: Path) -> Iterator[Finding]:
 def _tools(root: Path) -> Finding:
     missing = [name for name in ("git", "dvc") if shutil.which(name) is None]
     return Finding("tools", not missing, f"{', '.join(missing)} not on the path; source .venv/bin/activate, install git" if missing else "git, dvc")
+
+
+def _pipeline(root: Path) -> Finding:
+    cure = "; restore it from git (git checkout -- dvc.yaml)"
+    content = yaml_of(read_bounded(root / "dvc.yaml", TrackingError, what="dvc.yaml", cure=cure), "dvc.yaml", cure)
+    stages = content.get("stages") if isinstance(content, dict) else None
+    if not isinstance(stages, dict) or not stages:
+        return Finding("pipeline", False, f"dvc.yaml holds no stages, so that DVC calls everything up to date{cure}")
+    return Finding("pipeline", True, f"{len(stages)} kinds of stages")
 
 
 def _params(root: Path) -> Finding:

@@ -162,21 +162,21 @@ def cohort_name(states: Mapping[str, StageState], default: str | None = None) ->
     return default
 
 
-def yaml_of(content: bytes, what: str) -> Any:
+def yaml_of(content: bytes, what: str, cure: str = CURE) -> Any:
     """What a YAML file of a stranger says, as JSON could say it too; None where it is empty. Dates and the like become text.
 
     Raises:
         TrackingError: it is no YAML, too large, nested too deep, or says one thing again and again by aliases.
     """
     if len(content) > MOST_YAML_BYTES:
-        raise TrackingError(f"{what} has {len(content)} bytes, more than the {MOST_YAML_BYTES} that are read{CURE}")
+        raise TrackingError(f"{what} has {len(content)} bytes, more than the {MOST_YAML_BYTES} that are read{cure}")
     try:
         return _Plain(what).of(YAML(typ="safe").load(content.decode()))
     except RecursionError:
-        raise TrackingError(f"{what} is nested too deep to be read{CURE}") from None
+        raise TrackingError(f"{what} is nested too deep to be read{cure}") from None
     except (YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:  # ruamel's constructors raise all of these
         reason = " ".join(str(error).split())
-        raise TrackingError(f"{what} is not valid YAML: {reason[:300]}{CURE}") from None
+        raise TrackingError(f"{what} is not valid YAML: {reason[:300]}{cure}") from None
 
 
 class _Plain:

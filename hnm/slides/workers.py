@@ -10,11 +10,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -137,6 +139,7 @@ def _here(task: Task[Job, Result], jobs: Sequence[Job], *, alone: bool) -> Itera
     # imported what every stage file imports, and this program's package, which each of them would else import anew
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([task.function.__module__, "hnm.tables", *_program()])
+    _start_server()
     workers = 1 if alone else min(worker_count(), len(jobs))
     patient = True
     with ProcessPool(max_workers=workers, initializer=_begin, initargs=[task.read_seconds], context=context) as pool:
@@ -163,6 +166,18 @@ def _scheduled(pool: ProcessPool, task: Task[Job, Result], job: Job, patient: bo
         return pool.schedule(function, args=arguments, timeout=task.seconds)
     except RuntimeError:  # BrokenProcessPool, or pebble's own words for a pool that broke before
         return Future()
+
+
+def _start_server() -> None:
+    """Starts the process that workers are forked from, deaf to Ctrl-C, which a terminal sends to it too; it and the workers end with this process."""
+    if threading.current_thread() is not threading.main_thread():  # only there a signal's handler can be set
+        forkserver.ensure_running()
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def _begin(read_seconds: float | None) -> None:
