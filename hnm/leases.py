@@ -49,7 +49,7 @@ class Lease:
     def name(self, results: Collection[str]) -> None:
         """Says that this process uses `results`, from now on as long as it lives."""
         with locked(self._root, alone=False):
-            failpoint("lease.naming", self.path)
+            failpoint("lease.naming", self.path.parent)
             try:
                 os.write(self._handle, "".join(f"{name}\n" for name in results).encode())
             except OSError as error:  # of the handle; it names no file

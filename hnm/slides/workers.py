@@ -138,7 +138,7 @@ def _here(task: Task[Job, Result], jobs: Sequence[Job], *, alone: bool) -> Itera
     # forkserver: workers are forked at once from a clean process, without this one's threads and locks, that has
     # imported what every stage file imports, and this program's package, which each of them would else import anew
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([task.function.__module__, "hnm.tables", *_program()])
+    context.set_forkserver_preload(["hnm.slides.served", task.function.__module__, "hnm.tables", *_program()])
     _start_server()
     workers = 1 if alone else min(worker_count(), len(jobs))
     patient = True

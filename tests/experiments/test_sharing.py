@@ -85,4 +85,14 @@ def test_hard_negatives_of_another_project_are_imported_and_a_stage_depends_on_t
 def test_the_doctor_finds_a_colleague_well_but_for_slides(shared: tuple[Path, Path]) -> None:
     _, colleague = shared
     findings = {finding.thing: finding.fine for finding in examine(colleague)}
-    assert findings == {"tools": findings["tools"], "params": True, "slides": False, "outputs": True, "remote": True, "runs": True}
+    assert findings == {
+        "tools": findings["tools"],
+        "pipeline": True,
+        "params": True,
+        "slides": False,
+        "lost": True,
+        "runs": True,
+        "place": True,
+        "outputs": True,
+        "remote": True,
+    }

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import pandas as pd
 import pytest
 from tiny_study import make_upstream, tiny_params
@@ -95,6 +96,8 @@ def test_hard_negatives_of_another_project_train_another_encoder(tmp_path: Path)
     renamed = negatives.assign(slide_id="x_" + negatives["slide_id"])
     for slide_id in set(negatives["slide_id"]):
         (other / "packs" / f"{slide_id}.h5").rename(other / "packs" / f"x_{slide_id}.h5")
+        with h5py.File(other / "packs" / f"x_{slide_id}.h5", "r+") as pack:
+            pack.attrs["slide_id"] = f"x_{slide_id}"
     MINED.write(renamed, other / "mined.parquet")
     before, after = upstream.digests, Upstream(tmp_path / "data").digests
     assert {name for name in before if before[name] != after[name]} == {"extra"}

@@ -135,7 +135,7 @@ def test_two_stages_at_once_on_one_store(project: Project, undisturbed: Project,
         done = one.wait(pid)
         assert done.code == 0, done.err
         assert one.bytes_of("data/tiles") == undisturbed.bytes_of("data/tiles")
-    assert len(list(Path(store).rglob("[!.]*.h5"))) == 8
+    assert len(list((Path(store) / "tiles").rglob("[!.]*.h5"))) == 8
     assert not list(Path(store).rglob(".hnm-tmp-*"))
 
 

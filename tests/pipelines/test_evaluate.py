@@ -103,14 +103,17 @@ def test_every_opening_of_the_test_labels_is_in_the_ledger(paths: dict[str, Path
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_the_page_names_the_versions_it_comes_from(paths: dict[str, Path], tmp_path: Path) -> None:
+def test_the_page_names_the_versions_it_comes_from(paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params.yaml").write_bytes(Path("params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
     made = {"head@0": "scores/0/slides.parquet", "head@1": "scores/1/slides.parquet", "head@2": "scores/2/slides.parquet", "embed@0": "features/0"}
-    outs = {name: {"cmd": "python -m pipelines.x", "outs": [{"path": str(tmp_path / path), "md5": f"md5-{name}"}]} for name, path in made.items()}
+    md5 = {name: f"{number}" * 32 for number, name in enumerate(made)}
+    outs = {name: {"cmd": "python -m pipelines.x", "outs": [{"path": path, "md5": md5[name]}]} for name, path in made.items()}
     (tmp_path / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": outs}))
-    run(paths)
+    run({name: path.relative_to(tmp_path) for name, path in paths.items()})
     page = paths["report"].read_text()
     assert "The versions of data that this page comes from: 2" in page
-    assert [name for name in made if f"md5-{name}" in page] == ["head@0", "head@1"]
+    assert [name for name in made if md5[name] in page] == ["head@0", "head@1"]
 
 
 @pytest.mark.usefixtures("no_figures")

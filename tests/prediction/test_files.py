@@ -178,7 +178,7 @@ def test_a_folder_that_holds_other_things_is_refused_and_stays(model: Model, sli
         (",".join(PREDICTIONS.columns) + "\n../../x" + "," * 12 + "\n", r"threshold|must match|float"),
         (
             ",".join(PREDICTIONS.columns) + "\n../../x,s,0.5,c,0.5,1,1,f,m,d,s,,\n",
-            r"column slide_id, row 0: value '\.\./\.\./x': must match .*; name another folder",
+            r"column slide_id, row 0: value '\.\./\.\./x': must be letters, digits.*; name another folder",
         ),
         (",".join(PREDICTIONS.columns) + "\nx,s,inf,c,0.5,1,1,f,m,d,s,,\n", r"column score, row 0: value inf: must lie in \[0, 1\]"),
         (",".join(PREDICTIONS.columns) + "\nx,s,y,c,0.5,1,1,f,m,d,s,,\n", r"could not convert string to float"),

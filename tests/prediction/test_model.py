@@ -132,13 +132,13 @@ def test_what_is_no_folder_is_named(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"compute": {"threads": 100_000}}, r"compute\.threads=100000 is not within 1 and 256"),
-        ({"compute": {"processes": 10**9}}, r"compute\.processes=1000000000 is not within 1 and 256"),
-        ({"tiles": {"slide_seconds": 1e300}}, r"tiles\.slide_seconds=1e\+300 is not within 1 and 604800"),
+        ({"compute": {"threads": 1000}}, r"compute\.threads=1000 is not within 1 and 256"),
+        ({"compute": {"processes": 1000}}, r"compute\.processes=1000 is not within 1 and 256"),
+        ({"tiles": {"slide_seconds": 1e6}}, r"tiles\.slide_seconds=1000000\.0 is not within 1 and 604800"),
         ({"tiles": {"read_seconds": 1e-9}}, r"tiles\.read_seconds=1e-09 is not within 1 and 604800"),
         ({"tiles": {"mpp": 1e-9}}, r"tiles\.mpp=1e-09 is not within 0\.05 and 100"),
         ({"tissue": {"mpp": 1e-9}}, r"tissue\.mpp=1e-09 is not within 0\.5 and 1000"),
-        ({"embed": {"batch_tiles": 10**12}}, r"embed\.batch_tiles=1000000000000 is not within 1 and 65536"),
+        ({"embed": {"batch_tiles": 10**6}}, r"embed\.batch_tiles=1000000 is not within 1 and 65536"),
         ({"embed": {"batch_tiles": 60_000}, "tiles": {"tile_px": 4096}}, r"embed\.batch_tiles=60000 tiles of 4096 px are 1006632960000 px at once"),
         ({"tiles": {"tile_px": 10**6}}, r"tiles\.tile_px: Input should be less than or equal to 4096"),
         ({"threshold": "NaN"}, r"threshold: "),

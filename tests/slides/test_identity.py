@@ -76,7 +76,7 @@ def test_a_mask_is_digested_as_it_is_read(tmp_path, tiny):
 def test_a_reason_is_one_line_that_can_be_written(tmp_path):
     frame = quarantine_frame({"a": SlideError("one\ntwo\x1b[2J\udcff" + "x" * 5000)})
     reason = frame["reason"].iloc[0]
-    assert reason.startswith("one two [2J xxx")
+    assert reason.startswith(r"one two\x1b[2J\xffxxx")
     assert reason.isprintable()
     QUARANTINE.write(frame, tmp_path / "q.csv")
     assert QUARANTINE.read(tmp_path / "q.csv")["reason"].tolist() == [reason]

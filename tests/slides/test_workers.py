@@ -1,6 +1,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,3 +212,10 @@ def test_the_number_of_workers(monkeypatch):
         monkeypatch.setenv("HNM_WORKERS", wrong)
         with pytest.raises(ParamsError, match=f"the environment variable HNM_WORKERS='{wrong}' is no whole number of at least 1"):
             worker_count()
+
+
+@pytest.mark.parametrize(("code", "is_told"), [("Semaphore(1).__setstate__((0, 1, 1, '/gone'))", False), ("open('/gone')", True), ("int('x')", True)])
+def test_a_worker_that_begins_too_late_ends_without_a_word_and_no_other(code: str, is_told: bool) -> None:
+    program = f"import hnm.slides.served\nfrom multiprocessing import Semaphore\n{code}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1 and ("Traceback" in done.stderr) == is_told, done.stderr
