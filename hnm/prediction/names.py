@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from hnm.names import LONGEST_ID
 from hnm.redaction import readable
 from hnm.slides.urls import file_name, kept_form
 
-MOST_ID = 160
-"""Characters of an id: names of files are made of it."""
+LONGEST_STEM = LONGEST_ID - 65
+"""Characters of a name before a digest of up to 64 digits."""
 
 
 def kept_name(source: str) -> str:
@@ -43,7 +44,7 @@ def slide_ids_of(sources: Iterable[str], taken: Mapping[str, str] | None = None)
         if not slide_id or counts[slide_id.casefold()] > 1:
             name = kept_name(source) if names[kept_name(source)] == 1 else source
             digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-            stem = (slide_id or _cleaned(source) or "slide")[:MOST_ID]
+            stem = (slide_id or _cleaned(source) or "slide")[:LONGEST_STEM]
             slide_id = next(f"{stem}-{digest[:digits]}" for digits in range(8, 65) if f"{stem}-{digest[:digits]}".casefold() not in used)
             used.add(slide_id.casefold())
         ids[source] = slide_id
@@ -54,7 +55,7 @@ def _plain_id(source: str) -> str:
     """The id that a file has by its name alone; "" where that would say too little of it, or too much."""
     stem = Path(file_name(source)).stem
     slide_id = _cleaned(source)
-    return slide_id if stem.isascii() and 0 < len(slide_id) <= MOST_ID else ""
+    return slide_id if stem.isascii() and 0 < len(slide_id) <= LONGEST_ID else ""
 
 
 def _cleaned(source: str) -> str:
