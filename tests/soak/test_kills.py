@@ -22,6 +22,8 @@ from tests.tiny_stages import ORDER, SMALL
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 KILLS = int(os.environ.get("KILLS", "20"))
+SECONDS = float(os.environ.get("KILLS_SECONDS", "inf"))
+"""After so long no more are begun; how many there were is printed."""
 SEED = 20260702
 HITS = 3
 """How often a stage is hit before its turn is over and it may end."""
@@ -123,7 +125,7 @@ def kill(process: "subprocess.Popen[bytes]", stage: psutil.Process, victim: str)
             stage.kill()
     else:
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait(timeout=900)  # where the stage had ended before, DVC goes on with the others
     end = time.monotonic() + 15
     while not all(gone(member) for member in family):
         assert time.monotonic() < end, f"{victim} was killed, and its stage goes on"
@@ -144,13 +146,17 @@ def test_killed_at_random_moments_of_every_stage(repository: Repository) -> None
     repository.finish()
     undisturbed = (repository.folder / "dvc.lock").read_bytes()
     whole = time.monotonic() - begin
-    assert set(repository.seconds) <= set(ORDER), repository.seconds
+    assert set(repository.seconds) == set(ORDER), repository.seconds
     repository.wipe()
+
+    def is_enough() -> bool:
+        return sum(caught.values()) >= KILLS or time.monotonic() - begin > SECONDS
+
     dice, caught, missed, cycles = random.Random(SEED), Counter[str](), 0, 0
-    while sum(caught.values()) < KILLS:
+    while not is_enough():
         before = "cohort"
         for wanted in (stage for stage in ORDER for _ in range(HITS)):
-            if sum(caught.values()) == KILLS:
+            if is_enough():
                 break
             # three of four times from the stage that was hit last, which spares the cohort, and else all
             process = repository.start("--downstream", before) if dice.random() < 0.75 else repository.start()
@@ -165,6 +171,7 @@ def test_killed_at_random_moments_of_every_stage(repository: Repository) -> None
                 missed += 1
             repository.check_results()
             before = wanted
+            print(f"{time.monotonic() - begin:.0f} s: {sum(caught.values())} kills, the last of {wanted}", flush=True)
         else:
             repository.complete(undisturbed)
             repository.wipe()
@@ -175,4 +182,4 @@ def test_killed_at_random_moments_of_every_stage(repository: Repository) -> None
         f"\n{sum(caught.values())} kills in {time.monotonic() - begin:.0f} s ({hits}; {missed} came too late); {cycles} whole runs;"
         f" dvc.lock is that of the undisturbed run ({whole:.0f} s)"
     )
-    assert HITS * len(ORDER) > KILLS or set(caught) == set(ORDER)
+    assert HITS * len(ORDER) > sum(caught.values()) or set(caught) == set(ORDER)
