@@ -50,6 +50,7 @@ def test_doctor_says_what_is_missing_and_fails() -> None:
     done = hnm("doctor")
     assert done.exit_code == 1
     assert [line.split()[:2] for line in done.output.splitlines()][1:] == [
+        ["ok", "pipeline"],
         ["ok", "params"],
         ["MISS", "slides"],
         ["MISS", "lost"],  # the project here has no true tables
