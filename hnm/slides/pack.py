@@ -40,8 +40,8 @@ DATASETS = {
     "jpeg": hdf5.Wanted(("|u1",), 1),
 }
 ATTRIBUTES: dict[str, type[hdf5.Attribute]] = {"slide_id": str, "mpp": float, "tile_px": int, "side": int, "lost": int}
-START_OF_SCAN, BASELINE = 0xDA, (0xC0, 0xC1)
-"""Markers of JPEG: where pixels begin, and frames of one scan."""
+START_OF_SCAN = 0xDA
+"""Marker of JPEG: here the bytes of pixels begin."""
 
 
 @dataclass(frozen=True)
@@ -192,15 +192,13 @@ class Pack:
 
 
 def _has_one_scan(jpeg: bytes) -> bool:
-    """Whether a JPEG image is baseline with a single scan, so that decoding it takes the time of its pixels once."""
+    """Whether a JPEG image has a single scan, so that decoding it takes the time of its pixels once."""
     place = 2  # after the start of image
     while place + 4 <= len(jpeg) and jpeg[place] == 0xFF:
         marker = jpeg[place + 1]
         if marker == 0xFF:  # a byte that fills
             place += 1
             continue
-        if 0xC0 <= marker <= 0xCF and marker not in (*BASELINE, 0xC4, 0xC8, 0xCC):  # those three are tables
-            return False
         place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
         if marker == START_OF_SCAN:  # in the pixels' bytes that follow, 0xFF is never followed by a marker's number
             return jpeg.find(bytes((0xFF, START_OF_SCAN)), place) < 0
