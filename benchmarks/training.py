@@ -58,7 +58,7 @@ def main(
         supply, counts = Packs(Path(folder)), [len(share) for share in shares]
         whole, bare = embedding(network, supply, counts, torch.from_numpy(pixels), machine, batch_tiles, epochs)
         print(f"embed {encoder} {machine.precision}: {1e3 * whole / count:.2f} ms a tile, bare forward {1e3 * bare / count:.2f} ms, ratio {bare / whole:.2f}")
-        section = params.Finetune(epochs=epochs, batch_tiles=batch_tiles)
+        section = params.Finetune(epochs=epochs, batch_tiles=batch_tiles, freeze_layers=0)
         whole, bare = finetuning(network, supply, counts, torch.from_numpy(pixels[: 2 * batch_tiles]), section, machine, steps)
         print(f"finetune {encoder} {machine.precision}: {whole:.3f} s a step of {2 * batch_tiles} views, bare {bare:.3f} s, ratio {bare / whole:.2f}")
 

@@ -1,5 +1,9 @@
 """Every param of the pipeline: its meaning, unit, range and default. params.yaml is checked against this, whole, by every stage.
 
+A default is the value that params.yaml ships with, and tests/test_params.py holds the two together: a line that is
+deleted there changes nothing. What belongs to a project and has no good value for all (its slides, the size of its
+tiles, what a study may set) has no default, and a missing line of it is refused by name.
+
 A section is frozen, knows no other keys than these, and is handed to the stages that name it in their signature.
 What is a property of the machine and cannot change a result (the number of worker processes, the cluster that reads
 slides) is no param: it is an environment variable, HNM_WORKERS or HNM_EXECUTOR.
@@ -28,7 +32,14 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 CountOrNone = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """0 is for none."""
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Seconds = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=1, le=604_800)]
+"""A week at most."""
+Area = Annotated[float, Field(ge=0, le=1e12)]
+"""µm², of a square metre at most."""
+Workers = Annotated[int, Field(ge=1, le=256)]
+"""Threads or processes."""
+MOST_BATCH_PX = 1 << 28
+"""Pixels of the tiles that are embedded at once."""
 MOST_BYTES = 1 << 20
 """Of params.yaml."""
 MOST_NODES = 10_000
@@ -101,21 +112,21 @@ class Split(Section):
 class Tissue(Section):
     """What counts as tissue on the mask level."""
 
-    mpp: Positive = 8.0
+    mpp: Annotated[float, Field(ge=0.5, le=1000)] = 8.0
     """µm per pixel at which the mask is computed."""
-    min_area_um2: NotNegative = 10_000.0
+    min_area_um2: Area = 10_000.0
     """Smaller specks of tissue are dropped."""
-    max_hole_um2: NotNegative = 20_000.0
+    max_hole_um2: Area = 20_000.0
     """Smaller holes in tissue are filled."""
 
 
 class Tiles(Section):
     """The grid of tiles, and how their pixels are kept."""
 
-    mpp: Positive = 0.5
-    """µm per pixel of a tile."""
-    tile_px: Annotated[int, Field(ge=16, le=4096)] = 224
-    """Side of a tile in pixels at `mpp`."""
+    mpp: Annotated[float, Field(ge=0.05, le=100)]
+    """µm per pixel of a tile; it has no default, as it belongs to the cohort. 0.5 is usual for slides scanned at 20x or 40x."""
+    tile_px: Annotated[int, Field(ge=16, le=4096)]
+    """Side of a tile in pixels at `mpp`; it has no default. 224 is usual, and what most encoders were trained on."""
     min_tissue: Share = 0.5
     """Smallest share of tissue of a tile that is kept."""
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 90
@@ -145,7 +156,7 @@ class Encoder(Section):
 class Embed(Section):
     """Tiles to features."""
 
-    batch_tiles: Count = 128
+    batch_tiles: Annotated[int, Field(ge=1, le=65_536)] = 128
     dtype: Literal["float16", "float32"] = "float16"
     """Of the stored features."""
     compile: bool = False
@@ -267,6 +278,12 @@ class Views(Section):
     """Share of the views that are blurred."""
 
 
+class SimclrViews(Views):
+    """Augmentation of the tiles of SimCLR, which crops more than that of the mined tiles."""
+
+    min_crop: PositiveShare = 0.25
+
+
 class Contrast(Section):
     """What the two trainings of an encoder by contrast share."""
 
@@ -295,7 +312,7 @@ class Simclr(Contrast):
     learning_rate: Positive = 3e-4
     schedule: Literal["cosine", "constant"] = "cosine"
     temperature: Positive = 0.5
-    views: Views = Views(min_crop=0.25)
+    views: SimclrViews = SimclrViews()
 
 
 class Finetune(Contrast):
@@ -314,8 +331,9 @@ class Finetune(Contrast):
     learning_rate: Positive = 3e-4
     schedule: Literal["cosine", "constant"] = "constant"
     temperature: Positive = 0.07
-    freeze_layers: CountOrNone = 0
-    """First layers of the encoder that keep their weights, as timm groups them: the stem is one, each block or stage after it another."""
+    freeze_layers: CountOrNone = 4
+    """First layers of the encoder that keep their weights, as timm groups them: the stem is one, each block or stage after it another.
+    About half of an encoder's; with all layers trained, hard negatives tend to collapse it."""
     adapter_rank: CountOrNone = 0
     """Rank of low-rank adapters (LoRA) that are trained in place of the linear layers' weights, for large vision transformers; 0 trains all weights."""
     views: Views = Views()
@@ -340,9 +358,9 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the encoder's passes; heads are always trained in float32. `auto` is bfloat16 on a GPU that has it, and float32 on a CPU."""
-    threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    threads: Workers = 2
     """Torch's threads: its CPU results differ by their number."""
-    processes: Annotated[int, Field(ge=1, le=1024)] = 1
+    processes: Workers = 1
     """Processes that share fine-tuning and SimCLR, with a GPU each where there are GPUs; they draw other views than one alone."""
 
 
@@ -397,8 +415,9 @@ class Tune(Section):
     """Trials before suggestions learn from values, and before a trial may be pruned."""
     seed: Seed = 0
     """Draws the suggestions."""
-    space: dict[Text, Dimension] = {}
-    """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices; what follows an @ tells several entries of one param apart."""
+    space: dict[Text, Dimension]
+    """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices; what follows an @ tells several entries of one param apart.
+    It has no default; {} where nothing is searched."""
 
     @model_validator(mode="after")
     def _can_be_pruned(self) -> "Tune":
@@ -428,7 +447,7 @@ class Params(Section):
     cohort: Cohort
     split: Split = Split()
     tissue: Tissue = Tissue()
-    tiles: Tiles = Tiles()
+    tiles: Tiles
     encoder: Encoder = Encoder()
     simclr: Simclr = Simclr()
     embed: Embed = Embed()
@@ -438,7 +457,7 @@ class Params(Section):
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()
     compute: Compute = Compute()
-    tune: Tune = Tune()
+    tune: Tune
 
     @model_validator(mode="after")
     def _rounds_follow_each_other(self) -> "Params":
@@ -454,6 +473,20 @@ class Params(Section):
         if self.mining.scores == "cross_fitted" and not self.head.score_folds:
             raise ValueError("mining.scores=cross_fitted needs head.score_folds of 2 or more, but it is 0; set it to 5")
         return self
+
+    @model_validator(mode="after")
+    def _a_batch_fits_in_memory(self) -> "Params":
+        if fault := batch_fault(self.embed, self.tiles):
+            raise ValueError(f"{fault}; lower embed.batch_tiles")
+        return self
+
+
+def batch_fault(embed: Embed, tiles: Tiles) -> str | None:
+    """What is wrong where the tiles that are embedded at once have more pixels than any machine holds; None where nothing is."""
+    pixels = embed.batch_tiles * tiles.tile_px**2
+    if pixels <= MOST_BATCH_PX:
+        return None
+    return f"embed.batch_tiles={embed.batch_tiles} tiles of {tiles.tile_px} px are {pixels} px at once, more than {MOST_BATCH_PX}"
 
 
 def load_params(path: Path) -> Params:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,61 @@ from hnm.experiments.space import with_values
 from hnm.learning.fit_encoder import step_tiles
 from hnm.params import check_params, flat, load_params
 
-MINIMAL: dict[str, Any] = {"rounds": {"0": {}}, "later_rounds": {}, "cohort": {"name": "c", "manifest": "slides.csv"}}
+ROOT = Path(__file__).parents[1]
+MINIMAL: dict[str, Any] = {
+    "rounds": {"0": {}},
+    "later_rounds": {},
+    "cohort": {"name": "c", "manifest": "slides.csv"},
+    "tiles": {"mpp": 0.5, "tile_px": 224},
+    "tune": {"space": {}},
+}
 
 
 def test_sections_that_are_left_out_have_their_defaults() -> None:
     params = check_params(MINIMAL)
     assert (params.ranking.on, params.ranking.margin, params.ranking.top_k) == ("score", 0.5, 10)
-    assert params.finetune.temperature == 0.07 and params.tiles.tile_px == 224
+    assert (params.finetune.temperature, params.finetune.freeze_layers, params.simclr.views.min_crop) == (0.07, 4, 0.25)
+
+
+def shipped() -> dict[str, Any]:
+    """What params.yaml says, as plain mappings."""
+    return dict(YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8")))
+
+
+def keys_of(section: dict[str, Any], *above: str) -> Iterator[tuple[str, ...]]:
+    """The path of each section and of each key below it; the rounds and what a study may set are values, not keys."""
+    for name, value in section.items():
+        yield (*above, name)
+        if isinstance(value, dict) and name not in ("rounds", "later_rounds", "space"):
+            yield from keys_of(value, *above, name)
+
+
+@pytest.mark.parametrize("path", list(keys_of(shipped())), ids=".".join)
+def test_a_deleted_line_selects_what_params_yaml_ships_with_or_is_missed_by_name(path: tuple[str, ...]) -> None:
+    raw = shipped()
+    *above, name = path
+    section = raw
+    for key in above:
+        section = section[key]
+    del section[name]
+    try:
+        params = check_params(raw)
+    except ParamsError as error:
+        assert re.search(rf"\b{re.escape('.'.join(path))}\b", str(error))
+    else:
+        assert params == check_params(shipped())
+
+
+def test_params_yaml_shows_every_param() -> None:
+    """A key that stood in the code alone could be set, and nobody would see it."""
+
+    def fields(section: dict[str, Any], *above: str) -> Iterator[str]:
+        for name, value in section.items():
+            inner = isinstance(value, dict) and name not in ("rounds", "later_rounds", "space")
+            yield from fields(value, *above, name) if inner else [".".join((*above, name))]
+
+    everything = set(fields(check_params(shipped()).model_dump()))
+    assert everything == set(fields(shipped()))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +91,8 @@ def test_sections_that_are_left_out_have_their_defaults() -> None:
         ({"ranking": {"margin": 1.5}}, r"ranking: margin=1\.5 can never be met by scores"),
         ({"split": {"validation_share": 0.6, "test_share": 0.4}}, r"split: validation_share=0\.6 and test_share=0\.4 leave no train slides"),
         ({"cohort": {"name": "c"}}, r"cohort\.manifest is missing; add it"),
+        ({"tiles": {"tile_px": 224}}, r"tiles\.mpp is missing; add it"),
+        ({"tiles": {"mpp": 0.5, "tile_px": 4096}}, r"embed\.batch_tiles=128 tiles of 4096 px are 2147483648 px at once, more than 268435456; lower embed"),
         ({"cohort": {"name": "a b", "manifest": "m"}}, r"cohort\.name: 'a b' must be letters, digits, dots"),
         ({"rounds": {"0": {}, "2": {"previous": "0"}}}, r'rounds must count from "0" without a gap'),
         ({"rounds": {"0": {}, "1": {"previous": "0"}}}, r"later_rounds must be the rounds after"),
@@ -54,7 +105,7 @@ def test_a_wrong_param_is_named_with_its_value_and_the_cure(change: dict[str, An
 
 def test_every_wrong_param_is_named_at_once() -> None:
     with pytest.raises(ParamsError, match=r"(?s)tiles\.tile_px=3.*\n.*compute\.threads=0"):
-        check_params({**MINIMAL, "tiles": {"tile_px": 3}, "compute": {"threads": 0}})
+        check_params({**MINIMAL, "tiles": {"mpp": 0.5, "tile_px": 3}, "compute": {"threads": 0}})
 
 
 def test_a_margin_above_1_is_fine_for_logits() -> None:

@@ -16,7 +16,7 @@ from hnm.learning.fit_simclr import fit_simclr
 
 ROLES = np.array([0, 1, 1, 0, 1, 0, 0, 1])
 TILES = (np.random.default_rng(0).integers(0, 120, (8, 32, 32, 3)) + 100 * ROLES[:, None, None, None]).astype(np.uint8)
-FINETUNE = params.Finetune(epochs=1, batch_tiles=4, projection_features=8)
+FINETUNE = params.Finetune(epochs=1, batch_tiles=4, projection_features=8, freeze_layers=0)
 SIMCLR = params.Simclr(epochs=1, batch_tiles=4, projection_features=8)
 
 

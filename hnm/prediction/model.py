@@ -23,7 +23,7 @@ from hnm.files import key_of, parse_json, read_bounded, whole, write_json
 from hnm.learning.encoder import TileEncoder, encoder_of
 from hnm.learning.heads import Head, head_of
 from hnm.learning.weights import FILE, MOST_RECORD, MOST_WEIGHTS, Parts
-from hnm.params import Compute, Embed, Section, Share, Tiles, Tissue
+from hnm.params import Compute, Embed, Section, Share, Tiles, Tissue, batch_fault
 from hnm.redaction import readable
 
 RECORD = "model.json"
@@ -31,19 +31,6 @@ FILES = (RECORD, *(f"{part}/{name}" for part in ("encoder", "head") for name in 
 """All files of a model folder."""
 CLASSES = ("negative", "positive")
 """What the labels 0 and 1 are called."""
-RANGES = {
-    "compute.threads": (1, 256),
-    "compute.processes": (1, 256),
-    "tissue.mpp": (0.5, 1000),
-    "tissue.min_area_um2": (0, 1e12),
-    "tissue.max_hole_um2": (0, 1e12),
-    "tiles.mpp": (0.05, 100),
-    "tiles.slide_seconds": (1, 604_800),
-    "tiles.read_seconds": (1, 604_800),
-    "embed.batch_tiles": (1, 65_536),
-}
-"""What is believed of a model from elsewhere, so that it does not ask for all memory, for thousands of threads or for no end of time."""
-MOST_BATCH_PX = 1 << 28
 MOST_TEXT = 255
 MOST_ENTRIES = 100
 """Of a folder, that are looked at."""
@@ -173,13 +160,8 @@ def _record_of(content: bytes, path: Path) -> ModelRecord:
 
 def _fault(record: ModelRecord) -> str | None:
     """What of a record would cost the machine more than any model does, or cannot be printed; None where nothing."""
-    for name, (low, high) in RANGES.items():
-        section, _, field = name.partition(".")
-        value = getattr(getattr(record, section), field)
-        if not low <= value <= high:
-            return f"{name}={value} is not within {low:g} and {high:g}"
-    if (pixels := record.embed.batch_tiles * record.tiles.tile_px**2) > MOST_BATCH_PX:
-        return f"embed.batch_tiles={record.embed.batch_tiles} tiles of {record.tiles.tile_px} px are {pixels} px at once, more than {MOST_BATCH_PX}"
+    if fault := batch_fault(record.embed, record.tiles):
+        return fault
     texts = {"cohort": record.cohort, "round": record.round, "classes": record.classes[0], "classes.1": record.classes[1], "commit": record.commit or "-"}
     for name, text in (*texts.items(), *((f"versions.{path}", md5) for path, md5 in record.versions.items())):
         if not text or len(text) > MOST_TEXT or not text.isprintable() or not name.isprintable():

@@ -12,6 +12,7 @@ BASE: dict[str, Any] = {
     "rounds": {"0": {}},
     "later_rounds": {},
     "cohort": {"name": "c", "manifest": "slides.csv"},
+    "tiles": {"mpp": 0.5, "tile_px": 224},
     "head": {"seed": 3},
     "ranking": {"margin": 0.5, "top_k": 5},
 }
@@ -136,4 +137,4 @@ def test_entries_follow_what_they_wait_for_and_count_by_it() -> None:
 )
 def test_ways_to_search_that_exclude_each_other_are_named(tune: dict[str, Any], message: str) -> None:
     with pytest.raises(ParamsError, match=message):
-        check_params({**BASE, "tune": tune})
+        check_params({**BASE, "tune": {"space": {}, **tune}})

@@ -12,7 +12,7 @@ from hnm.learning.compute import CPU
 from hnm.learning.encoder import TileEncoder, import_timm, make_encoder
 from hnm.learning.fit_encoder import fit_encoder
 
-SECTION = params.Finetune(epochs=1, batch_tiles=4, learning_rate=1e-2, projection_features=8, adapter_rank=2)
+SECTION = params.Finetune(epochs=1, batch_tiles=4, learning_rate=1e-2, projection_features=8, adapter_rank=2, freeze_layers=0)
 TILES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
 
 

@@ -14,7 +14,7 @@ from hnm.learning.encoder import TileEncoder, make_encoder
 from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, anchor_weights, collapse_of, fit_encoder, role_batches, role_losses, step_tiles
 from hnm.learning.losses import supervised_contrastive_loss
 
-SECTION = params.Finetune(epochs=3, warmup_epochs=1, batch_tiles=8, learning_rate=1e-3, projection_features=16)
+SECTION = params.Finetune(epochs=3, warmup_epochs=1, batch_tiles=8, learning_rate=1e-3, projection_features=16, freeze_layers=0)
 
 
 def encoder() -> TileEncoder:

@@ -101,7 +101,7 @@ def test_training_gives_the_same_weights_each_time(encoder: TileEncoder, precisi
         if kind == "simclr":
             section = params.Simclr(epochs=2, batch_tiles=16)
             return made, fit_simclr(made, lambda rows: TILES[rows], len(TILES), section, machine(precision), lambda epoch, metrics: None)
-        finetune = params.Finetune(epochs=2, batch_tiles=16)
+        finetune = params.Finetune(epochs=2, batch_tiles=16, freeze_layers=0)
         return made, fit_encoder(made, lambda rows: TILES[rows], ROLES, finetune, machine(precision), lambda epoch, metrics: None)
 
     for kind in ("simclr", "finetune"):

@@ -45,7 +45,7 @@ def test_pixels_within_two_percent_are_taken_as_they_are(slide_mpp, level, as_is
 
 def test_a_slide_coarser_than_wanted_is_refused():
     with pytest.raises(SlideError, match=r"its finest level has 0.52 µm per pixel, coarser than tiles.mpp=0.5; raise that") as caught:
-        grid_of(Box(0, 0, 4000, 4000), (0.5, 0.52), (1.0,), Tiles(mpp=0.5))
+        grid_of(Box(0, 0, 4000, 4000), (0.5, 0.52), (1.0,), Tiles(mpp=0.5, tile_px=224))
     assert caught.value.step == "tiles"
 
 
