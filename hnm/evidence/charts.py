@@ -10,6 +10,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from hnm.evidence.evaluation import Evaluation, RoundEvidence, predictions
 from hnm.evidence.metrics import FROC_RATES, Detections, reliability
+from hnm.evidence.threshold import ABOVE_ALL, called
 from hnm.evidence.truth import LESION, NORMAL
 
 INK, MUTED, LINE, GRID, ACCENT, WARM, OCHRE = "#1f2a37", "#667383", "#d9dfe5", "#edf0f3", "#1b5e8c", "#b4552d", "#8a6d1f"
@@ -207,7 +208,7 @@ def decisions(evidence: RoundEvidence) -> pd.DataFrame:
     """slide_id, label, score, called and `loss` (cross-entropy) of the test slides, the worst first."""
     slides = evidence.slides["test"]
     of_label = np.where(slides["label"] == 1, slides["score"], 1 - slides["score"])
-    table = slides.assign(called=(slides["score"] >= evidence.threshold).astype(int), loss=-np.log(np.clip(of_label, 1e-7, 1)))
+    table = slides.assign(called=called(slides["score"], evidence.threshold).astype(int), loss=-np.log(np.clip(of_label, 1e-7, 1)))
     return table.sort_values(["loss", "slide_id"], ascending=[False, True], ignore_index=True)
 
 
@@ -217,7 +218,7 @@ def roc_table(slides: pd.DataFrame) -> pd.DataFrame:
     if slides["label"].nunique() < 2:
         return pd.DataFrame(columns=columns, dtype=float)
     false, true, cuts = roc_curve(slides["label"], slides["score"], drop_intermediate=False)
-    return pd.DataFrame(dict(zip(columns, (false, true, np.minimum(cuts, 1)), strict=True)))
+    return pd.DataFrame(dict(zip(columns, (false, true, np.minimum(cuts, ABOVE_ALL)), strict=True)))
 
 
 def precision_recall_table(slides: pd.DataFrame) -> pd.DataFrame:
@@ -226,7 +227,7 @@ def precision_recall_table(slides: pd.DataFrame) -> pd.DataFrame:
     if slides["label"].nunique() < 2:
         return pd.DataFrame(columns=columns, dtype=float)
     precision, recall, cuts = precision_recall_curve(slides["label"], slides["score"])
-    return pd.DataFrame(dict(zip(columns, (recall, precision, np.append(cuts, 1)), strict=True)))
+    return pd.DataFrame(dict(zip(columns, (recall, precision, np.append(cuts, ABOVE_ALL)), strict=True)))
 
 
 def calibration_table(evidence: RoundEvidence) -> pd.DataFrame:

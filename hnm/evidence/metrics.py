@@ -15,6 +15,8 @@ from scipy.optimize import brentq
 from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_curve
 
+from hnm.evidence.threshold import ABOVE_ALL, called, midway
+
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Statistic = Callable[[Floats], Floats]
@@ -98,15 +100,18 @@ def choose_threshold(validation: Predictions) -> float:
     """The score from which a slide is called positive: the highest Youden index (sensitivity + specificity - 1) on validation.
 
     It lies midway between two neighbouring scores, so that it favours neither; ties go to the higher threshold, that
-    is to specificity. Where validation lacks a class nothing can be chosen, and it is 0.5.
+    is to specificity. Where the best is to call nothing positive, it lies midway between the highest score and
+    `ABOVE_ALL`, so it may be a little above 1. Where validation lacks a class nothing can be chosen, and it is 0.5.
+
+    It calls each validation score as it was called in the choice.
     """
     if validation.missing_class:
         return 0.5
     false_positive_rate, true_positive_rate, cuts = roc_curve(validation.labels, validation.scores, drop_intermediate=False)
-    cuts[0] = 1.0  # scikit-learn says infinity for "nothing is positive"
+    cuts[0] = ABOVE_ALL  # scikit-learn says infinity for "nothing is positive"
     best = int(np.argmax(true_positive_rate - false_positive_rate))
-    next_lower = cuts[best + 1] if best + 1 < len(cuts) else 0.0
-    return float(cuts[best] + next_lower) / 2
+    next_lower = float(cuts[best + 1]) if best + 1 < len(cuts) else 0.0
+    return midway(next_lower, float(cuts[best]))
 
 
 def slide_metrics(slides: Predictions, threshold: float, resampling: Resampling) -> dict[str, Number]:
@@ -186,13 +191,13 @@ def lesion_metrics(found: Detections, threshold: float, resampling: Resampling) 
     with_lesion = np.isin(found.slide_patients, found.lesion_patients).astype(np.int64)
     draws = Draws(Predictions(with_lesion, np.zeros(found.slides), found.slide_patients), resampling)
     lesions, false, slides = (np.searchsorted(draws.patients, own) for own in (found.lesion_patients, found.false_patients, found.slide_patients))
-    hit, called = found.lesion_scores >= threshold, found.false_scores >= threshold
+    hit, false_alarms = called(found.lesion_scores, threshold), called(found.false_scores, threshold)
     return {
         "froc": draws.number(lambda weights: _froc(found, weights[:, lesions], weights[:, false], weights[:, slides].sum(axis=1)).mean(axis=1)),
         "lesions_hit": draws.number(
             lambda weights: weights[:, lesions] @ hit / weights[:, lesions].sum(axis=1), proportion_of=len(np.unique(found.lesion_patients))
         ),
-        "false_detections": draws.number(lambda weights: weights[:, false] @ called / weights[:, slides].sum(axis=1)),
+        "false_detections": draws.number(lambda weights: weights[:, false] @ false_alarms / weights[:, slides].sum(axis=1)),
     }
 
 
@@ -282,23 +287,23 @@ def sensitivity_at(items: Predictions, weights: Floats, *, specificity: float) -
 
 def accuracy(items: Predictions, weights: Floats, *, threshold: float) -> Floats:
     """Share of items on their label's side of `threshold`, for each row of weights `(resamples, items)`."""
-    return np.asarray(weights @ ((items.scores >= threshold) == items.labels) / weights.sum(axis=1))
+    return np.asarray(weights @ (called(items.scores, threshold) == items.labels) / weights.sum(axis=1))
 
 
 def sensitivity(items: Predictions, weights: Floats, *, threshold: float) -> Floats:
     """Share of positives at or above `threshold`, for each row of weights `(resamples, items)`."""
-    return np.asarray(weights @ ((items.scores >= threshold) & (items.labels == 1)) / (weights @ items.labels))
+    return np.asarray(weights @ (called(items.scores, threshold) & (items.labels == 1)) / (weights @ items.labels))
 
 
 def specificity(items: Predictions, weights: Floats, *, threshold: float) -> Floats:
     """Share of negatives below `threshold`, for each row of weights `(resamples, items)`."""
-    return np.asarray(weights @ ((items.scores < threshold) & (items.labels == 0)) / (weights @ (1 - items.labels)))
+    return np.asarray(weights @ (~called(items.scores, threshold) & (items.labels == 0)) / (weights @ (1 - items.labels)))
 
 
 def f1(items: Predictions, weights: Floats, *, threshold: float) -> Floats:
     """Harmonic mean of precision and sensitivity at `threshold`, for each row of weights `(resamples, items)`."""
-    called = items.scores >= threshold
-    return np.asarray(2 * (weights @ (called & (items.labels == 1))) / (weights @ (called.astype(np.float64) + items.labels)))
+    positive = called(items.scores, threshold)
+    return np.asarray(2 * (weights @ (positive & (items.labels == 1))) / (weights @ (positive.astype(np.float64) + items.labels)))
 
 
 def brier(items: Predictions, weights: Floats) -> Floats:

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from hnm.draws import seed_of
 from hnm.evidence.evaluation import DIGITS, decisions_of, flat_numbers, predictions, rounded
 from hnm.evidence.metrics import Predictions, Resampling, auc_gain, auc_number, choose_threshold, delong_p, log_loss
+from hnm.evidence.threshold import called
 from hnm.files import whole
 from hnm.params import Evaluate
 from hnm.tables import plain_cells, write_csv
@@ -35,20 +36,21 @@ def out_of_fold(held_out: pd.DataFrame, *, seed: int, fold: int) -> pd.DataFrame
     chosen = max(sorted(ranks), key=lambda number: ranks[number])
     threshold = choose_threshold(predictions(by_round[chosen][by_round[chosen]["split"] == "validation"]))
     first, test = (own[own["split"] == "test"].sort_values("slide_id", ignore_index=True) for own in (by_round[0], by_round[chosen]))
-    table = test.assign(seed=seed, fold=fold, first_score=first["score"], threshold=threshold, called=(test["score"] >= threshold).astype(int))
+    table = test.assign(seed=seed, fold=fold, first_score=first["score"], threshold=threshold, called=called(test["score"], threshold).astype(int))
     return table[["seed", "fold", "slide_id", "patient_id", "label", "first_score", "round", "threshold", "score", "called"]]
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
-    """Rows of `out_of_fold` as CSV; scores come back as they were."""
+    """Rows of `out_of_fold` as CSV; scores and thresholds come back as they were."""
     with whole(path) as temporary:
-        write_csv(table, temporary, float_format="%.9g")
+        write_csv(table.assign(threshold=table["threshold"].map(repr)), temporary, float_format="%.9g")
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """Rows that `write_predictions` has written; scores are single precision, as they were."""
     scores = ("first_score", "score")
-    table = pd.read_csv(path, dtype={"slide_id": str, "patient_id": str}, converters=dict.fromkeys(scores, float), keep_default_na=False)
+    exact = dict.fromkeys((*scores, "threshold"), float)
+    table = pd.read_csv(path, dtype={"slide_id": str, "patient_id": str}, converters=exact, keep_default_na=False)
     return plain_cells(table).astype(dict.fromkeys(scores, np.float32))
 
 

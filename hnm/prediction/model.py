@@ -14,16 +14,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
 from hnm.errors import PredictionError
+from hnm.evidence.threshold import ABOVE_ALL
 from hnm.files import key_of, parse_json, read_bounded, whole, write_json
 from hnm.learning.encoder import TileEncoder, encoder_of
 from hnm.learning.heads import Head, head_of
 from hnm.learning.weights import FILE, MOST_RECORD, MOST_WEIGHTS, Parts
-from hnm.params import Compute, Embed, Section, Share, Tiles, Tissue, batch_fault
+from hnm.params import Compute, Embed, Section, Tiles, Tissue, batch_fault
 from hnm.redaction import readable
 
 RECORD = "model.json"
@@ -45,8 +46,8 @@ class ModelRecord(Section):
     cohort: str
     round: str
     classes: tuple[str, str] = CLASSES
-    threshold: Share
-    """The score from which a slide is called `classes[1]`, chosen on validation."""
+    threshold: Annotated[float, Field(ge=0, le=ABOVE_ALL)]
+    """The score from which a slide is called `classes[1]`, chosen on validation; above 1 where no score is (`choose_threshold`)."""
     mpp_from_objective: bool
     """As `cohort.mpp_from_objective`."""
     tissue: Tissue

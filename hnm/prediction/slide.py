@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from hnm.errors import PredictionError, SlideError
+from hnm.evidence.threshold import called
 from hnm.learning.compute import Machine, set_up_torch
 from hnm.learning.embed import embed
 from hnm.learning.predict import predict
@@ -112,7 +113,7 @@ def predict_slides(
             if not (math.isfinite(score) and np.isfinite(tiles[["logit", "score", "attention"]].to_numpy()).all()):
                 yield Refusal(reading.slide_id, source, SlideError("the model gives numbers that are not finite; look at the model", step="score"))
                 continue
-            yield Prediction(reading.slide_id, source, score, record.classes[score >= record.threshold], tiles, outcome)
+            yield Prediction(reading.slide_id, source, score, record.classes[int(called(score, record.threshold))], tiles, outcome)
 
 
 def check_mask(mask: Path | None, slides: Collection[str]) -> None:
