@@ -112,7 +112,9 @@ class TestPipeline:
         assert done.returncode == 0, done.stderr
         told = json.loads((repository / "predictions" / "predictions.json").read_text())
         known = SLIDE_SCORES.read(repository / "data" / "scores" / "1" / "slides.parquet").set_index("slide_id")["score"]
-        assert {slide["slide_id"]: slide["score"] for slide in told["slides"]} == {slide_id: float(known[slide_id]) for slide_id in manifest.index[:2]}
+        # its tiles have other places in their batches than in the stage embed, where another kernel may round otherwise
+        scores = {slide["slide_id"]: slide["score"] for slide in told["slides"]}
+        assert scores == pytest.approx({slide_id: float(known[slide_id]) for slide_id in manifest.index[:2]}, abs=1e-4)
         assert told["model"]["versions"]["data/heads/1"] == hashes(repository)["head@1"]["data/heads/1"]
 
     def test_elsewhere_in_another_country_with_other_workers_the_hashes_are_the_same(self, repository: Path, cohort: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from exactness import assert_close
 from torch import nn
 
 from hnm import params
@@ -31,7 +32,8 @@ def test_adapters_of_an_attention_that_takes_the_matrices_of_its_layers() -> Non
     plain, adapted = beit(), beit()
     add_adapters(adapted, 3, seed=1)
     tiles = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(plain(tiles), adapted(tiles))
+    # another sum (W x + B A x with B = 0, and W + B A as a matrix of its own): its kernels may differ
+    assert_close(adapted(tiles), plain(tiles))
     adapted(tiles).square().sum().backward()
     assert all(weight.grad is not None for name, weight in adapted.named_parameters() if name.endswith(".up"))
     with torch.no_grad():
@@ -49,7 +51,7 @@ def test_an_adapter_by_hand() -> None:
     with torch.no_grad():
         layer.weight[:], layer.bias[:] = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0.5, 0.0])
         adapter.down[:], adapter.up[:] = torch.tensor([[2.0, -1.0]]), torch.tensor([[10.0], [0.0]])
-    # W x + b = (5.5, 11), A x = 2 - 2 = 0 and for (1, 0): (1.5, 3) + B 2 = (21.5, 3)
+    # exact on every processor, as each term is a small number of halves: W x + b = (5.5, 11), A x = 2 - 2 = 0 and for (1, 0): (1.5, 3) + B 2 = (21.5, 3)
     assert adapter(torch.tensor([[1.0, 2.0], [1.0, 0.0]])).tolist() == [[5.5, 11.0], [21.5, 3.0]]
     assert adapter.merged()(torch.tensor([[1.0, 0.0]])).tolist() == [[21.5, 3.0]]
 
@@ -59,7 +61,8 @@ def test_at_first_nothing_is_changed_and_the_adapters_alone_are_trained() -> Non
     add_adapters(adapted.backbone, 3, seed=1)
     tiles = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        assert torch.equal(plain(tiles), adapted(tiles))
+        # W x + B A x with B = 0 is another computation than W x: its kernels may differ
+        assert_close(adapted(tiles), plain(tiles))
     trained = {name for name, weight in adapted.backbone.named_parameters() if weight.requires_grad}
     assert trained and all(name.endswith((".up", ".down")) for name in trained)
 

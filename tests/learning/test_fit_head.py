@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from exactness import assert_close
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -124,7 +125,8 @@ def test_features_are_standardised_by_all_train_tiles_and_never_held_twice() -> 
     with Largest() as largest:
         head, _ = fit_head(slides, slides[:2], params.Head(kind="mean", epochs=1), RANKING, no_one)
     everything = torch.cat([slide.features for slide in slides])
-    assert torch.equal(head.mean, everything.mean(dim=0)) and torch.equal(head.scale, everything.std(dim=0, unbiased=False))
+    assert_close(head.mean, everything.mean(dim=0))  # some columns at a time are another sum than all at once
+    assert_close(head.scale, everything.std(dim=0, unbiased=False))
     assert largest.numbers <= len(everything) * 64 < everything.numel() / 2
 
 

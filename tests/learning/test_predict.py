@@ -22,10 +22,10 @@ def test_each_slide_and_tile_has_its_own_row_in_the_order_of_the_tables() -> Non
     with torch.inference_mode():
         a, b = HEAD(FEATURES["a"]), HEAD(FEATURES["b"])
     assert slides["slide_id"].tolist() == ["a", "b"]
-    assert slides["logit"].tolist() == [a.slide_logit.item(), b.slide_logit.item()]
+    assert slides["logit"].tolist() == pytest.approx([a.slide_logit.item(), b.slide_logit.item()])
     assert slides["score"].tolist() == pytest.approx([a.slide_logit.sigmoid().item(), b.slide_logit.sigmoid().item()])
     assert list(zip(tiles["slide_id"], tiles["tile"], tiles["x"], strict=True)) == [("a", 0, 0), ("a", 1, 10), ("b", 0, 0), ("b", 1, 10), ("b", 2, 20)]
-    assert tiles["logit"].tolist() == [*a.tile_logits.tolist(), *b.tile_logits.tolist()]
+    assert tiles["logit"].tolist() == pytest.approx([*a.tile_logits.tolist(), *b.tile_logits.tolist()])
     assert tiles["score"].tolist() == pytest.approx(torch.cat([a.tile_logits, b.tile_logits]).sigmoid().tolist())
     assert tiles["attention"].tolist() == pytest.approx([*a.attention.tolist(), *b.attention.tolist()])
 

@@ -177,6 +177,7 @@ def test_a_wrong_number_of_workers_is_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def test_pixels_are_the_same_on_every_machine() -> None:
+    """The painting is made of whole numbers alone, which no processor rounds."""
     painting = paint_tissue(Dice(20), Stain.drawn(Dice(21)), 560, 640, tumour_share=0.2, look_alike_share=0.15)
     corners = [[int(part) for part in corner] for spot in painting.tumour + painting.look_alike for corner in spot.exterior.coords]
     assert hashlib.sha256(painting.pixels.tobytes()).hexdigest() == "4e37bc1a3604a930c9503b82adfdf29350f4b069d9af57a1dd4ffb09b3670388"
