@@ -42,14 +42,6 @@ def file_of(url: str) -> Path | None:
     return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database and "uri" not in parsed.query else None
 
 
-def shown(url: str) -> str:
-    """`url` without its password."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
-
-
 @contextmanager
 def alone(url: str, name: str) -> Iterator[None]:
     """Keeps other commands away from a storage that is a file: what runs in it when one starts is of a dead process. A server takes many."""
@@ -110,7 +102,7 @@ def usable(url: str, *also: type[Exception]) -> Iterator[None]:
     except (*STORAGE_ERRORS, *also) as error:
         cause = error.__cause__ or error
         raise StudyError(
-            f"the storage {shown(url)} cannot be used ({type(cause).__name__}: {first_line(Exception(str(cause)))}); check --storage, "
+            f"the storage {url} cannot be used ({type(cause).__name__}: {first_line(Exception(str(cause)))}); check --storage, "
             "whether its server answers, and whether its file can be written; the same command then goes on"
         ) from error
 

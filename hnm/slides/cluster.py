@@ -4,6 +4,7 @@ Workers must see slides and store at the same paths as the stage does, and be st
 worker under a nanny start no processes.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ QUEUES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster"}
 """Batch systems -> their class in dask-jobqueue, whose settings are dask's own configuration."""
 SECONDS_TO_ANSWER = "30s"
 AWAY = "the cluster went away while it was read; start its scheduler again"
+SECONDS_TO_LOOK = 5.0
+"""After so long without an outcome it is looked whether the cluster still has workers."""
+SECONDS_WITHOUT = 300.0
+"""A cluster that has had no worker for so long is given up; a batch system may take any time to start its first."""
+NO_WORKER = "the cluster has had no worker for {:g} s; start workers, and look into the log of those that ended"
 
 
 @contextmanager
@@ -29,7 +35,8 @@ def cluster_runner(
     """What gives each of some jobs with `function(task, job)`, in order of completion, by the workers of `executor`; where each is to be `alone`, one by one.
 
     A job whose worker dies is done by another; one that several workers die of (dask's
-    `distributed.scheduler.allowed-failures`) is a `MachineError`.
+    `distributed.scheduler.allowed-failures`) is a `MachineError`, and so are all jobs that are left where the scheduler
+    goes away, or has no workers for `SECONDS_WITHOUT`.
 
     Args:
         function: is pickled.
@@ -44,20 +51,65 @@ def cluster_runner(
     except ImportError:
         raise ParamsError(f"the environment variable HNM_EXECUTOR={executor!r} needs dask; install it: pip install 'hnm[dask]'") from None
     with _client(dask, executor, workers) as client:
+        watch = _Watch(client, had_worker=executor not in QUEUES)
 
         def run(task: Task, jobs: Sequence[Job], *, alone: bool) -> Iterator[tuple[Job, Outcome | MachineError]]:
             for together in [[job] for job in jobs] if alone else [jobs]:
-                if client.status == "closed":  # it gave up its scheduler; what is handed to it now never comes back
-                    yield from ((job, MachineError(AWAY)) for job in together)
+                if reason := watch.given_up:  # what is handed to it now never comes back
+                    yield from ((job, MachineError(reason)) for job in together)
                     continue
                 futures = client.map(function, [task] * len(together), together, pure=False)
                 job_of = dict(zip(futures, together, strict=True))
-                for future in dask.as_completed(futures, loop=client.loop):
+                for future in _completed(dask.as_completed(futures, loop=client.loop), watch):
                     job = job_of.pop(future)
                     yield job, _outcome(dask, future)
                     future.release()
+                yield from ((job, MachineError(watch.given_up)) for job in job_of.values())
 
         yield run
+
+
+class _Watch:
+    """Looks now and then whether a cluster can still do what it was given."""
+
+    def __init__(self, client: Any, *, had_worker: bool) -> None:
+        self._client = client
+        self._had_worker = had_worker
+        self._looked_at = self._alive_at = time.monotonic()
+        self._without_workers = False
+
+    @property
+    def given_up(self) -> str:
+        """Why nothing more can be expected of the cluster; empty as long as it works."""
+        if self._client.status == "closed":  # it has given up its scheduler
+            return AWAY
+        return NO_WORKER.format(SECONDS_WITHOUT) if self._without_workers else ""
+
+    def look(self) -> None:
+        """Asks the scheduler for its workers, once in `SECONDS_TO_LOOK`."""
+        if time.monotonic() - self._looked_at < SECONDS_TO_LOOK:
+            return
+        try:
+            workers = self._client.sync(self._client.scheduler.ncores, callback_timeout=SECONDS_TO_ANSWER)
+        except (OSError, AttributeError):  # it is away, or hangs; while the client connects again it has no scheduler
+            workers = {}
+        self._looked_at = time.monotonic()
+        self._had_worker = self._had_worker or bool(workers)
+        if workers or not self._had_worker:
+            self._alive_at = self._looked_at
+        self._without_workers = self._looked_at - self._alive_at >= SECONDS_WITHOUT
+
+
+def _completed(futures: Any, watch: _Watch) -> Iterator[Any]:
+    """Dask's futures as they complete, until all have, or the cluster is given up."""
+    while futures.count():
+        if futures.has_ready():
+            yield next(futures)
+        elif watch.given_up:
+            return
+        else:
+            time.sleep(0.05)
+            watch.look()
 
 
 def _outcome(dask: Any, future: Any) -> Any:

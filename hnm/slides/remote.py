@@ -123,7 +123,8 @@ def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
                 if not _is_there(target, version.size):
                     _fetch(version, target)
                 # sharing the lock again is not atomic: another may make room in between, so look once more
-            os.utime(target)
+            # the time of use alone: a reader takes another time of change for another slide
+            os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
         try:
             yield target
         except BaseException:
@@ -210,7 +211,7 @@ def _make_room(part: Path, size: int) -> None:
     while True:
         with _room(part.parent):
             part.unlink(missing_ok=True)
-            there = sorted(_slides_in(part.parent), key=lambda file: file[1].st_mtime)
+            there = sorted(_slides_in(part.parent), key=lambda file: file[1].st_atime_ns)
             left = sum(status.st_size for _, status in there)
             for file, status in there:
                 if left + size <= limit:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import hnm.slides.cluster
 from hnm.errors import MachineError, ParamsError, SlideError
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.slides.reader import OpenSlideReader
@@ -37,18 +38,43 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+class Cluster:
+    """A scheduler that loses patience with a job as soon as one worker dies of it, and workers, all of them processes."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        self._folder = folder
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self.start_scheduler()
+
+    def start_scheduler(self) -> subprocess.Popen[bytes]:
+        command = ("-m", "distributed.cli.dask_scheduler", "--host", self.address, "--no-dashboard", "--no-show")
+        return self._start(*command, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
+
+    def start_workers(self, count: int) -> list[subprocess.Popen[bytes]]:
+        scratch = str(self._folder / "scratch")
+        command = ("-m", "distributed.cli.dask_worker", self.address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", scratch)
+        return [self._start(*command) for _ in range(count)]
+
+    def _start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+        self.processes.append(start(*command, **environment))
+        return self.processes[-1]
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """The address of a scheduler, and its two workers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    scheduler = start("-m", "distributed.cli.dask_scheduler", "--host", address, "--no-dashboard", "--no-show")
-    command = ("-m", "distributed.cli.dask_worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path / "scratch"))
-    workers = [start(*command) for _ in range(2)]
-    yield address, workers
-    for process in (*workers, scheduler):
+def a_cluster(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path)
+    yield cluster
+    for process in reversed(cluster.processes):
         end(process)
+
+
+@pytest.fixture
+def cluster(a_cluster: Cluster) -> tuple[str, list[subprocess.Popen[bytes]]]:
+    """The address of a scheduler, and its two workers."""
+    return a_cluster.address, a_cluster.start_workers(2)
 
 
 @pytest.fixture
@@ -116,6 +142,81 @@ def test_a_crash_costs_one_slide_and_a_hang_fails_all_after_the_others(cluster, 
     assert isinstance(result[3], SlideError)
     assert str(result[3]) == "the process that read it crashed (SIGSEGV), twice"
     assert [worker.poll() for worker in workers] == [None, None]
+
+
+def crash_cluster(job: int) -> int:
+    """Kills the worker of dask that has this process read a slide: the parent of the server that it is forked from."""
+    if job == 3:
+        server = os.getppid()
+        os.kill(int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+        time.sleep(60)
+    return job
+
+
+def test_a_slide_that_kills_every_worker_fails_the_stage_by_name_after_the_others(a_cluster, monkeypatch):
+    workers = a_cluster.start_workers(3)
+    monkeypatch.setenv("HNM_EXECUTOR", a_cluster.address)
+    result = {}
+    says = r"^1 of 4 slides could not be read for causes of the machine, .*\n  3: the workers that read it died \(the last: tcp://"
+    with pytest.raises(MachineError, match=says):
+        result.update(each(crash_cluster, [1, 2, 3, 4], seconds=60, step="tiles"))
+    assert result == {1: 1, 2: 2, 4: 4}
+    assert sorted(worker.poll() or 0 for worker in workers) == [-signal.SIGKILL, -signal.SIGKILL, 0]
+
+
+def test_when_all_workers_are_dead_the_stage_ends(a_cluster, monkeypatch):
+    """Two workers, two tries: nobody is left for the jobs that wait."""
+    monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_LOOK", 0.2)
+    monkeypatch.setattr(hnm.slides.cluster, "SECONDS_WITHOUT", 2.0)
+    monkeypatch.setenv("HNM_EXECUTOR", a_cluster.address)
+    (worker,) = a_cluster.start_workers(1)
+    result: dict[int, object] = {}
+    began = None
+    with pytest.raises(MachineError) as raised:
+        for job, outcome in each(crash_cluster, [1, 3, 4], seconds=60, step="tiles"):
+            began = time.monotonic()
+            result[job] = outcome
+    assert began is None or time.monotonic() - began < 20
+    causes = str(raised.value).splitlines()[1:]
+    assert [cause.partition(":")[0].strip() for cause in causes] == [str(job) for job in (1, 3, 4) if job not in result]
+    assert all("the cluster has had no worker for 2 s; start workers" in cause for cause in causes)
+    assert worker.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_scheduler_that_goes_away_while_slides_are_cut(slides, a_cluster, monkeypatch, signal_):
+    """The stage ends in time, names each slide that is left, keeps what was cut, and the same command goes on."""
+    known = cut_all(slides, "local", monkeypatch, "local")
+    monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_ANSWER", "3s")
+    monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_LOOK", 0.2)
+    monkeypatch.setattr(hnm.slides.cluster, "SECONDS_WITHOUT", 3.0)
+    a_cluster.start_workers(1)
+    packs = lambda: {path.name for path in (slides / "store-dask").rglob("[!.]*.h5")}  # noqa: E731
+    gone_at = []
+
+    def away() -> None:
+        while len(packs()) < 4:
+            time.sleep(0.005)
+        os.killpg(a_cluster.scheduler.pid, signal_)
+        gone_at.append(time.monotonic())
+
+    killer = threading.Thread(target=away, daemon=True)
+    killer.start()
+    with pytest.raises(MachineError) as raised:
+        cut_all(slides, "dask", monkeypatch, a_cluster.address)
+    assert time.monotonic() - gone_at[0] < 45
+    causes = str(raised.value).splitlines()
+    assert "All others are done, and what was finished is kept" in causes[0]
+    named = {cause.partition(":")[0].strip() for cause in causes[1:]}
+    assert 1 <= len(named) <= SLIDE_COUNT - 4 and all(name.startswith("s") for name in named)
+    assert all("start its scheduler again" in cause or "has had no worker for 3 s" in cause for cause in causes[1:])
+    assert len(packs()) >= 4 and not (slides / "dask" / "index.parquet").exists()
+    end(a_cluster.scheduler)
+    before = {path: path.stat().st_mtime_ns for path in (slides / "store-dask").rglob("[!.]*.h5")}
+    a_cluster.start_scheduler()  # the worker comes back to it by itself, or is away
+    a_cluster.start_workers(1)
+    assert cut_all(slides, "dask", monkeypatch, a_cluster.address) == known
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_an_executor_that_is_not_there(monkeypatch):

@@ -10,6 +10,7 @@ from hnm.params import Tiles, Tissue
 from hnm.slides import remote
 from hnm.slides.cohort import Opening, identify
 from hnm.slides.cutting import Cutting, Layout, cut, opened
+from hnm.slides.reader import OpenSlideReader
 from hnm.slides.remote import fetched, version_of
 from hnm.slides.storage import StorageError
 from hnm.store import Store
@@ -105,6 +106,29 @@ def test_the_least_recently_used_makes_room(far):
         assert cached(far) == [400, 500]
     with fetched(put(far, "d.svs", 1000)):
         assert cached(far) == [1000]
+
+
+def test_a_slide_that_another_process_takes_from_the_cache_has_not_changed(far, tmp_path, tiny, monkeypatch):
+    """A reader takes a file of another time of change for another slide."""
+    monkeypatch.setenv("HNM_SLIDE_CACHE_GB", "0.01")
+    url = f"file://{tiny.aperio(far / 'a.svs', tiny.painted(128, 384), mpp=1.0)}"
+    with fetched(url, stays=True) as path:
+        os.utime(path, (1e9, 1e9))
+        with OpenSlideReader(path) as slide:
+            slide.expect(slide.fingerprint())
+            with fetched(url, stays=True) as same:
+                assert same == path
+            slide.check_unchanged()
+        assert path.stat().st_mtime == 1e9 and path.stat().st_atime > 1.7e9
+
+
+def test_the_use_and_not_the_change_says_what_makes_room(far):
+    urls = [put(far, f"{name}.svs", size) for name, size in (("a", 400), ("b", 350))]
+    for url, (used, changed) in zip(urls, ((2e9, 1e9), (1e9, 2e9)), strict=True):
+        with fetched(url, stays=True) as path:
+            os.utime(path, (used, changed))
+    with fetched(put(far, "c.svs", 500)):
+        assert cached(far) == [400, 500]
 
 
 def test_what_is_read_stays_and_others_wait_for_its_room(far, monkeypatch):
