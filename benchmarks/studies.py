@@ -80,7 +80,8 @@ def bare(params: Params, upstream: Upstream, store: Store) -> None:
     """One trial's round by the steps that the stages call."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        embed_slides(upstream.packs, upstream.index, upstream.encoder, folder / "features", store, embed=params.embed, compute=params.compute)
+        packs = (upstream.packs, upstream.pack_digests, upstream.index)
+        embed_slides(*packs, upstream.encoder, folder / "features", store, embed=params.embed, compute=params.compute)
         patients = folder / "patients.csv"
         PATIENTS.write(SLIDES.read(upstream.slides)[list(PATIENTS.columns)], patients)
         inputs = (folder / "features", upstream.index, patients, upstream.mined, upstream.labels("train"), upstream.labels("validation"))

@@ -240,7 +240,7 @@ def peaks_of_stages(folder: Path, slide: Path, count: int) -> dict[str, int]:
     save_encoder(make_encoder(params.Encoder(name="test_resnet", weights="random")), folder / "encoder")
     text = (ROOT / "params.yaml").read_text().replace("data/demo/slides.csv", "in/slides.csv")
     (folder / "params.yaml").write_text(text)
-    made = {"packs": "packs", "index": "index.parquet"}
+    made = {"packs": "packs", "pack-digests": "packs.csv", "index": "index.parquet"}
     peaks = {
         "tiles": peak_of("tiles", folder, {"slides": "slides.parquet", "unopened": "unopened.csv", **made, "quarantine": "quarantine.csv"}),
         "embed": peak_of("embed", folder, {**made, "encoder": "encoder", "features": "features"}),

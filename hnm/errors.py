@@ -57,6 +57,10 @@ class StoreError(HnmError):
     """A result that was kept is damaged or gone."""
 
 
+class CausesError(HnmError):
+    """Code, libraries or machine are not those that the stage `causes` wrote down."""
+
+
 class EncoderError(HnmError):
     """An encoder cannot be made or its weights cannot be loaded."""
 

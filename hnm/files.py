@@ -60,9 +60,14 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """`value` as JSON with sorted keys, whole or not at all; NaN is refused."""
+    """`value` as `json_text`, whole or not at all."""
     with whole(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """`value` as JSON with sorted keys, so that equal values are equal bytes; NaN is refused."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_json(path: Path, kind: type[HnmError]) -> Any:

@@ -1,9 +1,9 @@
 """Results kept by their content's causes.
 
 A result of one slide is kept under a key of everything that can change it: the slide's fingerprint, whole params
-sections, the encoder's digest and the version of the code. It lies outside DVC's outputs, which DVC deletes before a
-stage runs; a stage links it into its output. So a killed stage resumes, one new slide costs one slide, and changing a
-param back costs nothing.
+sections, the encoder's digest, the code, the libraries and the machine (`hnm.causes.keys_of` makes every key). It
+lies outside DVC's outputs, which DVC deletes before a stage runs; a stage links it into its output. So a killed stage
+resumes, one new slide costs one slide, and changing a param back costs nothing.
 
 Only what `KINDS` names, under names of this program's form, is ever counted, believed or removed; no link is followed
 out of the store. Of each result `.hnm-sums` records the digest, so that damage is noticed before a
@@ -145,6 +145,13 @@ class Store:
         except OSError:
             with whole(target) as temporary:
                 shutil.copyfile(kept, temporary)
+
+    def digest(self, kept: Path) -> str:
+        """SHA-256 of a result that is one file: that of its record, or of its bytes where another has written them since or there is no record."""
+        recorded = _recorded(self._record_of(kept))
+        if recorded and recorded.items() >= _size_and_time(kept).items():
+            return str(recorded["sha256"])
+        return digest_of(kept)
 
     def kept(self) -> list[Kept]:
         """All results, the least recently used first; one that vanishes meanwhile is none."""

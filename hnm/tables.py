@@ -198,6 +198,10 @@ class Table:
             return f"its {size} bytes claim to hold {rows} rows of {unpacked} bytes, more than {MOST_PER_BYTE} for each byte"
         return None
 
+    def frame(self, columns: Mapping[str, Any]) -> pd.DataFrame:
+        """Rows of this table from a column each; one value is that of all rows. They are checked when they are written."""
+        return pd.DataFrame(columns)
+
     def empty(self) -> pd.DataFrame:
         """This table without rows."""
         return pd.DataFrame({name: pd.Series(dtype=str(column.dtype)) for name, column in self.columns.items()})
@@ -288,6 +292,17 @@ TILES = Table(
         "tissue": pa.Column("float32", _share),
     },
 )
+
+PACKS = Table(
+    "packs",
+    ("slide_id",),
+    {
+        "slide_id": _slide_id,
+        "bytes": pa.Column("int64", _positive),
+        "sha256": pa.Column(str, pa.Check.str_matches(r"^[0-9a-f]{64}\Z", error="must be 64 hexadecimal digits")),
+    },
+)
+"""The packs of a cohort, each with its size and the digest of its bytes, so that no later stage has to hash them."""
 
 TILE_SCORES = Table(
     "tile scores",

@@ -3,6 +3,9 @@
 `main(scores: Path, slides: Path, mined: Path, *, mining: Mining)` is run by
 `python -m pipelines.mine --scores … --slides … --mined …`; `mining` comes from params.yaml, checked whole before
 anything else. A keyword-only `tracker: Tracker` is given the run of this execution.
+
+Every stage but `causes` has the flag `--causes` too, for the file of its causes: a dependency for DVC, and held against
+what is here when the stage starts.
 """
 
 import argparse
@@ -13,11 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hnm.errors import HnmError
+from hnm.causes import causes_of, differences
+from hnm.errors import CausesError, HnmError
 from hnm.experiments.ledger import cost_so_far, dvc_name, write_cost
 from hnm.experiments.record import first_line
 from hnm.experiments.state import of_round, running_round, running_stage
 from hnm.experiments.tracking import track_stage
+from hnm.files import read_json
 from hnm.output import forgive_output, say
 from hnm.params import load_params
 from hnm.processes import STAGE_GOES_ON, die_with_parent, ending_in_a_line, keep_freed_memory
@@ -39,24 +44,56 @@ def takes_tracker(main: Callable[..., None]) -> bool:
     return "tracker" in inspect.signature(main).parameters
 
 
-def run(main: Callable[..., None]) -> None:
-    """Runs the stage `main` with the process's arguments and the params.yaml of the working directory, and as a run in MLflow."""
+def run(main: Callable[..., None], *, tracked: bool = True) -> None:
+    """Runs the stage `main` with the process's arguments and the params.yaml of the working directory, and as a run in MLflow.
+
+    One that is not `tracked` has no run, no cost and no causes.
+    """
     die_with_parent()
     keep_freed_memory()
     forgive_output(everything=True)
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     for name, kind in flags_of(main).items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, required=True)
+    if tracked:
+        parser.add_argument("--causes", type=Path, default=argparse.SUPPRESS)
     with ending_in_a_line(STAGE_GOES_ON):
         round_ = running_round()
         arguments = vars(parser.parse_args([of_round(word, round_) for word in sys.argv[1:]]))
         params = load_params(Path("params.yaml"))
         sections = {name: getattr(params, name) for name in sections_of(main)}
+        if not tracked:
+            main(**arguments, **sections)
+            return
         stage = _name_of(main)
+        if _is_first() and "causes" in arguments:
+            hold(arguments["causes"], f"pipelines.{stage}", params.compute.device)
+        given = {name: value for name, value in arguments.items() if name != "causes"}
         with track_stage(stage, arguments, sections, params) as tracker:
-            main(**arguments, **sections, **({"tracker": tracker} if takes_tracker(main) else {}))
-        if os.environ.get("RANK", "0") == "0":  # of several processes of one training the first speaks for all
+            main(**given, **sections, **({"tracker": tracker} if takes_tracker(main) else {}))
+        if _is_first():
             _enter_cost(stage, arguments, sections)
+
+
+def hold(causes: Path, module: str, device: str) -> None:
+    """Holds the file that the stage `causes` wrote of `module` against what is here now; outside of DVC there may be none.
+
+    Raises:
+        CausesError: they differ. DVC would enter a result of these causes as one of those.
+    """
+    if not causes.exists():
+        return
+    if changed := differences(read_json(causes, CausesError), causes_of(module, device)):
+        named = ", ".join(f"{name} {change}" if change else f"code of {name}" for name, change in list(changed.items())[:3])
+        raise CausesError(
+            f"{causes} does not say what is here now ({named}), and DVC would enter the result under the wrong causes; "
+            "run dvc repro without --single-item: the stage causes writes it anew"
+        )
+
+
+def _is_first() -> bool:
+    """Of several processes of one training the first speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _enter_cost(stage: str, arguments: Mapping[str, Any], sections: Mapping[str, Any]) -> None:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from hnm.code import code_version
+from hnm.causes import keys_of
 from hnm.errors import CohortError, SlideError
-from hnm.files import key_of
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.progress import followed
 from hnm.slides.cohort import check_quarantine, quarantine_frame, with_queries
@@ -15,17 +14,17 @@ from hnm.slides.cutting import Cutting, cut, layouts_of
 from hnm.slides.pack import Pack
 from hnm.slides.workers import each
 from hnm.store import project_store
-from hnm.tables import QUARANTINE, SLIDES, TILES
+from hnm.tables import PACKS, QUARANTINE, SLIDES, TILES
 from pipelines import stage
 
 
-def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Path, *, cohort: Cohort, tissue: Tissue, tiles: Tiles) -> None:
+def main(slides: Path, unopened: Path, packs: Path, pack_digests: Path, index: Path, quarantine: Path, *, cohort: Cohort, tissue: Tissue, tiles: Tiles) -> None:
     """Cuts each slide into tiles, or says why not; a slide that was cut before comes from the store."""
     before = QUARANTINE.read(unopened)
     table = SLIDES.read(slides)
-    store, code = project_store(), code_version("hnm.slides.cutting")
+    store, key = project_store(), keys_of("hnm.slides.cutting")
     layouts = layouts_of(with_queries(table, Path(cohort.manifest)), Path(cohort.manifest).parent.resolve(), tissue, tiles)
-    cuttings = {layout.slide_id: Cutting(layout, store.path("tiles", key_of(code=code, **layout.causes()), ".h5").absolute()) for layout in layouts}
+    cuttings = {layout.slide_id: Cutting(layout, store.path("tiles", key(**layout.causes()), ".h5").absolute()) for layout in layouts}
     refused: dict[str, SlideError] = {}
     waiting = [cutting for cutting in cuttings.values() if not store.holds(cutting.pack, Pack, quick=True)]
     outcomes = each(cut, waiting, seconds=tiles.slide_seconds, read_seconds=tiles.read_seconds, step="tiles")
@@ -38,14 +37,16 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
         raise CohortError("no slide is left: all are in quarantine")
 
     shutil.rmtree(packs, ignore_errors=True)
-    rows, lost = [], 0
+    rows, digests, lost = [], [], 0
     for slide_id in sorted(cuttings.keys() - refused.keys()):
         target = packs / f"{slide_id}.h5"
         store.link(cuttings[slide_id].pack, target)
         pack = Pack(target)
         rows.append(pack.index())
+        digests.append({"slide_id": slide_id, "bytes": target.stat().st_size, "sha256": store.digest(cuttings[slide_id].pack)})
         lost += pack.lost
     TILES.write(pd.concat(rows), index)
+    PACKS.write(pd.DataFrame(digests), pack_digests)
     QUARANTINE.write(pd.concat([before, quarantine_frame(refused)]), quarantine)
     blank = sum(error.step == "tissue" for error in refused.values())
     print(

@@ -3,16 +3,18 @@
 import importlib
 import importlib.util
 import re
+import sys
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-from hnm.code import PLUMBING, imports_of
+from hnm.causes import CARRIERS, PARTS, PLUMBING, causes_of, imports_of
 from hnm.params import Params, load_params
-from pipelines import deps, stage
+from pipelines import stage
 
 ROOT = Path(__file__).parents[1]
 STAGES: dict[str, dict[str, Any]] = {name: raw.get("do", raw) for name, raw in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items()}
@@ -27,20 +29,15 @@ def flags_in(command: str) -> dict[str, str]:
 
 
 def paths_of(name: str, kind: str) -> list[str]:
-    entries = [entry if isinstance(entry, str) else next(iter(entry)) for entry in STAGES[name].get(kind, [])]
-    return [entry for entry in entries if not entry.endswith((".py", ".jinja"))]
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in STAGES[name].get(kind, [])]
 
 
 def outs_of(name: str) -> list[str]:
     return [path for kind in ("outs", "metrics", "plots") for path in paths_of(name, kind)]
 
 
-def code_of(module: str) -> str:
-    return importlib.util.find_spec(module).origin.removeprefix(f"{ROOT}/")  # type: ignore[union-attr]
-
-
 def test_every_stage_file_is_a_stage_of_dvc_yaml() -> None:
-    assert {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__", "stage", "deps"} == set(STAGES)
+    assert {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__", "stage"} == set(STAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -48,7 +45,8 @@ class TestStage:
     def test_flags_are_the_signature(self, name: str) -> None:
         command = STAGES[name]["cmd"]
         assert command.split()[:3] == ["python", "-m", f"pipelines.{name}"]
-        assert [flag.replace("-", "_") for flag in flags_in(command)] == list(stage.flags_of(main_of(name)))
+        causes = [] if name == "causes" else ["causes"]
+        assert [flag.replace("-", "_") for flag in flags_in(command)] == [*stage.flags_of(main_of(name)), *causes]
 
     def test_no_value_of_params_yaml_stands_in_a_command(self, name: str) -> None:
         """DVC hands the command to a shell as it is: whatever is filled in there could be a program."""
@@ -59,7 +57,7 @@ class TestStage:
         assert set(stage.sections_of(main_of(name))) <= set(Params.model_fields)
 
     def test_every_path_is_exactly_one_dep_or_out(self, name: str) -> None:
-        kinds = stage.flags_of(main_of(name))
+        kinds = stage.flags_of(main_of(name)) | {"causes": Path}
         paths = [
             value.replace("{round}", "${key}").replace("{previous}", "${item.previous}")
             for flag, value in flags_in(STAGES[name]["cmd"]).items()
@@ -67,16 +65,35 @@ class TestStage:
         ]
         assert Counter(paths) == Counter(paths_of(name, "deps") + outs_of(name))
 
-    def test_code_deps_are_the_imports_without_the_plumbing(self, name: str) -> None:
-        code = [entry for entry in STAGES[name].get("deps", []) if entry.endswith(".py")]
-        wanted = sorted(code_of(module) for module in imports_of(f"pipelines.{name}"))
-        assert code == wanted, "run python -m pipelines.deps --write"
+    def test_each_stage_depends_on_its_causes_and_on_no_code(self, name: str) -> None:
+        written = {stage: path for stage, path in flags_in(STAGES["causes"]["cmd"]).items() if stage in STAGES}
+        assert [path for path in paths_of(name, "deps") if path in written.values()] == ([] if name == "causes" else [written[name]])
+        assert flags_in(STAGES[name]["cmd"]).get("causes") == written.get(name)
+        assert not [path for path in paths_of(name, "deps") if path.startswith(("hnm", "pipelines")) or path.endswith((".py", ".jinja"))]
+
+    def test_each_library_is_a_cause_by_its_distribution_or_a_carrier(self, name: str) -> None:
+        """An import of another name than its distribution, and one that changes no bytes, are named in `hnm.causes`."""
+        imported = {word.split(".")[0] for module in imports_of(f"pipelines.{name}") for word in _imported_libraries(module)}
+        causes = causes_of(f"pipelines.{name}")["libraries"]
+        distributions = metadata.packages_distributions()
+        for library in imported - CARRIERS:
+            parts = set(PARTS.get(library, (library,)))
+            assert parts <= causes.keys() and "absent" not in {causes[part] for part in parts}
+            assert {_normal(part) for part in parts} & {_normal(name) for name in distributions[library]}, (
+                f"name the distribution of {library} in hnm.causes.PARTS"
+            )
 
 
-def test_a_command_writes_the_code_deps() -> None:
-    text = (ROOT / "dvc.yaml").read_text()
-    outdated = re.sub(r" +- hnm/draws\.py\n", "", text).replace("hnm/loop/mine.py", "hnm/loop/of_before.py")
-    assert outdated != text == deps.with_code_deps(outdated)
+def _normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _imported_libraries(module: str) -> set[str]:
+    """What the text of a module imports from elsewhere, wherever in it that stands."""
+    text = Path(importlib.util.find_spec(module).origin or "").read_text()  # type: ignore[union-attr]
+    text = re.sub(r"^if TYPE_CHECKING:.*\n(?: .*\n|\n)+", "", text, flags=re.MULTILINE)
+    named = set(re.findall(r"^ *(?:from|import) ([a-zA-Z_]\w*)", text, re.MULTILINE)) | set(re.findall(r'import_module\("(\w+)', text))
+    return named - sys.stdlib_module_names - {"hnm", "pipelines"}
 
 
 def test_only_evaluate_depends_on_test_labels_or_annotations() -> None:

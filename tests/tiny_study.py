@@ -1,5 +1,6 @@
 """A tiny cohort as the stages before round 0's head leave it: packs of noise, in which tumour tiles are redder, and a random encoder."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 from hnm.learning.encoder import make_encoder, save_encoder
 from hnm.params import Encoder, Params, check_params
 from hnm.slides.pack import Pack, PackTile, encode, write_pack
-from hnm.tables import LABELS, MINED, SLIDES, TILES, VETOES
+from hnm.tables import LABELS, MINED, PACKS, SLIDES, TILES, VETOES
 
 TILE_PX = 16
 SLIDES_OF = {"train": 6, "validation": 6, "test": 4}
@@ -36,7 +37,7 @@ def tiny_params(**changes: Any) -> Params:
 
 def make_upstream(data: Path) -> None:
     """Writes packs, index, slides, labels and encoder into `data`."""
-    packs, rows, slides = data / "tiles" / "packs", [], []
+    packs, rows, digests, slides = data / "tiles" / "packs", [], [], []
     for split, count in SLIDES_OF.items():
         labels = [number % 2 for number in range(count)]
         ids = [f"{split}_{number}" for number in range(count)]
@@ -51,9 +52,12 @@ def make_upstream(data: Path) -> None:
             write_pack(packs / f"{slide_id}.h5", tiles, slide_id=slide_id, mpp=1.0, tile_px=TILE_PX, side=16, planned=len(tiles))
             pack = Pack(packs / f"{slide_id}.h5")
             rows.append(pack.index())
+            content = pack.path.read_bytes()
+            digests.append({"slide_id": slide_id, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
             slide = {"slide_id": slide_id, "path": f"{slide_id}.svs", "patient_id": slide_id, "split": split, "vendor": "aperio", "mpp_x": 1.0, "mpp_y": 1.0}
             slides.append({**slide, "width": 640, "height": 480, "fingerprint": slide_id, "mask": "", "mask_digest": ""})
     TILES.write(pd.concat(rows), data / "tiles" / "index.parquet")
+    PACKS.write(pd.DataFrame(digests), data / "tiles" / "packs.csv")
     SLIDES.write(pd.DataFrame(slides), data / "cohort" / "slides.parquet")
     (data / "cohort" / "annotations").mkdir()
     (data / "cohort" / "annotations" / "test_1.geojson").write_text("{}")

@@ -45,9 +45,9 @@ def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is ru
     params = load_params(root / "params.yaml")
     check_one_process(params)
     deal(root / "data", params)  # what cannot be dealt is said before DVC starts anything
-    reproduce(write_stages(root, seeds=seeds, folds=params.split.folds))
+    reproduce(write_stages(root, seeds=seeds, folds=params.split.folds, device=params.compute.device))
     Console().print(pooled_table(read_json(root / "results" / "cv" / "summary.json", EvidenceError)))
-    typer.echo("slides results/cv/slides.csv, numbers results/cv/summary.json; commit cv/dvc.yaml, cv/dvc.lock and the numbers")
+    typer.echo("slides results/cv/slides.csv, numbers results/cv/summary.json; commit cv/dvc.yaml, cv/dvc.lock, cv/causes and the numbers")
 
 
 def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Option()]) -> None:

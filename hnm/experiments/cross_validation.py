@@ -6,11 +6,10 @@ the fold: heads, mining, fine-tuning, the epoch, the round and the threshold. An
 cohort (SimCLR) sees no labels but train tiles, and is trained anew on those of each fold.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +17,11 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 from ruamel.yaml import YAML
 
-from hnm.code import code_version, imports_of
+from hnm.causes import causes_of, keys_of
 from hnm.errors import StudyError
 from hnm.experiments.space import with_seed
 from hnm.experiments.trial import Loop, RoundResult, Upstream
-from hnm.files import digest_of, key_of, whole
+from hnm.files import digest_of, whole, write_json
 from hnm.loop.encoder import check_place, first_encoder, weights_path
 from hnm.params import Params
 from hnm.slides.cohort import SPLITS
@@ -33,13 +32,14 @@ from hnm.tables import LABELS, SLIDE_SCORES, SLIDES, TILES
 SHARED = ("tiles", "encoders", "mined")
 """Folders of the pipeline's data that every fold sees as they are; of the encoders and mined tiles it reads those of round 0."""
 
-CODE = {"fold": ("hnm.experiments.cross_validation", "hnm.evidence.pooling"), "pool": ("hnm.evidence.pooling",)}
-"""Stage -> the modules that it runs."""
+CAUSES = {"fold": ("hnm.experiments.cross_validation", "hnm.evidence.pooling"), "pool": ("hnm.evidence.pooling",)}
+"""Stage -> the modules that it runs; their causes are a file each, which the stage depends on."""
 FOLD_PARAMS = ["rounds", "split.folds", "split.seed", "encoder", "simclr", "embed", "head", "ranking", "mining", "finetune", "compute"]
 FOLD_DEPS = [
     "data/cohort/slides.parquet",
     *(f"data/cohort/labels/{split}.csv" for split in SPLITS),
     "data/tiles/packs",
+    "data/tiles/packs.csv",
     "data/tiles/index.parquet",
     "data/encoders/0",
     "data/mined/0/mined.parquet",
@@ -103,25 +103,32 @@ def fold_file(seed: int | str, fold: int | str) -> str:
     return f"results/cv/folds/{seed}-{fold}.csv"
 
 
-def write_stages(root: Path, *, seeds: int, folds: int) -> Path:
+def causes_file(module: str) -> str:
+    """Where the causes of a module of `CAUSES` lie, from the repository's root."""
+    return f"cv/causes/{module.rpartition('.')[2]}.json"
+
+
+def write_stages(root: Path, *, seeds: int, folds: int, device: str = "cpu") -> Path:
     """Writes cv/dvc.yaml: the stage `fold` as a matrix over seeds and folds, and the stage `pool`; `dvc repro` at the root runs neither.
 
-    Code is a dependency as that of the pipeline's own stages is.
+    Beside it lie the causes of both as they are here and now: code, libraries, machine. `device` is `compute.device`.
     """
-    code = {name: [path for path in _code_of(modules) if (root / path).exists()] for name, modules in CODE.items()}
+    for module in CAUSES["fold"]:
+        write_json(causes_of(module, device), root / causes_file(module))
+    causes = {name: [causes_file(module) for module in modules] for name, modules in CAUSES.items()}
     fold = {
         "matrix": {"seed": [str(seed) for seed in range(seeds)], "fold": [str(number) for number in range(folds)]},
         "wdir": "..",
         "cmd": "hnm cv-fold --seed ${item.seed} --fold ${item.fold}",
         "params": FOLD_PARAMS,
-        "deps": [*FOLD_DEPS, *code["fold"]],
+        "deps": [*FOLD_DEPS, *causes["fold"]],
         "outs": [fold_file("${item.seed}", "${item.fold}")],
     }
     pool = {
         "wdir": "..",
         "cmd": f"hnm cv-pool --seeds {seeds} --folds {folds}",
         "params": ["evaluate"],
-        "deps": [*(fold_file(seed, number) for seed in range(seeds) for number in range(folds)), *code["pool"]],
+        "deps": [*(fold_file(seed, number) for seed in range(seeds) for number in range(folds)), *causes["pool"]],
         "outs": ["results/cv/slides.csv"],
         "metrics": [{"results/cv/summary.json": {"cache": False}}],
     }
@@ -144,13 +151,6 @@ def reproduce(stages: Path) -> None:
     root = stages.parents[1]
     if subprocess.run([sys.executable, "-m", "dvc", "repro", "--single-item", str(stages.relative_to(root))], cwd=root, env=environment).returncode:
         raise StudyError(f"a stage of {stages.relative_to(root)} has failed; the lines above say why, and hnm cv goes on where it stopped")
-
-
-def _code_of(modules: Iterable[str]) -> list[str]:
-    """The files of the code that `modules` run through, from the folder in which this package lies."""
-    above = Path(__file__).parents[2]
-    specs = [importlib.util.find_spec(name) for name in sorted(frozenset().union(*map(imports_of, modules)))]
-    return [Path(spec.origin).relative_to(above).as_posix() for spec in specs if spec and spec.origin]
 
 
 def _used(data: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -183,10 +183,10 @@ def _fold_folder(
 def _pretrained(upstream: Upstream, weights: Path, params: Params, store: Store) -> Path:
     """Round 0's encoder, pre-trained on the tiles of the fold's own train slides; weights from files lie in the folder `weights`."""
     sections = {name: getattr(params, name).model_dump(mode="json") for name in ("encoder", "simclr", "compute")}
-    causes = {"packs": digest_of(upstream.packs), "train": digest_of(upstream.labels("train")), "code": code_version("hnm.loop.encoder")}
+    inputs = {"packs": digest_of(upstream.pack_digests), "train": digest_of(upstream.labels("train"))}
     if (path := weights_path(params.encoder)) is not None:
         check_place(params.encoder, weights)
-        causes["weights"] = digest_of(path)
+        inputs["weights"] = digest_of(path)
 
     def make(made: Path) -> None:
         first_encoder(
@@ -200,7 +200,7 @@ def _pretrained(upstream: Upstream, weights: Path, params: Params, store: Store)
             on_epoch=lambda epoch, metrics: None,
         )
 
-    return store.folder("cv/encoders", key_of(**causes, **sections), make)
+    return store.folder("cv/encoders", keys_of("hnm.loop.encoder", params.compute.device)(**inputs, **sections), make)
 
 
 def _held_out(upstream: Upstream, results: tuple[RoundResult, ...]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from hnm.errors import HnmError, TrackingError, error_of_machine
 from hnm.experiments.artifact_places import places_elsewhere
 from hnm.experiments.outputs import Outputs, dvc_says, in_cache
 from hnm.experiments.record import refusals, spool_trouble, waiting_records
+from hnm.experiments.reruns import reruns
 from hnm.experiments.state import current_stages, locked_stages, yaml_of
 from hnm.experiments.tracking import store_file
 from hnm.files import read_bounded
@@ -47,6 +48,7 @@ def examine(root: Path) -> Iterator[Finding]:
         "params": _params,
         "slides": _slides,
         "lost": _lost,
+        "causes": _causes,
         "runs": _runs,
         "place": _place,
         "outputs": _outputs,
@@ -134,6 +136,11 @@ def _rows(path: Path, what: str, needed: str) -> list[dict[str, str]]:
     if needed not in (reader.fieldnames or ()):
         raise TrackingError(f"{what} has no column {needed}, but {', '.join(map(str, reader.fieldnames or ())) or 'none'}; name the column so")
     return rows
+
+
+def _causes(root: Path) -> Finding:
+    changes = reruns(root, load_params(root / "params.yaml").compute.device)
+    return Finding("causes", True, "; ".join(changes) or "code, libraries and machine are those of the last runs")
 
 
 def _runs(root: Path) -> Finding:

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
+from hnm.causes import keys_of
 from hnm.draws import seed_of
 from hnm.errors import StudyError
 from hnm.experiments.trial import Fold, Upstream
-from hnm.files import key_of
 from hnm.store import Store
 from hnm.tables import LABELS, SLIDES
 
@@ -29,14 +29,15 @@ def folds_of(upstream: Upstream, count: int, seed: int, store: Store) -> list[Fo
     slides = SLIDES.read(upstream.slides)
     labels = pd.concat([LABELS.read(upstream.labels(split)) for split in ("train", "validation")]).sort_values("slide_id", ignore_index=True)
     patients = labels["slide_id"].map(dict(zip(slides["slide_id"], slides["patient_id"], strict=True)))
+    key = keys_of("hnm.experiments.folds")
     folds = []
     for number, (train, validation) in enumerate(split_patients(labels["label"].to_numpy(), patients.to_numpy(), count, seed)):
         parts = {"train": labels.iloc[train], "validation": labels.iloc[validation]}
         for name, part in parts.items():
             if part["label"].nunique() < 2:
                 raise StudyError(f"fold {number + 1} of {count} has {name} slides of one class only; lower tune.folds, or add slides of the rarer class")
-        key = key_of(parts={name: part["slide_id"].tolist() for name, part in parts.items()}, labels=labels["label"].tolist())
-        folder = store.folder("trials/folds", key, partial(_write_parts, parts), _read_parts)
+        slide_ids = {name: part["slide_id"].tolist() for name, part in parts.items()}
+        folder = store.folder("trials/folds", key(parts=slide_ids, labels=labels["label"].tolist()), partial(_write_parts, parts), _read_parts)
         folds.append(Fold(folder / "train.csv", folder / "validation.csv"))
     return folds
 

@@ -119,7 +119,7 @@ def in_order(states: Mapping[str, StageState]) -> list[str]:
 
 def _makers(state: StageState, states: Mapping[str, StageState]) -> set[str]:
     """The stages whose outputs `state` reads, in whole or as part of a folder."""
-    return {other.name for other in states.values() for out in other.outs for path in state.deps if out == path or out.startswith(f"{path}/")}
+    return {other.name for other in states.values() for out in other.outs for path in state.data if out == path or out.startswith(f"{path}/")}
 
 
 def _neighbours(states: Mapping[str, StageState], *, forward: bool) -> Callable[[str], set[str]]:

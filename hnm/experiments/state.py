@@ -96,9 +96,16 @@ class StageState:
         return self.params[name]
 
     @property
+    def causes(self) -> str | None:
+        """Path of the file of its causes, on which it depends; None where it has none, as the stage that writes them."""
+        path = self.arguments.get("causes")
+        return path if path in self.deps else None
+
+    @property
     def data(self) -> dict[str, str]:
-        """The dependencies that are data, not code: path -> md5."""
-        return {path: md5 for path, md5 in self.deps.items() if not path.endswith((".py", ".jinja"))}
+        """The dependencies that are data, neither code nor causes: path -> md5."""
+        code = (".py", ".jinja")  # dependencies of dvc.lock up to version 0.1.0
+        return {path: md5 for path, md5 in self.deps.items() if path != self.causes and not path.endswith(code)}
 
 
 def locked_stages(root: Path) -> dict[str, StageState]:

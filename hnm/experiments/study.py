@@ -18,7 +18,7 @@ from typing import cast
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hnm.code import code_version
+from hnm.causes import causes_of
 from hnm.draws import seed_of
 from hnm.errors import HnmError, StudyError
 from hnm.experiments.folds import folds_of
@@ -148,7 +148,10 @@ def run_study(
 
 
 def identity_of(params: Params, upstream: Upstream) -> dict[str, str]:
-    """What must not change while a study goes on, by name: its data, its space, all other params that a trial uses, and the code."""
+    """What must not change while a study goes on, by name: its data, its space, all other params that a trial uses, the code and the libraries.
+
+    The machine may: workers of one study may run on several kinds of processor.
+    """
     used = {name: section.model_dump(mode="json") for name in (*TUNABLE, "embed", "compute") for section in [getattr(params, name)]}
     tune = params.tune
     used |= {"rounds": len(params.rounds), "seeds": tune.seeds, "folds": tune.folds, "cost": [tune.cost, tune.max_cost]}
@@ -160,7 +163,9 @@ def identity_of(params: Params, upstream: Upstream) -> dict[str, str]:
             section = section[part]
         section.pop(leaf)
     space = {entry: dimension.model_dump(mode="json") for entry, dimension in tune.space.items()}
-    parts = {"params": key_of(params=used), "space": key_of(space=space), "code": code_version("hnm.experiments.trial")}
+    causes = causes_of("hnm.experiments.trial")
+    parts = {"params": key_of(params=used), "space": key_of(space=space)}
+    parts |= {name: key_of(**{name: causes[name]}) for name in ("code", "libraries")}
     return {**upstream.digests, **parts}
 
 

@@ -7,17 +7,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
-from hnm.code import code_version
+from hnm.causes import keys_of
 from hnm.errors import ParamsError, StudyError
 from hnm.experiments.seal import sealed
-from hnm.files import digest_of, key_of, read_bounded
+from hnm.files import digest_of, read_bounded
 from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.learning.fit_encoder import epoch_steps
 from hnm.learning.heads import load_head
@@ -42,6 +42,11 @@ class Upstream:
     def packs(self) -> Path:
         """One pack a slide."""
         return self.data / "tiles" / "packs"
+
+    @property
+    def pack_digests(self) -> Path:
+        """The table `PACKS`."""
+        return self.data / "tiles" / "packs.csv"
 
     @property
     def index(self) -> Path:
@@ -92,7 +97,7 @@ class Upstream:
         """Digest of each part by name; `StudyError` where one is missing."""
         parts = {
             "tiles": self.index,
-            "packs": self.packs,
+            "packs": self.pack_digests,
             "slides": self.slides,
             "vetoes": self.vetoes,
             "extra": self.extra,
@@ -167,7 +172,7 @@ class Loop:
         self._digests = upstream.digests
         self._store = store
         self._in_memory: tuple[str, dict[str, Tensor]] | None = None
-        self._code = {step: code_version(f"hnm.loop.{step}") for step in ("embed", "head", "mine", "finetune")}
+        self._keys_of = cache(keys_of)  # what was imported stays, so that a library that is upgraded meanwhile is no cause of this process's results
 
     def rounds(self, params: Params, fold: Fold | None = None) -> Iterator[RoundResult]:
         """The rounds of one trial, one after the other; `HnmError` where a step cannot go on with these params.
@@ -206,8 +211,8 @@ class Loop:
             train_head(*inputs, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold)
 
         learns = digest_of(mined) if head.kind == "mined" else None  # no other kind looks at the mined tiles
-        causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "mined": learns}
-        return self._kept("heads", "head", make, _read_head, fold, **causes, **_dumped(params, "embed", "head", "ranking", "compute"))
+        inputs = {"features": self._features_key(encoder, params), "mined": learns}
+        return self._kept("heads", "head", make, _read_head, fold, params, **inputs, **_dumped(params, "head", "ranking", "compute"))
 
     def _mined(self, head: Path, encoder: Path, before: Path, number: int, params: Params, fold: Fold) -> Path:
         """Folder of `mined.parquet` and what is told of it; `encoder` is the one whose features `head` scored, `before` what the round before mined."""
@@ -235,8 +240,8 @@ class Loop:
                 )
 
         tables = [digest_of(table) for table in (*scores, before)]
-        causes = {"encoder": encoder_digest(encoder), "embed_code": self._code["embed"], "tables": tables}
-        return self._kept("mined", "mine", make, _read_mined, fold, **causes, round=number, **_dumped(params, "mining", "embed", "compute"))
+        inputs = {"features": self._features_key(encoder, params), "tables": tables}
+        return self._kept("mined", "mine", make, _read_mined, fold, params, **inputs, round=number, **_dumped(params, "mining"))
 
     def _encoder(self, mined: Path, previous: Path, params: Params, fold: Fold) -> Path:
         """Folder of the round's encoder."""
@@ -247,12 +252,17 @@ class Loop:
             finetune_encoder(mined, upstream.packs, upstream.extra, previous, folder, finetune=finetune, mining=mining, compute=compute, on_epoch=_untold)
 
         trains = mining.policy != "none"  # all else of the section shows in the tables
-        causes = {"mined": digest_of(mined), "extra": mining.extra, "previous": encoder_digest(previous), "trains": trains}
-        return self._kept("encoders", "finetune", make, load_encoder, fold, **causes, **_dumped(params, "finetune", "compute"))
+        inputs = {"mined": digest_of(mined), "extra": mining.extra, "previous": encoder_digest(previous), "trains": trains}
+        return self._kept("encoders", "finetune", make, load_encoder, fold, params, **inputs, **_dumped(params, "finetune", "compute"))
+
+    def _features_key(self, encoder: Path, params: Params) -> str:
+        """What tells the features of one encoder, of all packs, from those of another."""
+        key = self._keys_of("hnm.loop.embed", params.compute.device)
+        return key(encoder=encoder_digest(encoder), **_dumped(params, "embed", "compute"))
 
     def _features_in_memory(self, encoder: Path, beside: Path, params: Params) -> dict[str, Tensor]:
         """Features of all slides; those of the last encoder stay, as many a trial trains another head on them."""
-        key = key_of(encoder=encoder_digest(encoder), **_dumped(params, "embed", "compute"))
+        key = self._features_key(encoder, params)
         if self._in_memory is None or self._in_memory[0] != key:
             self._in_memory = None  # two at once might not fit
             with self._features(encoder, beside, params) as features:
@@ -264,13 +274,14 @@ class Loop:
         """A folder of all slides' features, for as long as the block lasts: links to those that the store keeps."""
         upstream = self._upstream
         with tempfile.TemporaryDirectory(dir=beside, prefix=".features-") as features:
-            embed_slides(upstream.packs, upstream.index, encoder, Path(features), self._store, embed=params.embed, compute=params.compute)
+            packs = (upstream.packs, upstream.pack_digests, upstream.index)
+            embed_slides(*packs, encoder, Path(features), self._store, embed=params.embed, compute=params.compute)
             yield Path(features)
 
-    def _kept(self, kind: str, step: str, make: Callable[[Path], None], check: Callable[[Path], object], fold: Fold, **causes: Any) -> Path:
-        """The folder that `make` fills, made anew only where its causes have not made it before, or `check` refuses what they made."""
-        key = key_of(upstream={**self._digests, **fold.digests}, code=self._code[step], **causes)
-        return self._store.folder(f"trials/{kind}", key, make, check)
+    def _kept(self, kind: str, step: str, make: Callable[[Path], None], check: Callable[[Path], object], fold: Fold, params: Params, **inputs: Any) -> Path:
+        """The folder that `make` fills, made anew only where these inputs have not made it before, or `check` refuses what they made."""
+        key = self._keys_of(f"hnm.loop.{step}", params.compute.device)
+        return self._store.folder(f"trials/{kind}", key(upstream={**self._digests, **fold.digests}, **inputs), make, check)
 
 
 def _read_head(folder: Path) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hnm import params
-from hnm.code import code_version
-from hnm.files import digest_of, key_of
+from hnm.causes import keys_of
+from hnm.errors import REMAKE, TableError
 from hnm.learning import features as feature_files
 from hnm.learning.compute import set_up_torch
 from hnm.learning.embed import embed as embed_tiles
@@ -15,24 +15,32 @@ from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.loop.packs import Packs
 from hnm.progress import followed
 from hnm.store import Store
-from hnm.tables import TILES
+from hnm.tables import PACKS, TILES
 
 
-def embed_slides(packs: Path, index: Path, encoder: Path, features: Path, store: Store, *, embed: params.Embed, compute: params.Compute) -> tuple[int, int]:
+def embed_slides(
+    packs: Path, pack_digests: Path, index: Path, encoder: Path, features: Path, store: Store, *, embed: params.Embed, compute: params.Compute
+) -> tuple[int, int]:
     """Writes one features file a slide into the folder `features`; a slide that `store` has is not embedded again.
+
+    The digests of the packs come from the table `PACKS`: no pack is read to learn that its features are there.
 
     Returns:
         How many slides were embedded, and how many there are.
+
+    Raises:
+        TableError: the packs are not those of the table `pack_digests`, by their ids and sizes.
     """
     machine = set_up_torch(compute)
-    causes = {
+    inputs = {
         "encoder": encoder_digest(encoder),
         "embed": embed.model_dump(),
         "compute": {"device": machine.device.type, "precision": machine.precision, "threads": compute.threads},
-        "code": code_version("hnm.loop.embed"),
     }
     slide_ids = sorted(TILES.read(index)["slide_id"].unique())
-    kept = {s: store.path("features", key_of(pack=digest_of(packs / f"{s}.h5"), **causes), ".h5") for s in slide_ids}
+    digests = digests_of(packs, pack_digests, slide_ids)
+    key = keys_of("hnm.loop.embed", compute.device)
+    kept = {slide_id: store.path("features", key(pack=digests[slide_id], **inputs), ".h5") for slide_id in slide_ids}
     store.use(kept.values())
     missing = [slide_id for slide_id in slide_ids if not store.holds(kept[slide_id], feature_files.read)]
     if missing:
@@ -52,6 +60,26 @@ def embed_slides(packs: Path, index: Path, encoder: Path, features: Path, store:
     for slide_id in slide_ids:
         store.link(kept[slide_id], features / f"{slide_id}.h5")
     return len(missing), len(slide_ids)
+
+
+def digests_of(packs: Path, pack_digests: Path, slide_ids: list[str]) -> dict[str, str]:
+    """Slide id -> SHA-256 of its pack, by the table `PACKS` at `pack_digests`.
+
+    Raises:
+        TableError: a slide is not in the table, or its pack is missing or has another size.
+    """
+    table = PACKS.read(pack_digests)
+    digests = dict(zip(table["slide_id"], table["sha256"], strict=True))
+    sizes = dict(zip(table["slide_id"], table["bytes"], strict=True))
+    for slide_id in slide_ids:
+        pack = packs / f"{slide_id}.h5"
+        if slide_id not in sizes:
+            raise TableError(f"{pack_digests} does not name the pack of {slide_id}; run the stage tiles (dvc repro)")
+        if not pack.exists():
+            raise TableError(f"{pack} does not exist; run the stage tiles (dvc repro)")
+        if (size := pack.stat().st_size) != sizes[slide_id]:
+            raise TableError(f"{pack} has {size} bytes, not {sizes[slide_id]} as {pack_digests} says; {REMAKE}")
+    return {slide_id: digests[slide_id] for slide_id in slide_ids}
 
 
 def _line(embedded: tuple[str, NDArray[np.float32]]) -> tuple[str, int]:

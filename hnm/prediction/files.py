@@ -17,7 +17,7 @@ import pandas as pd
 import pandera.pandas as pa
 from PIL import Image
 
-from hnm.code import code_version
+from hnm.causes import causes_of
 from hnm.errors import PredictionError, TableError
 from hnm.failpoints import failpoint
 from hnm.files import TEMPORARY, digest_of, key_of, read_bounded, whole, write_json
@@ -45,7 +45,7 @@ PREDICTIONS = Table(
         "fingerprint": pa.Column(str, nullable=True),  # of the file: size, header, OpenSlide's quickhash
         "model": pa.Column(str),
         "model_digest": pa.Column(str),
-        "settings": pa.Column(str),  # digest of --mpp, the mask, the device and the code
+        "settings": pa.Column(str),  # digest of --mpp, the mask, the device, the code, the libraries and the machine
         "step": pa.Column(str, nullable=True),  # that the slide failed
         "reason": pa.Column(str, nullable=True),
     },
@@ -79,7 +79,7 @@ def write_predictions(
         mpp=mpp,
         mask=None if mask is None else digest_of(mask),
         device=[machine.device.type, machine.precision],
-        code=code_version("hnm.prediction.slide"),
+        causes=causes_of("hnm.prediction.slide", machine.device.type),
     )[:16]
     with _rows_of(folder, model) as rows:
         ids = slide_ids_of(slides, {row["source"]: slide_id for slide_id, row in rows.items()})

@@ -15,10 +15,10 @@ from pathlib import Path
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from hnm.code import code_version
+from hnm.causes import keys_of
 from hnm.draws import seed_of
 from hnm.errors import CohortError, SlideError
-from hnm.files import key_of, read_bounded, write_json
+from hnm.files import read_bounded, write_json
 from hnm.names import ID_WORDS, clash, is_id, is_printable, quoted
 from hnm.params import Split
 from hnm.slides.masks import mask_bytes
@@ -208,7 +208,7 @@ def _stated_at_url(url: str, store: Store) -> Stated:
     version = version_of(url)
     if not version.etag:  # a file that was replaced by one of equal size could not be told from it
         return _stated(url)
-    kept = store.path("stated", key_of(url=url, size=version.size, etag=version.etag, code=code_version("hnm.slides.reader")), ".json")
+    kept = store.path("stated", keys_of("hnm.slides.reader")(url=url, size=version.size, etag=version.etag), ".json")
     if (stated := _kept_statement(kept)) is None:
         stated = _stated(url)
         if version_of(url) != version:  # then it may be the later file that was fetched, and would be kept under the earlier one's name

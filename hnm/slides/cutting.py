@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
@@ -22,6 +22,9 @@ from hnm.slides.storage import StorageError, shown
 from hnm.slides.tiling import Grid, grid_of, tile_pixels, tissue_shares
 from hnm.slides.tissue import Mask, tissue_mask
 from hnm.slides.urls import place_of
+
+if TYPE_CHECKING:  # packs must not be cut anew for another version of it
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Plan:
     """Which tiles of the grid hold enough tissue, ascending."""
 
 
-def layouts_of(slides: pd.DataFrame, folder: Path, tissue: Tissue, tiles: Tiles) -> list[Layout]:
+def layouts_of(slides: "pd.DataFrame", folder: Path, tissue: Tissue, tiles: Tiles) -> list[Layout]:
     """A layout for each row of a `SLIDES` table; `folder` is the manifest's, from which relative paths count."""
     columns = ["slide_id", "path", "mpp_x", "mpp_y", "fingerprint", "mask", "mask_digest"]
     return [

@@ -11,17 +11,20 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import simplejpeg
 
 from hnm.errors import REMAKE, TableError
 from hnm.failpoints import failpoint
 from hnm.names import is_id
 from hnm.slides import hdf5
+from hnm.tables import TILES
+
+if TYPE_CHECKING:  # packs must not be cut anew for another version of it
+    import pandas as pd
 
 TOLERANCE = 0.02
 """Relative difference of a level's mpp to `tiles.mpp` up to which its pixels are taken as they are: resampling would blur more than it mends."""
@@ -177,9 +180,9 @@ class Pack:
     def _missing(self) -> TableError:
         return TableError(f"{self.path} does not exist; run the stage tiles (dvc repro)")
 
-    def index(self) -> pd.DataFrame:
+    def index(self) -> "pd.DataFrame":
         """This pack's rows of the table TILES."""
-        return pd.DataFrame(
+        return TILES.frame(
             {
                 "slide_id": self.slide_id,
                 "tile": np.arange(len(self), dtype=np.int32),

@@ -127,7 +127,7 @@ def run_stages(upstream: Upstream, out: Path, *, embed: Any, head: Any, ranking:
                 tracker=Tracker("finetune", None),
             )
             encoder = own / "encoder"
-        stage("embed").main(upstream.packs, upstream.index, encoder, own / "features", embed=embed, compute=compute)
+        stage("embed").main(upstream.packs, upstream.pack_digests, upstream.index, encoder, own / "features", embed=embed, compute=compute)
         inputs = (own / "features", upstream.index, patients, mined, upstream.labels("train"), upstream.labels("validation"))
         written = (own / "head", own / "tiles.parquet", own / "slides.parquet", own / "cross_fitted.parquet")
         stage("head").main(*inputs, *written, round_, head=head, ranking=ranking, compute=compute, tracker=Tracker("head", None))

@@ -53,7 +53,7 @@ def test_a_trial_yields_what_the_stages_yield(kind: str, data: Path, store: Stor
             finetuning = {"finetune": params.finetune, "mining": params.mining, "compute": compute}
             finetune.main(mined, upstream.packs, upstream.extra, encoder, out / "encoder", number, **finetuning, tracker=Tracker("finetune", None))
             encoder = out / "encoder"
-        embed.main(upstream.packs, upstream.index, encoder, out / "features", embed=params.embed, compute=compute)
+        embed.main(upstream.packs, upstream.pack_digests, upstream.index, encoder, out / "features", embed=params.embed, compute=compute)
         labels = (upstream.labels("train"), upstream.labels("validation"))
         written = (out / "head", out / "tiles.parquet", out / "slides.parquet", out / "cross_fitted.parquet")
         sections = {"head": params.head, "ranking": params.ranking, "compute": compute}

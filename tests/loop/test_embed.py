@@ -18,7 +18,8 @@ def test_damaged_features_are_made_again_and_those_of_others_stay(tmp_path: Path
 
     def embedded(name: str) -> tuple[int, dict[str, bytes]]:
         folder = tmp_path / name
-        made, _ = embed_slides(upstream.packs, upstream.index, upstream.encoder, folder, store, embed=params.embed, compute=params.compute)
+        packs = (upstream.packs, upstream.pack_digests, upstream.index)
+        made, _ = embed_slides(*packs, upstream.encoder, folder, store, embed=params.embed, compute=params.compute)
         return made, {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
     slides, first = embedded("first")

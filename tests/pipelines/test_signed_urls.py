@@ -53,7 +53,7 @@ def test_no_output_keeps_a_signature(server: str, tmp_path: Path, tiny: SimpleNa
     (tmp_path / "far" / "s6.svs").unlink()
     section, out = Cohort(name="c", manifest="slides.csv", max_quarantined_share=0.2), tmp_path / "out"
     cohort.main(*(out / output for output in OUTPUTS), cohort=section, split=Split())
-    paths = (out / "slides.parquet", out / "quarantine.csv", out / "packs", out / "index.parquet", out / "tiles_quarantine.csv")
+    paths = (out / "slides.parquet", out / "quarantine.csv", out / "packs", out / "packs.csv", out / "index.parquet", out / "tiles_quarantine.csv")
     tiles.main(*paths, cohort=section, tissue=Tissue(min_area_um2=1000.0), tiles=Tiles(mpp=1.0, tile_px=32))
     assert SLIDES.read(out / "slides.parquet")["path"].tolist() == [f"{server}/s{number}.svs?***" for number in range(6)]
     assert sorted(pack.name for pack in (out / "packs").iterdir()) == [f"s{number}.h5" for number in range(6)]

@@ -54,7 +54,7 @@ def refresh(folder: Path) -> None:
 def run(folder: Path, out: str = "out", **changes) -> Path:
     sections = {"cohort": COHORT, "tissue": TISSUE, "tiles": TILES_SECTION} | changes
     paths = [folder / "cohort" / "slides.parquet", folder / "cohort" / "quarantine.csv"]
-    tiles.main(*paths, *(folder / out / name for name in ("packs", "index.parquet", "quarantine.csv")), **sections)
+    tiles.main(*paths, *(folder / out / name for name in ("packs", "packs.csv", "index.parquet", "quarantine.csv")), **sections)
     return folder / out
 
 
@@ -260,7 +260,14 @@ def test_a_killed_stage_resumes(folder):
         assert old in params
         params = params.replace(old, new)
     (folder / "params.yaml").write_text(params)
-    paths = {"slides": "cohort/slides.parquet", "unopened": "cohort/quarantine.csv", "packs": "o/packs", "index": "o/index.parquet", "quarantine": "o/q.csv"}
+    paths = {
+        "slides": "cohort/slides.parquet",
+        "unopened": "cohort/quarantine.csv",
+        "packs": "o/packs",
+        "pack-digests": "o/packs.csv",
+        "index": "o/index.parquet",
+        "quarantine": "o/q.csv",
+    }
     command = [sys.executable, "-m", "pipelines.tiles", *(part for flag, path in paths.items() for part in (f"--{flag}", path))]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HNM_WORKERS": "1", "HNM_TRACKING": "off"}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as stage:

@@ -53,7 +53,14 @@ def run(folder: Path, name: str) -> dict[str, bytes]:
     section = Cohort(name="c", manifest=f"{name}.csv", max_quarantined_share=0.2)
     out = folder / name
     cohort.main(*(out / "cohort" / output for output in OUTPUTS), cohort=section, split=Split())
-    paths = (out / "cohort" / "slides.parquet", out / "cohort" / "quarantine.csv", out / "packs", out / "index.parquet", out / "quarantine.csv")
+    paths = (
+        out / "cohort" / "slides.parquet",
+        out / "cohort" / "quarantine.csv",
+        out / "packs",
+        out / "packs.csv",
+        out / "index.parquet",
+        out / "quarantine.csv",
+    )
     tiles.main(*paths, cohort=section, tissue=Tissue(min_area_um2=1000.0), tiles=Tiles(mpp=1.0, tile_px=32))
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file() and path.name != "slides.parquet"}
 

@@ -97,7 +97,9 @@ def cut_all(folder: Path, out: str, monkeypatch, executor: str) -> dict[str, byt
     monkeypatch.setenv("HNM_EXECUTOR", executor)
     monkeypatch.setenv("HNM_STORE", str(folder / f"store-{out}"))
     sections = {"cohort": Cohort(name="c", manifest="in/slides.csv"), "tissue": Tissue(min_area_um2=1000.0), "tiles": Tiles(mpp=1.0, tile_px=32)}
-    tiles.main(folder / "slides.parquet", folder / "unopened.csv", *(folder / out / name for name in ("packs", "index.parquet", "q.csv")), **sections)
+    tiles.main(
+        folder / "slides.parquet", folder / "unopened.csv", *(folder / out / name for name in ("packs", "packs.csv", "index.parquet", "q.csv")), **sections
+    )
     return {str(path.relative_to(folder / out)): path.read_bytes() for path in sorted((folder / out).rglob("*")) if path.is_file()}
 
 
