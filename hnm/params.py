@@ -83,6 +83,9 @@ class Cohort(Section):
     """Largest share of the manifest's slides that may be quarantined before a stage stops."""
     mpp_from_objective: bool = False
     """Whether a slide whose file states no µm per pixel takes them from its objective power: 0.25 of 40, 0.5 of 20, 1 of 10."""
+    origin: Literal["auto", "level_0", "bounds"] = "auto"
+    """What annotations, masks and vetoes count from that do not say so themselves: the corner of level 0, as OpenSlide and ASAP do, or of the
+    scan's bounds, as QuPath does. `auto` takes files that look as QuPath's for that, and others for level 0, with a warning where it matters."""
 
 
 class Split(Section):

@@ -261,6 +261,11 @@ SLIDES = Table(
         "mpp_y": pa.Column("float64", _positive),
         "width": pa.Column("int64", _positive),  # level-0 pixels
         "height": pa.Column("int64", _positive),
+        "bounds_x": _corner,  # level-0 pixels: where the scan lies, from where QuPath counts; all of level 0 where the file states no bounds
+        "bounds_y": _corner,
+        "bounds_width": pa.Column("int64", _positive),
+        "bounds_height": pa.Column("int64", _positive),
+        "origin": pa.Column(str, _one_of("auto", "level_0", "bounds")),  # cohort.origin: what drawings count from that do not say so
         "fingerprint": pa.Column(str),  # of the file: size, header, OpenSlide's quickhash
         "mask": pa.Column(str),  # a tissue mask from elsewhere, as in the manifest; "" for none
         "mask_digest": pa.Column(str),

@@ -22,7 +22,7 @@ from hnm.slides.cohort import (
     read_manifest,
     splits_of,
 )
-from hnm.slides.drawings import Drawing, read_drawings
+from hnm.slides.drawings import Drawing, read_drawings, warn_of_origins, warn_of_places
 from hnm.slides.urls import kept_form, place_of
 from hnm.slides.workers import each
 from hnm.store import Store, project_store
@@ -53,7 +53,15 @@ def main(
     folder = manifest.parent.resolve()
     known = Store(project_store().root.absolute())
     openings = [
-        Opening(entry.slide_id, place_of(entry.path, folder), entry.mpp, folder / entry.mask if entry.mask else None, cohort.mpp_from_objective, known)
+        Opening(
+            entry.slide_id,
+            place_of(entry.path, folder),
+            entry.mpp,
+            folder / entry.mask if entry.mask else None,
+            cohort.mpp_from_objective,
+            known,
+            cohort.origin,
+        )
         for entry in entries.values()
     ]
     opening_all = each(identify, openings, seconds=OPEN_SECONDS, step="open")
@@ -69,8 +77,11 @@ def main(
     labels = {slide_id: labels[slide_id] for slide_id in opened}
     check_classes(labels, splits, f"{manifest}, without the slides in quarantine")
     check_twins({slide_id: identity.fingerprint for slide_id, identity in opened.items()})
+    masks = {slide_id: identity for slide_id, identity in sorted(opened.items()) if identity.mask_digest}
+    warn_of_places([note for identity in masks.values() for note in identity.mask_placement.notes])
+    warn_of_origins("mask", {slide_id: (identity.mask_placement.by, identity.canvas) for slide_id, identity in masks.items()})
     drawn = read_drawings(
-        [Drawing(slide_id, folder / annotation, identity.dimensions) for slide_id, identity in opened.items() if (annotation := entries[slide_id].annotation)]
+        [Drawing(slide_id, folder / annotation, identity.canvas) for slide_id, identity in opened.items() if (annotation := entries[slide_id].annotation)]
     )
 
     QUARANTINE.write(quarantine_frame(refused), quarantine)
@@ -90,9 +101,8 @@ def _line(opened_slide: tuple[Opening, Identity | SlideError]) -> tuple[str, int
     opening, outcome = opened_slide
     if isinstance(outcome, SlideError):
         return f"{opening.slide_id}: {outcome}", 0
-    width, height = outcome.dimensions
     mpp = " x ".join(f"{value:g}" for value in dict.fromkeys(outcome.mpp))
-    return f"{opening.slide_id}: {width} x {height} pixels of {mpp} µm", 1
+    return f"{opening.slide_id}: {outcome.canvas.width} x {outcome.canvas.height} pixels of {mpp} µm", 1
 
 
 def _row(entry: Entry, split: str, identity: Identity) -> dict[str, str | int | float]:
@@ -104,8 +114,10 @@ def _row(entry: Entry, split: str, identity: Identity) -> dict[str, str | int | 
         "vendor": identity.vendor,
         "mpp_x": identity.mpp[0],
         "mpp_y": identity.mpp[1],
-        "width": identity.dimensions[0],
-        "height": identity.dimensions[1],
+        "width": identity.canvas.width,
+        "height": identity.canvas.height,
+        **{f"bounds_{side}": value for side, value in vars(identity.canvas.bounds).items()},
+        "origin": identity.canvas.origin,
         "fingerprint": identity.fingerprint,
         "mask": entry.mask or "",
         "mask_digest": identity.mask_digest,

@@ -55,7 +55,8 @@ def make_upstream(data: Path) -> None:
             content = pack.path.read_bytes()
             digests.append({"slide_id": slide_id, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
             slide = {"slide_id": slide_id, "path": f"{slide_id}.svs", "patient_id": slide_id, "split": split, "vendor": "aperio", "mpp_x": 1.0, "mpp_y": 1.0}
-            slides.append({**slide, "width": 640, "height": 480, "fingerprint": slide_id, "mask": "", "mask_digest": ""})
+            scan = {"width": 640, "height": 480, "bounds_x": 0, "bounds_y": 0, "bounds_width": 640, "bounds_height": 480, "origin": "auto"}
+            slides.append({**slide, **scan, "fingerprint": slide_id, "mask": "", "mask_digest": ""})
     TILES.write(pd.concat(rows), data / "tiles" / "index.parquet")
     PACKS.write(pd.DataFrame(digests), data / "tiles" / "packs.csv")
     SLIDES.write(pd.DataFrame(slides), data / "cohort" / "slides.parquet")

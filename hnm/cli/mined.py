@@ -1,7 +1,7 @@
 """`hnm mined`: look at mined tiles, and say which are not to be."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,7 +23,9 @@ def suspects(round_: Round = None) -> None:
 
 @app.command("export")
 def export(
-    round_: Round = None, out: Annotated[Path | None, typer.Option(help="Folder of the files, one a slide; results/mined/ROUND where none is named.")] = None
+    round_: Round = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the files, one a slide; results/mined/ROUND where none is named.")] = None,
+    origin: Annotated[Literal["bounds", "level_0"], typer.Option(help="What coordinates count from: the scan's bounds, as in QuPath, or level 0.")] = "bounds",
 ) -> None:
     """Write the mined tiles as GeoJSON for QuPath: outline, role, score."""
     from hnm.mining.export import export_mined
@@ -31,10 +33,9 @@ def export(
     from hnm.tables import MINED, SLIDES
 
     slides = SLIDES.read(project_root() / "data" / "cohort" / "slides.parquet")
-    aspects = dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))
     folder = _mined_folder(round_)
     out = out or RESULTS / folder.name
-    written = export_mined(MINED.read(folder / "mined.parquet"), aspects, out)
+    written = export_mined(MINED.read(folder / "mined.parquet"), slides, out, origin)
     for path in written:
         typer.echo(path)
     if others := sorted(path.name for path in set(out.glob("*.geojson")) - set(written)):

@@ -1,7 +1,7 @@
 """Commands about models: predict slides, hand a model on."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,9 @@ def predict(
     model: Annotated[str | None, typer.Option(help="A model folder, or a registered model: models:/hnm-demo@champion.")] = None,
     mpp: Annotated[float | None, typer.Option(help="µm per pixel, in place of what the files state.")] = None,
     mask: Annotated[Path | None, typer.Option(help="Tissue of the one slide, GeoJSON or an image, in place of the classical mask.")] = None,
+    origin: Annotated[
+        Literal["auto", "level_0", "bounds"], typer.Option(help="What a mask counts from that does not say so: level 0, or the scan's bounds, as in QuPath.")
+    ] = "auto",
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda; as the model was trained where none is named.")] = None,
 ) -> None:
     """Predict slides: table, heatmap, and GeoJSON of the region and the top tiles for QuPath."""
@@ -25,7 +28,7 @@ def predict(
 
     if sum(source is not None for source in (round_, run, model)) > 1:
         raise PredictionError("name one of --round, --run and --model")
-    write_predictions(_model_of(round_, run, model), slides, out, mpp=mpp, mask=mask, device=device, say=typer.echo)
+    write_predictions(_model_of(round_, run, model), slides, out, mpp=mpp, mask=mask, origin=origin, device=device, say=typer.echo)
     typer.echo(f"table {out / 'predictions.csv'}; <slide>.png and <slide>.geojson beside it")
 
 

@@ -5,51 +5,56 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import shapely
 
 from hnm.files import write_json
+from hnm.slides.annotations import feature_collection
+from hnm.slides.canvas import Origin, canvases_of
 
 COLOURS = {"positive": [200, 0, 0], "hard_negative": [0, 90, 200]}
 
 
-def export_mined(mined: pd.DataFrame, aspects: Mapping[str, float], folder: Path) -> list[Path]:
+def export_mined(mined: pd.DataFrame, slides: pd.DataFrame, folder: Path, origin: Origin = "bounds") -> list[Path]:
     """Writes `<slide_id>.geojson` for each slide of a `MINED` table into `folder`; returns their paths.
 
-    A tile is an annotation whose outline is in level-0 pixels, whose class is its role and whose measurements are score
-    and rank. A person who deletes the good ones in QuPath and exports the rest has a file of vetoes.
+    A tile is an annotation whose class is its role and whose measurements are score and rank. A person who deletes the
+    good ones in QuPath and exports the rest has a file of vetoes, which still says what it counts from.
 
     Args:
         mined: the `MINED` table.
-        aspects: slide id -> height of a tile over its width, in level-0 pixels.
+        slides: the `SLIDES` table.
         folder: where the files go.
+        origin: what coordinates count from; QuPath counts from the bounds of the scan.
     """
+    aspects = dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))
+    canvases = canvases_of(slides)
     written = []
-    for slide_id, own in mined.sort_values(["slide_id", "tile"]).groupby("slide_id"):
+    for slide_id, tiles in mined.sort_values(["slide_id", "tile"]).groupby("slide_id"):
         path = folder / f"{slide_id}.geojson"
-        features = [_mined_feature(tile, aspects[str(slide_id)]) for tile in own.to_dict("records")]
-        write_json({"type": "FeatureCollection", "features": features}, path)
+        features = [_mined_feature(tile, aspects[slide_id]) for tile in tiles.to_dict("records")]
+        write_json(feature_collection(features, origin, canvases[str(slide_id)].corner(origin)), path)
         written.append(path)
     return written
 
 
-def tile_feature(tile: Mapping[Any, Any], aspect: float, class_name: str, colour: Sequence[int], measurements: Mapping[str, float]) -> dict[str, Any]:
-    """A tile as a GeoJSON feature that QuPath shows: its outline in level-0 pixels, its class in `colour` (RGB), its measurements.
+def tile_feature(
+    tile: Mapping[Any, Any], aspect: float, class_name: str, colour: Sequence[int], measurements: Mapping[str, float]
+) -> tuple[shapely.Polygon, dict[str, Any]]:
+    """A tile as a feature that QuPath shows: its outline in level-0 pixels, and its class in `colour` (RGB) with its measurements.
 
     `tile` has the columns `tile`, `x`, `y`, `side`; `aspect` is its height over its width.
     """
     left, top = int(tile["x"]), int(tile["y"])
     right, bottom = left + int(tile["side"]), top + round(tile["side"] * aspect)
-    return {
-        "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [[[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]]},
-        "properties": {
-            "objectType": "annotation",
-            "name": f"tile {tile['tile']}",
-            "classification": {"name": class_name, "color": list(colour)},
-            "measurements": dict(measurements),
-        },
+    outline = shapely.Polygon([(left, top), (right, top), (right, bottom), (left, bottom)])
+    return outline, {
+        "objectType": "annotation",
+        "name": f"tile {tile['tile']}",
+        "classification": {"name": class_name, "color": list(colour)},
+        "measurements": dict(measurements),
     }
 
 
-def _mined_feature(tile: Mapping[Any, Any], aspect: float) -> dict[str, Any]:
+def _mined_feature(tile: Mapping[Any, Any], aspect: float) -> tuple[shapely.Polygon, dict[str, Any]]:
     role = tile["role"]
     return tile_feature(tile, aspect, role, COLOURS[role], {"score": round(float(tile["score"]), 6), "rank": int(tile["rank"])})

@@ -1,7 +1,8 @@
 """Vetoes: tiles that a person does not want mined, from a table or from polygons drawn on slides.
 
 A folder holds `vetoes.csv` (table `VETOES`: a line a tile, by its number or by a point in it) and, where somebody drew
-areas, `<slide_id>.geojson` as QuPath exports it (level-0 pixels; the class is the reason).
+areas, `<slide_id>.geojson` as QuPath exports it (the class is the reason). The table's points are level-0 pixels, as in
+every table of hnm; a file of areas counts from what it says, or from `cohort.origin`.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ import shapely
 
 from hnm.errors import MiningError
 from hnm.slides.annotations import Region, covered_shares
+from hnm.slides.canvas import canvases_of
 from hnm.slides.drawings import Drawing, read_drawings
 from hnm.tables import VETOES
 
@@ -51,13 +53,13 @@ def vetoed_tiles(folder: Path, tiles: pd.DataFrame, slides: pd.DataFrame) -> pd.
             )
     rows = {str(slide_id): own for slide_id, own in tiles.groupby("slide_id", sort=False)}
     aspects = dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))
-    sizes = {slide_id: (width, height) for slide_id, width, height in slides[["slide_id", "width", "height"]].itertuples(index=False)}
+    canvases = canvases_of(slides)
     found = [
         rows[slide_id].loc[_listed(rows[slide_id], aspects[slide_id], tile, x, y, folder / LISTED), ["slide_id", "tile"]].assign(reason=reason)
         for slide_id, tile, x, y, reason in vetoes.itertuples(index=False)
         if slide_id in rows
     ]
-    drawings = [Drawing(slide_id, path.absolute(), sizes[slide_id], "veto", "; export it again, or remove it") for slide_id, path in drawn.items()]
+    drawings = [Drawing(slide_id, path.absolute(), canvases[slide_id], "veto", "; export it again, or remove it") for slide_id, path in drawn.items()]
     for slide_id, regions in sorted(read_drawings(drawings).items()):
         if slide_id in rows:
             own = rows[slide_id]

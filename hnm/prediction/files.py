@@ -27,6 +27,7 @@ from hnm.prediction.picture import heat_over
 from hnm.prediction.region import prediction_geojson
 from hnm.prediction.slide import Prediction, Refusal, Unchanged, check_mask, machine_of, predict_slides
 from hnm.redaction import readable
+from hnm.slides.canvas import OriginParam
 from hnm.tables import MOST_CSV_BYTES, SLIDES, TILE_SCORES, Table, plain_cell, safe_cell
 
 PREDICTIONS = Table(
@@ -62,12 +63,13 @@ def write_predictions(
     *,
     mpp: float | None = None,
     mask: Path | None = None,
+    origin: OriginParam = "auto",
     device: str | None = None,
     say: Callable[[str], None],
 ) -> None:
     """Predicts slides and writes all there is to see of them into `folder`; a line for each slide goes to `say` when it is done.
 
-    `mpp`, `mask` and `device` are those of `predict_slides`. Rows of slides that are not named stay.
+    `mpp`, `mask`, `origin` and `device` are those of `predict_slides`. Rows of slides that are not named stay.
 
     Raises:
         PredictionError: `folder` holds other things, or predictions of another model, or another command writes into it.
@@ -77,7 +79,7 @@ def write_predictions(
     machine = machine_of(model.record.compute, device)
     settings = key_of(
         mpp=mpp,
-        mask=None if mask is None else digest_of(mask),
+        mask=None if mask is None else [digest_of(mask), origin],
         device=[machine.device.type, machine.precision],
         causes=causes_of("hnm.prediction.slide", machine.device.type),
     )[:16]
@@ -85,7 +87,7 @@ def write_predictions(
         ids = slide_ids_of(slides, {row["source"]: slide_id for slide_id, row in rows.items()})
         done = {slide_id: rows[slide_id]["fingerprint"] for slide_id in ids if slide_id in rows and _is_done(rows[slide_id], settings, folder)}
         try:
-            for outcome in predict_slides(model, ids, mpp=mpp, mask=mask, device=device, done=done):
+            for outcome in predict_slides(model, ids, mpp=mpp, mask=mask, origin=origin, device=device, done=done):
                 if isinstance(outcome, Unchanged):
                     say(f"{outcome.slide_id}\tdone before\tscore {rows[outcome.slide_id]['score']:.4f}")
                     continue
@@ -195,7 +197,7 @@ def write_slide(prediction: Prediction, model: Model, folder: Path) -> None:
     picture, areas, scores = files_of(prediction.slide_id, folder)
     with whole(picture) as temporary:
         Image.fromarray(heat_over(read.overview, tiles, read.aspect)).save(temporary)
-    write_json(prediction_geojson(tiles, read.aspect, model.record.classes[1]), areas)
+    write_json(prediction_geojson(tiles, read.aspect, model.record.classes[1], read.canvas.corner("bounds")), areas)
     TILE_SCORES.write(tiles, scores)
 
 

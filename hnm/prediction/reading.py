@@ -6,9 +6,10 @@ from pathlib import Path
 
 from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
+from hnm.slides.canvas import Canvas, OriginParam
 from hnm.slides.cohort import OBJECTIVE_MPP, PLAUSIBLE_MPP
 from hnm.slides.cutting import Cutting, Layout, cut, opened
-from hnm.slides.masks import mask_bytes
+from hnm.slides.masks import Placement, mask_bytes, placement_of
 from hnm.slides.reader import OpenSlideReader, Thumbnail, thumbnail
 from hnm.slides.remote import fetched
 
@@ -32,6 +33,8 @@ class Reading:
     tiles: Tiles
     pack: Path
     """Where its tiles will lie."""
+    origin: OriginParam = "auto"
+    """What a mask counts from that does not say so."""
     done: str | None = None
     """Fingerprint of the file that was predicted before; it is not cut again while it has that one."""
 
@@ -44,6 +47,8 @@ class SlideRead:
     """µm per level-0 pixel along x and y."""
     fingerprint: str
     overview: Thumbnail
+    canvas: Canvas
+    mask_placement: Placement
 
     @property
     def aspect(self) -> float:
@@ -64,13 +69,18 @@ def read_slide(reading: Reading) -> SlideRead | None:
             if fingerprint == reading.done:
                 return None
             mpp = _mpp_of(slide, reading)
-        mask_digest = "" if reading.mask is None else hashlib.sha256(mask_bytes(reading.mask)).hexdigest()
-        layout = Layout(reading.slide_id, str(path), mpp, fingerprint, reading.mask, mask_digest, reading.tissue, reading.tiles)
+            canvas = Canvas(*slide.dimensions, slide.bounds, reading.origin)
+        mask_digest, placement = "", Placement()
+        if reading.mask is not None:
+            mask = mask_bytes(reading.mask)
+            mask_digest = hashlib.sha256(mask).hexdigest()
+            placement = placement_of(mask, reading.mask, canvas, f"slide {reading.slide_id}")
+        layout = Layout(reading.slide_id, str(path), mpp, fingerprint, reading.mask, mask_digest, reading.tissue, reading.tiles, reading.origin)
         cut(Cutting(layout, reading.pack))
         with opened(layout) as slide_of_any_kind:
             bounds = slide_of_any_kind.bounds
             overview = thumbnail(slide_of_any_kind, max(bounds.width * mpp[0], bounds.height * mpp[1]) / OVERVIEW_PX, mpp)
-    return SlideRead(mpp, fingerprint, overview)
+    return SlideRead(mpp, fingerprint, overview, canvas, placement)
 
 
 def _mpp_of(slide: OpenSlideReader, reading: Reading) -> tuple[float, float]:

@@ -1,6 +1,5 @@
 """From tile scores to areas: the smoothed region that a model takes for positive, and GeoJSON of it and of the top tiles."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from scipy import ndimage
 
 from hnm.evidence.heatmap import places
 from hnm.mining.export import tile_feature
+from hnm.slides.annotations import feature_collection
 
 REACH = 1.0
 """Standard deviation in tiles of the Gaussian that smooths scores: a single tile among low ones makes no region."""
@@ -50,20 +50,20 @@ def positive_region(tiles: pd.DataFrame, aspect: float) -> shapely.MultiPolygon:
     return shapely.MultiPolygon([shapely.geometry.polygon.orient(part) for part in polygons])
 
 
-def prediction_geojson(tiles: pd.DataFrame, aspect: float, class_name: str) -> dict[str, Any]:
-    """A FeatureCollection in level-0 pixels that QuPath opens: each part of the positive region, then the `TOP_TILES` best-scoring tiles.
+def prediction_geojson(tiles: pd.DataFrame, aspect: float, class_name: str, corner: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+    """A FeatureCollection that QuPath opens: each part of the positive region, then the `TOP_TILES` best-scoring tiles.
 
-    RFC 7946 asks for degrees and right-handed rings; the unit is QuPath's, the rings are right-handed.
+    Args:
+        tiles: the table `TILE_SCORES` of one slide.
+        aspect: height of a tile over its width, in level-0 pixels.
+        class_name: of the region.
+        corner: the upper left one of the scan, in level-0 pixels, from where QuPath counts.
     """
-    features = [
-        {
-            "type": "Feature",
-            "geometry": json.loads(shapely.to_geojson(part)),
-            "properties": {"objectType": "annotation", "name": f"region {number}", "classification": {"name": class_name, "color": COLOUR}},
-        }
+    features: list[tuple[shapely.Geometry, dict[str, Any]]] = [
+        (part, {"objectType": "annotation", "name": f"region {number}", "classification": {"name": class_name, "color": COLOUR}})
         for number, part in enumerate(shapely.get_parts(positive_region(tiles, aspect)), 1)
     ]
     best = tiles.sort_values(["score", "tile"], ascending=[False, True]).head(TOP_TILES)
     for rank, tile in enumerate(best.to_dict("records"), 1):
         features.append(tile_feature(tile, aspect, "top tile", COLOUR, {"score": round(float(tile["score"]), 6), "rank": rank}))
-    return {"type": "FeatureCollection", "features": features}
+    return feature_collection(features, "bounds", corner)

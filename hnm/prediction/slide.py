@@ -18,6 +18,8 @@ from hnm.learning.predict import predict
 from hnm.params import Compute
 from hnm.prediction.model import Model
 from hnm.prediction.reading import Reading, SlideRead, read_slide
+from hnm.slides.canvas import OriginParam
+from hnm.slides.drawings import warn_of_origins, warn_of_places
 from hnm.slides.pack import Pack
 from hnm.slides.urls import place_of
 from hnm.slides.workers import each
@@ -63,6 +65,7 @@ def predict_slides(
     *,
     mpp: float | None = None,
     mask: Path | None = None,
+    origin: OriginParam = "auto",
     device: str | None = None,
     done: Mapping[str, str] | None = None,
 ) -> Iterator[Prediction | Refusal | Unchanged]:
@@ -74,6 +77,7 @@ def predict_slides(
         slides: slide id -> path or URL of its file.
         mpp: µm per pixel that override those of the files.
         mask: a tissue mask of the one slide, GeoJSON or an image, in place of the classical one.
+        origin: what a mask counts from that does not say so, as `cohort.origin`.
         device: as `compute.device`; None takes the model's own, or the CPU where that is not here.
         done: slide id -> fingerprint of the file that was predicted before; it is not predicted again while it has that fingerprint.
 
@@ -96,6 +100,7 @@ def predict_slides(
                 tissue=record.tissue,
                 tiles=record.tiles,
                 pack=Path(packs) / f"{slide_id}.h5",
+                origin=origin,
                 done=(done or {}).get(slide_id),
             )
             for slide_id, source in slides.items()
@@ -108,6 +113,9 @@ def predict_slides(
             if isinstance(outcome, SlideError):
                 yield Refusal(reading.slide_id, source, outcome)
                 continue
+            if mask is not None:
+                warn_of_places(outcome.mask_placement.notes)
+                warn_of_origins("mask", {reading.slide_id: (outcome.mask_placement.by, outcome.canvas)})
             score, tiles = _scored(model, reading.pack, machine)
             reading.pack.unlink()
             if not (math.isfinite(score) and np.isfinite(tiles[["logit", "score", "attention"]].to_numpy()).all()):

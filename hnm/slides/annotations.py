@@ -1,15 +1,19 @@
 """Polygons that people drew on slides: GeoJSON, checked, and the share of each tile that they cover.
 
+Regions are in level-0 pixels. A file may count from the scan's bounds, as QuPath does: `drawn_in` shifts what comes in,
+and `feature_collection` what goes out and says so.
+
 A file may come from anybody: bytes, features, corners and crossings are bounded, so that neither its reading nor what is
 computed of it later goes on without end. Where a file may be large, it is read in a worker all the same (`hnm.slides.drawings`).
 """
 
 import json
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +24,7 @@ from scipy.sparse.csgraph import connected_components
 from hnm.errors import CohortError
 from hnm.files import parse_json, read_bounded, write_json
 from hnm.names import is_printable, quoted
+from hnm.slides.canvas import By, Canvas, Origin
 
 MOST_BYTES = 128 << 20
 MOST_REGIONS = 100_000
@@ -35,6 +40,13 @@ MOST_CROSSINGS = 100_000
 """Crossings of all outlines of one file, with those of other regions too."""
 MOST_HOLES = 4_000
 """Of a polygon that is to be mended; the time grows with their square, to some 2 s."""
+ORIGIN = "hnm_origin"
+"""Member that says what a file counts from: of a FeatureCollection, and of `properties.metadata`, which QuPath keeps when it
+reads features and exports them again."""
+MOST_BEYOND = 0.01
+"""Share of a region's bounding box that may lie beside the scan before somebody is told."""
+_QUPATH_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|PathAnnotationObject")
+"""What QuPath calls an annotation in a feature's `id`: a UUID, or its class before version 0.4."""
 _BLOCK = 16
 """Segments that are held against all others at once; so many times `MOST_CORNERS` is what memory is needed for."""
 _CURE = "; correct the manifest's column annotation, or the file"
@@ -51,49 +63,123 @@ class Region:
     """In level-0 pixels."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a file of regions holds."""
+
+    regions: list[Region]
+    origin: Origin
+    """What the file counts from; `regions` are in level-0 pixels all the same."""
+    by: By
+    """What decided that."""
+
+
 def read_annotation(path: Path) -> list[Region]:
-    """The regions of a GeoJSON file: a FeatureCollection, a list of features or one feature, as QuPath and ASAP's converters write them.
+    """The regions of a GeoJSON file in level-0 pixels, as `write_annotation` leaves them.
 
-    A feature is a Polygon or MultiPolygon with `properties.classification.name`. A ring that crosses itself, as
-    hand-drawn ones do, is mended. Raises `CohortError` naming the feature.
+    It is a FeatureCollection, a list of features or one feature. A feature is a Polygon or MultiPolygon with
+    `properties.classification.name`. A ring that crosses itself, as hand-drawn ones do, is mended. Raises `CohortError`
+    naming the feature.
     """
-    return read_regions(path, "annotation", named=True)
-
-
-def read_regions(path: Path, what: str, *, named: bool, cure: str = _CURE) -> list[Region]:
-    """As `read_annotation`, of a file that is a `what` to the user; unless they must be `named`, features without a class have the name ""."""
-    where = f"{what} {path}"
-    return regions_of(read_bounded(path, CohortError, what=where, cure=cure, most=MOST_BYTES), where, named=named, cure=cure)
+    where = f"annotation {path}"
+    return regions_of(read_bounded(path, CohortError, what=where, cure=_CURE, most=MOST_BYTES), where, named=True)
 
 
 def regions_of(content: bytes, where: str, *, named: bool, cure: str = _CURE) -> list[Region]:
-    """The regions in the bytes of a GeoJSON file, so that a digest can be of the bytes that were read.
+    """The regions in the bytes of a GeoJSON file, where they are drawn; `content` and the others are those of `drawn_in`."""
+    return mended(_regions(_features(_parsed(content, where, cure), where, cure), where, named, (0, 0)), where)
+
+
+def drawn_in(content: bytes, where: str, canvas: Canvas, *, named: bool, cure: str = _CURE) -> Drawn:
+    """The regions in the bytes of a GeoJSON file in level-0 pixels, whatever the file counts from.
 
     Args:
-        content: of the file.
+        content: of the file, so that a digest can be of the bytes that were read.
         where: names the file in errors.
+        canvas: of its slide.
         named: whether each feature must have a class; the name of one without is "" otherwise.
         cure: ends the message where the file as a whole is wrong; the others tell what to do with the feature.
 
     Raises:
-        CohortError: it is no GeoJSON, or names the feature that is no polygon, or the bound that is exceeded.
+        CohortError: it is no GeoJSON, or names the feature that is no polygon, or the bound that is exceeded; or it says
+            two things about what it counts from.
     """
-    value = parse_json(content, CohortError, what=where, cure=cure)
+    drawn = unmended_in(content, where, canvas, named=named, cure=cure)
+    return replace(drawn, regions=mended(drawn.regions, where))
+
+
+def unmended_in(content: bytes, where: str, canvas: Canvas, *, named: bool, cure: str = _CURE) -> Drawn:
+    """As `drawn_in`, with outlines that may cross themselves: enough to see where they lie."""
+    value = _parsed(content, where, cure)
+    features = _features(value, where, cure)
+    origin, by = _origin_of(value, features, canvas, where)
+    return Drawn(_regions(features, where, named, canvas.corner(origin)), origin, by)
+
+
+def _parsed(content: bytes, where: str, cure: str) -> Any:
+    return parse_json(content, CohortError, what=where, cure=cure)
+
+
+def _features(value: Any, where: str, cure: str) -> list[Any]:
     if isinstance(value, dict):
         value = value.get("features") if value.get("type") == "FeatureCollection" else [value]
     if not isinstance(value, list):
         raise CohortError(f"{where} is not GeoJSON: it holds no list of features{cure}")
     if len(value) > MOST_REGIONS:
         raise CohortError(f"{where} has {len(value)} features, more than the {MOST_REGIONS} that are read; merge or remove some")
+    return value
+
+
+def _regions(features: Sequence[Any], where: str, named: bool, corner: tuple[int, int]) -> list[Region]:
+    """The region of each feature as it is drawn, shifted by `corner` before anything is computed of it."""
     left = MOST_CORNERS
     drawn = []
-    for number, feature in enumerate(value, 1):
+    for number, feature in enumerate(features, 1):
         region = _region(feature, f"{where}, feature {number}", named)
         left -= shapely.get_num_coordinates(region.geometry)
         if left < 0:
             raise CohortError(f"{where} has more than the {MOST_CORNERS} corners that are read; simplify its outlines")
-        drawn.append(region)
-    return mended(drawn, where)
+        drawn.append(Region(region.name, shifted(region.geometry, *corner)))
+    return drawn
+
+
+def shifted(geometry: Any, x: int, y: int) -> Any:
+    """`geometry`, moved by `x` and `y` pixels."""
+    return shapely.transform(geometry, lambda corners: corners + np.array([x, y])) if (x, y) != (0, 0) else geometry
+
+
+def _origin_of(value: Any, features: Sequence[Any], canvas: Canvas, where: str) -> tuple[Origin, By]:
+    """What a file counts from, and what decides that.
+
+    What it says itself comes first, then `cohort.origin`. A file that QuPath exported says nothing, but looks it, and
+    QuPath counts from the bounds.
+    """
+    said = {origin for thing in (value, *(_member(_member(f, "properties"), "metadata") for f in features)) if (origin := _member(thing, ORIGIN)) is not None}
+    if strange := [origin for origin in said if origin not in get_args(Origin)]:
+        raise CohortError(f"{where} has {ORIGIN}={quoted(strange[0])}, which is none of {', '.join(get_args(Origin))}; correct it")
+    if len(said) > 1:
+        raise CohortError(f"{where} holds features that count from level_0, and others that count from bounds ({ORIGIN}); keep them in two files")
+    if said:
+        return ("bounds" if said == {"bounds"} else "level_0"), "file"
+    if not canvas.is_offset:
+        return "level_0", "shape"
+    if canvas.origin != "auto":
+        return canvas.origin, "param"
+    if features and all(_is_qupaths(feature) for feature in features):
+        return "bounds", "qupath"
+    return "level_0", "nothing"
+
+
+def _is_qupaths(feature: Any) -> bool:
+    """Whether QuPath wrote a feature, by its looks."""
+    identifier = _member(feature, "id")
+    kind = _member(_member(feature, "properties"), "objectType")
+    return isinstance(identifier, str) and bool(_QUPATH_ID.fullmatch(identifier)) and kind in ("annotation", None)
+
+
+def _member(value: Any, name: str) -> Any:
+    """The member of a JSON object; None where there is none, or `value` is no object."""
+    return value.get(name) if isinstance(value, dict) else None
 
 
 def mended(drawn: Sequence[Region], where: str, *, empty_too: bool = False) -> list[Region]:
@@ -163,24 +249,73 @@ def areal_parts(polygons: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return areal
 
 
-def check_inside(regions: Collection[Region], dimensions: tuple[int, int], where: str) -> None:
-    """Raises `CohortError` where a region misses the slide of `dimensions` (level-0 pixels): its unit is another, or the slide is."""
-    for number, region in enumerate(regions, 1):
-        left, top, right, bottom = region.geometry.bounds
-        if left >= dimensions[0] or top >= dimensions[1] or right <= 0 or bottom <= 0:
+def check_inside(drawn: Drawn, canvas: Canvas, where: str, slide: str = "the slide") -> list[str]:
+    """What somebody should know of the regions that lie partly beside the scan: a sentence for each.
+
+    Args:
+        drawn: what was drawn on the slide.
+        canvas: of the slide.
+        where: names the file.
+        slide: names the slide.
+
+    Raises:
+        CohortError: a region misses the scan: its unit or its origin is another, or the slide is.
+    """
+    notes = []
+    scan = canvas.bounds.ends
+    for number, region in enumerate(drawn.regions, 1):
+        left, top, right, bottom = box = region.geometry.bounds
+        called = f"{where}, feature {number} ({region.name})"
+        far = max(scan[0] - right, scan[1] - bottom, left - scan[2], top - scan[3])
+        if far >= 0:
             raise CohortError(
-                f"{where}, feature {number} ({region.name}) lies at x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}, outside the slide"
-                f" of {dimensions[0]} x {dimensions[1]}; coordinates must be level-0 pixels of this slide"
+                f"{called} lies at x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}, {far:.0f} pixels outside the scan of {slide}, which has"
+                f" x {scan[0]} to {scan[2]}, y {scan[1]} to {scan[3]} of level 0; " + _cure_outside(box, drawn, canvas)
             )
+        width, height = (max(0.0, min(box[axis + 2], scan[axis + 2]) - max(box[axis], scan[axis])) for axis in (0, 1))
+        beyond = 1 - width * height / max((right - left) * (bottom - top), 1e-9)
+        if beyond > MOST_BEYOND:
+            reach = max(scan[0] - left, scan[1] - top, right - scan[2], bottom - scan[3])
+            notes.append(f"{called} reaches {reach:.0f} pixels beyond the scan of {slide}, with {beyond:.0%} of its box; " + _cure_outside(box, drawn, canvas))
+    return notes
+
+
+def _cure_outside(box: tuple[float, float, float, float], drawn: Drawn, canvas: Canvas) -> str:
+    """What to do with a region whose bounding `box`, in level-0 pixels, does not lie in the scan."""
+    other: Origin = "level_0" if drawn.origin == "bounds" else "bounds"
+    move = [there - here for there, here in zip(canvas.corner(other), canvas.corner(drawn.origin), strict=True)]
+    scan = canvas.bounds.ends
+    fits = all(scan[axis] <= box[axis] + move[axis] and box[axis + 2] + move[axis] <= scan[axis + 2] for axis in (0, 1))
+    if fits and canvas.is_offset and drawn.by != "file":
+        return f"counted from {other} it lies in the scan: set cohort.origin (of hnm predict --origin) to {other}"
+    counted = f", counted here from {drawn.origin}" if canvas.is_offset else ""
+    return f"coordinates must be level-0 pixels of this slide{counted}"
 
 
 def write_annotation(regions: Collection[Region], path: Path) -> None:
-    """`regions` as a GeoJSON FeatureCollection, one form for all sources."""
-    features = [
-        {"type": "Feature", "geometry": json.loads(shapely.to_geojson(region.geometry)), "properties": {"classification": {"name": region.name}}}
-        for region in regions
+    """`regions` as a GeoJSON FeatureCollection that counts from level 0 and says so, one form for all sources."""
+    write_json(feature_collection((region.geometry, {"classification": {"name": region.name}}) for region in regions), path)
+
+
+def feature_collection(
+    features: Iterable[tuple[shapely.Geometry, Mapping[str, Any]]], origin: Origin = "level_0", corner: tuple[int, int] = (0, 0)
+) -> dict[str, Any]:
+    """A GeoJSON FeatureCollection of geometries in level-0 pixels with their properties, which counts from `origin` and says so.
+
+    RFC 7946 asks for degrees; the unit is QuPath's. QuPath forgets members of the collection, but keeps `metadata` of
+    features, so that what it exports of a collection that counts from the bounds still says so.
+
+    Args:
+        features: geometry in level-0 pixels, and properties.
+        origin: what coordinates count from.
+        corner: the level-0 pixel that is (0, 0) there: `Canvas.corner(origin)`.
+    """
+    mark = {"metadata": {ORIGIN: origin}} if origin == "bounds" else {}
+    collected = [
+        {"type": "Feature", "geometry": json.loads(shapely.to_geojson(shifted(geometry, -corner[0], -corner[1]))), "properties": {**properties, **mark}}
+        for geometry, properties in features
     ]
-    write_json({"type": "FeatureCollection", "features": features}, path)
+    return {"type": "FeatureCollection", ORIGIN: origin, "features": collected}
 
 
 def covered_shares(

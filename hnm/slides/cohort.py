@@ -9,7 +9,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +21,8 @@ from hnm.errors import CohortError, SlideError
 from hnm.files import read_bounded, write_json
 from hnm.names import ID_WORDS, clash, is_id, is_printable, quoted
 from hnm.params import Split
-from hnm.slides.masks import mask_bytes
+from hnm.slides.canvas import Box, Canvas, OriginParam
+from hnm.slides.masks import Placement, mask_bytes, placement_of
 from hnm.slides.reader import OpenSlideReader
 from hnm.slides.remote import fetched, version_of
 from hnm.slides.rows import text_rows
@@ -74,6 +75,8 @@ class Opening:
     """Whether the objective power may tell the µm per pixel of a file that does not."""
     known: Store | None = None
     """Where what a URL's file states is kept, so that a slide that did not change is not fetched again."""
+    origin: OriginParam = "auto"
+    """As `cohort.origin`."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Stated:
     mpp: tuple[float, float] | None
     objective_power: float | None
     dimensions: tuple[int, int]
+    bounds: Box
     fingerprint: str
 
 
@@ -95,10 +99,11 @@ class Identity:
     mpp: tuple[float, float]
     objective_power: float | None
     """Where `mpp` comes from it, and not from the file or the manifest."""
-    dimensions: tuple[int, int]
+    canvas: Canvas
     fingerprint: str
     mask_digest: str
     """"" where the slide has no mask from elsewhere."""
+    mask_placement: Placement
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -180,7 +185,17 @@ def identify(opening: Opening) -> Identity:
             " give the true value in the manifest's column mpp",
             step="mpp",
         )
-    return Identity(stated.vendor, mpp, power, stated.dimensions, stated.fingerprint, _mask_digest(opening.mask))
+    canvas = Canvas(*stated.dimensions, stated.bounds, opening.origin)
+    mask = b"" if opening.mask is None else mask_bytes(opening.mask)
+    return Identity(
+        stated.vendor,
+        mpp,
+        power,
+        canvas,
+        stated.fingerprint,
+        "" if opening.mask is None else hashlib.sha256(mask).hexdigest(),
+        Placement() if opening.mask is None else placement_of(mask, opening.mask, canvas, f"slide {opening.slide_id}"),
+    )
 
 
 def _power_and_mpp(stated: Stated, opening: Opening) -> tuple[float, tuple[float, float]]:
@@ -200,7 +215,7 @@ def _power_and_mpp(stated: Stated, opening: Opening) -> tuple[float, tuple[float
 
 def _stated(source: str) -> Stated:
     with fetched(source, stays=True) as path, OpenSlideReader(path) as slide:  # it is cut next
-        return Stated(slide.vendor, slide.mpp, slide.objective_power, slide.dimensions, slide.fingerprint())
+        return Stated(slide.vendor, slide.mpp, slide.objective_power, slide.dimensions, slide.bounds, slide.fingerprint())
 
 
 def _stated_at_url(url: str, store: Store) -> Stated:
@@ -213,7 +228,7 @@ def _stated_at_url(url: str, store: Store) -> Stated:
         stated = _stated(url)
         if version_of(url) != version:  # then it may be the later file that was fetched, and would be kept under the earlier one's name
             raise StorageError(f"{version.name} changed while it was read")
-        write_json(vars(stated), kept)
+        write_json(asdict(stated), kept)
     return stated
 
 
@@ -258,12 +273,6 @@ def _drawn(patients: list[str], split: Split, kind: str) -> dict[str, str]:
         test, validation = (test - 1, validation) if test >= validation else (test, validation - 1)
     names = ["test"] * test + ["train"] * (len(patients) - test - validation) + ["validation"] * validation
     return dict(zip(patients, names, strict=True))
-
-
-def _mask_digest(mask: Path | None) -> str:
-    if mask is None:
-        return ""
-    return hashlib.sha256(mask_bytes(mask)).hexdigest()
 
 
 def _check_columns(columns: list[str], path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
+from hnm.slides.canvas import Canvas, OriginParam
 from hnm.slides.masks import mask_bytes, read_mask
 from hnm.slides.pack import PackTile, encode, write_pack
 from hnm.slides.raw_tiles import open_slide
@@ -42,12 +43,15 @@ class Layout:
     mask_digest: str
     tissue: Tissue
     tiles: Tiles
+    origin: OriginParam = "auto"
+    """As `cohort.origin`; without a mask it changes nothing."""
 
     def causes(self) -> dict[str, object]:
         """All that can change this slide's tiles, but the code; places and time limits are none of it."""
         tiles = self.tiles.model_dump(mode="json", exclude={"slide_seconds", "read_seconds"})
         sections = {"tissue": self.tissue.model_dump(mode="json"), "tiles": tiles}
-        return {"slide_id": self.slide_id, "fingerprint": self.fingerprint, "mpp": self.mpp, "mask": self.mask_digest, **sections}
+        mask = {"mask": self.mask_digest} | ({"origin": self.origin} if self.mask_digest else {})
+        return {"slide_id": self.slide_id, "fingerprint": self.fingerprint, "mpp": self.mpp, **mask, **sections}
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,10 @@ class Plan:
 
 def layouts_of(slides: "pd.DataFrame", folder: Path, tissue: Tissue, tiles: Tiles) -> list[Layout]:
     """A layout for each row of a `SLIDES` table; `folder` is the manifest's, from which relative paths count."""
-    columns = ["slide_id", "path", "mpp_x", "mpp_y", "fingerprint", "mask", "mask_digest"]
+    columns = ["slide_id", "path", "mpp_x", "mpp_y", "fingerprint", "mask", "mask_digest", "origin"]
     return [
-        Layout(slide_id, place_of(path, folder), (mpp_x, mpp_y), fingerprint, folder / mask if mask else None, mask_digest, tissue, tiles)
-        for slide_id, path, mpp_x, mpp_y, fingerprint, mask, mask_digest in slides[columns].itertuples(index=False)
+        Layout(slide_id, place_of(path, folder), (mpp_x, mpp_y), fingerprint, folder / mask if mask else None, mask_digest, tissue, tiles, origin)
+        for slide_id, path, mpp_x, mpp_y, fingerprint, mask, mask_digest, origin in slides[columns].itertuples(index=False)
     ]
 
 
@@ -138,7 +142,8 @@ def plan_of(slide: Slide, layout: Layout) -> Plan:
     if layout.mask is None:
         mask = tissue_mask(view.pixels, view.mpp, tissue)
     else:
-        mask = read_mask(mask_bytes(layout.mask, layout.mask_digest), layout.mask, slide.dimensions, view)
+        canvas = Canvas(*slide.dimensions, slide.bounds, layout.origin)
+        mask = read_mask(mask_bytes(layout.mask, layout.mask_digest), layout.mask, canvas, view)
     shares = tissue_shares(grid, mask, view)
     kept = np.flatnonzero(shares >= tiles.min_tissue)
     if not len(kept):

@@ -1,17 +1,20 @@
 """The GeoJSON files of many slides, read in worker processes: one that hangs or crashes its reader ends neither the stage nor the others."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hnm.errors import CohortError, SlideError
-from hnm.slides.annotations import Region, check_inside, read_regions
+from hnm.files import read_bounded
+from hnm.slides.annotations import MOST_BYTES, Drawn, Region, check_inside, drawn_in
+from hnm.slides.canvas import By, Canvas
 from hnm.slides.workers import each
 
 SECONDS = 300.0
 """Time limit of one file."""
 NAMED = 20
-"""Faulty files that an error names at most."""
+"""Faulty files that an error names at most, and slides or regions that a warning does."""
 
 
 @dataclass(frozen=True)
@@ -21,15 +24,18 @@ class Drawing:
     slide_id: str
     path: Path
     """Absolute, as workers know no working directory."""
-    dimensions: tuple[int, int]
-    """Of the slide, in level-0 pixels."""
+    canvas: Canvas
+    """Of the slide."""
     what: str = "annotation"
     """What the file is to the user."""
     cure: str = "; correct the manifest's column annotation, or the file"
 
 
 def read_drawings(drawings: Sequence[Drawing]) -> dict[str, list[Region]]:
-    """The regions of each slide, by its id, checked against its dimensions.
+    """The regions of each slide, by its id, in level-0 pixels, checked against its scan.
+
+    Warns where a region reaches beyond the scan, and where nothing but its looks, or nothing at all, tells what a file
+    counts from, although that makes a difference on its slide.
 
     Raises `CohortError` naming all files that cannot be used, the first 20 with their faults: none is left out in
     silence, as a slide whose lesions cannot be read is not one without. Raises `MachineError` where the machine failed.
@@ -47,14 +53,51 @@ def read_drawings(drawings: Sequence[Drawing]) -> dict[str, list[Region]]:
         more = f"\n  and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
         opening = f"{len(listed)} of {len(drawings)} files of regions cannot be used:\n  " if len(listed) > 1 else ""
         raise CohortError(opening + "\n  ".join(listed[:NAMED]) + more)
-    return {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, list)}
+    read = {slide_id: outcome for slide_id, outcome in sorted(outcomes.items()) if isinstance(outcome, tuple)}
+    warn_of_places([note for _, notes in read.values() for note in notes])
+    canvases = {drawing.slide_id: drawing.canvas for drawing in drawings}
+    for what in sorted({drawing.what for drawing in drawings}):
+        of_kind = {drawing.slide_id for drawing in drawings if drawing.what == what}
+        warn_of_origins(what, {slide_id: (drawn.by, canvases[slide_id]) for slide_id, (drawn, _) in read.items() if slide_id in of_kind})
+    return {slide_id: drawn.regions for slide_id, (drawn, _) in read.items()}
 
 
-def _read(drawing: Drawing) -> list[Region] | str:
-    """The regions, or what is wrong with them."""
+def warn_of_places(notes: Sequence[str]) -> None:
+    """Warns of regions that lie partly beside their scan, each told by a sentence of `check_inside`."""
+    if notes:
+        more = [f"and {len(notes) - NAMED} more"] if len(notes) > NAMED else []
+        logging.getLogger(__name__).warning("%d regions reach beyond their scan:\n  %s", len(notes), "\n  ".join([*notes[:NAMED], *more]))
+
+
+def warn_of_origins(what: str, files: Mapping[str, tuple[By, Canvas]]) -> None:
+    """Warns of files that do not say what they count from, where that makes a difference on their slide.
+
+    Args:
+        what: the files are to the user.
+        files: slide id -> what decided it, and the slide's canvas.
+    """
+    for by, sentence in (
+        ("nothing", "{what} files of {number} slides do not say what they count from, and were read as level-0 pixels"),
+        ("qupath", "{what} files of {number} slides look as QuPath exports them, and were read as counting from their slide's bounds, as QuPath does"),
+    ):
+        of_kind = {slide_id: canvas.bounds for slide_id, (decided, canvas) in sorted(files.items()) if decided == by}
+        named = [f"{slide_id} ({bounds.x}, {bounds.y})" for slide_id, bounds in of_kind.items()]
+        if named:
+            listed = ", ".join([*named[:NAMED], *([f"and {len(named) - NAMED} more"] if len(named) > NAMED else [])])
+            logging.getLogger(__name__).warning(
+                "%s; the scans lie elsewhere on level 0: %s. Say which it is: set cohort.origin (of hnm predict --origin) to bounds where they were drawn"
+                " in QuPath, to level_0 where their tool counts as OpenSlide does",
+                sentence.format(what=what, number=len(named)),
+                listed,
+            )
+
+
+def _read(drawing: Drawing) -> tuple[Drawn, list[str]] | str:
+    """The regions and what is to be told of them, or what is wrong with them."""
+    where = f"{drawing.what} {drawing.path}"
     try:
-        regions = read_regions(drawing.path, drawing.what, named=True, cure=drawing.cure)
-        check_inside(regions, drawing.dimensions, f"{drawing.what} {drawing.path}")
+        content = read_bounded(drawing.path, CohortError, what=where, cure=drawing.cure, most=MOST_BYTES)
+        drawn = drawn_in(content, where, drawing.canvas, named=True, cure=drawing.cure)
+        return drawn, check_inside(drawn, drawing.canvas, where, f"slide {drawing.slide_id}")
     except CohortError as error:
         return str(error)
-    return regions

@@ -1,7 +1,7 @@
 """Tissue masks from elsewhere, in place of the classical one: an image or GeoJSON of one slide.
 
-An image (PNG, TIFF or JPEG) covers the whole of level 0, at any scale, and is not 0 where there is tissue; GeoJSON has
-polygons in level-0 pixels, whatever they are called.
+An image (PNG, TIFF or JPEG) covers the whole of level 0, or the scan alone as QuPath exports it, at any scale, and is
+not 0 where there is tissue; GeoJSON has polygons, whatever they are called.
 
 A mask's bytes are read once, within bounds: what is decoded is what was digested, and its size is held against a bound
 before it is decoded.
@@ -11,8 +11,10 @@ import hashlib
 import io
 import sys
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,8 @@ from PIL import Image
 
 from hnm.errors import CohortError, HnmError, SlideError
 from hnm.files import read_bounded
-from hnm.slides.annotations import Region, check_inside, joined, regions_of
+from hnm.slides.annotations import Region, check_inside, drawn_in, joined, unmended_in
+from hnm.slides.canvas import Box, By, Canvas
 from hnm.slides.reader import Thumbnail
 from hnm.slides.storage import ChangedError, check_file, error_of, shown
 from hnm.slides.tissue import Mask
@@ -33,7 +36,19 @@ MOST_BYTES = 512 << 20
 """Of a mask's file; an image of as many pixels as Pillow takes for no bomb (89 million) has at most 358 million."""
 CURE = "; correct the manifest's column mask, or --mask"
 ASPECT_TOLERANCE = 0.02
-"""Relative difference of an image's aspect to its slide's: more is another slide's mask, or one of the scanned area alone."""
+"""Relative difference of an image's aspect to that of what it covers: more is another slide's mask, or one of a part of it."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a mask lies on its slide."""
+
+    by: By = "file"
+    """What decided that."""
+    notes: tuple[str, ...] = ()
+    """A sentence for each region that reaches beyond the scan."""
 
 
 def mask_bytes(path: Path, digest: str | None = None) -> bytes:
@@ -63,17 +78,72 @@ def mask_bytes(path: Path, digest: str | None = None) -> bytes:
     return content
 
 
-def read_mask(content: bytes, path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
-    """(height, width): which pixels of the thumbnail `view` are tissue, of a slide of `dimensions` (level-0 pixels).
+def read_mask(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Mask:
+    """(height, width): which pixels of the thumbnail `view` are tissue, of a slide with this `canvas`.
 
     A thumbnail pixel is tissue where at least half of the image's pixels under it are, or where its centre lies in a polygon.
     `content` are the bytes of the file at `path`. Raises `SlideError` (step `tissue`) where they are no mask of this slide,
     or have no tissue.
     """
-    mask = _of_polygons(content, path, dimensions, view) if path.suffix.lower() in GEOJSON else _of_image(content, path, dimensions, view)
+    mask = _of_polygons(content, path, canvas, view) if _is_geojson(path) else _of_image(content, path, canvas, view)
     if not mask.any():
         raise SlideError(f"its mask {shown(path)} has no tissue within the scan", step="tissue")
     return mask
+
+
+def placement_of(content: bytes, path: Path, canvas: Canvas, slide: str) -> Placement:
+    """Where the mask in `content` lies on `slide`; of one that `read_mask` will refuse it tells nothing."""
+    where = f"mask {shown(path)}"
+    try:
+        if not _is_geojson(path):
+            return Placement(_opened(content, where, lambda image: covered_box(image.size, canvas, where)[1]))
+        drawn = unmended_in(content, where, canvas, named=False, cure=CURE)
+        return Placement(drawn.by, tuple(check_inside(drawn, canvas, where, slide)))
+    except (CohortError, SlideError):
+        return Placement()
+
+
+def covered_box(size: tuple[int, int], canvas: Canvas, thing: str) -> tuple[Box, By]:
+    """What an image of `size` (columns, rows) covers, all of level 0 or the scan, and what decides that.
+
+    Its aspect and then its size decide where they fit but one of both: its sides are, to a pixel, those of one at some
+    scale, or it has no more pixels than one. `cohort.origin` decides between two that fit alike. Raises `SlideError`
+    where neither fits; `thing` names the image.
+    """
+    columns, rows = size
+    tolerance = ASPECT_TOLERANCE + 1 / min(size)
+    boxes = [canvas.whole, *([canvas.bounds] if canvas.bounds != canvas.whole else [])]
+    fitting = [box for box in boxes if abs((columns / rows) / (box.width / box.height) - 1) <= tolerance]
+    if not fitting:
+        scan = f" nor of its scan of {canvas.bounds.width} x {canvas.bounds.height}" if len(boxes) > 1 else ""
+        raise SlideError(
+            f"{thing} has {columns} x {rows} pixels, which is not the aspect of the slide's {canvas.width} x {canvas.height}{scan}; it must cover all of"
+            " level 0, or the scan alone",
+            step="tissue",
+        )
+    for test in (_is_scaled, _is_no_finer):
+        fitting = [box for box in fitting if test(size, box)] or fitting
+    if len(fitting) == 1:
+        return fitting[0], "shape"
+    if canvas.origin == "auto":
+        return canvas.whole, "nothing"
+    return (canvas.bounds if canvas.origin == "bounds" else canvas.whole), "param"
+
+
+def _is_scaled(size: tuple[int, int], box: Box) -> bool:
+    """Whether the sides of an image are those of `box` at one scale, each rounded up or down."""
+    least = max(side / (pixels + 1) for side, pixels in zip((box.width, box.height), size, strict=True))
+    most = min(side / max(pixels - 1, 1e-9) for side, pixels in zip((box.width, box.height), size, strict=True))
+    return least < most
+
+
+def _is_no_finer(size: tuple[int, int], box: Box) -> bool:
+    """Whether an image of `box` has no more pixels than level 0 has there."""
+    return size[0] <= box.width and size[1] <= box.height
+
+
+def _is_geojson(path: Path) -> bool:
+    return path.suffix.lower() in GEOJSON
 
 
 def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
@@ -91,27 +161,24 @@ def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
     return mask
 
 
-def _of_polygons(content: bytes, path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
+def _of_polygons(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Mask:
+    where = f"its mask {shown(path)}"
     try:
-        regions = regions_of(content, f"its mask {shown(path)}", named=False, cure=CURE)
-        check_inside(regions, dimensions, f"its mask {shown(path)}")
+        drawn = drawn_in(content, where, canvas, named=False, cure=CURE)
+        check_inside(drawn, canvas, where)
     except CohortError as error:
         raise SlideError(error, step="tissue") from None
-    return rasterised(regions, view)
+    return rasterised(drawn.regions, view)
 
 
-def _of_image(content: bytes, path: Path, dimensions: tuple[int, int], view: Thumbnail) -> Mask:
-    pixels = _image_of(content, f"its mask {shown(path)}")
+def _of_image(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Mask:
+    thing = f"its mask {shown(path)}"
+    pixels = _image_of(content, thing)
     rows, columns = pixels.shape
-    if abs((columns / rows) / (dimensions[0] / dimensions[1]) - 1) > ASPECT_TOLERANCE + 1 / min(rows, columns):
-        raise SlideError(
-            f"its mask {shown(path)} has {columns} x {rows} pixels, which is not the aspect of the slide's {dimensions[0]} x {dimensions[1]}; it must cover"
-            " all of level 0",
-            step="tissue",
-        )
+    covered, _ = covered_box((columns, rows), canvas, thing)
     height, width = view.lost.shape
-    scale = columns / dimensions[0], rows / dimensions[1]
-    left, top = view.x * scale[0], view.y * scale[1]
+    scale = columns / covered.width, rows / covered.height
+    left, top = (view.x - covered.x) * scale[0], (view.y - covered.y) * scale[1]
     box = (left, top, min(left + width * view.scale[0] * scale[0], columns), min(top + height * view.scale[1] * scale[1], rows))
     tissue = Image.fromarray(pixels.astype(np.uint8) * 255)
     return np.asarray(tissue.resize((width, height), Image.Resampling.BOX, box=box)) >= 128
@@ -119,14 +186,27 @@ def _of_image(content: bytes, path: Path, dimensions: tuple[int, int], view: Thu
 
 def _image_of(content: bytes, thing: str) -> Mask:
     """(height, width): where the image is not 0; of a JPEG image, which has no exact 0, where it is at least half of white."""
+
+    def decoded(image: Image.Image) -> tuple[npt.NDArray[np.uint8], bool]:
+        _check_mode(image, thing)
+        return np.asarray(image), image.format == "JPEG"
+
+    pixels, is_jpeg = _opened(content, thing, decoded)
+    if pixels.ndim == 3:
+        pixels = _grey(pixels, thing)
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise SlideError(f"{thing} holds values that are no numbers; save it with one channel that is 0 on glass", step="tissue")
+    return np.asarray(pixels >= 128 if is_jpeg else pixels != 0)
+
+
+def _opened(content: bytes, thing: str, use: Callable[[Image.Image], Result]) -> Result:
+    """What `use` makes of the image in `content`; `SlideError` where it is none that can be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("error", UserWarning)  # Pillow would go on without a tag that it cannot read
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                _check_mode(image, thing)
-                pixels = np.asarray(image)
-                is_jpeg = image.format == "JPEG"
+                return use(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise SlideError(f"{thing} has more than {Image.MAX_IMAGE_PIXELS} pixels; shrink it", step="tissue") from None
     except (SlideError, MemoryError):
@@ -135,11 +215,6 @@ def _image_of(content: bytes, thing: str) -> Mask:
         raise SlideError(
             f"{thing} cannot be read: it is no image (PNG, TIFF, JPEG), or not a whole one ({type(error).__name__}){CURE}", step="tissue"
         ) from None
-    if pixels.ndim == 3:
-        pixels = _grey(pixels, thing)
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise SlideError(f"{thing} holds values that are no numbers; save it with one channel that is 0 on glass", step="tissue")
-    return np.asarray(pixels >= 128 if is_jpeg else pixels != 0)
 
 
 def _check_mode(image: Image.Image, thing: str) -> None:

@@ -28,6 +28,7 @@ from PIL import Image
 from hnm.errors import HnmError, SlideError
 from hnm.files import key_of
 from hnm.processes import one_read
+from hnm.slides.canvas import Box
 from hnm.slides.storage import ChangedError, StorageError, check_file, error_in_words, error_of, shown, words_of
 
 RGB = npt.NDArray[np.uint8]
@@ -68,16 +69,6 @@ class State:
     fingerprint: str
     times: dict[str, int]
     """Name of each file -> its time of change, in ns."""
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in level-0 pixels."""
-
-    x: int
-    y: int
-    width: int
-    height: int
 
 
 class Slide(Protocol):
@@ -454,14 +445,14 @@ def _number(properties: dict[str, str], name: str) -> float | None:
 
 
 def _bounds(properties: dict[str, str], dimensions: tuple[int, int]) -> Box:
-    """The part of the canvas that the properties call scanned; all of it where they are no numbers, or lie beside it."""
+    """The part of the canvas that the properties call scanned; all of it where one of them is no number, or they lie beside it."""
     width, height = dimensions
-    whole = {"x": 0, "y": 0, "width": width, "height": height}
-    x, y, bounds_width, bounds_height = (
-        default if (number := _number(properties, f"openslide.bounds-{side}")) is None else int(number) for side, default in whole.items()
-    )
+    numbers = [_number(properties, f"openslide.bounds-{side}") for side in ("x", "y", "width", "height")]
+    x, y, bounds_width, bounds_height = (0 if number is None else int(number) for number in numbers)
     left, top, right, bottom = max(0, x), max(0, y), min(width, x + bounds_width), min(height, y + bounds_height)
-    return Box(left, top, right - left, bottom - top) if left < right and top < bottom else Box(**whole)
+    if None in numbers or left >= right or top >= bottom:
+        return Box(0, 0, width, height)
+    return Box(left, top, right - left, bottom - top)
 
 
 def _background(properties: dict[str, str]) -> tuple[int, int, int]:

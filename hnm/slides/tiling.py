@@ -11,8 +11,9 @@ from PIL import Image
 
 from hnm.errors import SlideError
 from hnm.params import Tiles
+from hnm.slides.canvas import Box
 from hnm.slides.pack import TOLERANCE
-from hnm.slides.reader import MOST_REGION_PX, RGB, Box, Thumbnail, finest_sufficient_level
+from hnm.slides.reader import MOST_REGION_PX, RGB, Thumbnail, finest_sufficient_level
 from hnm.slides.tissue import Mask
 
 MOST_TILES = 10_000_000

@@ -67,10 +67,13 @@ def _sections() -> tuple[Any, Any]:
 def _annotation(path: Path, folder: Path) -> None:
     import numpy as np
 
-    from hnm.slides.annotations import check_inside, covered_shares, read_annotation, write_annotation
+    from hnm.slides.annotations import check_inside, covered_shares, drawn_in, write_annotation
+    from hnm.slides.canvas import Box, Canvas
 
-    regions = read_annotation(path)
-    check_inside(regions, (512, 512), str(path))
+    canvas = Canvas(600, 600, Box(20, 30, 512, 512))
+    drawn = drawn_in(path.read_bytes(), str(path), canvas, named=True)
+    check_inside(drawn, canvas, str(path))
+    regions = drawn.regions
     write_annotation(regions, folder / "scratch" / "a.geojson")
     corners = np.arange(0, 512, 32)
     covered_shares(regions, ["tumour"], corners, corners, 32, 32)
@@ -248,7 +251,8 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     features.write(np.random.default_rng(0).random((5, 8), np.float32).astype(np.float16), np.zeros((5, 2), np.int64), folder / "features.h5")
     tables.TILES.write(Pack(folder / "pack.h5").index(), folder / "index.parquet")
     slide = {"slide_id": "a", "path": "a.svs", "patient_id": "p", "split": "train", "vendor": "aperio", "mpp_x": 1.0, "mpp_y": 1.0}
-    tables.SLIDES.write(pd.DataFrame([{**slide, "width": 512, "height": 512, "fingerprint": "f", "mask": "", "mask_digest": ""}]), folder / "slides.parquet")
+    scan = {"width": 512, "height": 512, "bounds_x": 0, "bounds_y": 0, "bounds_width": 512, "bounds_height": 512, "origin": "auto"}
+    tables.SLIDES.write(pd.DataFrame([{**slide, **scan, "fingerprint": "f", "mask": "", "mask_digest": ""}]), folder / "slides.parquet")
     tables.MINED.write(tiny_evidence.mined(1), folder / "mined.parquet")
     tables.TILE_SCORES.write(tiny_evidence.rounds(1)[0].tile_scores, folder / "scores.parquet")
     tables.LABELS.write(pd.DataFrame({"slide_id": ["a", "b"], "label": [0, 1]}), folder / "labels.csv")

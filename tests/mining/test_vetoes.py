@@ -31,6 +31,11 @@ COHORT = SLIDES.check(
             "mpp_y": 0.5,
             "width": 500,
             "height": 200,
+            "bounds_x": 0,
+            "bounds_y": 0,
+            "bounds_width": 500,
+            "bounds_height": 200,
+            "origin": "auto",
             "fingerprint": "f",
             "mask": "",
             "mask_digest": "",
@@ -96,7 +101,7 @@ def test_files_that_mean_nothing_are_errors(tmp_path: Path) -> None:
     region = Region("pen", shapely.box(0, 0, 9, 9))
     with pytest.raises(MiningError, match=r"n7.geojson: slide_id=n7 is not among the cohort's slides"):
         vetoed(folder_with(tmp_path / "a", n7=region))
-    with pytest.raises(CohortError, match="outside the slide of 500 x 200"):
+    with pytest.raises(CohortError, match="100 pixels outside the scan of slide n1, which has x 0 to 500, y 0 to 200"):
         vetoed(folder_with(tmp_path / "b", n1=Region("pen", shapely.box(600, 0, 700, 9))))
     strange = folder_with(tmp_path / "c")
     (strange / ".DS_Store").write_bytes(b"\0")  # of a desktop, not of anybody

@@ -48,7 +48,7 @@ def test_the_checked_cohort(rows, tmp_path):
     assert list(slides.index) == sorted(rows)
     assert slides.loc["s02"].drop("fingerprint").to_dict() == {
         "path": "s02.svs", "patient_id": "p", "split": "train", "vendor": "aperio", "mpp_x": 0.25, "mpp_y": 0.25, "width": 100, "height": 80,
-        "mask": "", "mask_digest": "",
+        "bounds_x": 0, "bounds_y": 0, "bounds_width": 100, "bounds_height": 80, "origin": "auto", "mask": "", "mask_digest": "",
     }  # fmt: skip
     assert slides.loc["s05", ["patient_id", "split", "mpp_x"]].tolist() == ["s05", "validation", 0.5]
     assert slides["fingerprint"].is_unique
@@ -144,7 +144,7 @@ def test_an_annotation_of_another_slide_is_refused(rows, tmp_path):
     square = {"type": "Polygon", "coordinates": [[[1000, 10], [3000, 10], [3000, 25], [1000, 25], [1000, 10]]]}
     (tmp_path / "in" / "a.geojson").write_text(json.dumps({"type": "Feature", "geometry": square, "properties": {"classification": {"name": "tumour"}}}))
     rows["s01"]["annotation"] = "a.geojson"
-    with pytest.raises(CohortError, match=r"a.geojson, feature 1 \(tumour\) lies at x 1000 to 3000, y 10 to 25, outside the slide of 100 x 80"):
+    with pytest.raises(CohortError, match=r"a.geojson, feature 1 \(tumour\) lies at x 1000 to 3000, y 10 to 25, 900 pixels outside the scan of slide s01"):
         run(rows, tmp_path / "out")
 
 

@@ -47,7 +47,7 @@ def refresh(folder: Path) -> None:
                 fingerprint = slide.fingerprint()
         except SlideError:
             fingerprint = "unreadable"
-        rows.append((path.stem, path.name, path.stem, "train", "aperio", 1.0, 1.0, 384, 128, fingerprint, "", ""))
+        rows.append((path.stem, path.name, path.stem, "train", "aperio", 1.0, 1.0, 384, 128, 0, 0, 384, 128, "auto", fingerprint, "", ""))
     SLIDES.write(pd.DataFrame(rows, columns=list(SLIDES.columns)), folder / "cohort" / "slides.parquet")
 
 

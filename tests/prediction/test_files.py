@@ -20,6 +20,8 @@ from hnm.prediction.files import PREDICTIONS, write_predictions
 from hnm.prediction.model import Model, read_model
 from hnm.prediction.reading import SlideRead
 from hnm.prediction.slide import Prediction, Refusal, Unchanged
+from hnm.slides.canvas import Box, Canvas
+from hnm.slides.masks import Placement
 from hnm.slides.reader import Thumbnail
 from hnm.tables import TILE_SCORES
 
@@ -52,7 +54,8 @@ class Slides:
                 yield Unchanged(slide_id, source)
                 continue
             self.predicted.append(slide_id)
-            read = SlideRead((0.1 + 0.2, 0.5), fingerprint, Thumbnail(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), bool), 0, 0, (4.0, 4.0), 2.0))
+            overview = Thumbnail(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), bool), 0, 0, (4.0, 4.0), 2.0)
+            read = SlideRead((0.1 + 0.2, 0.5), fingerprint, overview, Canvas(32, 32, Box(0, 0, 32, 32)), Placement())
             rows = {"slide_id": slide_id, "tile": [0], "x": [0], "y": [0], "side": [16], "logit": [0.5], "score": [0.62], "attention": [1.0]}
             tiles = pd.DataFrame(rows).astype({name: str(column.dtype) for name, column in TILE_SCORES.columns.items()})
             yield Prediction(slide_id, source, self.scores.get(slide_id, 1 / 3), "negative", tiles, read)

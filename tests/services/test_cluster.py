@@ -87,7 +87,8 @@ def slides(tmp_path: Path, tiny, monkeypatch) -> Path:
         patches = ((32, 32, 900, 64 + 32 * number, tiny.STROMA),) if number else ()
         tiny.aperio(path, tiny.painted(700, 1000, *patches, seed=number), tile=256)
         with OpenSlideReader(path) as slide:
-            rows.append((path.stem, path.name, path.stem, "train", "aperio", 1.0, 1.0, 1000, 700, slide.fingerprint(), "", ""))
+            scan = (1000, 700, 0, 0, 1000, 700, "auto")
+            rows.append((path.stem, path.name, path.stem, "train", "aperio", 1.0, 1.0, *scan, slide.fingerprint(), "", ""))
     SLIDES.write(pd.DataFrame(rows, columns=list(SLIDES.columns)), tmp_path / "slides.parquet")
     QUARANTINE.write(QUARANTINE.empty(), tmp_path / "unopened.csv")
     return tmp_path

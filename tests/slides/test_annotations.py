@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from hnm.errors import CohortError
 from hnm.slides import annotations
-from hnm.slides.annotations import Region, check_inside, covered_shares, joined, read_annotation, regions_of, write_annotation
+from hnm.slides.annotations import Drawn, Region, check_inside, covered_shares, joined, read_annotation, regions_of, write_annotation
+from hnm.slides.canvas import Box, Canvas
 
 SQUARE = [[[10, 20], [40, 20], [40, 50], [10, 50], [10, 20]]]
 
@@ -74,10 +75,15 @@ def test_a_missing_annotation(tmp_path):
 
 def test_a_region_outside_the_slide_is_refused():
     regions = [Region("tumour", shapely.box(90, 10, 120, 20)), Region("tumour", shapely.box(500, 10, 520, 30))]
-    check_inside(regions[:1], (100, 80), "annotation a.geojson")
-    message = r"annotation a.geojson, feature 2 \(tumour\) lies at x 500 to 520, y 10 to 30, outside the slide of 100 x 80; coordinates must be level-0"
+    canvas = Canvas(100, 80, Box(0, 0, 100, 80))
+    (note,) = check_inside(Drawn(regions[:1], "level_0", "shape"), canvas, "annotation a.geojson", "slide s")
+    assert note.startswith("annotation a.geojson, feature 1 (tumour) reaches 20 pixels beyond the scan of slide s, with 67% of its box; coordinates must be")
+    message = (
+        r"annotation a.geojson, feature 2 \(tumour\) lies at x 500 to 520, y 10 to 30, 400 pixels outside the scan of slide s, which has x 0 to 100,"
+        r" y 0 to 80 of level 0; coordinates must be level-0 pixels"
+    )
     with pytest.raises(CohortError, match=message):
-        check_inside(regions, (100, 80), "annotation a.geojson")
+        check_inside(Drawn(regions, "level_0", "shape"), canvas, "annotation a.geojson", "slide s")
 
 
 def test_one_written_form_for_equal_regions(tmp_path):

@@ -9,9 +9,10 @@ from hnm.errors import SlideError
 from hnm.files import digest_of
 from hnm.params import Tiles, Tissue
 from hnm.slides import cutting as cutting_module
+from hnm.slides.canvas import Box
 from hnm.slides.cutting import Cutting, Layout, cut, plan_of
 from hnm.slides.pack import Pack, encode
-from hnm.slides.reader import Box, OpenSlideReader
+from hnm.slides.reader import OpenSlideReader
 from hnm.slides.storage import ChangedError
 from hnm.slides.tiling import grid_of
 

@@ -5,6 +5,7 @@ import pytest
 
 from hnm.errors import CohortError
 from hnm.slides import drawings
+from hnm.slides.canvas import Box, Canvas
 from hnm.slides.drawings import Drawing, read_drawings
 
 
@@ -16,7 +17,7 @@ def square(left):
 def drawing(folder, slide_id, text, **fields):
     path = folder / f"{slide_id}.geojson"
     path.write_text(text)
-    return Drawing(slide_id, path, (100, 80), **fields)
+    return Drawing(slide_id, path, Canvas(100, 80, Box(0, 0, 100, 80)), **fields)
 
 
 def test_no_files():
@@ -31,7 +32,7 @@ def test_regions_by_slide(tmp_path):
 def test_all_bad_files_are_named_at_once(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.geojson")
     bad = [
-        Drawing("pipe", tmp_path / "pipe.geojson", (100, 80)),
+        Drawing("pipe", tmp_path / "pipe.geojson", Canvas(100, 80, Box(0, 0, 100, 80))),
         drawing(tmp_path, "torn", "{"),
         drawing(tmp_path, "far", square(500), what="veto", cure="; export it again"),
     ]

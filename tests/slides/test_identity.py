@@ -2,19 +2,21 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from hnm.errors import MachineError, SlideError
 from hnm.slides import cohort
+from hnm.slides.canvas import Box
 from hnm.slides.cohort import Opening, Stated, identify, quarantine_frame
 from hnm.slides.remote import Version
 from hnm.slides.storage import StorageError
 from hnm.store import Store
 from hnm.tables import QUARANTINE
 
-STATED = Stated("aperio", (0.25, 0.5), None, (130, 100), "f")
+STATED = Stated("aperio", (0.25, 0.5), None, (130, 100), Box(0, 0, 130, 100), "f")
 URL = "https://archive.example.org/a.svs"
 
 
@@ -46,7 +48,7 @@ def test_what_a_url_states_is_kept_under_the_version_that_was_read(tmp_path, ser
     assert len(kept_in(store)) == 1
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"vendor": 1}', json.dumps({**vars(STATED), "mpp": [1]}), "[" * 50_000, "x" * 70_000])
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"vendor": 1}', json.dumps({**asdict(STATED), "mpp": [1]}), "[" * 50_000, "x" * 70_000])
 def test_what_was_kept_and_is_damaged_is_read_anew(tmp_path, served, damage):
     versions, statements = served
     store = Store(tmp_path / "store")

@@ -19,6 +19,7 @@ from hnm.errors import MachineError, SlideError
 from hnm.files import digest_of
 from hnm.slides import masks
 from hnm.slides.annotations import Region
+from hnm.slides.canvas import Box, Canvas
 from hnm.slides.masks import mask_bytes, rasterised, read_mask
 from hnm.slides.reader import Thumbnail
 from hnm.slides.storage import ChangedError, StorageError
@@ -28,8 +29,13 @@ def view_of(width: int, height: int, x: int = 0, y: int = 0, scale: tuple[float,
     return Thumbnail(np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool), x, y, scale, 8.0)
 
 
+def canvas_of(width: int, height: int) -> Canvas:
+    """A slide that is scanned all over."""
+    return Canvas(width, height, Box(0, 0, width, height))
+
+
 def read(path, dimensions, view):
-    return read_mask(mask_bytes(path), path, dimensions, view)
+    return read_mask(mask_bytes(path), path, canvas_of(*dimensions), view)
 
 
 def geojson(path, *rings, name=None):
@@ -104,7 +110,7 @@ def test_what_is_wrong_with_a_mask(tmp_path):
         ),
         ("none.png", "its mask none.png does not exist; correct the manifest's column mask, or --mask"),
         ("none.geojson", "its mask none.geojson does not exist; correct the manifest's column mask"),
-        ("other.geojson", r"its mask other.geojson, feature 1 \(\) lies at x 900 to 950, y 0 to 50, outside the slide of 600 x 400"),
+        ("other.geojson", r"its mask other.geojson, feature 1 \(\) lies at x 900 to 950, y 0 to 50, 300 pixels outside the scan of the slide, which"),
         ("torn.geojson", "its mask torn.geojson is not JSON: "),
     ):
         with pytest.raises(SlideError, match=f"^{message}") as caught:
@@ -135,7 +141,7 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes], pixels: bytes | N
 )
 def test_hostile_images(content, message):
     with pytest.raises(SlideError, match=f"^its mask m.png .*{message}") as caught:
-        read_mask(content, Path("m.png"), (600, 400), view_of(60, 40))
+        read_mask(content, Path("m.png"), canvas_of(600, 400), view_of(60, 40))
     assert caught.value.step == "tissue"
 
 
@@ -151,7 +157,7 @@ def test_no_mutated_image_is_more_than_an_error_of_its_slide():
         for _ in range(draw.randint(1, 4)):
             content[draw.randrange(len(content))] = draw.randrange(256)
         try:
-            read_mask(bytes(content), Path("m.png"), (600, 400), view_of(60, 40))
+            read_mask(bytes(content), Path("m.png"), canvas_of(600, 400), view_of(60, 40))
         except SlideError:
             refused += 1
     assert 100 < refused < 600
@@ -200,10 +206,10 @@ IMAGES = {
 @pytest.mark.parametrize(("content", "refusal"), IMAGES.values(), ids=IMAGES)
 def test_images_of_any_kind_have_the_right_values_or_are_refused(content, refusal):
     if refusal is None:
-        assert read_mask(content, Path("m.png"), (20, 20), view_of(2, 2)).tolist() == [[False, True], [False, False]]
+        assert read_mask(content, Path("m.png"), canvas_of(20, 20), view_of(2, 2)).tolist() == [[False, True], [False, False]]
     else:
         with pytest.raises(SlideError, match=f"^its mask m.png {refusal}"):
-            read_mask(content, Path("m.png"), (20, 20), view_of(2, 2))
+            read_mask(content, Path("m.png"), canvas_of(20, 20), view_of(2, 2))
 
 
 def test_a_tiff_image_whose_0_is_white():
@@ -212,10 +218,10 @@ def test_a_tiff_image_whose_0_is_white():
         stream = io.BytesIO()
         tifffile.imwrite(stream, np.array([[inverted, 0], [inverted, inverted]], bits), photometric="miniswhite")
         if bits is np.uint8:
-            assert read_mask(stream.getvalue(), Path("m.tif"), (20, 20), view_of(2, 2)).tolist() == [[False, True], [False, False]]
+            assert read_mask(stream.getvalue(), Path("m.tif"), canvas_of(20, 20), view_of(2, 2)).tolist() == [[False, True], [False, False]]
         else:
             with pytest.raises(SlideError, match=r"^its mask m.tif is a TIFF image whose 0 is white; save it as PNG"):
-                read_mask(stream.getvalue(), Path("m.tif"), (20, 20), view_of(2, 2))
+                read_mask(stream.getvalue(), Path("m.tif"), canvas_of(20, 20), view_of(2, 2))
 
 
 def test_a_jpeg_image_has_no_exact_0(tmp_path):
@@ -223,7 +229,7 @@ def test_a_jpeg_image_has_no_exact_0(tmp_path):
     pixels[10:31, 13:50] = 255
     content = encoded(Image.fromarray(pixels), "JPEG", quality=60)
     assert (np.asarray(Image.open(io.BytesIO(content))) > 0).sum() > 1.05 * (pixels > 0).sum()
-    assert (read_mask(content, Path("m.jpg"), (640, 640), view_of(64, 64)) == (pixels > 0)).mean() > 0.999
+    assert (read_mask(content, Path("m.jpg"), canvas_of(640, 640), view_of(64, 64)) == (pixels > 0)).mean() > 0.999
 
 
 def test_bytes_that_are_none_of_a_mask(tmp_path, monkeypatch):
@@ -271,8 +277,8 @@ def test_polygons_are_those_of_the_bytes_that_were_digested(tmp_path):
     """The file may have changed since: it is not read again."""
     content = geojson(tmp_path / "m.geojson", [[[0, 0], [20, 0], [20, 10], [0, 10], [0, 0]]]).read_bytes()
     (tmp_path / "m.geojson").write_text("{")
-    assert read_mask(content, tmp_path / "m.geojson", (40, 20), view_of(4, 2)).tolist() == [[True, True, False, False], [False] * 4]
+    assert read_mask(content, tmp_path / "m.geojson", canvas_of(40, 20), view_of(4, 2)).tolist() == [[True, True, False, False], [False] * 4]
     for hostile in (b"[" * 100_000, b'{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[1e999, 0], [1, 0], [1, 1], [1e999, 0]]]}}'):
         with pytest.raises(SlideError, match=r"^its mask m.geojson ") as caught:
-            read_mask(hostile, tmp_path / "m.geojson", (40, 20), view_of(4, 2))
+            read_mask(hostile, tmp_path / "m.geojson", canvas_of(40, 20), view_of(4, 2))
         assert caught.value.step == "tissue"

@@ -27,7 +27,7 @@ def table(tmp_path, tiny, monkeypatch):
     rows = []
     for slide_id in ("blank", "a"):
         with OpenSlideReader(tmp_path / f"{slide_id}.svs") as slide:
-            rows.append((slide_id, f"{slide_id}.svs", slide_id, "train", "aperio", 1.0, 1.0, 320, 256, slide.fingerprint(), "", ""))
+            rows.append((slide_id, f"{slide_id}.svs", slide_id, "train", "aperio", 1.0, 1.0, 320, 256, 0, 0, 320, 256, "auto", slide.fingerprint(), "", ""))
     SLIDES.write(pd.DataFrame(rows, columns=list(SLIDES.columns)), tmp_path / "slides.parquet")
     return tmp_path / "slides.parquet"
 

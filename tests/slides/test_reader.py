@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from hnm.errors import MachineError, SlideError
 from hnm.slides import reader
+from hnm.slides.canvas import Box
 from hnm.slides.raw_tiles import open_slide
-from hnm.slides.reader import Box, OpenSlideReader, RegionError, expecting, files_of, finest_sufficient_level, thumbnail
+from hnm.slides.reader import OpenSlideReader, RegionError, expecting, files_of, finest_sufficient_level, thumbnail
 from hnm.slides.storage import ChangedError, StorageError
 
 

@@ -8,6 +8,7 @@ import pytest
 from hnm.errors import FolderError, MachineError, ParamsError, SlideError
 from hnm.params import Tiles, Tissue
 from hnm.slides import remote
+from hnm.slides.canvas import Box, Canvas
 from hnm.slides.cohort import Opening, identify
 from hnm.slides.cutting import Cutting, Layout, cut, opened
 from hnm.slides.reader import OpenSlideReader
@@ -366,7 +367,7 @@ def test_a_slide_that_did_not_change_is_not_fetched_for_its_identity(far, tmp_pa
     monkeypatch.setenv("HNM_SLIDE_CACHE_GB", "0.01")
     url = f"file://{tiny.aperio(far / 'a.svs', tiny.painted(100, 130), mpp=0.25)}"
     known = identify(Opening("a", url, None, known=Store(tmp_path / "store")))
-    assert (known.vendor, known.mpp, known.dimensions) == ("aperio", (0.25, 0.25), (130, 100))
+    assert (known.vendor, known.mpp, known.canvas) == ("aperio", (0.25, 0.25), Canvas(130, 100, Box(0, 0, 130, 100)))
     assert known.fingerprint == identify(Opening("a", str(far / "a.svs"), None)).fingerprint
     monkeypatch.setattr(remote, "_fetch", lambda *_: pytest.fail("fetched again"))
     for path in (far.parent / "cache").glob("*.svs"):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from hnm.errors import SlideError
 from hnm.params import Tiles
-from hnm.slides.reader import Box, Thumbnail
+from hnm.slides.canvas import Box
+from hnm.slides.reader import Thumbnail
 from hnm.slides.tiling import grid_of, tile_pixels, tissue_shares
 
 

@@ -16,6 +16,7 @@ from shapely import Polygon
 from hnm.draws import seed_of
 from hnm.errors import CohortError
 from hnm.files import whole, write_json
+from hnm.slides.annotations import ORIGIN
 from hnm.slides.synthetic.fields import Bytes, Dice
 from hnm.slides.synthetic.painting import Painting, Stain, mark_with_pen, paint_glass, paint_tissue
 from hnm.slides.workers import worker_count
@@ -118,7 +119,7 @@ def _make_slide(out: Path, seed: int, width_px: int, subject: _Subject) -> None:
         _write_svs(painting.pixels, temporary)
     if subject.made_of != "glass":
         features = [_feature("tumour", polygon) for polygon in painting.tumour] + [_feature("look-alike", polygon) for polygon in painting.look_alike]
-        write_json({"type": "FeatureCollection", "features": features}, out / "annotations" / f"{subject.slide_id}.geojson")
+        write_json({"type": "FeatureCollection", ORIGIN: "level_0", "features": features}, out / "annotations" / f"{subject.slide_id}.geojson")
 
 
 def _paint(seed: int, width_px: int, subject: _Subject) -> Painting:
