@@ -6,6 +6,7 @@ computed of it later goes on without end. Where a file may be large, it is read 
 
 import json
 import math
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,20 @@ def check_inside(regions: Collection[Region], dimensions: tuple[int, int], where
                 f"{where}, feature {number} ({region.name}) lies at x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}, outside the slide"
                 f" of {dimensions[0]} x {dimensions[1]}; coordinates must be level-0 pixels of this slide"
             )
+
+
+def names_lesion(name: str, lesion_names: Collection[str]) -> bool:
+    """Whether the class `name` is one of `lesion_names`, or derived from one.
+
+    Case, blanks around a name and how an umlaut is written do not matter. QuPath derives `Tumor: Positive` from `Tumor`,
+    so a class counts as the part before its first colon too.
+    """
+    wanted = set(map(_plain_name, lesion_names))
+    return _plain_name(name) in wanted or _plain_name(name.partition(":")[0]) in wanted
+
+
+def _plain_name(name: str) -> str:
+    return unicodedata.normalize("NFC", " ".join(name.split())).casefold()
 
 
 def write_annotation(regions: Collection[Region], path: Path) -> None:
