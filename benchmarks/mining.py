@@ -46,7 +46,7 @@ from hnm.params import Params, load_params
 from hnm.processes import keep_freed_memory
 from hnm.slides.annotations import read_annotation
 from hnm.store import Store, expired
-from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
+from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES, read_numbers
 
 SPLITS = ("train", "validation", "test")
 SECTIONS = ("tissue", "tiles", "encoder", "simclr", "embed", "head", "ranking", "mining", "finetune")
@@ -54,6 +54,8 @@ SECTIONS = ("tissue", "tiles", "encoder", "simclr", "embed", "head", "ranking", 
 ARM_ERRORS = (FinetuneError, HeadError, MiningError)
 """What an arm's settings may bring about: such a failure is a finding, and stands in the table."""
 
+TEXTS = ("cohort", "arm", "settings", "failed")
+"""Columns of the table that are text; the others are numbers."""
 LEAST_SECONDS = 0.5
 """No fine-tuning takes less; reading one from the store does."""
 
@@ -126,7 +128,7 @@ def is_done(table: Path, cohort: Cohort, arm: Arm, seed: int) -> bool:
     """
     if not table.exists():
         return False
-    done, scores = pd.read_csv(table), pd.read_parquet(table.with_suffix(".parquet"), columns=["cohort", "slide_id"])
+    done, scores = read_numbers(table, texts=TEXTS), pd.read_parquet(table.with_suffix(".parquet"), columns=["cohort", "slide_id"])
     if strange := sorted(set(scores.loc[scores["cohort"] == cohort.name, "slide_id"]) - set(cohort.slides["test"]["slide_id"])):
         raise SystemExit(
             f"{table} has cohort {cohort.name!r} with other test slides ({strange[0]} among them): name this one otherwise, or give another --table"
@@ -200,7 +202,7 @@ def append(rows: Sequence[Mapping[str, Any]], scores: Sequence[pd.DataFrame], ta
         new = pd.concat([kept[~stale], new], ignore_index=True)
     with whole(held) as temporary:
         new.to_parquet(temporary, index=False)
-    before = [pd.read_csv(table)] if table.exists() else []
+    before = [read_numbers(table, texts=TEXTS)] if table.exists() else []
     with whole(table) as temporary:
         pd.concat([*before, pd.DataFrame(rows)]).to_csv(temporary, index=False, lineterminator="\n")
 

@@ -29,10 +29,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from hnm.files import whole
+from hnm.tables import read_numbers
 
 Floats = NDArray[np.float64]
 RESAMPLES = 2000
 ARM = ["cohort", "arm", "seed"]
+TEXTS = ("cohort", "arm", "settings", "failed")
+"""Columns of the table that are text; the others are numbers."""
 
 
 def wins(scores: pd.DataFrame, seeds: Sequence[int]) -> tuple[Floats, pd.DataFrame, pd.DataFrame]:
@@ -252,7 +255,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--figure", type=Path, required=True)
     options = parser.parse_args()
-    (table, failed), scores = finished(pd.read_csv(options.table)), pd.read_parquet(options.table.with_suffix(".parquet"))
+    (table, failed), scores = finished(read_numbers(options.table, texts=TEXTS)), pd.read_parquet(options.table.with_suffix(".parquet"))
     with whole(options.out) as temporary:
         temporary.write_text(
             "\n".join(

@@ -38,6 +38,7 @@ from hnm.learning.compute import set_up_torch
 from hnm.learning.embed import embed
 from hnm.learning.encoder import make_encoder, save_encoder, to_input
 from hnm.processes import keep_freed_memory
+from hnm.slides.cohort import read_manifest
 from hnm.slides.cutting import Cutting, Layout, cut, plan_of
 from hnm.slides.pack import Pack, PackTile, encode, write_pack
 from hnm.slides.raw_tiles import RawTileReader, open_slide
@@ -273,7 +274,7 @@ def resident(pid: int) -> int:
 def tissue_texture(folder: Path) -> np.ndarray:
     """(1024, 1024, 3) from the middle of a procedural slide with tumour."""
     manifest = make_demo_cohort(folder / "demo", slides=8, width_px=2 * TEXTURE_PX, odd_slides=False)
-    first = pd.read_csv(manifest).query("label == 1")["path"].iloc[0]
+    first = next(entry.path for entry in read_manifest(manifest) if entry.label == 1)
     with OpenSlideReader(manifest.parent / first) as slide:
         left, top = ((side - TEXTURE_PX) // 2 for side in slide.dimensions)
         return slide.read(left, top, 0, TEXTURE_PX, TEXTURE_PX)

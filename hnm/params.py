@@ -342,14 +342,18 @@ class Finetune(Contrast):
     views: Views = Views()
 
 
+LESION_NAMES = ("tumour", "tumor", "lesion", "metastasis", "metastases", "carcinoma", "cancer", "_0", "_1")
+"""Classes that are lesions unless a project says otherwise; `_0` and `_1` are CAMELYON16's. Converters go by this list too."""
+
+
 class Evaluate(Section):
     """How the numbers are made."""
 
     resamples: Annotated[int, Field(ge=100, le=10**6)] = 1000
     """Bootstrap resamples of the patients behind each interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    lesion_names: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = ("tumour", "tumor", "lesion", "metastasis")
-    """Classification names of an annotation's lesion polygons, whatever their case; other names are not lesion."""
+    lesion_names: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = LESION_NAMES
+    """Classes of an annotation that are lesions, whatever their case, and with them the classes that QuPath derives from one (`Tumor: Positive`)."""
     lesion_share: PositiveShare = 0.25
     """Smallest share of a tile that lesion polygons cover for the tile to be a lesion tile; less, but not 0, is left out of the tile AUC."""
     seed: Seed = 0

@@ -5,9 +5,8 @@ A file is read within bounds: what it claims to hold is compared with its size a
 """
 
 import csv
-import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,18 @@ import pyarrow.parquet
 from pandera.errors import SchemaErrors
 
 from hnm.errors import REMAKE, TableError, error_of_machine
-from hnm.files import read_bounded, whole
-from hnm.names import ID, ID_WORDS
+from hnm.files import Refuse, whole
+from hnm.names import ID, ID_WORDS, quoted
+from hnm.rows import integer, number, text_rows
 
-MOST_CSV_BYTES = 256 << 20
-MOST_CELL = 1 << 17
-"""Characters of one cell of a CSV file."""
 MOST_PER_BYTE = 16
 """Rows, or bytes once unpacked, for each byte of a parquet file. Tables of tiles have half a row and 1.5 bytes at most, as keys are unique."""
 SMALLEST = 1 << 20
 """Rows, or bytes, that any parquet file may hold."""
 NAMED = 5
 """Columns that an error names at most."""
+_MISSING = {"float32": np.nan, "float64": np.nan, "Int64": pd.NA}
+"""What an empty cell is, by dtype; numbers of other dtypes may not be missing."""
 _RUN_BY_SPREADSHEETS = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 """How text begins that a spreadsheet takes for a formula, ASCII or full-width; or that does behind quotes, so that nothing is lost on the way back."""
 
@@ -47,16 +46,71 @@ def plain_cell(cell: str) -> str:
 
 
 def write_csv(frame: pd.DataFrame, path: Path, float_format: Any = None) -> None:
-    """Writes `frame` as CSV for people, each cell of text by `safe_cell`; `plain_cells` gives the text back. `path` is of `whole`."""
+    """Writes `frame` as CSV for people, each cell of text by `safe_cell`; `read_frame` gives the text back. `path` is of `whole`."""
     safe = _each_text(frame, safe_cell)
     returns = any("\r" in cell for _, column in safe.items() if _is_text(column) for cell in column if isinstance(cell, str))
     quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL  # Python's csv puts no quotes around a carriage return by itself
     safe.to_csv(path, index=False, lineterminator="\n", float_format=float_format, quoting=quoting)
 
 
-def plain_cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame that `write_csv` wrote, from what was read."""
-    return _each_text(frame, plain_cell)
+def read_frame(
+    source: Path | bytes,
+    kinds: Mapping[str, str],
+    what: str,
+    *,
+    refuse: Refuse = TableError,
+    cure: str = "",
+    check: Callable[[list[str]], None] | None = None,
+) -> pd.DataFrame:
+    """The columns `kinds` of a CSV file that `write_csv` wrote; each text and each number is what it was.
+
+    Args:
+        source: the file, or its bytes.
+        kinds: the columns to take, and the dtype of each; other columns are left out.
+        what: names the file in errors.
+        refuse: makes the error.
+        cure: ends its message.
+        check: raises where the names of the columns are not what they should be.
+
+    Returns:
+        The columns in the order of `kinds`. An empty cell is a missing value; any other cell of a column of text is that text.
+    """
+    columns, rows = text_rows(source, what, refuse=refuse, cure=cure, strip=False)
+    if check is not None:
+        check(columns)
+    if missing := [name for name in kinds if name not in columns]:
+        raise refuse(f"{what}: column {missing[0]} is missing; its columns are {_shortened(columns)}{cure}")
+    series = {}
+    for name, kind in kinds.items():
+        cells = [row[name] for _, row in rows]
+        values = [_value(cell, kind) for cell in cells]
+        wrong = next((place for place, value in enumerate(values) if value is None), None)
+        if wrong is not None:
+            raise refuse(f"{what}: column {name}, row {wrong}: value {quoted(cells[wrong])}: must be of type {kind.lower()}{cure}")
+        column = pd.Series(values, dtype=kind)
+        series[name] = column.mask(column == "") if _is_text(column) else column
+    return pd.DataFrame(series)
+
+
+def read_numbers(path: Path, *, texts: Collection[str] = (), refuse: Refuse = TableError, cure: str = "") -> pd.DataFrame:
+    """All columns of a CSV file that hnm wrote, those named in `texts` as text and the others as numbers, whole where all of a column are; as `read_frame`."""
+    columns, rows = text_rows(path, str(path), refuse=refuse, cure=cure, strip=False)
+    whole_ones = {name for name in columns if rows and all(integer(row[name]) is not None for _, row in rows)}
+    kinds = {name: "str" if name in texts else "int64" if name in whole_ones else "float64" for name in columns}
+    return read_frame(path, kinds, str(path), refuse=refuse, cure=cure)
+
+
+def _value(cell: str, kind: str) -> Any:
+    """The text, number or truth value that a cell of a column of this dtype is; None where it is none."""
+    if kind.startswith(("str", "object")):
+        return plain_cell(cell)
+    if kind == "bool":
+        return {"true": True, "false": False}.get(cell.casefold())
+    if not cell and kind in _MISSING:
+        return _MISSING[kind]
+    value = number(cell) if kind.startswith("float") else integer(cell)
+    bounds = np.finfo(kind) if kind.startswith("float") else np.iinfo(kind.lower())
+    return value if value is not None and bounds.min <= value <= bounds.max else None
 
 
 def _is_text(column: "pd.Series[Any]") -> bool:
@@ -130,37 +184,8 @@ class Table:
             raise TableError(f"{where} is no {self.name} table: {said}")
 
     def _read_csv(self, path: Path) -> pd.DataFrame:
-        content = read_bounded(path, TableError, what=str(path), most=MOST_CSV_BYTES)
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise TableError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
-        self._check_lines(text, path)
         kinds = {name: str(column.dtype) for name, column in self.columns.items()}
-        try:
-            frame = pd.read_csv(io.StringIO(text), dtype=kinds, keep_default_na=False, na_values=[""])
-        except (TypeError, ValueError, OverflowError) as error:
-            raise TableError(f"{path}: {_wrong_cell(text, kinds) or str(error).strip()}") from None
-        return plain_cells(frame)
-
-    def _check_lines(self, text: str, path: Path) -> None:
-        """Raises `TableError` where `text` is no CSV of this table's columns: what pandas would mend in silence, or ask too much memory for."""
-        if "\0" in text:
-            raise TableError(f"{path} holds a null character; save it as plain CSV in UTF-8")
-        before = csv.field_size_limit(MOST_CELL)
-        try:
-            lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-            header = next((line for line in lines if line), None)
-            if header is None:
-                raise TableError(f"{path}: it is empty, without even the names of columns; a {self.name} table has {', '.join(self.columns)}")
-            self._check_columns(header, str(path))
-            for line in lines:
-                if line and len(line) != len(header):
-                    raise TableError(f"{path}: line {lines.line_num} has {len(line)} cells, not {len(header)}; put text with commas into double quotes")
-        except csv.Error as error:
-            raise TableError(f"{path}: line {lines.line_num} is not CSV ({error}); a quote may be open, or a cell longer than {MOST_CELL} characters") from None
-        finally:
-            csv.field_size_limit(before)
+        return read_frame(path, kinds, str(path), check=lambda names: self._check_columns(names, str(path)))
 
     def _read_parquet(self, path: Path) -> pd.DataFrame:
         cure = f"; {REMAKE}; of another project, bring it anew from where it was made"
@@ -217,25 +242,6 @@ def _shortened(names: Sequence[str]) -> str:
     """The first `names` as a list, and how many more there are."""
     short = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:NAMED]]
     return f"{short}" + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-
-
-def _wrong_cell(content: str, kinds: Mapping[str, str]) -> str | None:
-    """The first cell of a CSV file that is not of its column's kind, as a sentence; None where the file is no CSV or its cells are fine."""
-    try:
-        text = pd.read_csv(io.StringIO(content), dtype=str, keep_default_na=False, na_values=[""])
-    except ValueError:
-        return None
-    for name in (name for name, kind in kinds.items() if name in text and kind.lower().startswith(("int", "float"))):
-        numbers = pd.to_numeric(text[name], errors="coerce")
-        wrong = text[name].notna() & numbers.isna()
-        if kinds[name].lower().startswith("int"):
-            wrong |= numbers % 1 > 0
-        if kinds[name].startswith("int"):  # pandas' Int64 may be empty, int64 not
-            wrong |= text[name].isna()
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            return f"column {name}, row {row}: value {text[name][row]!r}: must be of type {kinds[name].lower()}"
-    return None
 
 
 def _sentence(failures: pd.DataFrame, key: tuple[str, ...]) -> str:

@@ -48,6 +48,8 @@ def main(
     manifest = Path(cohort.manifest)
     entries = {entry.slide_id: entry for entry in read_manifest(manifest)}
     splits = splits_of(entries.values(), split)
+    if alone := sum(entry.patient_id == slide_id for slide_id, entry in entries.items()):
+        print(f"{alone} slides name no patient, or themselves: each counts as a patient of its own")
     labels = {slide_id: entry.label for slide_id, entry in entries.items()}
     check_classes(labels, splits, str(manifest))
     folder = manifest.parent.resolve()

@@ -14,9 +14,11 @@ from hnm.evidence.evaluation import CohortTruth, RoundResults, evaluate_rounds, 
 from hnm.evidence.openings import LEDGER, Looks, Opening, enter_opening, looks, read_openings
 from hnm.evidence.plots import write_plots
 from hnm.evidence.report import Origin, render_report
+from hnm.evidence.truth import contradictions, drawn_classes
 from hnm.experiments.state import git_tags, locked_stages
 from hnm.experiments.tracking import Tracker
 from hnm.files import digest_of, key_of, read_json, whole, write_json
+from hnm.learning.history import read_history
 from hnm.slides.annotations import read_annotation
 from hnm.slides.pack import Pack
 from hnm.store import project_root
@@ -81,6 +83,10 @@ def main(
     tracker.metrics({"test/openings": openings.openings, "test/opened_states": openings.states})
     for path in (metrics, plots, report, model_card, data_card):
         tracker.file(path)
+    for own in drawn_classes(truth.annotations, evaluate):
+        print(f"drawn: {own.name}, {own.regions} regions on {own.slides} slides, {'lesion' if own.is_lesion else 'no lesion'}", flush=True)
+    for contradiction in contradictions(truth.annotations, truth.label_of, evaluate):
+        logging.getLogger(__name__).warning(contradiction)
     for evidence in evaluation.rounds:
         if contradiction := lesions_among_negatives(evidence):
             logging.getLogger(__name__).warning(contradiction)
@@ -126,10 +132,7 @@ def _read_round(name: str, round_: params.Round, scores: Path, head: Path, encod
 
 
 def _read_history(folder: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(folder / "history.csv")
-    except FileNotFoundError:
-        raise EvidenceError(f"{folder / 'history.csv'} does not exist; run the stage that trains it (dvc repro)") from None
+    return read_history(folder / "history.csv", EvidenceError, "; run the stage that trains it (dvc repro)")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def cohort_tcga(
     labels: Annotated[Path | None, typer.Option(help="CSV with label, and patient_id or slide_id.")] = None,
     column: Annotated[str, typer.Option(help="Column of the sheet that --positive is about.")] = "Project ID",
     positive: Annotated[str | None, typer.Option(help="Its value that is label 1.")] = None,
+    normal: Annotated[str | None, typer.Option(help="Of normal tissue (sample types 10 to 19): leave-out, negative (label 0) or keep.")] = None,
 ) -> None:
     """TCGA: slides as the GDC's client lays them out; patients from barcodes; labels from the sheet or a CSV."""
     from hnm.errors import CohortError
@@ -70,7 +71,9 @@ def cohort_tcga(
 
     if (labels is None) == (positive is None):
         raise CohortError("name either --labels or --positive, which say where the labels come from")
-    _write_manifest(tcga(folder, sheet, labels=labels, column=column, positive=positive), out)
+    if normal not in (None, "leave-out", "negative", "keep"):
+        raise CohortError(f"--normal {normal!r} is none of leave-out, negative and keep; name one of them, or none")
+    _write_manifest(tcga(folder, sheet, labels=labels, column=column, positive=positive, normal=normal), out)
 
 
 @cohort.command("directory")
@@ -89,5 +92,8 @@ def _write_manifest(found: "Found", out: Path) -> None:
     write_manifest(found.entries, out)
     for note in found.notes:
         typer.echo(f"note: {note}")
+    for line in found.left_out.lines():
+        typer.echo(line)
     positives = sum(entry.label for entry in found.entries)
-    typer.echo(f"{out}: {len(found.entries)} slides, {positives} of them positive; set cohort.manifest to it in params.yaml")
+    left_out = f", {len(found.left_out)} left out" if len(found.left_out) else ""
+    typer.echo(f"{out}: {len(found.entries)} slides, {positives} of them positive{left_out}; set cohort.manifest to it in params.yaml")

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from hnm.evidence.evaluation import SPLITS, CohortTruth, Evaluation, mined_summary
 from hnm.evidence.metrics import Number
-from hnm.evidence.truth import is_lesion
+from hnm.evidence.truth import contradictions, drawn_classes
 from hnm.files import key_of
 from hnm.params import Section, flat
 
@@ -73,7 +73,6 @@ def data_card(evaluation: Evaluation, settings: Settings) -> str:
     """The cohort: where its slides come from, how they were split and cut, what was drawn on them, and what was left out."""
     cohort = evaluation.cohort
     tiles = cohort.tiles.groupby("slide_id").size()
-    drawn = Counter(region.name for regions in cohort.annotations.values() for region in regions)
     return _render(
         "data_card.md.jinja",
         funnel=cohort.funnel(),
@@ -83,7 +82,8 @@ def data_card(evaluation: Evaluation, settings: Settings) -> str:
         patients=cohort.slides["patient_id"].nunique(),
         crossing=int((cohort.slides.groupby("patient_id")["split"].nunique() > 1).sum()),
         tiles=tiles,
-        drawn=[(name, count, is_lesion(name, evaluation.section)) for name, count in sorted(drawn.items())],
+        drawn=drawn_classes(cohort.annotations, evaluation.section),
+        contradictions=contradictions(cohort.annotations, cohort.label_of, evaluation.section),
         quarantine=list(cohort.quarantine.itertuples()),
         fingerprint=key_of(slides=dict(zip(cohort.slides["slide_id"], cohort.slides["fingerprint"], strict=True))),
         settings=settings,

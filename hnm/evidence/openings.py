@@ -17,11 +17,10 @@ from pathlib import Path
 
 from hnm.errors import EvidenceError
 from hnm.failpoints import failpoint
-from hnm.files import read_bounded
 from hnm.names import is_printable, quoted
+from hnm.rows import text_rows
 
 LEDGER = "test_ledger.csv"
-MOST_BYTES = 64 << 20
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -58,21 +57,18 @@ def read_openings(path: Path) -> list[Opening]:
     if not path.exists():
         return []
     _check_end(path)
-    content = read_bounded(path, EvidenceError, what=str(path), cure=_restore(path), most=MOST_BYTES)
-    try:
-        lines = list(csv.reader(io.StringIO(content.decode("utf-8"), newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise EvidenceError(f"{path} is no ledger of test openings ({error}){_restore(path)}") from None
-    if not lines:
+    columns, rows = text_rows(path, str(path), refuse=EvidenceError, cure=_restore(path), strip=False)
+    if not columns:
         return []
-    if lines[0] != _COLUMNS:
-        raise EvidenceError(f"{path} is no ledger of test openings (columns {lines[0]}){_restore(path)}")
-    for number, cells in enumerate(lines[1:], 2):
-        if len(cells) != len(_COLUMNS):
-            raise EvidenceError(f"{path}, row {number}: has too {'many' if len(cells) > len(_COLUMNS) else 'few'} cells{_restore(path)}")
-        if not (_DIGEST.fullmatch(cells[0]) and _DIGEST.fullmatch(cells[1]) and all(map(is_printable, cells))):
-            raise EvidenceError(f"{path}, row {number}: {quoted(','.join(cells))} is no opening of the test labels{_restore(path)}")
-    return [Opening(*cells) for cells in lines[1:]]
+    if columns != _COLUMNS:
+        raise EvidenceError(f"{path} is no ledger of test openings (columns {columns}){_restore(path)}")
+    openings = []
+    for number, row in rows:
+        opening = Opening(**row)
+        if not (_DIGEST.fullmatch(opening.state) and _DIGEST.fullmatch(opening.params) and all(map(is_printable, row.values()))):
+            raise EvidenceError(f"{path}, row {number}: {quoted(','.join(row.values()))} is no opening of the test labels{_restore(path)}")
+        openings.append(opening)
+    return openings
 
 
 def enter_opening(path: Path, opening: Opening) -> None:

@@ -11,12 +11,27 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from hnm.draws import seed_of
+from hnm.errors import EvidenceError
 from hnm.evidence.evaluation import DIGITS, decisions_of, flat_numbers, predictions, rounded
 from hnm.evidence.metrics import Predictions, Resampling, auc_gain, auc_number, choose_threshold, delong_p, log_loss
 from hnm.evidence.threshold import called
 from hnm.files import whole
 from hnm.params import Evaluate
-from hnm.tables import plain_cells, write_csv
+from hnm.tables import read_frame, write_csv
+
+OUT_OF_FOLD = {
+    "seed": "int64",
+    "fold": "int64",
+    "slide_id": "str",
+    "patient_id": "str",
+    "label": "int64",
+    "first_score": "float32",
+    "round": "int64",
+    "threshold": "float64",
+    "score": "float32",
+    "called": "int64",
+}
+"""Columns of the out-of-fold predictions, and their dtypes."""
 
 
 def out_of_fold(held_out: pd.DataFrame, *, seed: int, fold: int) -> pd.DataFrame:
@@ -37,7 +52,7 @@ def out_of_fold(held_out: pd.DataFrame, *, seed: int, fold: int) -> pd.DataFrame
     threshold = choose_threshold(predictions(by_round[chosen][by_round[chosen]["split"] == "validation"]))
     first, test = (own[own["split"] == "test"].sort_values("slide_id", ignore_index=True) for own in (by_round[0], by_round[chosen]))
     table = test.assign(seed=seed, fold=fold, first_score=first["score"], threshold=threshold, called=called(test["score"], threshold).astype(int))
-    return table[["seed", "fold", "slide_id", "patient_id", "label", "first_score", "round", "threshold", "score", "called"]]
+    return table[list(OUT_OF_FOLD)]
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
@@ -48,10 +63,7 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """Rows that `write_predictions` has written; scores are single precision, as they were."""
-    scores = ("first_score", "score")
-    exact = dict.fromkeys((*scores, "threshold"), float)
-    table = pd.read_csv(path, dtype={"slide_id": str, "patient_id": str}, converters=exact, keep_default_na=False)
-    return plain_cells(table).astype(dict.fromkeys(scores, np.float32))
+    return read_frame(path, OUT_OF_FOLD, str(path), refuse=EvidenceError, cure="; run hnm cv, which makes it anew")
 
 
 def pooled(table: pd.DataFrame, section: Evaluate) -> dict[str, Any]:

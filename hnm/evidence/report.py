@@ -17,7 +17,7 @@ from hnm.evidence.evaluation import Evaluation, RoundEvidence, lesion_share, les
 from hnm.evidence.heatmap import COLOURS, SlidePicture, slide_picture, tile_picture
 from hnm.evidence.metrics import FROC_RATES, Number
 from hnm.evidence.openings import Looks
-from hnm.evidence.truth import is_lesion
+from hnm.evidence.truth import contradictions, is_lesion
 from hnm.params import flat
 from hnm.slides.pack import Pack
 
@@ -153,6 +153,7 @@ def render_report(evaluation: Evaluation, open_pack: OpenPack, origin: Origin) -
         decisions=list(decisions(evaluation.chosen).itertuples()),
         galleries={evidence.name: list(_galleries(evaluation, evidence, open_pack)) for evidence in evaluation.rounds if evidence.mined is not None},
         heatmaps=list(_heatmaps(evaluation, open_pack)),
+        disagreements=contradictions(evaluation.cohort.annotations, evaluation.cohort.label_of, evaluation.section),
         contradictions=[text for evidence in evaluation.rounds if (text := lesions_among_negatives(evidence))],
         churn={evidence.name: evidence.overlap for evidence in evaluation.rounds if evidence.mined is not None and evidence.overlap["jaccard"] is not None},
         colours=COLOURS,

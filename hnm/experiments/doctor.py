@@ -1,6 +1,5 @@
 """What a project lacks: files, cache objects, a remote, slides, tools; and what to do about each."""
 
-import csv
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from hnm.experiments.tracking import store_file
 from hnm.files import read_bounded
 from hnm.params import load_params
 from hnm.redaction import redacted
+from hnm.rows import text_rows
 from hnm.slides.urls import is_url
 
 QUARANTINES = ("data/cohort/quarantine.csv", "data/tiles/quarantine.csv")
@@ -27,7 +27,6 @@ LOST_TO_THE_MACHINE = re.compile(
     re.IGNORECASE,
 )
 """Reasons of quarantine that speak of the machine and not of the slide; earlier versions of hnm quarantined for them."""
-MOST_TABLE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -126,16 +125,10 @@ def _column(path: Path, what: str, name: str) -> list[str]:
 
 def _rows(path: Path, what: str, needed: str) -> list[dict[str, str]]:
     """The rows of a table that anyone may have written, which has at least the column `needed`."""
-    cure = "; write it as CSV in UTF-8"
-    content = read_bounded(path, TrackingError, what=what, cure=cure, most=MOST_TABLE_BYTES)
-    try:
-        reader = csv.DictReader(content.decode("utf-8-sig").splitlines(), restkey="", restval="")
-        rows = [{name: value for name, value in row.items() if isinstance(value, str)} for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TrackingError(f"{what} cannot be read: {error}{cure}") from None
-    if needed not in (reader.fieldnames or ()):
-        raise TrackingError(f"{what} has no column {needed}, but {', '.join(map(str, reader.fieldnames or ())) or 'none'}; name the column so")
-    return rows
+    columns, rows = text_rows(path, what, refuse=TrackingError, cure="; write it as CSV in UTF-8")
+    if needed not in columns:
+        raise TrackingError(f"{what} has no column {needed}, but {', '.join(columns) or 'none'}; name the column so")
+    return [row for _, row in rows]
 
 
 def _causes(root: Path) -> Finding:

@@ -21,13 +21,15 @@ from hnm.experiments.state import StageState, current_stages, stages_of
 from hnm.experiments.summary import flat_params
 from hnm.experiments.tracking import connect, has_store, store_errors
 from hnm.files import read_bounded
+from hnm.tables import read_frame
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 TEST_SLIDES = "test_slides.csv"
-TEST_COLUMNS = ["slide_id", "patient_id", "label", "score", "called"]
+TEST_COLUMNS = {"slide_id": "str", "patient_id": "str", "label": "int64", "score": "float64", "called": "int64"}
+"""Columns of `TEST_SLIDES`, and their dtypes."""
 COHORT_COLUMNS = ["slide_id", "patient_id", "split", "fingerprint"]
 
 
@@ -143,11 +145,8 @@ def _slides(content: bytes, what: str) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(content), columns=COHORT_COLUMNS)
 
 
-def _test_slides(content: bytes, name: str) -> pd.DataFrame:
-    with taking_apart(f"{TEST_SLIDES} of {name}", EvidenceError):
-        table = pd.read_csv(io.BytesIO(content), dtype={"slide_id": str, "patient_id": str}, converters={"score": float})  # exact, in every version of pandas
-        table[TEST_COLUMNS]  # a column that is missing is a KeyError
-        return table
+def _test_slides(content: bytes, name: str = WORKSPACE) -> pd.DataFrame:
+    return read_frame(content, TEST_COLUMNS, f"{TEST_SLIDES} of {name}", refuse=EvidenceError, cure="; run dvc repro")
 
 
 def _params(states: Mapping[str, StageState]) -> dict[str, str]:

@@ -21,8 +21,8 @@ from mlflow.types.schema import Array, ColSpec, DataType, Map, ParamSchema, Para
 import hnm
 from hnm.errors import ParamsError, SlideError
 from hnm.prediction.model import ModelRecord, read_model, read_record
-from hnm.prediction.names import slide_ids_of
 from hnm.prediction.slide import Prediction, Refusal, Unchanged, predict_slides
+from hnm.slides.names import slide_ids_of
 from hnm.slides.urls import is_url
 
 ARTIFACT = "model"

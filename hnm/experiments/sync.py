@@ -5,7 +5,6 @@ are the truth: the same run can be made from them at any time, and is made once.
 """
 
 import contextlib
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +31,8 @@ from hnm.experiments.tracking import (
     tracking_uri,
 )
 from hnm.experiments.vocabulary import of_history
-from hnm.files import read_bounded, read_json
+from hnm.files import read_json
+from hnm.learning.history import read_history
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -130,8 +130,9 @@ def _replay_stage(root: Path, client: "MlflowClient", outputs: Outputs, experime
     if "history.csv" not in model:
         return False
     with _new_run(root, client, start) as record:
+        history = read_history(model["history.csv"], TrackingError, "; run dvc repro").astype(float)
         with taking_apart(f"{path}/history.csv"):
-            for step, numbers in of_history(_rows(model["history.csv"])):
+            for step, numbers in of_history(history.to_dict("records")):
                 Tracker(state.stage, record).metrics(numbers, step)
         record.append("model", path=record.keep_all(Path(path).name, model), kind="head" if state.stage == "head" else "encoder")
     return True
@@ -223,11 +224,6 @@ def _folder_of(folder: str, made: Mapping[str, str], outputs: Outputs) -> str | 
         except TrackingError:
             return None
     return folder_md5(files)
-
-
-def _rows(history: Path) -> list[dict[str, float]]:
-    text = read_bounded(history, TrackingError, what=str(history)).decode()
-    return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(text.splitlines())]
 
 
 def _only_json(files: Mapping[str, Path]) -> Any:

@@ -1,7 +1,6 @@
 """A trial: the pipeline's own steps from round 0's encoder on, in this process, with every result kept by its causes."""
 
 import contextlib
-import csv
 import math
 import tempfile
 import time
@@ -17,10 +16,11 @@ from torch import Tensor
 from hnm.causes import keys_of
 from hnm.errors import ParamsError, StudyError
 from hnm.experiments.seal import sealed
-from hnm.files import digest_of, read_bounded
+from hnm.files import digest_of
 from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.learning.fit_encoder import epoch_steps
 from hnm.learning.heads import load_head
+from hnm.learning.history import read_history
 from hnm.loop.embed import embed_slides
 from hnm.loop.finetune import finetune_encoder, with_extra
 from hnm.loop.head import kept_epoch, slide_features, train_head
@@ -193,9 +193,9 @@ class Loop:
                     seconds = time.process_time() - start
                     cost = _cost_of(with_extra(MINED.read(mined), upstream.extra, upstream.packs, params.mining), params, upstream.tile_count)
                     if params.mining.policy != "none":
-                        spread = _history(encoder)[-1]["spread"]
+                        spread = float(read_history(encoder / "history.csv", StudyError, _CURE)["spread"].iloc[-1])
                 head = self._head(encoder, mined, params, fold)
-                best = kept_epoch(_history(head / "head"))
+                best = kept_epoch(_epochs(head / "head"))
             scores = (head / "slides.parquet", head / "tiles.parquet")
             yield RoundResult(number, best["validation_auc"], best["validation_loss"], *scores, mined, seconds, cost, spread)
 
@@ -286,7 +286,7 @@ class Loop:
 
 def _read_head(folder: Path) -> None:
     load_head(folder / "head")
-    _history(folder / "head")
+    _epochs(folder / "head")
     SLIDE_SCORES.read(folder / "slides.parquet")
     for name in ("tiles", "cross_fitted"):
         TILE_SCORES.read(folder / f"{name}.parquet")
@@ -314,17 +314,9 @@ def _cost_of(mined: pd.DataFrame, params: Params, tiles: int) -> int:
     return tiles + 3 * 2 * params.finetune.batch_tiles * epoch_steps(params.finetune, len(mined) - positives, positives) * params.finetune.epochs
 
 
-def _history(folder: Path) -> list[dict[str, float]]:
-    """The history that a training has left in `folder`; `StudyError` where it is torn."""
-    path = folder / "history.csv"
-    content = read_bounded(path, StudyError, what=str(path), cure=_CURE)
-    try:
-        rows = [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(content.decode().splitlines(), strict=True)]
-    except (ValueError, TypeError, csv.Error) as error:
-        raise StudyError(f"{path} is no history of a training: {error}{_CURE}") from None
-    if not rows:
-        raise StudyError(f"{path} holds no epoch{_CURE}")
-    return rows
+def _epochs(head: Path) -> list[dict[str, float]]:
+    """The history of a head, one dictionary an epoch; `StudyError` where it is torn."""
+    return [dict(row) for row in read_history(head / "history.csv", StudyError, _CURE).to_dict("records")]
 
 
 def _untold(epoch: int, metrics: Any) -> None:

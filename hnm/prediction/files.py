@@ -22,20 +22,21 @@ from hnm.errors import PredictionError, TableError
 from hnm.failpoints import failpoint
 from hnm.files import TEMPORARY, digest_of, key_of, read_bounded, whole, write_json
 from hnm.prediction.model import Model
-from hnm.prediction.names import kept_name, slide_ids_of
 from hnm.prediction.picture import heat_over
 from hnm.prediction.region import prediction_geojson
 from hnm.prediction.slide import Prediction, Refusal, Unchanged, check_mask, machine_of, predict_slides
 from hnm.redaction import readable
+from hnm.rows import MOST_BYTES
 from hnm.slides.canvas import OriginParam
-from hnm.tables import MOST_CSV_BYTES, SLIDES, TILE_SCORES, Table, plain_cell, safe_cell
+from hnm.slides.names import kept_name, slide_ids_of, whole_source
+from hnm.tables import SLIDES, TILE_SCORES, Table, read_frame, safe_cell
 
 PREDICTIONS = Table(
     "predictions",
     ("slide_id",),
     {
         "slide_id": SLIDES.columns["slide_id"],
-        "source": pa.Column(str),  # path, or URL without its query, as the user gave it; what cannot be printed as escapes
+        "source": pa.Column(str),  # absolute path, or URL without its query; what cannot be printed as escapes
         "score": pa.Column(
             "float64", pa.Check.in_range(0, 1, error="must lie in [0, 1]"), nullable=True
         ),  # empty, as the next one, where the slide has no prediction
@@ -52,7 +53,7 @@ PREDICTIONS = Table(
     },
 )
 TABLE, STORY = "predictions.csv", "predictions.json"
-NUMBERS: Mapping[str, type[float] | type[int]] = {"score": float, "threshold": float, "tiles": int, "mpp": float}
+NUMBERS = ("score", "threshold", "tiles", "mpp")
 OTHER_FOLDER = "name another folder by --out, or remove this one"
 
 
@@ -84,7 +85,7 @@ def write_predictions(
         causes=causes_of("hnm.prediction.slide", machine.device.type),
     )[:16]
     with _rows_of(folder, model) as rows:
-        ids = slide_ids_of(slides, {row["source"]: slide_id for slide_id, row in rows.items()})
+        ids = slide_ids_of(map(whole_source, slides), {row["source"]: slide_id for slide_id, row in rows.items()})
         done = {slide_id: rows[slide_id]["fingerprint"] for slide_id in ids if slide_id in rows and _is_done(rows[slide_id], settings, folder)}
         try:
             for outcome in predict_slides(model, ids, mpp=mpp, mask=mask, origin=origin, device=device, done=done):
@@ -152,29 +153,23 @@ def _rows_of(folder: Path, model: Model) -> Iterator[dict[str, dict[str, Any]]]:
 
 def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
     """The rows of a table of predictions, as `row_of` gives them, without a last one that has no end; `PredictionError` where it is none."""
-    content = read_bounded(path, PredictionError, what=str(path), cure=f"; {OTHER_FOLDER}", most=MOST_CSV_BYTES)
+    content = read_bounded(path, PredictionError, what=str(path), cure=f"; {OTHER_FOLDER}", most=MOST_BYTES)
     content = content[: content.rfind(b"\n") + 1]  # no cell holds the end of a line: `readable` sees to it
+    kinds = {name: str(column.dtype) for name, column in PREDICTIONS.columns.items()}
     try:
-        rows = _parsed(content)
-        PREDICTIONS.check(_frame(list(rows.values())), str(path))
+        frame = read_frame(content, kinds, str(path), check=lambda names: _check_columns(names, path))
+        frame = frame.drop_duplicates("slide_id", keep="last")
+        PREDICTIONS.check(frame, str(path))
     except TableError as error:
         raise PredictionError(f"{error}; {OTHER_FOLDER}") from None
-    except (csv.Error, ValueError, OverflowError) as error:
-        raise PredictionError(f"{path} is no table of predictions of this version of hnm ({error}); {OTHER_FOLDER}") from None
-    return rows
+    missing = {name: None if name in NUMBERS else "" for name in kinds}
+    rows = [{name: missing[name] if pd.isna(value) else value for name, value in row.items()} for row in frame.to_dict("records")]
+    return {row["slide_id"]: row for row in rows}
 
 
-def _parsed(content: bytes) -> dict[str, dict[str, Any]]:
-    lines = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
-    header = next(lines, [])
-    if header != list(PREDICTIONS.columns):
-        raise ValueError(f"its columns are not {', '.join(PREDICTIONS.columns)}")
-    rows = {}
-    for cells in lines:
-        row: dict[str, Any] = {name: plain_cell(cell) for name, cell in zip(header, cells, strict=True)}
-        row |= {name: kind(row[name]) if row[name] or name in ("threshold", "tiles") else None for name, kind in NUMBERS.items()}
-        rows[row["slide_id"]] = row
-    return rows
+def _check_columns(names: Sequence[str], path: Path) -> None:
+    if list(names) != list(PREDICTIONS.columns):
+        raise TableError(f"{path} is no table of predictions of this version of hnm: its columns are not {', '.join(PREDICTIONS.columns)}")
 
 
 def _append(row: Mapping[str, Any], path: Path) -> None:

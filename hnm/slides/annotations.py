@@ -10,6 +10,7 @@ computed of it later goes on without end. Where a file may be large, it is read 
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -290,6 +291,20 @@ def _cure_outside(box: tuple[float, float, float, float], drawn: Drawn, canvas: 
         return f"counted from {other} it lies in the scan: set cohort.origin (of hnm predict --origin) to {other}"
     counted = f", counted here from {drawn.origin}" if canvas.is_offset else ""
     return f"coordinates must be level-0 pixels of this slide{counted}"
+
+
+def names_lesion(name: str, lesion_names: Collection[str]) -> bool:
+    """Whether the class `name` is one of `lesion_names`, or derived from one.
+
+    Case, blanks around a name and how an umlaut is written do not matter. QuPath derives `Tumor: Positive` from `Tumor`,
+    so a class counts as the part before its first colon too.
+    """
+    wanted = set(map(_plain_name, lesion_names))
+    return _plain_name(name) in wanted or _plain_name(name.partition(":")[0]) in wanted
+
+
+def _plain_name(name: str) -> str:
+    return unicodedata.normalize("NFC", " ".join(name.split())).casefold()
 
 
 def write_annotation(regions: Collection[Region], path: Path) -> None:

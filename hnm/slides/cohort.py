@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from hnm.errors import CohortError, SlideError
 from hnm.files import read_bounded, write_json
 from hnm.names import ID_WORDS, clash, is_id, is_printable, quoted
 from hnm.params import Split
+from hnm.rows import MOST_BYTES, is_unknown, number, text_rows
 from hnm.slides.canvas import Box, Canvas, OriginParam
 from hnm.slides.masks import Placement, mask_bytes, placement_of
 from hnm.slides.reader import OpenSlideReader
 from hnm.slides.remote import fetched, version_of
-from hnm.slides.rows import text_rows
 from hnm.slides.storage import StorageError, one_line
 from hnm.slides.urls import checked_url, is_url, kept_form, lacks_query
 from hnm.store import Store
@@ -36,6 +36,9 @@ OPTIONAL = ("patient_id", "split", "mpp", "annotation", "mask")
 SPLITS = ("train", "validation", "test")
 MOST_STATEMENT_BYTES = 1 << 16
 LONGEST_PATH = 4096
+NAMED_ROWS = 10
+"""Rows that an error names at most."""
+_UNKNOWN_PATIENTS = "leave the cell empty where the patient is not known: the slide then counts as a patient of its own"
 PLAUSIBLE_MPP = (0.05, 20.0)
 """µm per pixel: finer than any objective resolves, and coarser than any slide scanner."""
 OBJECTIVE_MPP = {40.0: 0.25, 20.0: 0.5, 10.0: 1.0}
@@ -109,12 +112,14 @@ class Identity:
 def read_manifest(path: Path) -> list[Entry]:
     """The rows of a manifest, in its order; `CohortError` names row, column, value and cure."""
     cure = "; correct cohort.manifest, which counts from the repository's root"
-    columns, rows = text_rows(path, f"the manifest {path}", cure=cure)
+    content = read_bounded(path, CohortError, what=f"the manifest {path}", cure=cure, most=MOST_BYTES)
+    columns, rows = text_rows(content, f"the manifest {path}")
     _check_columns(columns, path)
     entries = [_entry(row, f"{path}, row {number}") for number, row in rows]
     if not entries:
         raise CohortError(f"the manifest {path} lists no slides")
     _check_unique(entries, path)
+    _check_known_patients(entries, [number for number, _ in rows], path)
     for name, values in (("slide_id", [entry.slide_id for entry in entries]), ("patient_id", [entry.patient_id for entry in entries])):
         if two := clash(values):
             raise CohortError(
@@ -311,7 +316,7 @@ def _entry(cells: dict[str, str], where: str) -> Entry:
         slide_id,
         cells["path"],
         int(cells["label"]),
-        _identifier(cells["patient_id"], "patient_id", where) if cells.get("patient_id") else slide_id,
+        _patient(cells.get("patient_id", ""), slide_id, where),
         cells.get("split"),
         _mpp(cells["mpp"], where) if cells.get("mpp") else None,
         cells.get("annotation") or None,
@@ -325,12 +330,18 @@ def _identifier(value: str, name: str, where: str) -> str:
     return value
 
 
+def _patient(cell: str, slide_id: str, where: str) -> str:
+    """The patient of a row; where the cell is empty, the slide counts as a patient of its own."""
+    if not cell:
+        return slide_id
+    if is_unknown(cell) and not is_id(cell):
+        raise CohortError(f"{where}: patient_id={quoted(cell)} says that the patient is unknown; {_UNKNOWN_PATIENTS}")
+    return _identifier(cell, "patient_id", where)
+
+
 def _mpp(value: str, where: str) -> float:
-    try:
-        mpp = float(value)
-    except ValueError:
-        mpp = math.nan
-    if not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
+    mpp = number(value)
+    if mpp is None or not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
         point = ", written with a point" if "," in value else ""
         raise CohortError(f"{where}: mpp={quoted(value)} is no number of µm per pixel between {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g}{point}")
     return mpp
@@ -347,6 +358,22 @@ def _check_unique(entries: Iterable[Entry], path: Path) -> None:
         if file in files:
             raise CohortError(f"{path}: slides {files[file]} and {entry.slide_id} are the same file {kept_form(entry.path)}; list it once")
         files[file] = entry.slide_id
+
+
+def _check_known_patients(entries: Sequence[Entry], numbers: Sequence[int], path: Path) -> None:
+    """Raises `CohortError` where slides share a patient whose name says that nobody knows who it is."""
+    of_word: dict[str, list[int]] = defaultdict(list)
+    for entry, row in zip(entries, numbers, strict=True):
+        if is_unknown(entry.patient_id) and entry.patient_id != entry.slide_id:
+            of_word[entry.patient_id.casefold()].append(row)
+    for word, rows in of_word.items():
+        if len(rows) > 1:
+            first = ", ".join(map(str, rows[:NAMED_ROWS]))
+            more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+            raise CohortError(
+                f"{path}: {len(rows)} slides have patient_id={word!r} (rows {first}{more}), which would make one patient of all unknown ones;"
+                f" {_UNKNOWN_PATIENTS}. If it is one patient's name, write it otherwise (p-{word})"
+            )
 
 
 def _check_patients(entries: Iterable[Entry], path: Path) -> None:

@@ -64,15 +64,15 @@ def holding(content: bytes) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("breaks", "says"),
     [
-        (latin, "the manifest data/demo/slides.csv cannot be read: 'utf-8' codec"),
+        (latin, "the manifest data/demo/slides.csv is not CSV in UTF-8: 'utf-8' codec"),
         (pipe, "the manifest data/demo/slides.csv is no regular file; write it as CSV in UTF-8"),
         (folder, "is no regular file"),
         (holding(b""), "has no column path, but none; name the column so"),
         (holding(b"slide,file\na,b\n"), "has no column path, but slide, file; name the column so"),
-        (holding(b"path\n" + b"x" * 200_000 + b"\n"), "cannot be read: field larger than field limit"),
-        (holding(b"path\na\0b\n"), "1 of 1 are not where the manifest says"),
+        (holding(b"path\n" + b"x" * 200_000 + b"\n"), "line 2: field larger than field limit"),
+        (holding(b"path\na\0b\n"), "line 2 holds a null character; write it as CSV in UTF-8"),
         (holding(b"path\n" + b"x" * 5000 + b"\n"), "1 of 1 are not where the manifest says"),
-        (holding(b"path,label\na.tiff,0,7,8\n\n"), "all 1 of data/demo/slides.csv"),
+        (holding(b"path,label\na.tiff,0,7,8\n\n"), "row 2: has more cells than the header (4, not 2)"),
     ],
     ids=range(9),
 )
@@ -122,7 +122,7 @@ def test_slides_lost_to_the_machine_are_named_and_those_with_faults_are_not(proj
         " these are no faults of the slides; delete data/cohort/quarantine.csv and data/tiles/quarantine.csv and run dvc repro, which reads them again",
     )
     tables[1].write_bytes(b"\xff")
-    assert "data/tiles/quarantine.csv cannot be read" in found(project)["lost"].says
+    assert "data/tiles/quarantine.csv is not CSV in UTF-8" in found(project)["lost"].says
     for table in tables:
         table.unlink()
     assert found(project)["lost"].fine

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hnm.names import is_id
-from hnm.prediction.names import slide_ids_of
 from hnm.redaction import readable
+from hnm.slides.names import slide_ids_of
 
 
 def test_an_id_is_the_file_s_name_where_that_will_do() -> None:
