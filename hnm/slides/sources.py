@@ -109,7 +109,7 @@ def tcga(folder: Path, sheet: Path, *, labels: Path | None, column: str, positiv
         entries.append(Entry(slide_id, str(path), label, patient_id, None, None, None, None))
     notes = [f"{unknown} slides are left out: {labels} has no label of them"] if unknown else []
     notes += [f"{missing} slides are not under {folder}; fetch them, or they go to quarantine"] if missing else []
-    kinds = Counter("frozen" if re.search(r"-[TBM]S[A-Z0-9]*$", entry.slide_id) else "diagnostic" for entry in entries)
+    kinds = Counter("frozen" if re.search(r"-[TBM]S[A-Z0-9]*\Z", entry.slide_id) else "diagnostic" for entry in entries)
     if len(kinds) > 1:
         notes.append(f"{kinds['diagnostic']} slides are diagnostic (DX) and {kinds['frozen']} frozen sections, which look otherwise; consider one kind")
     return Found(_some(entries, sheet, "slides"), notes)
