@@ -6,15 +6,15 @@ from collections.abc import Iterable
 
 LONGEST_ID = 128
 """Characters of an id. Files are named by it, and a file system takes 255 with what is put behind."""
-ID = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_ID - 1}}}\Z"
-"""Pattern of an id, of a slide, a patient, a cohort or a study. `$` would let a line feed at the end pass."""
+ID = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_ID - 1}}}"
+"""Pattern of an id, of a slide, a patient, a cohort or a study; for `fullmatch`, as `$` would let a line feed at the end pass."""
 ID_WORDS = f"letters, digits, dots, dashes and underscores, a letter or digit first, {LONGEST_ID} characters at most"
 SHOWN = 60
 
 
 def is_id(text: str) -> bool:
     """Whether `text` may be an id."""
-    return re.match(ID, text) is not None
+    return re.fullmatch(ID, text) is not None
 
 
 def clash(ids: Iterable[str]) -> tuple[str, str] | None:

@@ -322,7 +322,7 @@ class Finetune(Contrast):
     """Supervised contrastive fine-tuning of the encoder on the mined tiles."""
 
     epochs: Count = 8
-    """Each epoch shows every mined tile; of the role that fills fewer steps, some again."""
+    """Each epoch shows every mined tile at least once, and some again, so that all steps have as many tiles of each role."""
     warmup_epochs: CountOrNone = 1
     """First epochs, in which negatives alone are anchors."""
     anchors: Literal["negatives", "positives", "both"] = "both"

@@ -130,7 +130,12 @@ def _one_of(*values: str | int) -> pa.Check:
     return pa.Check.isin(list(values), error=f"must be one of {', '.join(map(str, values))}")
 
 
-_slide_id = pa.Column(str, pa.Check.str_matches(ID, error=f"must be {ID_WORDS}"))
+def _all_of(pattern: str, wanted: str) -> pa.Check:
+    """That the whole text matches, a line feed at its end included, which pandera's `str_matches` and `$` would pass over."""
+    return pa.Check(lambda column: column.str.fullmatch(pattern, na=False), error=f"must be {wanted}")
+
+
+_slide_id = pa.Column(str, _all_of(ID, ID_WORDS))
 _at_least_0 = pa.Check.ge(0, error="must be at least 0")
 _positive = pa.Check.gt(0, error="must be above 0")
 _share = pa.Check.in_range(0, 1, error="must lie in [0, 1]")
@@ -360,7 +365,7 @@ MINED = Table(
         "logit": _logit,
         "round": pa.Column("int32", pa.Check.ge(1, error="must be at least 1")),
         "policy": pa.Column(str, _one_of("hard", "semi_hard", "mixed", "random", "all")),
-        "scorer": pa.Column(str, pa.Check.str_matches(r"^[0-9a-f]{16}$", error="must be 16 hexadecimal digits")),  # of the scores that were mined
+        "scorer": pa.Column(str, _all_of("[0-9a-f]{16}", "16 hexadecimal digits")),  # of the scores that were mined
     },
 )
 

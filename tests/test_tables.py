@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hnm.errors import TableError
-from hnm.tables import LABELS, QUARANTINE, SLIDE_SCORES, TILES, VETOES, plain_cell, safe_cell
+from hnm import tables
+from hnm.prediction.files import PREDICTIONS
+from hnm.tables import LABELS, QUARANTINE, SLIDE_SCORES, TILES, VETOES, Table, plain_cell, safe_cell
 
 
 def scores(**changes: object) -> pd.DataFrame:
@@ -97,6 +99,34 @@ def test_a_key_of_two_columns_is_unique_together() -> None:
     with pytest.raises(TableError, match=r"tiles\.parquet: column \w+, row 0: value .*: must be unique \(slide_id, tile\)"):
         TILES.check(rows, "tiles.parquet")
     assert len(TILES.check(rows.assign(tile=np.array([1, 0], np.int32)), "tiles.parquet")) == 2
+
+
+EVERY_TABLE = [*(table for table in vars(tables).values() if isinstance(table, Table)), PREDICTIONS]
+TEXTS = {"role": "positive", "policy": "hard", "reason": "pen", "scorer": "0123456789abcdef", "split": "train", "step": "open"}
+
+
+def one_row(table: Table) -> pd.DataFrame:
+    """A row that the table's reader takes."""
+    row: dict[str, object] = {}
+    for name, column in table.columns.items():
+        kind = str(column.dtype).lower()
+        row[name] = [TEXTS.get(name, "a")] if "str" in kind else np.ones(1, kind if kind != "boolean" else "bool")
+    return pd.DataFrame(row)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize("table", EVERY_TABLE, ids=lambda table: table.name)
+def test_every_reader_takes_ids_and_digests_whole(tmp_path: Path, table: Table, suffix: str) -> None:
+    """A line feed at the end, which `$` passes over, is none of an id; nor is anything else that a file's name may not have."""
+    path = tmp_path / f"table{suffix}"
+    table.write(one_row(table), path)
+    assert len(table.read(path)) == 1
+    for column in {"slide_id", "scorer"} & set(table.columns):
+        for wrong in (f"{one_row(table)[column][0]}\n", f"\n{one_row(table)[column][0]}", ""):
+            frame = one_row(table).assign(**{column: [wrong]})
+            frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path, index=False)
+            with pytest.raises(TableError, match=rf"table{suffix}: column {column}, row 0"):
+                table.read(path)
 
 
 def test_a_slide_id_ends_where_its_line_ends() -> None:

@@ -119,7 +119,12 @@ def epoch_steps(section: params.Finetune, negatives: int, positives: int) -> int
 
 
 def role_batches(roles: NDArray[np.int64], section: params.Finetune, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """Rows of each step, negatives first. Every tile of the role that fills more steps comes once, those of the other in whole orders again and again."""
+    """Rows of each step, negatives first; all steps have as many tiles of each role.
+
+    The tiles of a role come in one random order after the other, until the steps are filled. So every tile comes at
+    least once, and no tile comes a second time before all others of its role have come. A tile that ends one order and
+    begins the next may come twice in a step: it has one role, so the contrast stays right, and all steps keep one size.
+    """
     generator = np.random.default_rng(seed_of(section.seed, "finetune batches", epoch))
     rows = [np.flatnonzero(roles == role) for role in (NEGATIVE, POSITIVE)]
     steps, shares = epoch_steps(section, *map(len, rows)), step_tiles(section)

@@ -5,6 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hnm import params
 from hnm.errors import FinetuneError
@@ -47,6 +49,29 @@ def test_a_step_takes_the_share_of_positives_asked_for() -> None:
     assert [roles[rows].tolist() for rows in steps] == [[NEGATIVE] * 4 + [POSITIVE]] * 3  # 7 negatives fill two steps, 3 positives three
     seen = Counter(np.concatenate(steps).tolist())
     assert [seen[row] for row in range(3)] == [1, 1, 1] and sorted(seen[row] for row in range(3, 10)) == [1, 1, 2, 2, 2, 2, 2]
+
+
+@given(
+    roles=st.lists(st.sampled_from([NEGATIVE, POSITIVE]), min_size=2, max_size=60).filter(lambda roles: len(set(roles)) == 2),
+    batch_tiles=st.integers(4, 24),
+    share=st.floats(0.01, 0.99),
+    epoch=st.integers(1, 3),
+)
+def test_every_tile_comes_and_none_again_before_all_others_of_its_role(roles: list[int], batch_tiles: int, share: float, epoch: int) -> None:
+    section = params.Finetune(batch_tiles=batch_tiles, positive_share=share)
+    steps = [rows.tolist() for rows in role_batches(np.array(roles), section, epoch)]
+    in_step = {POSITIVE: min(max(round(batch_tiles * share), 1), batch_tiles - 1)}
+    in_step[NEGATIVE] = batch_tiles - in_step[POSITIVE]
+    assert all([roles[row] for row in step] == [NEGATIVE] * in_step[NEGATIVE] + [POSITIVE] * in_step[POSITIVE] for step in steps)
+    spare = []
+    for role in (NEGATIVE, POSITIVE):
+        times = [sum(step.count(row) for step in steps) for row, of in enumerate(roles) if of == role]
+        assert min(times) >= 1 and max(times) - min(times) <= 1
+        shown = [row for step in steps for row in step if roles[row] == role]
+        for first in range(0, len(shown) - len(times) + 1, len(times)):  # one order after the other
+            assert len(set(shown[first : first + len(times)])) == len(times)
+        spare.append(len(shown) - len(times) < in_step[role])
+    assert any(spare)  # one step fewer would leave out a tile
 
 
 @pytest.mark.parametrize(("share", "tiles"), [(0.5, (16, 16)), (0.2, (26, 6)), (0.001, (31, 1)), (0.999, (1, 31))])
