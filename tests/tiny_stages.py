@@ -27,6 +27,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = {"hnm": "hnm.cli", "impatient": "tests.tiny_impatient"}
+"""First word of what is run in place of a stage -> its module."""
 ORDER = ("cohort", "tiles", "encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate")
 """The stages of two rounds, in an order that DVC could take."""
 IMPORTED = (
@@ -107,9 +109,10 @@ class Project:
 
         `umask` is in octal digits, `user` a number; `log` is where its output goes, elsewhere than in the project.
         """
-        words = command_of(stage) if not stage.startswith("hnm ") else ["hnm.cli", *shlex.split(stage)[1:]]
+        program, *options = shlex.split(stage)
+        words = [COMMANDS[program], *options] if program in COMMANDS else command_of(stage)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "HNM", "MLFLOW"))}
-        settings = {} if stage.startswith("hnm ") else {"DVC_STAGE": f"{self.folder}/dvc.yaml:{stage}"}
+        settings = {} if program in COMMANDS else {"DVC_STAGE": f"{self.folder}/dvc.yaml:{stage}"}
         settings |= {"DVC_ROOT": str(self.folder), "HNM_TRACKING": "off", "HNM_WORKERS": "2", **environment}
         how = {"umask": umask, "user": user, "log": log or str(self.folder / ".log")}
         return self.launcher.start(words[0], words[1:], cwd=self.folder, env=inherited | settings, **how)

@@ -16,6 +16,8 @@ from typing import Any
 
 ANSWER_SECONDS = 60.0
 """Longest that one call to the store may take."""
+AGAIN_SECONDS = 1.0
+"""So long goes each further try of a library that goes on when its time is over."""
 LOCK_SECONDS = 60.0
 """Longest that this process waits for others of this repository that use the store."""
 SLOWEST_BYTES_A_SECOND = 100_000
@@ -53,7 +55,7 @@ def within(seconds: float) -> Iterator[None]:
 
     former = signal.signal(signal.SIGALRM, ring)
     began = time.monotonic()
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
     try:
         yield
     finally:

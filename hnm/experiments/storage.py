@@ -2,11 +2,13 @@
 
 import json
 import os
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,10 @@ HEARTBEAT_SECONDS = int(os.environ.get("HNM_STUDY_HEARTBEAT", "30"))
 """How often a trial tells a server that it is alive; after four times as long without a word it counts as dead."""
 ALIVE = "alive"
 """Mark of a trial that has told a server so."""
+CONNECT_SECONDS = 15
+"""Longest that a server may take to answer a connection; PGCONNECT_TIMEOUT or `connect_timeout` in the URL say otherwise."""
+ANSWER_SECONDS = 60.0
+"""Longest that a server may take to answer one statement."""
 CREATIONS = 5
 """Tries to make a server's tables: where two machines make them at once, one fails."""
 
@@ -84,14 +90,45 @@ def open_storage(url: str, *, make: bool) -> Any:
 
 def _database(url: str, *, heartbeat: bool) -> Any:
     beat, grace = (HEARTBEAT_SECONDS, 4 * HEARTBEAT_SECONDS) if heartbeat else (None, None)
+    engine = {"pool_pre_ping": True} if heartbeat else {}
+    if make_url(url).drivername == "postgresql+psycopg":
+        engine["creator"] = partial(_connected, url)
     for attempt in range(CREATIONS):
         try:
-            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True} if heartbeat else None, heartbeat_interval=beat, grace_period=grace)
+            return optuna.storages.RDBStorage(url, engine_kwargs=engine, heartbeat_interval=beat, grace_period=grace)
         except SQLAlchemyError as error:
             if not heartbeat or attempt + 1 == CREATIONS or "already exists" not in str(error):
                 raise
             time.sleep(1.0)
     raise AssertionError("the last try returns or raises")
+
+
+def _connected(url: str) -> Any:
+    """A connection to PostgreSQL, each answer of which comes in time or ends it: a server that hangs hangs no study, in no thread."""
+    import psycopg
+
+    class Connection(psycopg.Connection[Any]):
+        def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
+            return super().wait(self._timed(gen), *arguments, **named)
+
+        def _timed(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+            deadline = time.monotonic() + ANSWER_SECONDS
+            waited_for = next(gen)
+            while True:
+                ready = yield waited_for
+                if not ready and time.monotonic() > deadline:
+                    self.pgconn.finish()  # else taking back the transaction would wait as long
+                    raise psycopg.OperationalError(f"no answer within {ANSWER_SECONDS:g} s")
+                try:
+                    waited_for = gen.send(ready)
+                except StopIteration as end:
+                    return end.value
+
+    parsed = make_url(url)
+    positional, named = parsed.get_dialect()().create_connect_args(parsed)
+    if "PGCONNECT_TIMEOUT" not in os.environ:
+        named.setdefault("connect_timeout", CONNECT_SECONDS)
+    return Connection.connect(*positional, **named)
 
 
 @contextmanager
@@ -107,14 +144,29 @@ def usable(url: str, *also: type[Exception]) -> Iterator[None]:
         ) from error
 
 
-def heartbeat_of(study: optuna.Study, trial: optuna.Trial) -> Any:
-    """Tells a server, as long as the block runs, that the trial is alive."""
+@contextmanager
+def heartbeat_of(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
+    """Tells a server, as long as the block runs, that the trial is alive; where it does not hear, it is told again later."""
     storage: Any = study._storage
     if not optuna.storages._heartbeat.is_heartbeat_enabled(storage):
-        return nullcontext()
+        yield
+        return
     storage.record_heartbeat(trial._trial_id)
     trial.set_user_attr(ALIVE, True)
-    return optuna.storages._heartbeat.get_heartbeat_thread(trial._trial_id, storage)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            with suppress(*STORAGE_ERRORS):
+                storage.record_heartbeat(trial._trial_id)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def close_dead(study: optuna.Study, url: str) -> None:

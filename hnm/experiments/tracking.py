@@ -9,6 +9,7 @@ and the record set aside in `.hnm/refused`.
 
 import contextlib
 import io
+import logging
 import math
 import os
 import select
@@ -354,6 +355,7 @@ def connect(root: Path) -> "MlflowClient":
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import DatabaseError
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # it tells of each of its tries; the last one's error says it all
     uri, database = tracking_uri(root), store_file(root)
     if database is None:
         with within(LOCK_SECONDS):

@@ -62,7 +62,7 @@ def cluster_runner(
                 job_of = dict(zip(futures, together, strict=True))
                 for future in _completed(dask.as_completed(futures, loop=client.loop), watch):
                     job = job_of.pop(future)
-                    yield job, _outcome(dask, future)
+                    yield job, _outcome(dask, future, watch)
                     future.release()
                 yield from ((job, MachineError(watch.given_up)) for job in job_of.values())
 
@@ -112,13 +112,18 @@ def _completed(futures: Any, watch: _Watch) -> Iterator[Any]:
             watch.look()
 
 
-def _outcome(dask: Any, future: Any) -> Any:
-    try:
-        return future.result()
-    except dask.KilledWorker as error:
-        return MachineError(f"the workers that read it died (the last: {error.last_worker.address}); give each more memory, or look into its log")
-    except CancelledError:
-        return MachineError(AWAY)
+def _outcome(dask: Any, future: Any, watch: _Watch) -> Any:
+    while True:
+        try:
+            return future.result(timeout=SECONDS_TO_LOOK)
+        except TimeoutError:  # its worker died before it gave the outcome away, which is made again where there are workers
+            if watch.given_up:
+                return MachineError(watch.given_up)
+            watch.look()
+        except dask.KilledWorker as error:
+            return MachineError(f"the workers that read it died (the last: {error.last_worker.address}); give each more memory, or look into its log")
+        except CancelledError:
+            return MachineError(AWAY)
 
 
 @contextmanager

@@ -136,9 +136,7 @@ def plan_of(slide: Slide, layout: Layout) -> Plan:
     """The tiles of `slide` that hold tissue; `SlideError` where there are none."""
     mpp, tissue, tiles = layout.mpp, layout.tissue, layout.tiles
     grid = grid_of(slide.bounds, mpp, slide.level_downsamples, tiles)
-    view = thumbnail(slide, tissue.mpp, mpp)
-    if view.lost.mean() > tiles.max_lost_share:
-        raise SlideError(f"{view.lost.mean():.1%} of its area cannot be read, more than tiles.max_lost_share={tiles.max_lost_share:g}", step="tiles")
+    view = thumbnail(slide, tissue.mpp, mpp, tiles.max_lost_share)
     if layout.mask is None:
         mask = tissue_mask(view.pixels, view.mpp, tissue)
     else:

@@ -310,11 +310,15 @@ def expecting(path: Path, fingerprint: str) -> Iterator[None]:
         raise
 
 
-def thumbnail(slide: Slide, mpp: float, slide_mpp: tuple[float, float]) -> Thumbnail:
+def thumbnail(slide: Slide, mpp: float, slide_mpp: tuple[float, float], max_lost_share: float = 1.0) -> Thumbnail:
     """The slide's bounds at `mpp` µm per pixel (or at its own resolution where that is coarser), averaged over area.
 
     It is read in blocks, so that memory does not grow with the slide; a block that cannot be read is halved until the
-    unreadable part is small, which is then marked as lost. `SlideError` where it would have more than `MOST_THUMBNAIL_PX`.
+    unreadable part is small, which is then marked as lost.
+
+    Raises:
+        SlideError: it would have more than `MOST_THUMBNAIL_PX`, or more than `max_lost_share` of it is lost. It ends there: each
+            failed read has OpenSlide open the file again, and a slide that claims far more rows than it holds would go on for hours.
     """
     mpp = max(mpp, *slide_mpp)
     scale = (mpp / slide_mpp[0], mpp / slide_mpp[1])
@@ -330,6 +334,7 @@ def thumbnail(slide: Slide, mpp: float, slide_mpp: tuple[float, float]) -> Thumb
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[:] = slide.background
     lost = np.zeros((height, width), bool)
+    lost_px = 0
     block = int(READ_PX * slide.level_downsamples[level] / max(scale))
     largest = int(MOST_REGION_PX**0.5 * slide.level_downsamples[level] / max(scale)) - 2  # of a slide of one level, as seen from afar
     block = max(1, min(max(SMALLEST_BLOCK_PX, block), largest))
@@ -342,6 +347,9 @@ def thumbnail(slide: Slide, mpp: float, slide_mpp: tuple[float, float]) -> Thumb
         except RegionError:
             if max(w, h) <= SMALLEST_BLOCK_PX:
                 lost[at] = True
+                lost_px += w * h
+                if lost_px > max_lost_share * width * height:
+                    raise SlideError(f"more than tiles.max_lost_share={max_lost_share:g} of its area cannot be read", step="tiles") from None
             else:
                 waiting += _halves(x, y, w, h)
     return Thumbnail(pixels, lost, slide.bounds.x, slide.bounds.y, scale, mpp)

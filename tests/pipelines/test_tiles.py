@@ -139,7 +139,7 @@ def test_bad_slides_go_to_quarantine_and_the_others_go_on(folder, tiny):
     assert table["reason"].tolist() == [
         "gone.svs does not exist",
         "it has no tissue of at least tissue.min_area_um2=1000",
-        "100.0% of its area cannot be read, more than tiles.max_lost_share=0.01",
+        "more than tiles.max_lost_share=0.01 of its area cannot be read",
     ]
     assert TILES.read(out / "index.parquet")["slide_id"].unique().tolist() == ["s0", "s2", "s4"]
     again = run(folder, "again", cohort=COHORT.model_copy(update={"max_quarantined_share": 0.5}))

@@ -192,7 +192,6 @@ def test_a_scheduler_that_goes_away_while_slides_are_cut(slides, a_cluster, monk
     known = cut_all(slides, "local", monkeypatch, "local")
     monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_ANSWER", "3s")
     monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_LOOK", 0.2)
-    monkeypatch.setattr(hnm.slides.cluster, "SECONDS_WITHOUT", 3.0)
     a_cluster.start_workers(1)
     packs = lambda: {path.name for path in (slides / "store-dask").rglob("[!.]*.h5")}  # noqa: E731
     gone_at = []
@@ -200,6 +199,7 @@ def test_a_scheduler_that_goes_away_while_slides_are_cut(slides, a_cluster, monk
     def away() -> None:
         while len(packs()) < 4:
             time.sleep(0.005)
+        monkeypatch.setattr(hnm.slides.cluster, "SECONDS_WITHOUT", 3.0)  # not before: a worker may take as long to start
         os.killpg(a_cluster.scheduler.pid, signal_)
         gone_at.append(time.monotonic())
 
@@ -216,6 +216,8 @@ def test_a_scheduler_that_goes_away_while_slides_are_cut(slides, a_cluster, monk
     assert len(packs()) >= 4 and not (slides / "dask" / "index.parquet").exists()
     end(a_cluster.scheduler)
     before = {path: path.stat().st_mtime_ns for path in (slides / "store-dask").rglob("[!.]*.h5")}
+    monkeypatch.setattr(hnm.slides.cluster, "SECONDS_WITHOUT", 120.0)
+    monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_ANSWER", "60s")
     a_cluster.start_scheduler()  # the worker comes back to it by itself, or is away
     a_cluster.start_workers(1)
     assert cut_all(slides, "dask", monkeypatch, a_cluster.address) == known

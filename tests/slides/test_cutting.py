@@ -1,4 +1,5 @@
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_lost_tiles_are_left_out_and_counted(tmp_path, tiny):
     """TIFF tile 0 (64 x 64 pixels) holds 4 of the 80 tiles; in the thumbnail 5 % of the area is lost."""
     pixels = tiny.painted(256, 320, (0, 0, 320, 256, tiny.STROMA))
     path = tiny.damage(tiny.aperio(tmp_path / "a.svs", pixels), 0)
-    with pytest.raises(SlideError, match=r"of its area cannot be read, more than tiles.max_lost_share=0.01") as caught:
+    with pytest.raises(SlideError, match=r"^more than tiles.max_lost_share=0.01 of its area cannot be read$") as caught:
         cut(cutting(path, tmp_path / "a.h5"))
     assert caught.value.step == "tiles"
     assert not (tmp_path / "a.h5").exists()
@@ -117,6 +118,22 @@ def test_lost_tiles_are_left_out_and_counted(tmp_path, tiny):
     pack = Pack(tmp_path / "a.h5")
     assert (len(pack), pack.lost) == (76, 4)
     assert [0, 0] not in pack.coords.tolist()
+
+
+def test_a_slide_that_claims_rows_that_it_has_not_ends_soon(tmp_path, tiny, monkeypatch):
+    """256 rows of 65,535: each read beyond them fails, and each failed read has the file opened anew."""
+    path = tiny.trestle(tmp_path / "a.tif", tiny.painted(256, 320, (0, 0, 320, 256, tiny.STROMA)), "E6E6FA")
+    with tifffile.TiffFile(path) as file:
+        rows = file.pages[0].tags["ImageLength"].valueoffset
+    with path.open("r+b") as stream:
+        stream.seek(rows)
+        stream.write(struct.pack("<I", 65535))
+    opened = []
+    again = OpenSlideReader._reopen
+    monkeypatch.setattr(OpenSlideReader, "_reopen", lambda slide: (opened.append(1), again(slide)))
+    with pytest.raises(SlideError, match=r"^more than tiles.max_lost_share=0.01 of its area cannot be read$"):
+        cut(cutting(path, tmp_path / "a.h5"))
+    assert 0 < len(opened) < 100
 
 
 def test_too_many_lost_tiles(tmp_path, tiny):
