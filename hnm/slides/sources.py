@@ -296,7 +296,7 @@ def _tcga_notes(samples: list[Sample], entries: list[Entry], folder: Path, norma
     notes = []
     if missing := sum(not Path(entry.path).exists() for entry in entries):
         notes.append(f"{missing} slides are not under {folder}; fetch them, or they go to quarantine")
-    kinds = Counter("frozen" if re.search(r"-[TBM]S[A-Z0-9]*$", sample.slide_name) else "diagnostic" for sample in samples)
+    kinds = Counter("frozen" if re.search(r"-[TBM]S[A-Z0-9]*\Z", sample.slide_name) else "diagnostic" for sample in samples)
     if len(kinds) > 1:
         notes.append(f"{kinds['diagnostic']} slides are diagnostic (DX) and {kinds['frozen']} frozen sections, which look otherwise; consider one kind")
     if normals := sum(sample.kind == NORMAL for sample in samples):
