@@ -86,7 +86,7 @@ def hold(causes: Path, module: str, device: str) -> None:
     if changed := differences(read_json(causes, CausesError), causes_of(module, device)):
         raise CausesError(
             f"{causes} does not say what is here now ({in_words(changed)}), and DVC would enter the result under the wrong causes; "
-            "run dvc repro without --single-item: the stage causes writes it anew"
+            "run dvc repro causes, which writes it anew, and then this command again"
         )
 
 
