@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -102,6 +102,8 @@ SETTINGS = {
 _INSTRUCTIONS = re.compile(r"(s?sse|avx|fma|amx|asimd|sve|sme(?!p))\w*|f16c|fphp|bf16|i8mm")
 _CPUINFO = Path("/proc/cpuinfo")
 _ABSENT = "absent"
+NAMED = 3
+"""Changes that a line names at most."""
 
 
 def causes_of(module: str, device: str = "cpu") -> Causes:
@@ -129,14 +131,20 @@ def keys_of(module: str, device: str = "cpu") -> Callable[..., str]:
     return key
 
 
-def differences(before: Causes, after: Causes) -> dict[str, str]:
-    """What differs between two causes -> how, as `2.13.0 -> 2.14.0`; "" for code, whose digests tell nobody anything."""
-    told = {}
+def differences(before: Causes, after: Causes) -> list[str]:
+    """What differs between two causes, in words: `torch 2.13.0 -> 2.14.0`, or `code of hnm.draws`."""
+    changes: list[str] = []
     for kind in sorted(before.keys() | after.keys()):
         old, new = before.get(kind, {}), after.get(kind, {})
-        for name in sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
-            told[name] = "" if kind == "code" else f"{old.get(name, 'none')} -> {new.get(name, 'none')}"
-    return told
+        changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        changes += [f"code of {name}" if kind == "code" else f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}" for name in changed]
+    return changes
+
+
+def in_words(changes: Sequence[str]) -> str:
+    """Some changes as one line, which names the first and counts the others."""
+    more = f" and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
+    return ", ".join(changes[:NAMED]) + more
 
 
 def code_of(module: str) -> dict[str, str]:
@@ -207,8 +215,10 @@ def _imported(module: str) -> frozenset[str]:
     What only type checkers see is left out.
     """
     names: set[str] = set()
-    package = module if _file_of(module).name == "__init__.py" else module.rpartition(".")[0]
-    for node in _nodes(_tree(module)):
+    if (file := _file_of(module)) is None:
+        return frozenset()
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in _nodes(_tree(file)):
         match node:
             case ast.Import():
                 names |= {alias.name for alias in node.names}
@@ -235,7 +245,9 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
 @cache
 def _digests(module: str) -> dict[str, str]:
     """Digest of the code of `module`, comments, docstrings and layout aside, and of each file beside it that it names."""
-    file, tree = _file_of(module), _tree(module)
+    if (file := _file_of(module)) is None:
+        return {}
+    tree = _tree(file)
     named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     beside = [path for path in file.parent.iterdir() if path.name in named and path.suffix != ".py" and path.is_file()]
     texts = {f"{module.rpartition('.')[0]}/{path.name}": path.read_bytes() for path in beside}
@@ -243,14 +255,16 @@ def _digests(module: str) -> dict[str, str]:
     return {name: hashlib.sha256(text).hexdigest()[:16] for name, text in texts.items()}
 
 
-def _tree(module: str) -> ast.Module:
-    return ast.parse(_file_of(module).read_text(encoding="utf-8"))
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
-def _file_of(module: str) -> Path:
+def _file_of(module: str) -> Path | None:
+    """The text of a module; None of one of others that has none, such as `builtins`."""
     path = _place_of(module)
-    assert path is not None, module
-    return path
+    if path is None and _is_ours(module):
+        raise ModuleNotFoundError(f"there is no module {module}", name=module)
+    return path if path is not None and path.suffix == ".py" else None
 
 
 @cache

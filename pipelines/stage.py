@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hnm.causes import causes_of, differences
+from hnm.causes import causes_of, differences, in_words
 from hnm.errors import CausesError, HnmError
 from hnm.experiments.ledger import cost_so_far, dvc_name, write_cost
 from hnm.experiments.record import first_line
@@ -84,10 +84,9 @@ def hold(causes: Path, module: str, device: str) -> None:
     if not causes.exists():
         return
     if changed := differences(read_json(causes, CausesError), causes_of(module, device)):
-        named = ", ".join(f"{name} {change}" if change else f"code of {name}" for name, change in list(changed.items())[:3])
         raise CausesError(
-            f"{causes} does not say what is here now ({named}), and DVC would enter the result under the wrong causes; "
-            "run dvc repro without --single-item: the stage causes writes it anew"
+            f"{causes} does not say what is here now ({in_words(changed)}), and DVC would enter the result under the wrong causes; "
+            "run dvc repro causes, which writes it anew, and then this command again"
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hnm import causes
-from hnm.causes import CARRIERS, PLUMBING, causes_of, code_of, differences, imports_of, keys_of, libraries_of
+from hnm.causes import CARRIERS, PLUMBING, causes_of, code_of, differences, imports_of, in_words, keys_of, libraries_of
 
 ROOT = Path(__file__).parents[1]
 CPUINFO = """processor	: 0
@@ -199,8 +199,9 @@ class TestMachine:
 def test_differences_name_what_changed_and_how() -> None:
     before = {"code": {"a": "1", "b": "2"}, "libraries": {"torch": "2.13.0", "numpy": "2"}, "machine": {"processor": "x"}}
     after = {"code": {"a": "1", "b": "3"}, "libraries": {"torch": "2.14.0", "numpy": "2"}, "machine": {"processor": "x", "MKL_CBWR": "AVX2"}}
-    assert differences(before, before) == {}
-    assert differences(before, after) == {"b": "", "torch": "2.13.0 -> 2.14.0", "MKL_CBWR": "none -> AVX2"}
+    assert differences(before, before) == []
+    assert differences(before, after) == ["code of b", "torch 2.13.0 -> 2.14.0", "MKL_CBWR none -> AVX2"]
+    assert in_words(["a", "b", "c"]) == "a, b, c" and in_words(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 
 
 def test_causes_are_plain_and_stable_json() -> None:

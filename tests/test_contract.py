@@ -96,6 +96,15 @@ def _imported_libraries(module: str) -> set[str]:
     return named - sys.stdlib_module_names - {"hnm", "pipelines"}
 
 
+def test_every_key_of_the_store_holds_the_causes() -> None:
+    """A module that places results in the store takes their keys from `keys_of`, and names none of the causes itself."""
+    placing = {path: path.read_text() for folder in ("hnm", "pipelines") for path in (ROOT / folder).rglob("*.py")}
+    placing = {path: text for path, text in placing.items() if re.search(r"store\.(path|folder)\(", text) and path.name != "store.py"}
+    assert {path.name for path in placing} == {"tiles.py", "embed.py", "cohort.py", "trial.py", "folds.py", "cross_validation.py"}
+    for path, text in placing.items():
+        assert "keys_of(" in text and "code=" not in text and " key_of(" not in text, path
+
+
 def test_only_evaluate_depends_on_test_labels_or_annotations() -> None:
     guarded = {"data/cohort/labels/test.csv", "data/cohort/annotations"}
     assert guarded <= set(outs_of("cohort"))

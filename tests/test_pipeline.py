@@ -16,6 +16,8 @@ from hnm.slides.synthetic import make_demo_cohort
 from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES
 
 ROOT = Path(__file__).parents[1]
+ALWAYS = ["causes", "cohort"]
+"""The stages that run each time; the bytes of their outputs decide what follows."""
 SMALL = {
     "tiles": {"tile_px": 64},
     "encoder": {"name": "test_resnet", "weights": "random"},
@@ -27,10 +29,10 @@ SMALL = {
 
 
 def make_repository(folder: Path, cohort: Path) -> Path:
-    """A clone of this project as it stands, with the tiny cohort and two rounds."""
+    """A project of two rounds with the tiny cohort, outside of the clone: the code is beside it, as an installed package is."""
     folder.mkdir(parents=True)
     for name in ("hnm", "pipelines"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, code_of(folder) / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
     for name in ("vetoes", "extra", "weights"):
@@ -40,6 +42,21 @@ def make_repository(folder: Path, cohort: Path) -> Path:
         subprocess.run(command, cwd=folder, check=True, env=environment(folder))
     change_params(folder, rounds=1, **SMALL)
     return folder
+
+
+def code_of(folder: Path) -> Path:
+    """Where the packages lie that the stages of the project `folder` run."""
+    return folder.with_name(f"{folder.name}-code")
+
+
+def upgrade(folder: Path, name: str, version: str) -> None:
+    """Has the stages of the project see another version of a library; "" is the true one again."""
+    for said in code_of(folder).glob(f"{name}-*.dist-info"):
+        shutil.rmtree(said)
+    if version:
+        place = code_of(folder) / f"{name}-{version}.dist-info"
+        place.mkdir()
+        (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
 def change_params(folder: Path, *, rounds: int | None = None, **sections: dict[str, Any]) -> None:
@@ -56,7 +73,7 @@ def change_params(folder: Path, *, rounds: int | None = None, **sections: dict[s
 def environment(folder: Path, **changes: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "HNM", "MLFLOW"))}
-    return {**inherited, "PATH": path, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "HNM_TRACKING": "off", **changes}
+    return {**inherited, "PATH": path, "PYTHONPATH": str(code_of(folder)), "PYTHONDONTWRITEBYTECODE": "1", "HNM_TRACKING": "off", **changes}
 
 
 def repro(folder: Path, **changes: str) -> list[str]:
@@ -64,6 +81,19 @@ def repro(folder: Path, **changes: str) -> list[str]:
     done = subprocess.run(["dvc", "repro"], cwd=folder, env=environment(folder, **changes), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
+
+
+def concerned(folder: Path, **changes: str) -> set[str]:
+    """The stages that would run again for what `dvc repro causes` writes down now."""
+    for command in (["dvc", "repro", "causes"], ["dvc", "status", "--json"]):
+        done = subprocess.run(command, cwd=folder, env=environment(folder, **changes), text=True, capture_output=True, check=True)
+    changed = {name: [kind for entry in entries if isinstance(entry, dict) for kind in entry] for name, entries in json.loads(done.stdout).items()}
+    return {name for name, kinds in changed.items() if "changed deps" in kinds}
+
+
+def kept(folder: Path, kind: str) -> set[str]:
+    """Keys of the results of one kind in the store."""
+    return {path.name for path in (folder / ".hnm" / "store" / kind).rglob("*.h5")}
 
 
 def hashes(folder: Path) -> dict[str, dict[str, str]]:
@@ -81,7 +111,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
     """A repository whose pipeline has run once."""
     folder = make_repository(tmp_path_factory.mktemp("one") / "repository", cohort)
-    assert set(repro(folder)) == {"cohort", "tiles", "encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate"}
+    assert set(repro(folder)) == {"causes", "cohort", "tiles", "encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate"}
     return folder
 
 
@@ -122,21 +152,51 @@ class TestPipeline:
         repro(other, TZ="Pacific/Auckland", LC_ALL="C", PYTHONHASHSEED="77", HNM_WORKERS="1")
         assert hashes(other) == hashes(repository)
 
-    def test_a_second_run_checks_the_fingerprints_and_nothing_else(self, repository: Path) -> None:
-        assert repro(repository) == ["cohort"]
+    def test_a_second_run_checks_causes_and_fingerprints_and_nothing_else(self, repository: Path) -> None:
+        assert repro(repository) == ALWAYS
 
-    def test_a_touched_comment_of_the_plumbing_runs_nothing(self, repository: Path) -> None:
-        with (repository / "hnm" / "errors.py").open("a") as stream:
-            stream.write("# a comment\n")
-        assert repro(repository) == ["cohort"]
+    def test_words_of_a_step_and_code_of_the_plumbing_run_nothing(self, repository: Path) -> None:
+        for file, text in (("errors", "UNUSED = 1\n"), ("slides/tiling", "# a comment\n"), ("learning/encoder", '"""Words."""\n')):
+            with (code_of(repository) / "hnm" / f"{file}.py").open("a") as stream:
+                stream.write(text)
+        assert repro(repository) == ALWAYS
+
+    def test_a_template_of_the_report_concerns_evaluate_alone(self, repository: Path) -> None:
+        template = code_of(repository) / "hnm" / "evidence" / "report.html.jinja"
+        text = template.read_text()
+        template.write_text(f"{text}<!-- more -->\n")
+        assert concerned(repository) == {"evaluate"}
+        template.write_text(text)
+        assert concerned(repository) == set()
+
+    def test_an_upgrade_concerns_what_the_library_makes(self, repository: Path) -> None:
+        wanted = {"mlflow": set(), "kornia": {"encoder", "finetune@1"}, "openslide_bin": {"cohort", "tiles"}, "plotly": {"evaluate"}}
+        for name, stages in wanted.items():
+            upgrade(repository, name, "99.1")
+            assert concerned(repository) == stages, name
+            upgrade(repository, name, "")
+        assert concerned(repository) == set()
+
+    def test_other_kernels_of_the_processor_concern_what_torch_computes(self, repository: Path) -> None:
+        computed = {"encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1"}
+        assert concerned(repository, ATEN_CPU_CAPABILITY="default") == computed
+        assert concerned(repository) == set()
+
+    def test_another_library_of_slides_cuts_them_anew_and_equal_packs_end_the_matter(self, repository: Path) -> None:
+        before = kept(repository, "tiles")
+        upgrade(repository, "openslide_bin", "99.1")
+        assert repro(repository) == [*ALWAYS, "tiles"]
+        assert before < kept(repository, "tiles") and len(kept(repository, "tiles")) == 2 * len(before)
+        upgrade(repository, "openslide_bin", "")
+        assert repro(repository) == ALWAYS, "DVC has the results of these causes"
 
     def test_another_negative_fraction_starts_at_mine(self, repository: Path) -> None:
         change_params(repository, mining={"negative_fraction": 0.4})
-        assert repro(repository) == ["cohort", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate"]
+        assert repro(repository) == [*ALWAYS, "mine@1", "finetune@1", "embed@1", "head@1", "evaluate"]
 
     def test_one_more_round_runs_that_round_alone(self, repository: Path) -> None:
         change_params(repository, rounds=2)
-        assert repro(repository) == ["cohort", "mine@2", "finetune@2", "embed@2", "head@2", "evaluate"]
+        assert repro(repository) == [*ALWAYS, "mine@2", "finetune@2", "embed@2", "head@2", "evaluate"]
 
     def test_a_param_put_back_costs_no_tile(self, repository: Path) -> None:
         """The results of earlier params are kept: DVC's run cache and the store give them back."""
@@ -151,10 +211,10 @@ class TestPipeline:
         done = subprocess.run(["dvc", "repro"], cwd=repository, env=environment(repository), text=True, capture_output=True)
         (repository / "params.yaml").write_text(text)
         assert done.returncode != 0 and "did you mean mining.negative_fraction?" in done.stderr
-        assert repro(repository) == ["cohort"]
+        assert repro(repository) == ALWAYS
 
     def test_a_changed_slide_is_noticed_and_equal_pixels_end_the_matter(self, repository: Path) -> None:
         manifest = repository / "data" / "demo" / "slides.csv"
         slide = manifest.parent / pd.read_csv(manifest)["path"][0]
         slide.write_bytes(slide.read_bytes() + b"\0")
-        assert repro(repository) == ["cohort", "tiles", "mine@1", "evaluate"]
+        assert repro(repository) == [*ALWAYS, "tiles", "mine@1", "evaluate"]

@@ -11,7 +11,9 @@ from typing import Any
 import tiny_model
 from ruamel.yaml import YAML
 
+from hnm.causes import causes_of
 from hnm.experiments.outputs import md5_of
+from hnm.files import write_json
 from hnm.params import load_params
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +48,9 @@ def make_project(root: Path) -> Path:
         for out in stage["outs"]:
             path = root / out
             path.parent.mkdir(parents=True, exist_ok=True)
-            if re.match(r"data/(encoders|heads)/", out):
+            if out.startswith("data/causes/"):
+                write_json(causes_of(f"pipelines.{path.stem}"), path)
+            elif re.match(r"data/(encoders|heads)/", out):
                 path.mkdir()
                 for file in (encoder if "encoders" in out else head).values():
                     shutil.copy(file, path)
@@ -100,7 +104,7 @@ def keep(cache: Path, md5: str, content: bytes) -> None:
 
 
 def resolved() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The stages of dvc.yaml by DVC's name, those of both rounds, without code dependencies."""
+    """The stages of dvc.yaml by DVC's name, those of both rounds."""
     for name, raw in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items():
         if "foreach" not in raw:
             yield name, _stage(raw, "", "")
@@ -115,5 +119,9 @@ def _stage(raw: dict[str, Any], key: str, previous: str) -> dict[str, Any]:
         return text.replace("${key}", key).replace("${item.previous}", previous)
 
     paths = {kind: [filled(entry if isinstance(entry, str) else next(iter(entry))) for entry in raw.get(kind, [])] for kind in ("deps", "outs", "metrics")}
-    data = [path for path in paths["deps"] if not path.startswith(("hnm/", "pipelines/"))]
-    return {"cmd": shlex.join(shlex.split(filled(raw["cmd"]))), "deps": data, "outs": [*paths["outs"], *paths["metrics"]], "params": raw.get("params", [])}
+    return {
+        "cmd": shlex.join(shlex.split(filled(raw["cmd"]))),
+        "deps": paths["deps"],
+        "outs": [*paths["outs"], *paths["metrics"]],
+        "params": raw.get("params", []),
+    }

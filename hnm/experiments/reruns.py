@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from hnm.causes import Causes, causes_of, differences
+from hnm.causes import Causes, causes_of, differences, in_words
 from hnm.errors import TrackingError
 from hnm.experiments.outputs import Outputs
 from hnm.experiments.revision import bytes_of
@@ -14,8 +14,6 @@ from hnm.experiments.state import StageState, current_stages, locked_stages
 from hnm.files import json_text
 
 UNKNOWN = "causes of another place, which are in no cache here (dvc pull brings them)"
-NAMED = 3
-"""Things that a line names at most."""
 
 
 def reruns(folder: Path, device: str) -> list[str]:
@@ -38,7 +36,7 @@ def reruns(folder: Path, device: str) -> list[str]:
     changes_of: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for change, stages in stages_of.items():
         changes_of[tuple(stages)].append(change)
-    return [f"{_shortened(changes)}: {', '.join(stages)} run again" for stages, changes in changes_of.items()]
+    return [f"{in_words(changes)}: {', '.join(stages)} run again" for stages, changes in changes_of.items()]
 
 
 def _changes(state: StageState, device: str, outputs: Outputs) -> list[str]:
@@ -52,9 +50,4 @@ def _changes(state: StageState, device: str, outputs: Outputs) -> list[str]:
         before = TypeAdapter(Causes).validate_json(bytes_of(outputs, state.causes, md5))
     except (TrackingError, ValidationError):
         return [UNKNOWN]
-    return [f"{name} {change}" if change else f"code of {name}" for name, change in differences(before, now).items()]
-
-
-def _shortened(changes: list[str]) -> str:
-    more = f" and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
-    return ", ".join(changes[:NAMED]) + more
+    return differences(before, now)

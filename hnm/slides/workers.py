@@ -9,6 +9,7 @@ that crashes both times in native code crashes of its slide, and costs it.
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import forkserver
 from typing import Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from hnm.errors import MachineError, ParamsError, SlideError, error_of_machine
+from hnm.causes import Causes, causes_of, differences, in_words
+from hnm.errors import CausesError, MachineError, ParamsError, SlideError, error_of_machine
 from hnm.processes import die_with_parent, limit_reads
 from hnm.slides.cluster import cluster_runner
 from hnm.slides.storage import StorageError, patiently
@@ -54,6 +57,8 @@ class Task(Generic[Job, Result]):
     """Of one job."""
     read_seconds: float | None
     """Of one read in a job; None is no limit."""
+    causes: Causes | None = None
+    """Of `function` where the results are kept; a machine of a cluster must have the same."""
 
 
 def worker_count() -> int:
@@ -93,8 +98,8 @@ def each(
     """
     if not jobs:
         return
-    task = Task(function, step, seconds, read_seconds)
     executor = LOCAL if here else executor_name()
+    task = Task(function, step, seconds, read_seconds, None if executor == LOCAL else causes_of(function.__module__))
     runner: AbstractContextManager[Callable[..., Iterator[tuple[Job, Result | SlideError | MachineError]]]]
     runner = nullcontext(_here) if executor == LOCAL else cluster_runner(_one, executor=executor, workers=worker_count())
     with runner as run:
@@ -126,9 +131,24 @@ def _failure(failed: Sequence[tuple[Job, MachineError]], jobs: int) -> MachineEr
 
 
 def _one(task: Task[Job, Result], job: Job) -> Result | SlideError | MachineError:
-    """The outcome of one job, in a process of its own."""
+    """The outcome of one job on a machine of a cluster, in a process of its own.
+
+    Raises:
+        CausesError: this machine would make other bytes than the one that asks, under whose causes they are kept.
+    """
+    if task.causes is not None and (changes := differences(task.causes, _causes_here(task.function.__module__))):
+        raise CausesError(
+            f"{socket.gethostname()}, a machine of the cluster, is not as the one that asks it ({in_words(changes)}); "
+            "install the same versions there, and start its workers again"
+        )
     ((_, outcome),) = _here(task, [job], alone=True)
     return outcome
+
+
+@cache
+def _causes_here(module: str) -> Causes:
+    """Those of this process's beginning: what it has imported stays when it is upgraded on disk."""
+    return causes_of(module)
 
 
 def _here(task: Task[Job, Result], jobs: Sequence[Job], *, alone: bool) -> Iterator[tuple[Job, Result | SlideError | MachineError]]:

@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
@@ -112,13 +112,18 @@ def test_every_fold_and_seed_is_a_stage_of_its_own(repository: Path) -> None:
     assert read == set(Params.model_fields) - {"later_rounds", "cohort", "tissue", "tiles", "evaluate", "tune"}  # seen in the tiles, or asked by no fold
 
 
-def test_code_is_a_dependency_as_the_pipelines_is() -> None:
-    root = Path(__file__).parents[2]
-    with TemporaryDirectory() as temporary:
-        (Path(temporary) / "hnm").symlink_to(root / "hnm")
-        stages = YAML(typ="safe").load(write_stages(Path(temporary), seeds=1, folds=3).read_text())["stages"]
-    assert {"hnm/loop/finetune.py", "hnm/mining/select.py", "hnm/slides/folds.py"} < set(stages["fold"]["deps"])
-    assert "hnm/evidence/metrics.py" in stages["pool"]["deps"] and "hnm/store.py" not in stages["fold"]["deps"]
+def test_causes_are_a_dependency_as_the_pipelines_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def causes_of_stage(name: str) -> list[dict[str, dict[str, str]]]:
+        stage = YAML(typ="safe").load(write_stages(tmp_path, seeds=1, folds=3).read_text())["stages"][name]
+        return [json.loads((tmp_path / path).read_text()) for path in stage["deps"] if path.startswith("cv/causes/")]
+
+    loop, pooling = causes_of_stage("fold")
+    assert {"hnm.loop.finetune", "hnm.mining.select", "hnm.slides.folds"} < loop["code"].keys() and "hnm.store" not in loop["code"]
+    assert {"torch", "timm", "scikit-learn"} < loop["libraries"].keys() and loop["machine"]
+    assert [pooling] == causes_of_stage("pool") and "hnm.evidence.metrics" in pooling["code"]
+    true = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "99.1" if name == "torch" else true(name))
+    assert [causes_of_stage("fold")[0] == loop, causes_of_stage("pool") == [pooling]] == [False, True]
 
 
 def test_hnm_cv_runs_the_stages_and_says_what_they_found(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hnm.experiments import outputs as outputs_module
 from hnm.experiments.doctor import Finding, examine
 
 ROOT = Path(__file__).parents[2]
-THINGS = ["tools", "pipeline", "params", "slides", "lost", "runs", "place", "outputs", "remote"]
+THINGS = ["tools", "pipeline", "params", "slides", "lost", "causes", "runs", "place", "outputs", "remote"]
 
 
 @pytest.fixture

@@ -1,15 +1,19 @@
-"""Tiles to features: what the store holds is believed only undamaged."""
+"""Tiles to features: what the store holds is believed only undamaged, and only of the same packs, libraries and machine."""
 
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_study import make_upstream, tiny_params
 
+from hnm.errors import TableError
 from hnm.experiments.trial import Upstream
 from hnm.learning import features as feature_files
 from hnm.loop.embed import embed_slides
 from hnm.store import Store
+from hnm.tables import PACKS
 
 
 def test_damaged_features_are_made_again_and_those_of_others_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -34,3 +38,53 @@ def test_damaged_features_are_made_again_and_those_of_others_stay(tmp_path: Path
     assert embedded("second") == (3, first)
     assert caplog.text.count("the store holds a damaged result, which is removed and made again") == 3
     assert embedded("third") == (0, first)
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Callable[[], int]:
+    """What embeds the tiny cohort, and says how many slides were not in the store."""
+    make_upstream(tmp_path / "data")
+    upstream, store, params = Upstream(tmp_path / "data"), Store(tmp_path / "store"), tiny_params()
+
+    def embed() -> int:
+        packs = (upstream.packs, upstream.pack_digests, upstream.index)
+        return embed_slides(*packs, upstream.encoder, tmp_path / "features", store, embed=params.embed, compute=params.compute)[0]
+
+    return embed
+
+
+def test_another_torch_or_processor_embeds_anew_and_another_pandas_does_not(embedded: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    said, true = {}, metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: said.get(name) or true(name))
+    slides = embedded()
+    said |= {"pandas": "99.1", "mlflow": "99.1", "openslide-bin": "99.1"}
+    assert slides == 16 and embedded() == 0
+    for name in ("torch", "timm", "simplejpeg"):
+        said[name] = "99.1"
+        assert (embedded(), embedded()) == (slides, 0)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    assert embedded() == slides
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert embedded() == 0
+
+
+def test_no_pack_is_read_to_learn_that_its_features_are_there(embedded: Callable[[], int], tmp_path: Path) -> None:
+    embedded()
+    pack = tmp_path / "data" / "tiles" / "packs" / "train_0.h5"
+    pack.write_bytes(bytes(pack.stat().st_size))
+    assert embedded() == 0
+
+
+def test_packs_that_are_not_those_of_the_table_are_refused(embedded: Callable[[], int], tmp_path: Path) -> None:
+    pack, table = tmp_path / "data" / "tiles" / "packs" / "train_0.h5", tmp_path / "data" / "tiles" / "packs.csv"
+    content = pack.read_bytes()
+    pack.write_bytes(content[:-1])
+    with pytest.raises(TableError, match=rf"train_0\.h5 has {len(content) - 1} bytes, not {len(content)} as .*packs\.csv says; give `hnm verify --remove`"):
+        embedded()
+    pack.unlink()
+    with pytest.raises(TableError, match=r"train_0\.h5 does not exist; run the stage tiles \(dvc repro\)"):
+        embedded()
+    pack.write_bytes(content)
+    PACKS.write(PACKS.read(table).query("slide_id != 'train_0'"), table)
+    with pytest.raises(TableError, match=r"packs\.csv does not name the pack of train_0; run the stage tiles"):
+        embedded()

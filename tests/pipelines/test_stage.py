@@ -1,10 +1,15 @@
 """A stage's command line, run in this process."""
 
+import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from hnm.causes import causes_of
+from hnm.errors import CausesError
 from hnm.experiments.ledger import stage_seconds
+from hnm.files import write_json
 from hnm.params import Mining, load_params
 from pipelines import stage
 
@@ -29,3 +34,15 @@ def test_the_first_process_alone_enters_its_cost(rank: str | None, stages: set[s
     stage.run(mine)
     assert (tmp_path / "2.txt").read_text(encoding="utf-8") == load_params(ROOT / "params.yaml").mining.policy
     assert set(stage_seconds(tmp_path)) == stages
+
+
+def test_a_stage_refuses_causes_that_are_those_of_another_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else DVC would enter what a new library makes as a result of the old one: after `dvc repro --single-item`, or an upgrade in the middle of a run."""
+    causes = tmp_path / "embed.json"
+    stage.hold(causes, "pipelines.embed", "cpu")  # there is none outside of DVC
+    write_json(causes_of("pipelines.embed"), causes)
+    stage.hold(causes, "pipelines.embed", "cpu")
+    true = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "9.9" if name == "torch" else true(name))
+    with pytest.raises(CausesError, match=rf"embed.json does not say what is here now \(torch {re.escape(true('torch'))} -> 9\.9\)"):
+        stage.hold(causes, "pipelines.embed", "cpu")

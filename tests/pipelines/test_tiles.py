@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -5,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from hnm import store
 from hnm.errors import CohortError, MachineError, SlideError
 from hnm.files import digest_of
 from hnm.params import Cohort, Tiles, Tissue
@@ -17,7 +20,7 @@ from hnm.processes import one_read
 from hnm.slides.cutting import Cutting, cut
 from hnm.slides.pack import Pack
 from hnm.slides.reader import OpenSlideReader
-from hnm.tables import QUARANTINE, SLIDES, TILES
+from hnm.tables import PACKS, QUARANTINE, SLIDES, TILES
 from pipelines import tiles
 
 COHORT = Cohort(name="c", manifest="in/slides.csv", max_quarantined_share=0.4)
@@ -89,6 +92,33 @@ def test_equal_input_gives_equal_bytes(folder, monkeypatch):
     monkeypatch.setenv("HNM_WORKERS", "3")
     monkeypatch.setenv("HNM_STORE", str(folder / "other-store"))
     assert contents(run(folder, "again")) == known
+
+
+def test_the_digests_of_packs_are_written_down_and_taken_from_the_store(folder, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(store, "digest_of", lambda path: hashed.append(path) or digest_of(path))
+    out = run(folder)
+    table = PACKS.read(out / "packs.csv").set_index("slide_id")
+    packs = {path.stem: path.read_bytes() for path in (out / "packs").iterdir()}
+    assert table["sha256"].to_dict() == {name: hashlib.sha256(content).hexdigest() for name, content in packs.items()}
+    assert table["bytes"].to_dict() == {name: len(content) for name, content in packs.items()}
+    assert len(hashed) == 5  # when they were cut
+    run(folder, "again")
+    assert len(hashed) == 5 and contents(folder / "again") == contents(out)
+
+
+def test_another_openslide_cuts_anew_and_another_pandas_does_not(folder, monkeypatch):
+    said, true = {}, metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: said.get(name) or true(name))
+    run(folder)
+    first = kept(folder)
+    said |= {"pandas": "99.1", "mlflow": "99.1", "torch": "99.1"}
+    run(folder)
+    assert kept(folder) == first
+    for number, name in enumerate(("openslide-bin", "simplejpeg", "imagecodecs", "pillow", "numpy"), 2):
+        said[name] = "99.1"
+        run(folder)
+        assert len(kept(folder)) == number * len(first) and first.items() <= kept(folder).items()
 
 
 def test_one_slide_more_cuts_one_slide(folder, tiny):

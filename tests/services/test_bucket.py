@@ -97,6 +97,7 @@ def test_a_cohort_in_a_bucket_gives_the_bytes_of_a_cohort_on_disk(bucket, tmp_pa
         "cohort/quarantine.csv",
         "cohort/patients.csv",
         "quarantine.csv",
+        "packs.csv",
         "index.parquet",
         "cohort/labels/test.csv",
     } == {

@@ -5,14 +5,17 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from hnm.errors import MachineError, ParamsError, SlideError
+from hnm.causes import causes_of
+from hnm.errors import CausesError, MachineError, ParamsError, SlideError
 from hnm.processes import one_read
 from hnm.slides import workers
 from hnm.slides.cohort import Opening, identify
+from hnm.slides.cutting import cut
 from hnm.slides.storage import StorageError
 from hnm.slides.workers import each, worker_count
 
@@ -219,3 +222,13 @@ def test_a_worker_that_begins_too_late_ends_without_a_word_and_no_other(code: st
     program = f"import hnm.slides.served\nfrom multiprocessing import Semaphore\n{code}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1 and ("Traceback" in done.stderr) == is_told, done.stderr
+
+
+def test_a_machine_of_a_cluster_with_another_library_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pack would be kept as one of the library that is here."""
+    task = workers.Task(cut, "tiles", 60.0, None, causes_of(cut.__module__))
+    true = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.1" if name == "numpy" else true(name))
+    monkeypatch.setattr(workers, "_causes_here", causes_of)
+    with pytest.raises(CausesError, match=rf"is not as the one that asks it \(numpy {true('numpy')} -> 0\.1\); install the same versions there"):
+        workers._one(task, None)
