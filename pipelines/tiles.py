@@ -38,19 +38,22 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
         raise CohortError("no slide is left: all are in quarantine")
 
     shutil.rmtree(packs, ignore_errors=True)
-    rows, lost = [], 0
+    rows, lost, places = [], 0, 0
     for slide_id in sorted(cuttings.keys() - refused.keys()):
         target = packs / f"{slide_id}.h5"
         store.link(cuttings[slide_id].pack, target)
         pack = Pack(target)
         rows.append(pack.index())
         lost += pack.lost
+        places += pack.places
     TILES.write(pd.concat(rows), index)
     QUARANTINE.write(pd.concat([before, quarantine_frame(refused)]), quarantine)
     blank = sum(error.step == "tissue" for error in refused.values())
+    count = sum(map(len, rows))
     print(
-        f"{len(table) + len(before)} slides found, {len(table)} opened, {len(table) - blank} with tissue, {len(rows)} cut"
-        f" into {sum(map(len, rows))} tiles; {lost} more tiles could not be read"
+        f"{len(table) + len(before)} slides found, {len(table)} opened, {len(table) - blank} with tissue, {len(rows)} cut into {count} tiles: of"
+        f" {places} tiles of their grids {places - lost - count} hold less than tiles.min_tissue={tiles.min_tissue:g} of tissue,"
+        f" and {lost} could not be read"
     )
 
 

@@ -36,7 +36,6 @@ RANGES = {
     "compute.processes": (1, 256),
     "tissue.mpp": (0.5, 1000),
     "tissue.min_area_um2": (0, 1e12),
-    "tissue.max_hole_um2": (0, 1e12),
     "tiles.mpp": (0.05, 100),
     "tiles.slide_seconds": (1, 604_800),
     "tiles.read_seconds": (1, 604_800),
