@@ -48,6 +48,8 @@ DEEPEST = 20
 """Levels of params.yaml."""
 LONGEST_TEXT = 1024
 """Characters of a param."""
+REMOVED = {"tissue.max_hole_um2": "no hole in tissue is filled, as a tile is judged by the tissue that it shows"}
+"""Params of earlier versions, and why they went."""
 
 
 def _checked_id(text: str) -> str:
@@ -119,8 +121,6 @@ class Tissue(Section):
     """µm per pixel at which the mask is computed."""
     min_area_um2: Area = 10_000.0
     """Smaller specks of tissue are dropped."""
-    max_hole_um2: Area = 20_000.0
-    """Smaller holes in tissue are filled."""
 
 
 class Tiles(Section):
@@ -131,7 +131,7 @@ class Tiles(Section):
     tile_px: Annotated[int, Field(ge=16, le=4096)]
     """Side of a tile in pixels at `mpp`; it has no default. 224 is usual, and what most encoders were trained on."""
     min_tissue: Share = 0.5
-    """Smallest share of tissue of a tile that is kept."""
+    """Smallest share of a tile's area that shows tissue; the rest may be glass, holes in tissue included."""
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 90
     """Quality of the JPEG bytes in a pack."""
     max_lost_share: Share = 0.01
@@ -549,6 +549,8 @@ def check_params(raw: Any, *, where: str = "params") -> Params:
 def _sentence(item: Any) -> str:
     """One pydantic error as a sentence: the dotted name, the value, what is wanted."""
     name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden" and name in REMOVED:
+        return f"{name} is no param any more: {REMOVED[name]}; remove the line"
     if item["type"] == "extra_forbidden":
         return f"{name}={_shown(item['input'])} is not a known param{_suggestion(item['loc'])}"
     if item["type"] == "missing":

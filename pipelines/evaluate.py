@@ -59,12 +59,16 @@ def main(
 ) -> None:
     """Writes metrics.json, the plots, the cards and the report of the rounds that params.yaml names; most sections are only told in the cards."""
     openings, others = _open_test(project_root(), {name: scores / name / "slides.parquet" for name in rounds})
+    index_of_tiles = TILES.read(index)
+    cut = [Pack(packs / f"{slide_id}.h5") for slide_id in index_of_tiles["slide_id"].unique()]
     truth = CohortTruth(
         SLIDES.read(slides),
         {"train": LABELS.read(train_labels), "validation": LABELS.read(validation_labels), "test": LABELS.read(test_labels)},
         QUARANTINE.read(quarantine),
-        TILES.read(index),
+        index_of_tiles,
         {path.stem: read_annotation(path) for path in sorted(annotations.glob("*.geojson"))},
+        sum(pack.places for pack in cut),
+        sum(pack.lost for pack in cut),
     )
     results = [_read_round(name, rounds[name], scores / name, heads / name, encoders / name, mined / name) for name in sorted(rounds, key=int)]
     evaluation = evaluate_rounds(truth, results, evaluate)

@@ -37,7 +37,7 @@ def main(slides: Path, unopened: Path, packs: Path, pack_digests: Path, index: P
         raise CohortError("no slide is left: all are in quarantine")
 
     shutil.rmtree(packs, ignore_errors=True)
-    rows, digests, lost = [], [], 0
+    rows, digests, lost, places = [], [], 0, 0
     for slide_id in sorted(cuttings.keys() - refused.keys()):
         target = packs / f"{slide_id}.h5"
         store.link(cuttings[slide_id].pack, target)
@@ -45,13 +45,16 @@ def main(slides: Path, unopened: Path, packs: Path, pack_digests: Path, index: P
         rows.append(pack.index())
         digests.append({"slide_id": slide_id, "bytes": target.stat().st_size, "sha256": store.digest(cuttings[slide_id].pack)})
         lost += pack.lost
+        places += pack.places
     TILES.write(pd.concat(rows), index)
     PACKS.write(pd.DataFrame(digests), pack_digests)
     QUARANTINE.write(pd.concat([before, quarantine_frame(refused)]), quarantine)
     blank = sum(error.step == "tissue" for error in refused.values())
+    count = sum(map(len, rows))
     print(
-        f"{len(table) + len(before)} slides found, {len(table)} opened, {len(table) - blank} with tissue, {len(rows)} cut"
-        f" into {sum(map(len, rows))} tiles; {lost} more tiles could not be read"
+        f"{len(table) + len(before)} slides found, {len(table)} opened, {len(table) - blank} with tissue, {len(rows)} cut into {count} tiles: of"
+        f" {places} tiles of their grids {places - lost - count} hold less than tiles.min_tissue={tiles.min_tissue:g} of tissue,"
+        f" and {lost} could not be read"
     )
 
 

@@ -75,6 +75,7 @@ def test_params_yaml_shows_every_param() -> None:
     ("change", "message"),
     [
         ({"mining": {"negativ_fraction": 0.2}}, r"mining\.negativ_fraction=0\.2 is not a known param; did you mean mining\.negative_fraction\?"),
+        ({"tissue": {"max_hole_um2": 0.0}}, r"tissue\.max_hole_um2 is no param any more: no hole in tissue is filled, .*; remove the line"),
         ({"minning": {}}, r"minning=\{\} is not a known param; did you mean mining\?"),
         ({"finetune": {"views": {"blurr": 1}}}, r"finetune\.views\.blurr=1 is not a known param; did you mean finetune\.views\.blur\?"),
         ({"compute": {"xyz": 1}}, r"compute\.xyz=1 is not a known param; known are compute\.device, compute\.precision, compute\.threads"),

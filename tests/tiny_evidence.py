@@ -67,6 +67,8 @@ def cohort(**changes: object) -> CohortTruth:
         "quarantine": pd.DataFrame({"slide_id": ["bad", "te5"], "step": ["open", "tissue"], "reason": ["not a slide", "no tissue <found>"]}),
         "tiles": tiles(),
         "annotations": annotations(),
+        "places": 200,
+        "unreadable": 10,
     }
     return CohortTruth(**(fields | changes))
 
@@ -154,7 +156,7 @@ def write_packs(folder: Path) -> None:
     for place, slide_id in enumerate(sorted(CAST)):
         colours = [(200 - 9 * tile, 90 + 10 * place, 40 + 15 * tile) for tile in range(len(GRID))]
         packed = [PackTile(x, y, 0.8, encode(np.full((TILE_PX, TILE_PX, 3), colour, np.uint8), 90)) for (x, y), colour in zip(GRID, colours, strict=True)]
-        write_pack(folder / f"{slide_id}.h5", packed, slide_id=slide_id, mpp=1.0, tile_px=TILE_PX, side=SIDE, planned=len(packed))
+        write_pack(folder / f"{slide_id}.h5", packed, slide_id=slide_id, mpp=1.0, tile_px=TILE_PX, side=SIDE, planned=len(packed) + 1, places=20)
 
 
 def write_files(root: Path, count: int = 3) -> dict[str, Path]:

@@ -17,7 +17,7 @@ RECORD: dict[str, Any] = {
     "round": "1",
     "threshold": 0.375,
     "mpp_from_objective": False,
-    "tissue": Tissue(mpp=8.0, min_area_um2=1000.0, max_hole_um2=1000.0),
+    "tissue": Tissue(mpp=8.0, min_area_um2=1000.0),
     "tiles": Tiles(mpp=1.0, tile_px=TILE_PX, min_tissue=0.5),
     "embed": Embed(batch_tiles=8),
     "compute": Compute(threads=1),

@@ -48,7 +48,7 @@ IMPORTED = (
 """What a stage imports sooner or later."""
 SMALL: dict[str, dict[str, Any]] = {
     "cohort": {"manifest": "in/slides.csv"},
-    "tissue": {"min_area_um2": 1000.0, "max_hole_um2": 1000.0},
+    "tissue": {"min_area_um2": 1000.0},
     "tiles": {"mpp": 2.0, "tile_px": 32},
     "encoder": {"name": "test_resnet", "weights": "random"},
     "head": {"epochs": 2, "attention_features": 8},

@@ -48,6 +48,10 @@ class CohortTruth:
     """A `TILES` table."""
     annotations: Mapping[str, Sequence[Region]]
     """Slide id -> its regions, for the slides that have an annotation."""
+    places: int
+    """Tiles of the whole grids of the slides that were cut."""
+    unreadable: int
+    """Of those, how many could not be read."""
 
     @property
     def label_of(self) -> dict[str, int]:
@@ -60,7 +64,11 @@ class CohortTruth:
         return dict(zip(self.slides["slide_id"], self.slides["mpp_x"] / self.slides["mpp_y"], strict=True))
 
     def funnel(self) -> dict[str, int]:
-        """How many slides were found, and how many of them passed each step; `used` have a label and tiles."""
+        """How many slides were found, and how many of them passed each step; `used` have a label and tiles.
+
+        `places` are the tiles of the cut slides' grids. What holds too little tissue and what is unreadable goes, and
+        `tiles` are left.
+        """
         failed = self.quarantine["step"].value_counts().reindex(STEPS, fill_value=0)
         found = len(set(self.slides["slide_id"]) | set(self.quarantine["slide_id"]))
         opened = found - int(failed["open"]) - int(failed["mpp"])
@@ -73,6 +81,9 @@ class CohortTruth:
             "tiled": opened - int(failed["tissue"]) - int(failed["tiles"]),
             "used": sum(used.values()),
             **used,
+            "places": self.places,
+            "little_tissue": self.places - self.unreadable - len(self.tiles),
+            "unreadable": self.unreadable,
             "tiles": len(self.tiles),
         }
 

@@ -34,13 +34,13 @@ class SlidePicture:
     mosaic: bytes
     """JPEG of `width` x `height` pixels."""
     heat: bytes
-    """PNG with one pixel for each place of the grid: the colour of its tile's score, or nothing."""
+    """PNG of `width` x `height` pixels: the colour of each tile's score, or nothing."""
     outlines: Sequence[tuple[str, str]]
     """(class name, SVG path) of each annotated region."""
 
 
 def slide_picture(pack: Pack, scores: NDArray[np.float32], aspect: float, regions: Sequence[Region]) -> SlidePicture:
-    """The picture of one slide.
+    """The picture of one slide; of tiles that overlap, the later one lies on top.
 
     Args:
         pack: its tiles.
@@ -48,20 +48,24 @@ def slide_picture(pack: Pack, scores: NDArray[np.float32], aspect: float, region
         aspect: height of a tile over its width, in level-0 pixels.
         regions: what is drawn on it; parts outside of the tiles' bounding box are cut off.
     """
-    columns, rows = (places(pack.coords[:, axis], pack.side * (aspect if axis else 1)) for axis in (0, 1))
-    across, down = int(columns.max()) + 1, int(rows.max()) + 1
-    block = int(np.clip(LONGEST_PX // max(across, down), 1, pack.tile_px))
-    mosaic = np.full((down * block, across * block, 3), BACKGROUND, np.uint8)
-    for tile, (column, row) in enumerate(zip(columns, rows, strict=True)):
-        mosaic[row * block : (row + 1) * block, column * block : (column + 1) * block] = shrunk(pack.tiles([tile])[0], block)
-    heat = np.zeros((down, across, 4), np.uint8)
-    heat[rows, columns] = LinearSegmentedColormap.from_list("scores", COLOURS)(scores, bytes=True)
+    size = pack.side * np.array([1, aspect])
     origin = pack.coords.min(axis=0)
-    extent = pack.coords.max(axis=0) - origin + pack.side * np.array([1, aspect])
-    scale = np.array([across, down]) * block / extent
+    extent = pack.coords.max(axis=0) - origin + size
+    block = int(np.clip(LONGEST_PX // np.max(extent / size), 1, pack.tile_px))
+    scale = block / size
+    width, height = (int(pixels) for pixels in np.rint(extent * scale))
+    mosaic = np.full((height, width, 3), BACKGROUND, np.uint8)
+    heat = np.zeros((height, width, 4), np.uint8)
+    colours = LinearSegmentedColormap.from_list("scores", COLOURS)(scores, bytes=True)
+    for tile, (left, top) in enumerate(np.rint((pack.coords - origin) * scale).astype(int)):
+        # corners are rounded to whole pixels: a pixel more closes the gaps between tiles
+        place = np.s_[top : top + block + 1, left : left + block + 1]
+        rows, columns = heat[place].shape[:2]
+        mosaic[place] = shrunk(pack.tiles([tile])[0], block + 1)[:rows, :columns]
+        heat[place] = colours[tile]
     return SlidePicture(
-        across * block,
-        down * block,
+        width,
+        height,
         jpeg(mosaic),
         bytes(imagecodecs.png_encode(heat)),
         [(region.name, _path(shapely.clip_by_rect(region.geometry, *origin, *(origin + extent)), origin, scale)) for region in regions],
@@ -81,14 +85,6 @@ def shrunk(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 def jpeg(pixels: NDArray[np.uint8]) -> bytes:
     """JPEG bytes of `(height, width, 3)`."""
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=QUALITY, colorspace="RGB", fastdct=False))
-
-
-def places(corners: NDArray[np.int64], step: float) -> NDArray[np.int64]:
-    """Column (or row) of each tile from its corners along one axis; `step` may be off by the rounding of corners to whole pixels."""
-    distinct = np.unique(corners)
-    gaps = np.rint(np.diff(distinct) / step)
-    places = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
-    return np.asarray(places[np.searchsorted(distinct, corners)])
 
 
 def _path(geometry: shapely.Geometry, origin: NDArray[np.int64], scale: NDArray[np.float64]) -> str:

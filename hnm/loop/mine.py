@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from hnm.errors import MiningError
@@ -12,6 +13,7 @@ from hnm.learning import features as feature_files
 from hnm.mining.audit import slide_supply, summarise
 from hnm.mining.extra import counts_by_project, extra_negatives
 from hnm.mining.select import mine
+from hnm.mining.twins import twins
 from hnm.mining.vetoes import vetoed_tiles, without
 from hnm.params import Mining
 from hnm.slides.pack import Pack
@@ -38,6 +40,8 @@ def mine_tiles(
 ) -> dict[str, Any]:
     """Writes the mined tiles of one round, what each slide supplies to them, what guards refused, and their summary, which it returns.
 
+    Neither vetoed tiles nor twins are mined: of tiles that overlap by more than half along both axes, the first alone may be.
+
     Raises:
         MiningError: `mining.scores` asks for cross-fitted scores, of which there are none; or as `mine` and `extra_negatives`.
         TableError: a table, a file of features or a pack cannot be read.
@@ -48,7 +52,9 @@ def mine_tiles(
         raise MiningError(f"mining.scores={mining.scores}, but {cross_fitted} holds no scores; set head.score_folds to 2 or more")
     patients = dict(zip(cohort["slide_id"], cohort["patient_id"], strict=True))
     vetoed = vetoed_tiles(vetoes, tiles, cohort)
-    allowed = without(scores, vetoed)
+    seconds = twins(scores, dict(zip(cohort["slide_id"], cohort["mpp_x"] / cohort["mpp_y"], strict=True)))
+    barred = pd.concat([vetoed[["slide_id", "tile"]], seconds])
+    allowed = without(scores, barred)
 
     def read_features(slide_id: str, tiles: NDArray[np.int64]) -> NDArray[np.float32]:
         return feature_files.read(features / f"{slide_id}.h5", tiles)
@@ -56,11 +62,12 @@ def mine_tiles(
     def read_pixels(slide_id: str, tiles: NDArray[np.int64]) -> NDArray[np.uint8]:
         return Pack(packs / f"{slide_id}.h5").tiles(tiles)
 
-    found = mine(scores, labels, mining, round_, patients=patients, vetoed=vetoed, features=read_features, pixels=read_pixels)
+    found = mine(scores, labels, mining, round_, patients=patients, vetoed=barred, features=read_features, pixels=read_pixels)
     supply = slide_supply(found.tiles, allowed, labels, patients, mining)
     told = {
         **summarise(found, MINED.read(mined_before), supply, allowed, labels, mining, round_),
         "vetoed": int(vetoed["slide_id"].isin(labels["slide_id"]).sum()),
+        "twins": int(seconds["slide_id"].isin(labels["slide_id"]).sum()),
         "extra": counts_by_project(extra_negatives(extra, mining.extra, packs)),
     }
     MINED.write(found.tiles, mined)

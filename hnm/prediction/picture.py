@@ -14,6 +14,8 @@ OPACITY = 0.55
 def heat_over(overview: Thumbnail, tiles: pd.DataFrame, aspect: float) -> RGB:
     """(height, width, 3): `overview` with the colour of its score over each tile, dark for high.
 
+    Of tiles that overlap, the later one's colour is seen.
+
     Args:
         overview: the slide.
         tiles: the table `TILE_SCORES` of the slide.
@@ -27,6 +29,6 @@ def heat_over(overview: Thumbnail, tiles: pd.DataFrame, aspect: float) -> RGB:
     upper_left = np.rint((corners - origin) / scale).astype(int)
     lower_right = np.maximum(np.rint((corners + size - origin) / scale).astype(int), upper_left + 1)
     for (left, top), (right, bottom), colour in zip(upper_left, lower_right, colours, strict=True):
-        under = pixels[top:bottom, left:right]
-        under[:] = np.rint((1 - OPACITY) * under + OPACITY * colour)
+        place = np.s_[top:bottom, left:right]
+        pixels[place] = np.rint((1 - OPACITY) * overview.pixels[place] + OPACITY * colour)
     return pixels

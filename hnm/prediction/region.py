@@ -8,7 +8,6 @@ import shapely
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from hnm.evidence.heatmap import places
 from hnm.mining.export import tile_feature
 from hnm.slides.annotations import feature_collection
 
@@ -48,6 +47,18 @@ def positive_region(tiles: pd.DataFrame, aspect: float) -> shapely.MultiPolygon:
     rounded = union.buffer(reach).buffer(-2 * reach).buffer(reach)
     polygons = [part for part in shapely.get_parts(shapely.set_precision(rounded, 1.0)) if part.geom_type == "Polygon" and not part.is_empty]
     return shapely.MultiPolygon([shapely.geometry.polygon.orient(part) for part in polygons])
+
+
+def places(corners: NDArray[np.int64], step: float) -> NDArray[np.int64]:
+    """(tiles,): the column (or row) of each tile from its corner along one axis.
+
+    `step` may be off by the rounding of corners to whole pixels. A moved-in last column is one of its own, however
+    little it lies behind the one before.
+    """
+    distinct = np.unique(corners)
+    gaps = np.maximum(np.rint(np.diff(distinct) / step), 1)
+    numbers = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
+    return np.asarray(numbers[np.searchsorted(distinct, corners)])
 
 
 def prediction_geojson(tiles: pd.DataFrame, aspect: float, class_name: str, corner: tuple[int, int] = (0, 0)) -> dict[str, Any]:

@@ -80,6 +80,11 @@ class Plan:
     kept: npt.NDArray[np.intp]
     """Which tiles of the grid hold enough tissue, ascending."""
 
+    @property
+    def too_little(self) -> npt.NDArray[np.intp]:
+        """Which tiles of the grid hold some tissue, but too little, ascending; the others hold none."""
+        return np.setdiff1d(np.flatnonzero(self.shares > 0), self.kept)
+
 
 def layouts_of(slides: "pd.DataFrame", folder: Path, tissue: Tissue, tiles: Tiles) -> list[Layout]:
     """A layout for each row of a `SLIDES` table; `folder` is the manifest's, from which relative paths count."""
@@ -123,6 +128,7 @@ def cut(cutting: Cutting) -> int:
             tile_px=layout.tiles.tile_px,
             side=plan.grid.side,
             planned=len(plan.kept),
+            places=len(plan.shares),
         )
 
 

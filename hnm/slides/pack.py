@@ -2,7 +2,8 @@
 
 `jpeg` holds the JPEG bytes of all tiles behind each other, `offsets` (tiles + 1) where each begins, `coords` (tiles, 2)
 the level-0 corners x, y and `tissue` (tiles,) the share of tissue; the attributes are `slide_id`, `mpp`, `tile_px`,
-`side` (level-0 pixels) and `lost`, the number of tiles that could not be read. The datasets are contiguous, so that a
+`side` (level-0 pixels), `lost`, the number of tiles that could not be read, and `places`, the number of tiles of the
+slide's whole grid: those that are neither here nor lost hold too little tissue. The datasets are contiguous, so that a
 tile is one read of the file, and bytes are equal for equal content.
 """
 
@@ -42,7 +43,7 @@ DATASETS = {
     "tissue": hdf5.Wanted(("<f4",), 1),
     "jpeg": hdf5.Wanted(("|u1",), 1),
 }
-ATTRIBUTES: dict[str, type[hdf5.Attribute]] = {"slide_id": str, "mpp": float, "tile_px": int, "side": int, "lost": int}
+ATTRIBUTES: dict[str, type[hdf5.Attribute]] = {"slide_id": str, "mpp": float, "tile_px": int, "side": int, "lost": int, "places": int}
 START_OF_SCAN = 0xDA
 """Marker of JPEG: here the bytes of pixels begin."""
 
@@ -67,10 +68,11 @@ def encode(pixels: npt.NDArray[np.uint8], quality: int) -> bytes:
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="444", fastdct=False))
 
 
-def write_pack(path: Path, tiles: Iterable[PackTile], *, slide_id: str, mpp: float, tile_px: int, side: int, planned: int) -> int:
+def write_pack(path: Path, tiles: Iterable[PackTile], *, slide_id: str, mpp: float, tile_px: int, side: int, planned: int, places: int | None = None) -> int:
     """A pack at `path`, whole or not at all; `tiles` are written as they come, so that memory does not grow with the slide.
 
-    `planned` is how many tiles were wanted; the difference to those that came is the pack's `lost`. Returns how many came.
+    `planned` is how many tiles were wanted; the difference to those that came is the pack's `lost`. `places` is how many
+    the slide's grid has; None is for a grid whose tiles were all wanted. Returns how many came.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent, buffering=SPOOL_BYTES) as spool:
@@ -89,7 +91,8 @@ def write_pack(path: Path, tiles: Iterable[PackTile], *, slide_id: str, mpp: flo
             "tissue": np.array(tissue, np.float32),
             "jpeg": hdf5.Streamed(offsets[-1], iter(lambda: spool.read(hdf5.BLOCK), b"")),
         }
-        hdf5.write(path, datasets, {"slide_id": slide_id, "mpp": mpp, "tile_px": tile_px, "side": side, "lost": planned - len(coords)})
+        counts = {"lost": planned - len(coords), "places": planned if places is None else places}
+        hdf5.write(path, datasets, {"slide_id": slide_id, "mpp": mpp, "tile_px": tile_px, "side": side, **counts})
     return len(coords)
 
 
@@ -110,6 +113,7 @@ class Pack:
                 self.tile_px: int = file.attributes["tile_px"]
                 self.side: int = file.attributes["side"]
                 self.lost: int = file.attributes["lost"]
+                self.places: int = file.attributes["places"]
                 self._start = file.offset("jpeg")
                 (length,) = file.shape("jpeg")
         except FileNotFoundError:
@@ -130,6 +134,7 @@ class Pack:
             "tile_px": (self.tile_px, 1, MOST_TILE_PX),
             "side": (self.side, 1, MOST_PX),
             "lost": (self.lost, 0, MOST_PX),
+            "places": (self.places, tiles + self.lost, MOST_PX),
         }
         outside = (f"{name}={value} is not within {low} and {high}" for name, (value, low, high) in ranges.items() if not low <= value <= high)
         if (fault := next(outside, None)) is not None:

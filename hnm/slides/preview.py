@@ -1,4 +1,4 @@
-"""Pictures that show a person what is cut: the thumbnail, the outline of the tissue mask, the tiles that are kept."""
+"""Pictures that show a person what is cut: the thumbnail, the outline of the tissue mask, the tiles that are kept, and those with too little tissue."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from hnm.tables import SLIDES
 SIDE_PX = 1200
 CELL_PX = 320
 CAPTION_PX = 44
-OUTLINE, TILE = (0, 150, 60), (20, 60, 200)
+OUTLINE, TILE, TOO_LITTLE = (0, 150, 60), (20, 60, 200), (225, 120, 0)
+"""Colours of the mask's outline, and of the frames of tiles that are kept and of those that hold some tissue, but too little."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,19 @@ def preview_slide(sitting: Sitting) -> Preview:
             picture, caption = Image.fromarray(view.pixels), str(error)
         else:
             tissue_mm2 = plan.mask.mean() * bounds.width * bounds.height * mpp[0] * mpp[1] / 1e6
-            picture, caption = (
-                Image.fromarray(drawn(view, plan)),
-                f"{len(plan.kept)} tiles, {tissue_mm2:.1f} mm2 of tissue" + (f" ({layout.mask.name})" if layout.mask else ""),
+            picture = Image.fromarray(drawn(view, plan))
+            caption = (
+                f"{len(plan.kept)} tiles of a grid of {len(plan.shares)}, {len(plan.too_little)} with too little tissue,"
+                f" {int((plan.shares == 0).sum())} with none; {tissue_mm2:.1f} mm2 of tissue"
             )
+            caption += f" ({layout.mask.name})" if layout.mask else ""
     _write(picture, sitting.picture)
     picture.thumbnail((CELL_PX - 8, CELL_PX - 8))
     return Preview(picture, f"{layout.slide_id}: {caption}")
 
 
 def drawn(view: Thumbnail, plan: Plan) -> RGB:
-    """`view` with what the mask leaves out paled, the mask's outline, and a frame around each kept tile."""
+    """`view` with what the mask leaves out paled, the mask's outline, and a frame around each tile that holds tissue, kept or not."""
     height, width = view.lost.shape
     mask: Mask = np.asarray(Image.fromarray(plan.mask).resize((width, height), Image.Resampling.NEAREST))
     pixels = view.pixels.copy()
@@ -96,10 +99,11 @@ def drawn(view: Thumbnail, plan: Plan) -> RGB:
     picture = Image.fromarray(pixels)
     pen = ImageDraw.Draw(picture)
     scale = np.array(view.scale)
-    upper_left = (plan.grid.corners[plan.kept] - (view.x, view.y)) / scale
+    upper_left = (plan.grid.corners - (view.x, view.y)) / scale
     lower_right = upper_left + np.array(plan.grid.size) / scale
-    for (left, top), (right, bottom) in zip(upper_left, lower_right, strict=True):
-        pen.rectangle((left, top, right, bottom), outline=TILE)
+    for numbers, colour in ((plan.too_little, TOO_LITTLE), (plan.kept, TILE)):
+        for tile in numbers:
+            pen.rectangle((*upper_left[tile], *lower_right[tile]), outline=colour)
     return np.asarray(picture)
 
 

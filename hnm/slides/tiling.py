@@ -4,6 +4,7 @@ Tiles are squares in µm; where a slide's mpp differs between its axes they are 
 """
 
 from dataclasses import dataclass
+from math import ceil, floor
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,18 @@ from hnm.slides.tissue import Mask
 
 MOST_TILES = 10_000_000
 """Of the grid of one slide, which takes some 150 bytes for each; 75 x 50 mm of glass in tiles of 0.056 mm have 1.2 million."""
+ROUNDING = 1e-6
+"""Of a tile or of a pixel, by which floats may miss a whole number: three tiles of 100.00000000000001 px fit into 300 px."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles that cover a slide's bounds without gap or overlap; only whole tiles."""
+    """Whole tiles that cover all of a slide's bounds, each behind the other.
+
+    Where tiles do not fill the bounds, one more column ends at the right edge and one more row at the lower edge, or less
+    than two pixels of the level before it. Moved in, these alone overlap the tiles before them, by anything from a pixel to
+    all but a pixel.
+    """
 
     corners: npt.NDArray[np.int64]
     """(tiles, 2): x, y in level-0 pixels, row by row."""
@@ -65,7 +73,8 @@ def grid_of(bounds: Box, slide_mpp: tuple[float, float], downsamples: tuple[floa
     if as_is:
         wanted = (downsample, downsample)
     size = (tiles.tile_px * wanted[0], tiles.tile_px * wanted[1])
-    columns, rows = (int(side / tile + 1e-6) for side, tile in zip((bounds.width, bounds.height), size, strict=True))
+    x, y = (_starts(extent, tile, downsample) for extent, tile in zip((bounds.width, bounds.height), size, strict=True))
+    columns, rows = len(x), len(y)
     if not columns * rows:
         raise SlideError(f"its scan of {bounds.width} x {bounds.height} pixels is smaller than one tile ({size[0]:.0f} x {size[1]:.0f})", step="tiles")
     if columns * rows > MOST_TILES:
@@ -76,22 +85,33 @@ def grid_of(bounds: Box, slide_mpp: tuple[float, float], downsamples: tuple[floa
             " coarser level; lower tiles.mpp or tiles.tile_px",
             step="tiles",
         )
-    x = bounds.x + np.rint(np.arange(columns) * size[0]).astype(np.int64)
-    y = bounds.y + np.rint(np.arange(rows) * size[1]).astype(np.int64)
-    corners = np.stack([np.tile(x, rows), np.repeat(y, columns)], axis=1)
+    corners = np.stack([np.tile(bounds.x + x, rows), np.repeat(bounds.y + y, columns)], axis=1)
     read_px = (tiles.tile_px * (wanted[0] / downsample), tiles.tile_px * (wanted[1] / downsample))
     return Grid(corners, size, level, read_px, tiles.tile_px, downsample * slide_mpp[0] if as_is else tiles.mpp)
 
 
+def _starts(extent: int, size: float, downsample: float) -> npt.NDArray[np.int64]:
+    """(n,): where tiles of `size` pixels begin that cover `extent` pixels, ascending from 0; none where not even one fits.
+
+    A tile is read as whole pixels of a level with `downsample`: the last one ends where the level's last pixel does, as what
+    lies beyond is not scanned.
+    """
+    pixels = floor(extent / downsample + ROUNDING) - ceil(size / downsample - ROUNDING)
+    last = max(0, floor(pixels * downsample + ROUNDING))
+    starts = np.minimum(np.rint(np.arange(int(extent / size + ROUNDING)) * size).astype(np.int64), last)
+    return np.append(starts, last) if len(starts) and last > starts[-1] else starts
+
+
 def tissue_shares(grid: Grid, mask: Mask, thumbnail: Thumbnail) -> npt.NDArray[np.float32]:
-    """(tiles,): share of each tile's area that `mask`, on the pixels of `thumbnail`, calls tissue."""
+    """(tiles,): share of each tile's area that `mask`, on the pixels of `thumbnail`, calls tissue, to six decimals: no last bit decides."""
     below_and_right = np.pad(mask.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     scale = np.array(thumbnail.scale)
     upper_left = (grid.corners - (thumbnail.x, thumbnail.y)) / scale
     lower_right = upper_left + np.array(grid.size) / scale
     corners = [(left, top) for left in (upper_left[:, 0], lower_right[:, 0]) for top in (upper_left[:, 1], lower_right[:, 1])]
     a, b, c, d = (_between(below_and_right, x, y) for x, y in corners)
-    return np.asarray(np.clip((d - b - c + a) / np.prod(lower_right - upper_left, axis=1), 0, 1), np.float32)
+    shares = (d - b - c + a) / np.prod(lower_right - upper_left, axis=1)
+    return np.asarray(np.clip(shares.round(6), 0, 1), np.float32)
 
 
 def tile_pixels(region: RGB, grid: Grid) -> RGB:

@@ -4,6 +4,9 @@ Stain absorbs one colour more than the others, glass, dust, shadows and cover-sl
 on the colourfulness of the optical density (Otsu 1979, held between a floor, so that empty glass stays empty, and a
 ceiling, so that pale tissue is not lost to dense tissue). Pen is colourful too, but absorbs the three colours in
 proportions that no stain does. Areas are in µm², so that they mean the same on every scanner.
+
+No hole is filled, however small: what shows no stain is glass to the tile that holds it, be it a lumen, a crack, fat, or
+a notch that the edge of the scan closes.
 """
 
 import numpy as np
@@ -40,7 +43,6 @@ def tissue_mask(pixels: RGB, mpp: float, tissue: Tissue) -> Mask:
     threshold = np.clip(threshold_otsu(colourfulness), FLOOR, CEILING)  # type: ignore[no-untyped-call]
     ink = pen_mask(density, mpp)
     mask = _without_small((colourfulness > threshold) & ~ink, tissue.min_area_um2 / mpp**2)
-    mask = ~_without_small(~mask, tissue.max_hole_um2 / mpp**2) & ~ink
     if not mask.any():
         raise SlideError(f"it has no tissue of at least tissue.min_area_um2={tissue.min_area_um2:g}", step="tissue")
     return mask

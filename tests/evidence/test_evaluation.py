@@ -160,6 +160,9 @@ class TestFunnel:
             "train": 4,
             "validation": 2,
             "test": 4,
+            "places": 200,  # of ten grids of 20
+            "little_tissue": 80,
+            "unreadable": 10,
             "tiles": 110,
         }
 

@@ -63,7 +63,7 @@ def _fingerprint(folder: Path) -> str:
 def _sections() -> tuple[Any, Any]:
     from hnm.params import Tiles, Tissue
 
-    return Tissue(mpp=4.0, min_area_um2=100.0, max_hole_um2=100.0), Tiles(mpp=1.0, tile_px=32, min_tissue=0.5)
+    return Tissue(mpp=4.0, min_area_um2=100.0), Tiles(mpp=1.0, tile_px=32, min_tissue=0.5)
 
 
 def _annotation(path: Path, folder: Path) -> None:

@@ -71,6 +71,20 @@ def test_what_is_written_fits_together_and_heeds_vetoes(tmp_path: Path) -> None:
     assert PASSED_OVER.read(tmp_path / "passed_over.csv").empty
 
 
+def test_of_tiles_that_overlap_by_more_than_half_the_first_alone_is_mined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fourth column of tr4's grid, tiles 3 and 7, is moved in to 31 px behind the third; 32 px would be just half of a tile."""
+    at_half = tiny.GRID
+
+    def grid_with(moved: int) -> dict[str, Any]:
+        monkeypatch.setattr(tiny, "GRID", [(2 * tiny.SIDE + moved if x == 3 * tiny.SIDE else x, y) for x, y in at_half])
+        told = mined_with(tmp_path)
+        hard = MINED.read(tmp_path / "mined.parquet").query("role == 'hard_negative'")
+        return {"twins": told["twins"], "candidates": told["hard_negative"]["candidates"], "tr4": sorted(hard.loc[hard["slide_id"] == "tr4", "tile"])}
+
+    assert grid_with(31) == {"twins": 8, "candidates": 18, "tr4": [0, 1, 2, 4, 5, 6, 8, 9, 10]}
+    assert grid_with(32) == {"twins": 0, "candidates": 22, "tr4": list(range(11))}
+
+
 def test_near_duplicates_are_told_by_role_and_reason(tmp_path: Path) -> None:
     for slide_id in ("tr1", "tr2", "tr3", "tr4"):  # tile n of tr3 and tile n of tr4 are one picture; no positive is like them
         plane = np.eye(24, dtype=np.float16)[:11] if slide_id in ("tr3", "tr4") else np.eye(24, dtype=np.float16)[13:]

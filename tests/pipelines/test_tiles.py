@@ -24,7 +24,7 @@ from hnm.tables import PACKS, QUARANTINE, SLIDES, TILES
 from pipelines import tiles
 
 COHORT = Cohort(name="c", manifest="in/slides.csv", max_quarantined_share=0.4)
-TISSUE = Tissue(mpp=8.0, min_area_um2=1000.0, max_hole_um2=1000.0)
+TISSUE = Tissue(mpp=8.0, min_area_um2=1000.0)
 TILES_SECTION = Tiles(mpp=1.0, tile_px=32, min_tissue=0.5)
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ import pytest
 import shapely
 
 from hnm.prediction.picture import OPACITY, heat_over
-from hnm.prediction.region import TOP_TILES, positive_region, prediction_geojson, smoothed
+from hnm.prediction.region import TOP_TILES, places, positive_region, prediction_geojson, smoothed
 from hnm.slides.reader import Thumbnail
 
 
@@ -81,3 +81,25 @@ def test_the_heat_lies_over_its_tiles_and_leaves_the_rest_alone() -> None:
     assert high.tolist() == pytest.approx([(1 - OPACITY) * 200 + OPACITY * value for value in (87, 26, 14)], abs=1)
     changed = (pixels != 200).any(axis=2)
     assert changed[1:11, 2:22].all() and changed.sum() == 200
+
+
+def test_tiles_that_overlap_are_coloured_once() -> None:
+    """The moved-in second tile begins in the middle of the first: where both lie, the slide shows through as much as elsewhere."""
+    overview = Thumbnail(np.full((20, 40, 3), 200, np.uint8), np.zeros((20, 40), bool), 480, 20, (10.0, 20.0), 10.0)
+    tiles = grid([[0.0, 1.0]], side=100, aspect=2.0).assign(x=[500, 550])
+    pixels = heat_over(overview, tiles, 2.0)
+    low, high = ([(1 - OPACITY) * 200 + OPACITY * value for value in colour] for colour in ((244, 238, 231), (87, 26, 14)))
+    assert pixels[5, 6].tolist() == pytest.approx(low, abs=1)
+    assert pixels[5, 7].tolist() == pixels[5, 11].tolist() == pixels[5, 16].tolist() == pytest.approx(high, abs=1)
+
+
+def test_a_moved_in_column_is_one_of_its_own() -> None:
+    """However little it lies behind the one before: a column of scores that is none of the others'."""
+    starts = np.array([0, 100, 200, 201])
+    assert places(np.tile(starts, 3), 100.0).tolist() == [0, 1, 2, 3] * 3
+    assert places(np.array([0, 17, 50, 84]), 16.7).tolist() == [0, 1, 3, 5]
+    scores = np.full((3, 4), 0.1)
+    scores[:, 3] = 0.99
+    tiles = grid(scores.tolist())
+    region = positive_region(tiles.assign(x=500 + np.tile(starts, 3)), 1.0)
+    assert region.bounds[2] > 790

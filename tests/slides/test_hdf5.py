@@ -111,6 +111,8 @@ class TestStrangersPacks:
             (with_attribute("tile_px", 65_500), "tile_px=65500 is not within 1 and 4096"),
             (with_attribute("tile_px", 2.5), "its attribute tile_px is no number of the kind int"),
             (with_attribute("lost", -1), "lost=-1 is not within 0 and 2147483647"),
+            (with_attribute("places", 6), "places=6 is not within 7 and 2147483647"),  # 5 tiles and 2 lost ones
+            (lambda file: file.attrs.__delitem__("places"), "it has no attribute places"),
             (with_attribute("slide_id", 7), "its attribute slide_id is no text"),
             (with_attribute("slide_id", "../../etc/x"), r"slide_id='../../etc/x' is no id"),
             (with_attribute("slide_id", "a\n"), r"slide_id='a\\n' is no id"),
@@ -240,7 +242,7 @@ def by_hdf5_alone(folder: Path, of: Path) -> None:
             names = ["features", "coords"] if "features" in source else ["offsets", "coords", "tissue", "jpeg"]
             for name in names:
                 target.create_dataset(name, data=source[name][:])
-            target.attrs.update({name: source.attrs[name] for name in ("slide_id", "mpp", "tile_px", "side", "lost") if name in source.attrs})
+            target.attrs.update({name: source.attrs[name] for name in ("slide_id", "mpp", "tile_px", "side", "lost", "places") if name in source.attrs})
 
 
 def test_the_bytes_are_those_that_hdf5_would_write(tmp_path: Path) -> None:

@@ -20,13 +20,13 @@ def pixels():
 
 def written(path: Path, pixels, planned: int = 7) -> Path:
     tiles = (PackTile(100 * i, 10 * i, 0.5 + i / 10, encode(tile, 90)) for i, tile in enumerate(pixels))
-    write_pack(path, tiles, slide_id="s-1", mpp=0.998, tile_px=24, side=48, planned=planned)
+    write_pack(path, tiles, slide_id="s-1", mpp=0.998, tile_px=24, side=48, planned=planned, places=19)
     return path
 
 
 def test_what_goes_in_comes_out(tmp_path, pixels):
     pack = Pack(written(tmp_path / "s-1.h5", pixels))
-    assert (len(pack), pack.slide_id, pack.mpp, pack.tile_px, pack.side, pack.lost) == (5, "s-1", 0.998, 24, 48, 2)
+    assert (len(pack), pack.slide_id, pack.mpp, pack.tile_px, pack.side, pack.lost, pack.places) == (5, "s-1", 0.998, 24, 48, 2, 19)
     assert pack.coords.tolist() == [[0, 0], [100, 10], [200, 20], [300, 30], [400, 40]]
     decoded = pack.tiles(range(5))
     assert decoded.dtype == np.uint8

@@ -8,13 +8,14 @@ from PIL import Image
 from hnm.errors import CohortError, MachineError
 from hnm.files import digest_of
 from hnm.params import Cohort, Tiles, Tissue
-from hnm.slides.preview import OUTLINE, TILE, Preview, contact_sheet, preview_cohort
+from hnm.slides.cutting import layouts_of
+from hnm.slides.preview import OUTLINE, TILE, TOO_LITTLE, Preview, Sitting, contact_sheet, preview_cohort, preview_slide
 from hnm.slides.reader import OpenSlideReader
 from hnm.tables import SLIDES
 
 SECTIONS = {
     "cohort": Cohort(name="c", manifest="slides.csv"),
-    "tissue": Tissue(mpp=8.0, min_area_um2=1000.0, max_hole_um2=1000.0),
+    "tissue": Tissue(mpp=8.0, min_area_um2=1000.0),
     "tiles": Tiles(mpp=1.0, tile_px=32),
 }
 
@@ -45,6 +46,21 @@ def test_a_preview_shows_the_mask_and_the_tiles(table, tmp_path):
     outline = (picture == OUTLINE).all(axis=2)
     assert outline.any()
     assert not outline[:80].any()
+
+
+def test_a_preview_says_how_many_tiles_each_rule_takes(tmp_path, tiny):
+    """Tissue is x 78 to 210 and y 104 to 146: 3 x 2 tiles of 32 px hold at least 56 % of it, the 2 x 2 beside them less than half."""
+    path = tiny.aperio(tmp_path / "a.svs", tiny.painted(256, 320, (78, 104, 132, 42, tiny.STROMA)))
+    with OpenSlideReader(path) as slide:
+        row = ("a", "a.svs", "a", "train", "aperio", 1.0, 1.0, 320, 256, slide.fingerprint(), "", "")
+    table = pd.DataFrame([row], columns=list(SLIDES.columns))
+    [layout] = layouts_of(table, tmp_path, Tissue(mpp=1.0, min_area_um2=1000.0), SECTIONS["tiles"])
+    caption = preview_slide(Sitting(layout, tmp_path / "a.png")).caption
+    assert caption == "a: 6 tiles of a grid of 80, 4 with too little tissue, 70 with none; 0.0 mm2 of tissue"
+    picture = np.asarray(Image.open(tmp_path / "a.png"))
+    framed = (picture == TOO_LITTLE).all(axis=2)
+    assert framed[96, 64:95].all() and framed[96, 194:224].all()
+    assert not framed[:, 100:190].any()
 
 
 def test_a_slide_that_cannot_be_cut_is_shown_bare(table, tmp_path):

@@ -73,7 +73,7 @@ def test_a_worker_is_patient(tmp_path):
 
 def test_a_slide_whose_folder_vanishes_for_a_moment(tmp_path, tiny, monkeypatch):
     path = tiny.aperio(tmp_path / "mount" / "a.svs", tiny.painted(128, 128, (0, 0, 128, 128, tiny.STROMA)))
-    tissue, tiles = Tissue(mpp=8.0, min_area_um2=1000.0, max_hole_um2=1000.0), Tiles(mpp=1.0, tile_px=32, min_tissue=0.5)
+    tissue, tiles = Tissue(mpp=8.0, min_area_um2=1000.0), Tiles(mpp=1.0, tile_px=32, min_tissue=0.5)
     with OpenSlideReader(path) as slide:
         layout = Layout("a", str(path), (1.0, 1.0), slide.fingerprint(), None, "", tissue, tiles)
     cutting = Cutting(layout, tmp_path / "a.h5")

@@ -1,4 +1,6 @@
 from dataclasses import replace
+from fractions import Fraction
+from math import ceil, floor
 
 import numpy as np
 import pytest
@@ -16,20 +18,90 @@ def thumbnail_of(width: int, height: int, x: int, y: int, scale: tuple[float, fl
     return Thumbnail(np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool), x, y, scale, 8.0)
 
 
+def grid_along(extent: int, tile_px: int = 100, mpp: float = 1.0, tiles_mpp: float = 1.0) -> list[int]:
+    """Where the tiles of a scan of `extent` pixels begin, the same along both axes."""
+    grid = grid_of(Box(0, 0, extent, extent), (mpp, mpp), (1.0,), Tiles(mpp=tiles_mpp, tile_px=tile_px))
+    starts = sorted(set(grid.corners[:, 0].tolist()))
+    assert grid.corners.tolist() == [[x, y] for y in starts for x in starts]
+    return starts
+
+
 def test_a_grid_by_hand():
-    """Tiles of 20 px at 1 µm/px are 80 x 40 level-0 pixels where x has 0.25 and y 0.5 µm/px; 3 x 2 of them fit into 250 x 99."""
+    """Tiles of 20 px at 1 µm/px are 80 x 40 level-0 pixels where x has 0.25 and y 0.5 µm/px.
+
+    Three fit into 250 px across and two into 99 px down. A level whose pixels are 1.9 px has 131 x 52 of them, and a tile is
+    read as 43 x 22: the last begin 88 and 30 of them behind the first.
+    """
     grid = grid_of(Box(1000, 30, 250, 99), (0.25, 0.5), (1.0, 1.9, 8.0), Tiles(mpp=1.0, tile_px=20))
-    assert grid.corners.tolist() == [[1000, 30], [1080, 30], [1160, 30], [1000, 70], [1080, 70], [1160, 70]]
+    across = [1000, 1080, 1160, 1167]
+    assert grid.corners.tolist() == [[x, y] for y in (30, 70, 87) for x in across]
     assert (grid.size, grid.side, grid.mpp) == ((80.0, 40.0), 80, 1.0)
     assert (grid.level, grid.as_is) == (1, False)  # level 2 is coarser than wanted along both axes
     assert grid.read_px == pytest.approx((80 / 1.9, 40 / 1.9))
 
 
+@pytest.mark.parametrize(("mpp", "level"), [((0.25, 0.5), 1), ((0.5, 0.25), 1), ((0.25, 0.25), 2), ((0.5, 0.5), 1), ((0.125, 0.5), 1), ((0.6, 0.125), 0)])
+def test_the_level_is_fine_enough_for_the_axis_that_needs_more(mpp, level):
+    """Of pixels of 0.25 x 0.5 µm a tile at 1 µm/px needs every fourth along x, but every second along y: a level of every fourth enlarges y."""
+    grid = grid_of(Box(0, 0, 4000, 4000), mpp, (1.0, 2.0, 4.0), Tiles(mpp=1.0, tile_px=32))
+    assert grid.level == level
+    assert min(grid.read_px) >= 32
+
+
+@pytest.mark.parametrize(
+    ("extent", "starts"),
+    [(300, [0, 100, 200]), (301, [0, 100, 200, 201]), (399, [0, 100, 200, 299]), (100, [0]), (101, [0, 1]), (199, [0, 99]), (200, [0, 100])],
+)
+def test_the_last_column_and_row_end_at_the_edge(extent, starts):
+    assert grid_along(extent) == starts
+
+
+@pytest.mark.parametrize("extent, starts", [(440, [0]), (880, [0, 440]), (885, [0, 440, 445])])
+def test_a_tile_too_large_by_float_error_still_fits(extent, starts):
+    """1.1 µm/px over 0.25 µm/px is 4.4, but 100 px of it are 440.00000000000006 as floats are multiplied."""
+    assert grid_along(extent, 100, 0.25, 1.1) == starts
+
+
+@pytest.mark.parametrize("extent, starts", [(48, [0]), (144, [0, 48, 96]), (145, [0, 48, 96, 97])])
+def test_a_tile_too_small_by_float_error_makes_no_tile_more(extent, starts):
+    """0.3 µm/px over 0.1 µm/px is 2.9999999999999996: 48 px are more than a tile."""
+    assert grid_along(extent, 16, 0.1, 0.3) == starts
+
+
+def test_a_corner_is_not_rounded_beyond_the_edge():
+    """Four tiles of 52.5 px fill 210 px; the last corner, 157.5, would be rounded to 158."""
+    assert grid_along(210, 42, 0.8) == [0, 52, 105, 157]
+
+
 def test_fractional_tiles_do_not_drift():
-    """At 0.3 µm/px a tile of 10 px at 0.5 µm/px is 16.67 level-0 pixels: corners are rounded one by one."""
-    grid = grid_of(Box(0, 0, 101, 17), (0.3, 0.3), (1.0,), Tiles(mpp=0.5, tile_px=16).model_copy(update={"tile_px": 10}))
-    assert grid.corners[:, 0].tolist() == [0, 17, 33, 50, 67, 83]
+    """At 0.3 µm/px a tile of 10 px at 0.5 µm/px is 16.67 level-0 pixels: corners are rounded one by one, and none sticks out."""
+    section = Tiles(mpp=0.5, tile_px=16).model_copy(update={"tile_px": 10})
+    grid = grid_of(Box(0, 0, 110, 17), (0.3, 0.3), (1.0,), section)
+    assert grid.corners[:, 0].tolist() == [0, 17, 33, 50, 67, 83, 93]
     assert grid.side == 17
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 300),
+    st.integers(1, 12),
+    st.integers(0, 10**6),
+    st.fractions(Fraction(1, 4), 1, max_denominator=40),
+    st.integers(16, 64),
+)
+def test_the_number_of_tiles_is_that_of_exact_fractions(start, whole, rest, mpp, tile_px):
+    """In fractions, `whole` tiles and a part of one fill the scan: so many tiles there are, and one more where a whole pixel is left."""
+    size = tile_px / mpp
+    extent = ceil(whole * size + size * Fraction(rest, 10**6 + 1))
+    grid = grid_of(Box(start, 0, extent, 999), (float(mpp), float(mpp)), (1.0,), Tiles(mpp=1.0, tile_px=tile_px))
+    if abs(1 / mpp - 1) <= Fraction(2, 100):  # taken as they are
+        size = Fraction(tile_px)
+    last = floor(extent - size)
+    regular = [min(round(number * size), last) for number in range(floor(extent / size))]
+    expected = regular + [last] * (last > regular[-1])
+    found = grid.corners[grid.corners[:, 1] == 0, 0] - start
+    assert len(found) == len(expected)
+    assert np.abs(found - expected).max() <= 1  # at exactly half a pixel the float may fall on either side
 
 
 @pytest.mark.parametrize(("slide_mpp", "level", "as_is"), [(0.25, 1, True), (0.2525, 1, True), (0.2460, 1, True), (0.2600, 0, False), (0.2440, 1, False)])
@@ -62,14 +134,17 @@ def test_a_slide_smaller_than_a_tile_is_refused():
     st.floats(0.2, 1.0),
     st.integers(16, 64),
 )
-def test_tiles_neither_overlap_nor_leave_gaps_nor_stick_out(bounds, mpp_x, mpp_y, tile_px):
+def test_tiles_cover_the_bounds_and_only_the_last_overlap(bounds, mpp_x, mpp_y, tile_px):
     grid = grid_of(bounds, (mpp_x, mpp_y), (1.0, 2.0, 4.0), Tiles(mpp=1.0, tile_px=tile_px))
     for axis, start, extent in ((0, bounds.x, bounds.width), (1, bounds.y, bounds.height)):
         edges = np.unique(grid.corners[:, axis])
+        steps = np.diff(edges)
+        size = grid.size[axis]
         assert edges[0] == start
-        assert set(np.diff(edges)) <= {int(np.floor(grid.size[axis])), int(np.ceil(grid.size[axis]))}
-        assert edges[-1] + grid.size[axis] <= start + extent + 0.51
-        assert edges[-1] + 2 * grid.size[axis] > start + extent - 0.51
+        downsample = (1.0, 2.0, 4.0)[grid.level]
+        assert start + extent - (1 if downsample == 1 else 2 * downsample) < edges[-1] + size <= start + extent + 1e-5
+        assert edges[-1] - start + downsample * ceil(grid.read_px[axis] - 1e-6) <= extent or len(edges) == 1
+        assert ((np.abs(steps[:-1] - size) < 1.01) & (steps[-1:] < size + 1.01)).all()
     assert len(np.unique(grid.corners, axis=0)) == len(grid.corners)
 
 
@@ -82,6 +157,17 @@ def test_tissue_shares_by_hand():
     assert tissue_shares(grid, mask, view).tolist() == [0.0, 0.25]
     assert tissue_shares(grid, mask, replace(view, x=105)).tolist() == pytest.approx([0.0, 0.25])
     assert tissue_shares(grid, mask, replace(view, x=115)).tolist() == pytest.approx([0.0, 0.125])
+
+
+def test_tiles_beside_tissue_have_exactly_none():
+    """Half of the pixels of the upper 30 of 60 rows are tissue, at random: below them, sums of floats leave nothing behind."""
+    mask = np.zeros((60, 60), bool)
+    mask[:30] = np.random.default_rng(0).random((30, 60)) < 0.5
+    grid = grid_of(Box(5, 9, 426, 426), (0.7, 0.7), (1.0,), Tiles(mpp=1.0, tile_px=16))
+    shares = tissue_shares(grid, mask, thumbnail_of(60, 60, 5, 9, (7.1, 7.1)))
+    below = grid.corners[:, 1] > 9 + 30 * 7.1
+    assert below.sum() == 9 * 19
+    assert set(shares[below]) == {0.0}
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ from hnm.slides.tissue import density_of, pen_mask, tissue_mask
 
 HAEMATOXYLIN, EOSIN, DAB, ERYTHROCYTES = (120, 80, 160), (225, 130, 180), (170, 120, 80), (197, 71, 102)
 GREEN_PEN, BLUE_PEN, RED_PEN, BLACK_PEN, THIN_RED_PEN = (45, 160, 135), (25, 30, 100), (205, 25, 30), (28, 24, 30), (235, 130, 140)
-SETTINGS = Tissue(mpp=8.0, min_area_um2=10_000.0, max_hole_um2=20_000.0)
+SETTINGS = Tissue(mpp=8.0, min_area_um2=10_000.0)
 
 
 def inner(mask):
@@ -69,10 +69,10 @@ def test_pale_tissue_beside_dense_tissue_is_kept(tiny):
 
 @pytest.mark.parametrize(("mpp", "side"), [(8.0, 9), (8.0, 14), (4.0, 18), (4.0, 28)])
 def test_areas_are_in_square_micrometres(tiny, mpp, side):
-    """A speck of 72 µm side is dropped and one of 112 µm kept (10,000 µm²), whatever the resolution; holes of either size are filled (20,000 µm²)."""
+    """A speck of 72 µm side is dropped and one of 112 µm kept (10,000 µm²), whatever the resolution; a hole of either size is none of the tissue."""
     pixels = tiny.painted(400, 400, (20, 20, 300, 250, EOSIN), (100, 100, side, side, tiny.GLASS), (350, 350, side, side, EOSIN))
     mask = tissue_mask(pixels, mpp, SETTINGS)
-    assert mask[100 + side // 2, 100 + side // 2]
+    assert not mask[100 + side // 2, 100 + side // 2]
     assert mask[350 + side // 2, 350 + side // 2] == (side * mpp > 100)
 
 

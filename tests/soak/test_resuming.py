@@ -74,7 +74,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         cohort={"manifest": "in/sixty.csv"},
         tiles={"mpp": 1.0, "tile_px": 32},
         encoder={"name": "test_resnet", "weights": "random"},
-        tissue={"min_area_um2": 1000.0, "max_hole_um2": 1000.0},
+        tissue={"min_area_um2": 1000.0},
     )
     print(f"\nfirst run of {SLIDES} slides: {project.run('cohort', 'tiles', 'encoder', 'embed'):.0f} s")
     assert (len(project.kept("tiles")), len(project.kept("features"))) == (SLIDES, SLIDES)
