@@ -1,5 +1,7 @@
 """Tiny slides that OpenSlide opens, for any test: made here, so that the tests need no data."""
 
+import io
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny() -> SimpleNamespace:
     """The functions of this file: `tiny.aperio(path, tiny.painted(200, 300, (50, 40, 120, 90, tiny.STROMA)))`."""
     return SimpleNamespace(
-        painted=painted, halved=halved, aperio=write_aperio, trestle=write_trestle, leica=write_leica, damage=damage, GLASS=GLASS, STROMA=STROMA, NUCLEI=NUCLEI
+        painted=painted,
+        halved=halved,
+        aperio=write_aperio,
+        trestle=write_trestle,
+        leica=write_leica,
+        mirax=write_mirax,
+        damage=damage,
+        GLASS=GLASS,
+        STROMA=STROMA,
+        NUCLEI=NUCLEI,
     )
 
 
@@ -89,6 +100,66 @@ def write_leica(path: Path, pixels: np.ndarray, margin: int, mpp: float = 1.0) -
         for number, page in enumerate((pixels, macro)):
             resolution = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
             file.write(page, tile=(64, 64), photometric="rgb", compression="jpeg", description=None if number else text, metadata=None, **resolution)
+    return path
+
+
+def write_mirax(path: Path, pixels: np.ndarray, before: tuple[int, int] = (2, 1), mpp: float = 1.0, tile: int = 64) -> Path:
+    """A slide of MIRAX whose scan, of whole tiles, has `before` tiles to its left and above it that were not scanned.
+
+    Of its folder OpenSlide needs an ini file, the tiles as PNG, and an index: the version, the slide's id, the place of
+    the list of zoom levels, then a page of (place in the grid, offset, length, file) for each tile.
+    """
+    down, across = pixels.shape[0] // tile, pixels.shape[1] // tile
+    columns, rows = across + before[0] + 1, down + before[1] + 2
+    stored, page = bytearray(), []
+    for row in range(down):
+        for column in range(across):
+            stream = io.BytesIO()
+            Image.fromarray(pixels[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]).save(stream, "PNG")
+            page.append(((row + before[1]) * columns + column + before[0], len(stored), stream.tell(), 0))
+            stored += stream.getvalue()
+    head = b"01.02" + b"A" * 32
+    first = len(head) + 8 + 4 + 8  # after the two roots, the list of one level, and the page before the first
+    index = head + struct.pack("<iiiii", len(head) + 8, 0, len(head) + 12, 0, first) + struct.pack("<ii", len(page), 0)
+    index += b"".join(struct.pack("<iiii", *record) for record in page)
+    folder = path.with_suffix("")
+    folder.mkdir(parents=True)
+    (folder / "Index.dat").write_bytes(index)
+    (folder / "Data0000.dat").write_bytes(stored)
+    sections: dict[str, dict[str, object]] = {
+        "GENERAL": {
+            "SLIDE_VERSION": "01.02",
+            "SLIDE_ID": "A" * 32,
+            "IMAGENUMBER_X": columns,
+            "IMAGENUMBER_Y": rows,
+            "OBJECTIVE_MAGNIFICATION": 10,
+            "CameraImageDivisionsPerSide": 1,
+        },
+        "HIERARCHICAL": {
+            "HIER_COUNT": 1,
+            "NONHIER_COUNT": 0,
+            "INDEXFILE": "Index.dat",
+            "HIER_0_NAME": "Slide zoom level",
+            "HIER_0_COUNT": 1,
+            "HIER_0_VAL_0": "ZoomLevel_0",
+            "HIER_0_VAL_0_SECTION": "LEVEL_0",
+        },
+        "DATAFILE": {"FILE_COUNT": 1, "FILE_0": "Data0000.dat"},
+        "LEVEL_0": {
+            "OVERLAP_X": 0,
+            "OVERLAP_Y": 0,
+            "MICROMETER_PER_PIXEL_X": mpp,
+            "MICROMETER_PER_PIXEL_Y": mpp,
+            "IMAGE_FORMAT": "PNG",
+            "IMAGE_FILL_COLOR_BGR": 16777215,
+            "DIGITIZER_WIDTH": tile,
+            "DIGITIZER_HEIGHT": tile,
+            "IMAGE_CONCAT_FACTOR": 0,
+        },
+    }
+    lines = [line for name, values in sections.items() for line in (f"[{name}]", *(f"{key} = {value}" for key, value in values.items()))]
+    (folder / "Slidedat.ini").write_text("\r\n".join([*lines, ""]), encoding="utf-8", newline="")
+    path.write_bytes(b"")
     return path
 
 

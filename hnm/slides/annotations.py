@@ -155,13 +155,14 @@ def _origin_of(value: Any, features: Sequence[Any], canvas: Canvas, where: str) 
     What it says itself comes first, then `cohort.origin`. A file that QuPath exported says nothing, but looks it, and
     QuPath counts from the bounds.
     """
-    said = {origin for thing in (value, *(_member(_member(f, "properties"), "metadata") for f in features)) if (origin := _member(thing, ORIGIN)) is not None}
+    marked = [value, *(_member(_member(feature, "properties"), "metadata") for feature in features)]
+    said = [origin for origin in (_member(thing, ORIGIN) for thing in marked) if origin is not None]
     if strange := [origin for origin in said if origin not in get_args(Origin)]:
         raise CohortError(f"{where} has {ORIGIN}={quoted(strange[0])}, which is none of {', '.join(get_args(Origin))}; correct it")
-    if len(said) > 1:
+    if len(set(said)) > 1:
         raise CohortError(f"{where} holds features that count from level_0, and others that count from bounds ({ORIGIN}); keep them in two files")
     if said:
-        return ("bounds" if said == {"bounds"} else "level_0"), "file"
+        return said[0], "file"
     if not canvas.is_offset:
         return "level_0", "shape"
     if canvas.origin != "auto":

@@ -1,8 +1,8 @@
 """From where coordinates count: the corner of level 0, or that of the scan on it.
 
 OpenSlide and hnm count from the corner of level 0. QuPath counts from the corner of the scan (`openslide.bounds-x` and
-`-y`), which lies elsewhere on slides of MIRAX, Leica and Ventana. Every coordinate inside of hnm is a level-0 pixel.
-`hnm.slides.annotations` shifts what people draw, on its way in and on its way out; `hnm.slides.masks` does so for images.
+`-y`), which lies elsewhere on slides of MIRAX and Leica. Every coordinate inside of hnm is a level-0 pixel: what people
+draw is shifted by `hnm.slides.annotations` on its way in and on its way out, and images by `hnm.slides.masks`.
 """
 
 from dataclasses import dataclass

@@ -77,8 +77,8 @@ def warn_of_origins(what: str, files: Mapping[str, tuple[By, Canvas]]) -> None:
         files: slide id -> what decided it, and the slide's canvas.
     """
     for by, sentence in (
-        ("nothing", "{what} files of {number} slides do not say what they count from, and were read as level-0 pixels"),
-        ("qupath", "{what} files of {number} slides look as QuPath exports them, and were read as counting from their slide's bounds, as QuPath does"),
+        ("nothing", "files of kind {what} do not say what they count from, and were read as level-0 pixels"),
+        ("qupath", "files of kind {what} look as QuPath exports them, and were read as counting from their slide's bounds, as QuPath does"),
     ):
         of_kind = {slide_id: canvas.bounds for slide_id, (decided, canvas) in sorted(files.items()) if decided == by}
         named = [f"{slide_id} ({bounds.x}, {bounds.y})" for slide_id, bounds in of_kind.items()]
@@ -87,7 +87,7 @@ def warn_of_origins(what: str, files: Mapping[str, tuple[By, Canvas]]) -> None:
             logging.getLogger(__name__).warning(
                 "%s; the scans lie elsewhere on level 0: %s. Say which it is: set cohort.origin (of hnm predict --origin) to bounds where they were drawn"
                 " in QuPath, to level_0 where their tool counts as OpenSlide does",
-                sentence.format(what=what, number=len(named)),
+                sentence.format(what=what),
                 listed,
             )
 

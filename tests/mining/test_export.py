@@ -66,10 +66,8 @@ def through_qupath(path: Path) -> None:
 def test_what_is_exported_is_a_file_of_vetoes(tmp_path: Path, origin: str) -> None:
     """Whatever cohort.origin says of files that do not: each of the very tiles is vetoed, and no neighbour."""
     slides = slides_of({"a": 1.0, "b": 1.0}, origin)
-    grid = [(slide_id, tile, MINED["side"][2 - 2 * number], x) for number, slide_id in enumerate("ba") for tile, x in enumerate(range(0, 1600, 100))]
-    tiles = pd.DataFrame(grid, columns=["slide_id", "tile", "side", "x"])
-    rows = {(slide_id, tile): y for slide_id, tile, y in MINED[["slide_id", "tile", "y"]].itertuples(index=False)}
-    tiles = tiles.assign(y=[rows.get((slide_id, tile), 300) for slide_id, tile in zip(tiles["slide_id"], tiles["tile"], strict=True)])
+    others = [MINED.assign(tile=MINED["tile"] + 100, x=MINED["x"] + MINED["side"]), MINED.assign(tile=MINED["tile"] + 200, y=MINED["y"] + MINED["side"])]
+    tiles = pd.concat([MINED, *others])[["slide_id", "tile", "x", "y", "side"]]
     for path in export_mined(MINED, slides, tmp_path):
         through_qupath(path)
     (tmp_path / "vetoes.csv").write_text("slide_id,tile,x,y,reason\n")

@@ -1,5 +1,6 @@
 """Vetoed tiles are never mined, and a veto that means nothing is an error."""
 
+import json
 import os
 from pathlib import Path
 
@@ -79,6 +80,17 @@ def test_a_slides_own_aspect_counts(tmp_path: Path) -> None:
     lower = Region("fold", shapely.box(0, 56, 96, 103))
     assert vetoed(folder_with(tmp_path, n1=lower)) == []
     assert vetoed(folder_with(tmp_path / "b", n2=Region("fold", shapely.box(0, 54, 96, 103)))) == [["n2", 0, "fold"]]
+
+
+def test_areas_drawn_from_the_scans_corner(tmp_path: Path) -> None:
+    """The scan of n2 begins at x 96, y 7: what QuPath shows at x 0 to 96 is tile 1, and at x 192 to 288 tile 3. A line of the table stays in level 0."""
+    cohort = COHORT.assign(bounds_x=96, bounds_y=7, bounds_width=404, bounds_height=190, origin="bounds")
+    folder = folder_with(tmp_path, "n2,,96,7,listed")
+    ring = [[192, 0], [288, 0], [288, 96], [192, 96], [192, 0]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"classification": {"name": "pen"}}}
+    (folder / "n2.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    assert vetoed_tiles(folder, TILES, cohort).values.tolist() == [["n2", 1, "listed"], ["n2", 3, "pen"]]
+    assert vetoed_tiles(folder, TILES, cohort.assign(origin="level_0")).values.tolist() == [["n2", 1, "listed"], ["n2", 2, "pen"]]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from hnm.errors import CohortError
 from hnm.params import Cohort, Split
+from hnm.slides.annotations import read_annotation
 from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
 from pipelines import cohort
 
@@ -146,6 +147,80 @@ def test_an_annotation_of_another_slide_is_refused(rows, tmp_path):
     rows["s01"]["annotation"] = "a.geojson"
     with pytest.raises(CohortError, match=r"a.geojson, feature 1 \(tumour\) lies at x 1000 to 3000, y 10 to 25, 900 pixels outside the scan of slide s01"):
         run(rows, tmp_path / "out")
+
+
+@pytest.fixture
+def mirax_rows(rows, tmp_path, tiny):
+    """The twelve slides, of which s01, s03 and s05 are of MIRAX: their scan of 128 x 64 pixels begins at x 128, y 64 of level 0."""
+    for slide_id in ("s01", "s03", "s05"):
+        tiny.mirax(tmp_path / "in" / f"{slide_id}.mrxs", tiny.painted(64, 128, seed=int(slide_id[1:])), mpp=0.5)
+        rows[slide_id]["path"] = f"{slide_id}.mrxs"
+    return rows
+
+
+def annotate(rows, slide_id: str, x: int, y: int, **members) -> None:
+    """Draws a square of 20 pixels at (x, y) of whatever the file counts from."""
+    square = {"type": "Polygon", "coordinates": [[[x, y], [x + 20, y], [x + 20, y + 20], [x, y + 20], [x, y]]]}
+    feature = {"type": "Feature", "geometry": square, "properties": {"objectType": "annotation", "classification": {"name": "tumour"}}}
+    identifier = members.pop("id", None)
+    features = [{**feature, "id": identifier} if identifier else feature]
+    Path("in", f"{slide_id}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features, **members}))
+    rows[slide_id]["annotation"] = f"{slide_id}.geojson"
+
+
+def corners_of(out: Path) -> dict[str, tuple[float, float]]:
+    """The upper left corner of each slide's region, as `evaluate` reads it."""
+    return {path.stem: read_annotation(path)[0].geometry.bounds[:2] for path in sorted((out / "annotations").iterdir())}
+
+
+def test_the_table_holds_where_the_scan_lies_and_annotations_come_out_in_level_0(mirax_rows, tmp_path, caplog):
+    """A square at (10, 30) of the scan is at (138, 94) of level 0, whoever says so; a slide without bounds keeps its own."""
+    annotate(mirax_rows, "s01", 10, 30, hnm_origin="bounds")
+    annotate(mirax_rows, "s03", 138, 94, hnm_origin="level_0")
+    annotate(mirax_rows, "s05", 10, 30)
+    annotate(mirax_rows, "s07", 10, 30)
+    out = run(mirax_rows, tmp_path / "out", COHORT.model_copy(update={"origin": "bounds"}))
+    slides = SLIDES.read(out / "slides.parquet").set_index("slide_id")
+    columns = ["width", "height", "bounds_x", "bounds_y", "bounds_width", "bounds_height", "origin"]
+    assert slides.loc["s01", columns].tolist() == [320, 256, 128, 64, 128, 64, "bounds"]
+    assert corners_of(out) == {"s01": (138, 94), "s03": (138, 94), "s05": (138, 94), "s07": (10, 30)}
+    assert json.loads((out / "annotations" / "s05.geojson").read_text())["hnm_origin"] == "level_0"
+    assert not caplog.records
+
+
+def test_annotations_that_do_not_say_what_they_count_from_are_told(mirax_rows, tmp_path, caplog):
+    annotate(mirax_rows, "s01", 138, 94)
+    annotate(mirax_rows, "s03", 10, 30, id="6c1f9a52-5a0e-4e0f-9a3f-0d1c2b3a4f5e")
+    annotate(mirax_rows, "s05", 118, 94, hnm_origin="level_0")  # 10 of its 20 pixels lie left of the scan
+    annotate(mirax_rows, "s07", 10, 30)
+    out = run(mirax_rows, tmp_path / "out")
+    assert corners_of(out) == {"s01": (138, 94), "s03": (138, 94), "s05": (118, 94), "s07": (10, 30)}
+    beyond, nothing, qupath = (record.getMessage() for record in caplog.records)
+    assert "s05.geojson, feature 1 (tumour) reaches 10 pixels beyond the scan of slide s05, with 50% of its box" in beyond
+    assert nothing.startswith("files of kind annotation do not say what they count from, and were read as level-0 pixels; ")
+    assert "s01 (128, 64). Say which it is: set cohort.origin" in nothing
+    assert qupath.startswith("files of kind annotation look as QuPath exports them, and were read as counting from their slide's bounds")
+    assert "s03 (128, 64)" in qupath
+
+
+def test_an_annotation_that_lies_in_the_scan_from_the_other_origin_is_refused_with_the_cure(mirax_rows, tmp_path):
+    annotate(mirax_rows, "s01", 10, 30)
+    message = (
+        r"s01.geojson, feature 1 \(tumour\) lies at x 10 to 30, y 30 to 50, 98 pixels outside the scan of slide s01, which has x 128 to 256, y 64 to 128 of"
+        r" level 0; counted from bounds it lies in the scan: set cohort.origin \(of hnm predict --origin\) to bounds"
+    )
+    with pytest.raises(CohortError, match=message):
+        run(mirax_rows, tmp_path / "out")
+
+
+def test_masks_that_do_not_say_what_they_count_from_are_told(mirax_rows, tmp_path, caplog):
+    annotate(mirax_rows, "s01", 138, 94)
+    annotate(mirax_rows, "s03", 10, 30, hnm_origin="bounds")
+    for slide_id in ("s01", "s03"):
+        mirax_rows[slide_id] |= {"mask": mirax_rows[slide_id]["annotation"], "annotation": ""}
+    run(mirax_rows, tmp_path / "out")
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("files of kind mask do not say what they count from") and ": s01 (128, 64). Say" in message
 
 
 def test_masks_from_elsewhere(rows, tmp_path):

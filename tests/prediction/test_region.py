@@ -73,6 +73,18 @@ def test_geojson_is_what_rfc_7946_and_qupath_want() -> None:
     assert collection["features"][-TOP_TILES]["geometry"]["coordinates"][0][0] == [1200, 540]
 
 
+def test_qupath_sees_region_and_tiles_from_the_corner_of_the_scan() -> None:
+    """The grid begins at x 500, y 40 of level 0; on a scan that begins at x 480, y 30 that is x 20, y 10."""
+    tiles = grid([[0.9, 0.8], [0.9, 0.7]])
+    level_0, shifted = (prediction_geojson(tiles, 1.0, "tumour", corner) for corner in ((0, 0), (480, 30)))
+    assert shifted["hnm_origin"] == "bounds"
+    for before, after in zip(level_0["features"], shifted["features"], strict=True):
+        moved = np.array(after["geometry"]["coordinates"][0]) + np.array([480, 30])
+        assert moved.tolist() == np.array(before["geometry"]["coordinates"][0]).tolist()
+        assert after["properties"]["metadata"] == {"hnm_origin": "bounds"}
+    assert shapely.from_geojson(json.dumps(shifted["features"][1]["geometry"])).bounds[:2] == (20, 10)
+
+
 def test_the_heat_lies_over_its_tiles_and_leaves_the_rest_alone() -> None:
     overview = Thumbnail(np.full((20, 40, 3), 200, np.uint8), np.zeros((20, 40), bool), 480, 20, (10.0, 20.0), 10.0)
     pixels = heat_over(overview, grid([[0.0, 1.0]], side=100, aspect=2.0), 2.0)

@@ -13,7 +13,7 @@ from hnm.params import Compute
 from hnm.prediction.files import PREDICTIONS, write_predictions
 from hnm.prediction.model import read_model
 from hnm.prediction.reading import OVERVIEW_PX, Reading, read_slide
-from hnm.prediction.slide import Prediction, machine_of, predict_slides
+from hnm.prediction.slide import Prediction, Refusal, machine_of, predict_slides
 from hnm.slides.annotations import read_annotation
 from hnm.slides.pack import Pack
 from hnm.tables import TILE_SCORES
@@ -89,6 +89,40 @@ def test_a_mask_says_where_the_tissue_is(written, tmp_path):
     (whole,) = predict_slides(model, {"good_one": str(paths[0])})
     assert isinstance(masked, Prediction) and isinstance(whole, Prediction)
     assert set(masked.tiles["x"]) == {0, 32, 64, 96, 128, 160} and set(whole.tiles["x"]) == {32, 64, 96}
+
+
+def test_a_slide_with_bounds(written, tmp_path, tiny):
+    """Tissue at x 64 to 128, y 64 to 128 of a scan that begins at x 128, y 64 of level 0: tables count from level 0, what QuPath reads from the scan."""
+    _, model, _, _ = written
+    slide = tiny.mirax(tmp_path / "m.mrxs", tiny.painted(192, 256, (64, 64, 64, 64, tiny.STROMA)), before=(2, 1))
+    write_predictions(model, [str(slide)], tmp_path / "out", say=lambda line: None)
+    tiles = TILE_SCORES.read(tmp_path / "out" / "m.tiles.parquet")
+    assert list(zip(tiles["x"], tiles["y"], strict=True)) == [(192, 128), (224, 128), (192, 160), (224, 160)]
+    drawn = json.loads((tmp_path / "out" / "m.geojson").read_text())
+    corners = {tuple(feature["geometry"]["coordinates"][0][0]) for feature in drawn["features"] if feature["properties"]["name"].startswith("tile")}
+    assert (drawn["hnm_origin"], corners) == ("bounds", {(64, 64), (96, 64), (64, 96), (96, 96)})
+
+
+def test_what_a_mask_counts_from(written, tmp_path, tiny, caplog):
+    """Two tiles, at x 64 to 128, y 64 to 96 of a scan that begins at x 128, y 64 of level 0."""
+    _, model, _, _ = written
+    slide = tiny.mirax(tmp_path / "m.mrxs", tiny.painted(192, 256, (64, 64, 64, 64, tiny.STROMA)), before=(2, 1))
+    for name, (x, y) in (("scan", (64, 64)), ("level_0", (192, 128))):
+        square = {"type": "Polygon", "coordinates": [[[x, y], [x + 64, y], [x + 64, y + 32], [x, y + 32], [x, y]]]}
+        (tmp_path / f"{name}.geojson").write_text(json.dumps([{"type": "Feature", "geometry": square, "properties": {}}]))
+    mask = tmp_path / "scan.geojson"
+    (masked,) = predict_slides(model, {"m": str(slide)}, mask=mask, origin="bounds")
+    assert isinstance(masked, Prediction)
+    assert list(zip(masked.tiles["x"], masked.tiles["y"], strict=True)) == [(192, 128), (224, 128)]
+    assert not caplog.records
+    (refused,) = predict_slides(model, {"m": str(slide)}, mask=mask)
+    assert isinstance(refused, Refusal)
+    assert str(refused.error).endswith("counted from bounds it lies in the scan: set cohort.origin (of hnm predict --origin) to bounds")
+    (unsaid,) = predict_slides(model, {"m": str(slide)}, mask=tmp_path / "level_0.geojson")
+    assert isinstance(unsaid, Prediction)
+    pd.testing.assert_frame_equal(unsaid.tiles, masked.tiles)
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("files of kind mask do not say what they count from") and "m (128, 64)" in message
 
 
 def test_a_mask_that_is_not_there_or_of_no_one_slide_is_refused(written, tmp_path):
