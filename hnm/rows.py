@@ -22,7 +22,7 @@ UNKNOWN_WORDS = frozenset(
     | {"missing", "not available", "not reported", "unbekannt", "undefined", "unknown"}
 )
 """What people and programs (R, pandas, spreadsheets, the GDC) write where they do not know, in small letters."""
-_INTEGER = re.compile(r"[+-]?\d{1,19}", re.ASCII)
+_INTEGER = re.compile(r"([+-]?\d{1,19})(\.0*)?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _SAVE = "; save it as CSV in UTF-8"
 
@@ -83,8 +83,9 @@ def is_unknown(text: str) -> bool:
 
 
 def integer(text: str) -> int | None:
-    """The whole number of 64 bits that `text` is; None where it is none."""
-    value = int(text) if _INTEGER.fullmatch(text) else None
+    """The whole number of 64 bits that `text` is, `12.0` too, as programs write counts that may be missing; None where it is none."""
+    match = _INTEGER.fullmatch(text)
+    value = int(match[1]) if match else None
     return value if value is not None and -(2**63) <= value < 2**63 else None
 
 

@@ -95,7 +95,7 @@ def read_frame(
 def read_numbers(path: Path, *, texts: Collection[str] = (), refuse: Refuse = TableError, cure: str = "") -> pd.DataFrame:
     """All columns of a CSV file that hnm wrote, those named in `texts` as text and the others as numbers, whole where all of a column are; as `read_frame`."""
     columns, rows = text_rows(path, str(path), refuse=refuse, cure=cure, strip=False)
-    whole_ones = {name for name in columns if rows and all(integer(row[name]) is not None for _, row in rows)}
+    whole_ones = {name for name in columns if rows and all("." not in row[name] and integer(row[name]) is not None for _, row in rows)}
     kinds = {name: "str" if name in texts else "int64" if name in whole_ones else "float64" for name in columns}
     return read_frame(path, kinds, str(path), refuse=refuse, cure=cure)
 

@@ -89,8 +89,8 @@ def main(
         tracker.file(path)
     for own in drawn_classes(truth.annotations, evaluate):
         print(f"drawn: {own.name}, {own.regions} regions on {own.slides} slides, {'lesion' if own.is_lesion else 'no lesion'}", flush=True)
-    for contradiction in contradictions(truth.annotations, truth.label_of, evaluate):
-        logging.getLogger(__name__).warning(contradiction)
+    for disagreement in contradictions(truth.annotations, truth.label_of, evaluate):
+        logging.getLogger(__name__).warning(disagreement)
     for evidence in evaluation.rounds:
         if contradiction := lesions_among_negatives(evidence):
             logging.getLogger(__name__).warning(contradiction)

@@ -46,4 +46,4 @@ def test_only_a_cohort_of_which_nothing_is_left_fails(tmp_path):
 
 def test_normal_tissue_has_three_ways(tmp_path):
     result = CliRunner().invoke(app, ["cohort", "tcga", str(tmp_path), "sheet.tsv", "--positive", "a", "--normal", "positive"])
-    assert result.exit_code == 1 and result.output.startswith("error: --normal 'positive' is none of leave-out, negative and keep")
+    assert result.exit_code == 1 and result.output.startswith("error: --normal 'positive' is none of leave-out, negative, keep; name one")

@@ -13,6 +13,7 @@ from hnm.evidence.comparison import compare_pair
 from hnm.evidence.metrics import Resampling
 from hnm.evidence.pooling import OUT_OF_FOLD, read_predictions, write_predictions
 from hnm.experiments.past_state import _test_slides
+from hnm.learning.history import read_history, write_history
 from hnm.rows import integer, is_unknown, number, text_rows
 from hnm.slides.cohort import read_manifest
 from hnm.tables import LABELS, PATIENTS, read_frame, write_csv
@@ -46,8 +47,8 @@ def test_every_cell_is_the_text_that_stands_there(rows: list[list[str]]) -> None
 def test_numbers_are_numbers_or_nothing() -> None:
     assert [number(text) for text in ("0.1", "-2", "+.5", "1e-3", "5.")] == [0.1, -2.0, 0.5, 0.001, 5.0]
     assert [number(text) for text in ("", "nan", "inf", "1e999", "1_0", "0x1", "1,5", "NA", " 1", "\u0661")] == [None] * 10
-    assert [integer(text) for text in ("7", "-7", "007", str(2**63 - 1))] == [7, -7, 7, 2**63 - 1]
-    assert [integer(text) for text in ("", "1.0", "1e5", "True", str(2**63), "9" * 5000, "\u0661")] == [None] * 7
+    assert [integer(text) for text in ("7", "-7", "007", "12.0", str(2**63 - 1))] == [7, -7, 7, 12, 2**63 - 1]
+    assert [integer(text) for text in ("", "1.5", "1e5", "True", str(2**63), "9" * 5000, "\u0661")] == [None] * 7
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -106,7 +107,25 @@ def test_a_word_for_unknown_that_is_no_id_is_said_to_be_one(tmp_path: Path, word
 def test_an_empty_cell_is_a_patient_of_its_own_and_so_is_one_slide_of_a_patient_called_na(tmp_path: Path) -> None:
     entries = read_manifest(manifest(tmp_path, ["", "", "NA", "P1", "P1"]))
     assert [entry.patient_id for entry in entries] == ["s0", "s1", "NA", "P1", "P1"]
+    (tmp_path / "slides.csv").write_text("slide_id,path,label,patient_id\nNA,a.svs,1,\ns,b.svs,0,NA\n")
+    with pytest.raises(CohortError, match=r"2 slides have patient_id='na' \(rows 2, 3\)"):
+        read_manifest(tmp_path / "slides.csv")
+    (tmp_path / "slides.csv").write_text("slide_id,path,label,annotation\na,a.svs,1,NA\n")
+    with pytest.raises(CohortError, match=r"row 2 \(slide_id=a\): annotation='NA' names no file; leave the cell empty"):
+        read_manifest(tmp_path / "slides.csv")
     assert is_unknown(" n/a ") and not is_unknown("NAN2") and not is_unknown("Nadia")
+
+
+def test_a_history_comes_back_to_the_last_bit(tmp_path: Path) -> None:
+    rows = [{"epoch": number, "loss": 0.1 + 0.2 * number, "auc": 1.0} for number in (1, 2)]
+    write_history(rows, tmp_path / "h.csv")
+    history = read_history(tmp_path / "h.csv", EvidenceError, "; run it")
+    assert history.to_dict("records") == rows and [str(kind) for kind in history.dtypes] == ["int64", "float64", "float64"]
+    (tmp_path / "h.csv").write_text("epoch,loss\n1,\n2,NA\n")
+    with pytest.raises(EvidenceError, match=r"h\.csv: column loss, row 1: value 'NA': must be of type float64; run it"):
+        read_history(tmp_path / "h.csv", EvidenceError, "; run it")
+    (tmp_path / "h.csv").write_text("epoch,loss\n1,\n")
+    assert read_history(tmp_path / "h.csv", EvidenceError, "")["loss"].isna().tolist() == [True]
 
 
 def test_a_column_that_is_missing_and_a_number_that_is_none_are_named() -> None:

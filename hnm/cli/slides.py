@@ -71,8 +71,6 @@ def cohort_tcga(
 
     if (labels is None) == (positive is None):
         raise CohortError("name either --labels or --positive, which say where the labels come from")
-    if normal not in (None, "leave-out", "negative", "keep"):
-        raise CohortError(f"--normal {normal!r} is none of leave-out, negative and keep; name one of them, or none")
     _write_manifest(tcga(folder, sheet, labels=labels, column=column, positive=positive, normal=normal), out)
 
 

@@ -32,7 +32,7 @@ from hnm.experiments.tracking import (
 )
 from hnm.experiments.vocabulary import of_history
 from hnm.files import read_json
-from hnm.learning.history import read_history
+from hnm.learning.history import epochs_of, read_history
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -130,9 +130,9 @@ def _replay_stage(root: Path, client: "MlflowClient", outputs: Outputs, experime
     if "history.csv" not in model:
         return False
     with _new_run(root, client, start) as record:
-        history = read_history(model["history.csv"], TrackingError, "; run dvc repro").astype(float)
+        history = epochs_of(read_history(model["history.csv"], TrackingError, "; run dvc repro"))
         with taking_apart(f"{path}/history.csv"):
-            for step, numbers in of_history(history.to_dict("records")):
+            for step, numbers in of_history(history):
                 Tracker(state.stage, record).metrics(numbers, step)
         record.append("model", path=record.keep_all(Path(path).name, model), kind="head" if state.stage == "head" else "encoder")
     return True

@@ -20,7 +20,7 @@ from hnm.files import digest_of
 from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.learning.fit_encoder import epoch_steps
 from hnm.learning.heads import load_head
-from hnm.learning.history import read_history
+from hnm.learning.history import epochs_of, read_history
 from hnm.loop.embed import embed_slides
 from hnm.loop.finetune import finetune_encoder, with_extra
 from hnm.loop.head import kept_epoch, slide_features, train_head
@@ -316,7 +316,7 @@ def _cost_of(mined: pd.DataFrame, params: Params, tiles: int) -> int:
 
 def _epochs(head: Path) -> list[dict[str, float]]:
     """The history of a head, one dictionary an epoch; `StudyError` where it is torn."""
-    return [dict(row) for row in read_history(head / "history.csv", StudyError, _CURE).to_dict("records")]
+    return epochs_of(read_history(head / "history.csv", StudyError, _CURE))
 
 
 def _untold(epoch: int, metrics: Any) -> None:

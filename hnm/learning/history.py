@@ -27,3 +27,8 @@ def read_history(path: Path, refuse: Refuse, cure: str) -> pd.DataFrame:
     if history.empty:
         raise refuse(f"{path} holds no epoch{cure}")
     return history
+
+
+def epochs_of(history: pd.DataFrame) -> list[dict[str, float]]:
+    """The rows of a history, each as numbers by column."""
+    return [{str(name): float(value) for name, value in row.items()} for row in history.to_dict("records")]

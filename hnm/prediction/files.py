@@ -162,9 +162,9 @@ def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
         PREDICTIONS.check(frame, str(path))
     except TableError as error:
         raise PredictionError(f"{error}; {OTHER_FOLDER}") from None
-    missing = {name: None if name in NUMBERS else "" for name in kinds}
-    rows = [{name: missing[name] if pd.isna(value) else value for name, value in row.items()} for row in frame.to_dict("records")]
-    return {row["slide_id"]: row for row in rows}
+    missing: dict[str, Any] = {name: None if name in NUMBERS else "" for name in kinds}
+    rows = [{str(name): missing[str(name)] if pd.isna(value) else value for name, value in row.items()} for row in frame.to_dict("records")]
+    return {str(row["slide_id"]): row for row in rows}
 
 
 def _check_columns(names: Sequence[str], path: Path) -> None:

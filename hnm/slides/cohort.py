@@ -306,6 +306,8 @@ def _entry(cells: dict[str, str], where: str) -> Entry:
         if not is_printable(cells.get(name, "")) or len(cells.get(name, "")) > LONGEST_PATH:
             raise CohortError(f"{where}: {name}={quoted(cells[name])} is no path of one line, of at most {LONGEST_PATH} characters; correct it")
     for column in ("annotation", "mask"):
+        if cells.get(column) and is_unknown(cells[column]):
+            raise CohortError(f"{where}: {column}={quoted(cells[column])} names no file; leave the cell empty where there is none")
         if is_url(cells.get(column) or ""):
             raise CohortError(f"{where}: {column} is a URL, which only slides are fetched by; fetch the file and give its path")
     if cells["label"] not in {"0", "1"}:
@@ -364,7 +366,7 @@ def _check_known_patients(entries: Sequence[Entry], numbers: Sequence[int], path
     """Raises `CohortError` where slides share a patient whose name says that nobody knows who it is."""
     of_word: dict[str, list[int]] = defaultdict(list)
     for entry, row in zip(entries, numbers, strict=True):
-        if is_unknown(entry.patient_id) and entry.patient_id != entry.slide_id:
+        if is_unknown(entry.patient_id):
             of_word[entry.patient_id.casefold()].append(row)
     for word, rows in of_word.items():
         if len(rows) > 1:

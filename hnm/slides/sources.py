@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from hnm.draws import seed_of
 from hnm.errors import CohortError
@@ -32,7 +31,8 @@ CAMELYON16_LEFT_OUT = {
     "test_049": "it is a duplicate of another slide of the test set",
 }
 CAMELYON16_HALF_DRAWN = {"test_114": "not all of its metastases are drawn, so that its tiles have no sure truth"}
-NormalTissue = Literal["leave-out", "negative", "keep"]
+NORMAL_TISSUE = ("leave-out", "negative", "keep")
+"""What can become of normal tissue."""
 OF_SAMPLES = frozenset({"sample type", "tissue type"})
 """Columns of a sample sheet, in small letters, that speak of the sample itself."""
 
@@ -83,7 +83,7 @@ def camelyon16(folder: Path, annotations: Path, *, validation_share: float, seed
     return _found(entries, notes, left_out, f"{folder} holds no normal_001.tif, tumor_001.tif, test_001.tif; name the folder that does")
 
 
-def tcga(folder: Path, sheet: Path, *, labels: Path | None, column: str, positive: str | None, normal: NormalTissue | None = None) -> Found:
+def tcga(folder: Path, sheet: Path, *, labels: Path | None, column: str, positive: str | None, normal: str | None = None) -> Found:
     """Slides of TCGA, as the GDC's client lays them out (`<File ID>/<File Name>`), listed in a sample `sheet` (TSV).
 
     The label is 1 where the sheet's `column` is `positive`, or else comes from `labels`, a CSV with `label` (0 or 1) and
@@ -103,6 +103,8 @@ def tcga(folder: Path, sheet: Path, *, labels: Path | None, column: str, positiv
     Raises:
         CohortError: the sheet or the labels are no such tables, or no slide is left.
     """
+    if normal not in (None, *NORMAL_TISSUE):
+        raise CohortError(f"--normal {normal!r} is none of {', '.join(NORMAL_TISSUE)}; name one of them, or leave it out")
     left_out = LeftOut()
     rows = _slide_rows(sheet, folder, left_out)
     if labels is None:
@@ -283,7 +285,7 @@ def _check_column(sheet: Path, rows: list[dict[str, str]], column: str, positive
         raise CohortError(f"{sheet}: {count} of {len(rows)} slides have {column}={positive!r}; name one of several values as positive: {values}")
 
 
-def _kind_refused(sample: Sample, normal: NormalTissue) -> str | None:
+def _kind_refused(sample: Sample, normal: str) -> str | None:
     """Why a slide of this kind of tissue is left out; None where it is not."""
     if normal == "keep" or sample.kind in (None, TUMOUR) or (sample.kind == NORMAL and normal == "negative"):
         return None
@@ -291,7 +293,7 @@ def _kind_refused(sample: Sample, normal: NormalTissue) -> str | None:
     return f"it is {sample.kind}, of which the label of its patient's tumour does not speak{more}"
 
 
-def _tcga_notes(samples: list[Sample], entries: list[Entry], folder: Path, normal: NormalTissue) -> list[str]:
+def _tcga_notes(samples: list[Sample], entries: list[Entry], folder: Path, normal: str) -> list[str]:
     """What a person should know of the slides that are taken."""
     notes = []
     if missing := sum(not Path(entry.path).exists() for entry in entries):

@@ -1,9 +1,11 @@
+from typing import ClassVar
+
 import numpy as np
 import pandas as pd
 import pytest
 import shapely
 
-from hnm.evidence.truth import detect, is_lesion, peaks, tile_truth
+from hnm.evidence.truth import contradictions, detect, drawn_classes, is_lesion, peaks, tile_truth
 from hnm.params import Evaluate
 from hnm.slides.annotations import Region
 
@@ -54,6 +56,71 @@ class TestTileTruth:
         assert is_lesion("TuMoUr", SECTION)
         assert not is_lesion("tumour bed", SECTION)
 
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("Tumor", True),
+            ("Tumor: Positive", True),
+            ("TUMOUR:negative", True),
+            (" Metastases ", True),
+            ("Ka\u0308se  rei: x", True),  # as macOS writes an umlaut
+            ("_0", True),
+            ("Stroma: Tumor", False),
+            ("Tumor bed", False),
+            ("tumor-like", False),
+            ("None", False),
+            ("Karzinom", False),
+            ("Region*", False),
+            (":", False),
+        ],
+    )
+    def test_derived_classes_count_as_the_class_that_they_derive_from(self, name: str, expected: bool) -> None:
+        section = Evaluate(lesion_names=(*Evaluate().lesion_names, "K\u00e4se rei"))
+        assert is_lesion(name, section) is expected
+        tiles = row_of_tiles("s", 2)
+        table = tile_truth(tiles, {"s": 1}, {"s": [Region(name, shapely.box(0, 0, 10, 10))]}, {"s": 1.0}, section)
+        assert table["truth"].tolist() == (["lesion", "normal"] if expected else ["unclear", "unclear"])
+
+    def test_a_name_that_a_project_chooses_counts_alone(self) -> None:
+        assert is_lesion("None", Evaluate(lesion_names=("none",))) and not is_lesion("tumour", Evaluate(lesion_names=("none",)))
+        assert is_lesion("Tumor: Positive", Evaluate(lesion_names=("Tumor: Positive",))) and not is_lesion("Tumor", Evaluate(lesion_names=("Tumor: Positive",)))
+
+    def test_what_lies_under_a_lesion_of_a_negative_slide_is_unclear(self) -> None:
+        # covers tile 0, a tenth of tile 1, nothing of tile 2
+        regions = [Region("tumour", shapely.box(0, 0, 11, 10))]
+        assert truth_of(row_of_tiles("s", 3), 0, regions) == [("unclear", "lesion"), ("unclear", ""), ("normal", "")]
+
+
+class TestContradictions:
+    ANNOTATIONS: ClassVar = {
+        "pos": [Region("Tumour", shapely.box(0, 0, 1, 1))],
+        "silent": [Region("None", shapely.box(0, 0, 1, 1)), Region("None", shapely.box(2, 0, 3, 1)), Region("fold", shapely.box(5, 0, 6, 1))],
+        "empty": [],
+        "neg": [Region("fold", shapely.box(0, 0, 1, 1))],
+        "wrong": [Region("tumour: Positive", shapely.box(0, 0, 1, 1)), Region("fold", shapely.box(2, 0, 3, 1))],
+        "lost": [Region("tumour", shapely.box(0, 0, 1, 1))],  # has no label: it is in quarantine
+    }
+    LABELS: ClassVar = {"pos": 1, "silent": 1, "empty": 1, "neg": 0, "wrong": 0, "bare": 1}
+
+    def test_the_classes_that_were_drawn_are_counted(self) -> None:
+        drawn = [(own.name, own.regions, own.slides, own.is_lesion) for own in drawn_classes(self.ANNOTATIONS, SECTION)]
+        assert drawn == [("fold", 3, 3, False), ("None", 2, 1, False), ("Tumour", 1, 1, True), ("tumour", 1, 1, True), ("tumour: Positive", 1, 1, True)]
+
+    def test_a_negative_slide_with_and_a_positive_one_without_a_lesion(self) -> None:
+        wrong, silent = contradictions(self.ANNOTATIONS, self.LABELS, SECTION)
+        assert wrong.startswith("1 annotated slides of label 0 have lesions drawn on them: wrong (fold 1, tumour: Positive 1); mining takes such tumour")
+        assert silent.startswith("2 annotated slides of label 1 have no lesion among their regions: empty (no region), silent (None 2, fold 1); the truth")
+        assert silent.endswith("name the classes that are lesions in evaluate.lesion_names (now tumour), or draw the lesions")
+
+    def test_nothing_is_said_where_they_agree(self) -> None:
+        agreeing = {slide_id: self.ANNOTATIONS[slide_id] for slide_id in ("pos", "neg", "lost")}
+        assert contradictions(agreeing, self.LABELS, SECTION) == [] and contradictions({}, self.LABELS, SECTION) == []
+
+    def test_many_slides_are_counted_and_the_first_named(self) -> None:
+        many = {f"s{number:02d}": self.ANNOTATIONS["wrong"] for number in range(12)}
+        (text,) = contradictions(many, dict.fromkeys(many, 0), SECTION)
+        assert text.startswith("12 annotated") and "s09 (" in text and "s10" not in text and " and 2 more;" in text
+
 
 class TestPeaks:
     def test_worked_example(self) -> None:
@@ -98,6 +165,12 @@ class TestDetect:
         assert sorted(found.lesion_scores.tolist()) == [-np.inf, 0.9]
         assert sorted(zip(found.false_scores.tolist(), found.false_patients.tolist(), strict=True)) == [(0.5, "q"), (0.7, "p"), (0.8, "q")]
         assert (found.lesion_patients.tolist(), found.slide_patients.tolist()) == (["p", "p"], ["p", "q"])
+
+    def test_peaks_on_a_lesion_of_a_negative_slide_count_for_nothing(self) -> None:
+        # peaks are tiles 0 (0.9), on the lesion, and 2 (0.5), beside it
+        negative = row_of_tiles("b", 3).assign(patient_id="q", score=[0.9, 0.1, 0.5])
+        found = detect(negative, {"b": 0}, {"b": [Region("tumour", shapely.box(0, 0, 9, 9))]}, {"b": 1.0}, SECTION)
+        assert (found.lesion_scores.tolist(), found.false_scores.tolist(), found.slides) == ([], [0.5], 1)
 
     def test_without_slides_nothing_is_found(self) -> None:
         found = detect(row_of_tiles("a", 2).assign(patient_id="p", score=0.5), {"a": 1}, {}, {"a": 1.0}, SECTION)

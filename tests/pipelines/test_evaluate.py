@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import tiny_evidence as tiny
 
 from hnm.errors import EvidenceError, TableError
@@ -11,6 +12,7 @@ from hnm.evidence import plots
 from hnm.evidence.openings import read_openings
 from hnm.experiments.tracking import METRICS, Tracker
 from hnm.params import Evaluate, Round
+from hnm.slides.annotations import Region, write_annotation
 from hnm.tables import MINED
 from pipelines.evaluate import main
 
@@ -114,6 +116,28 @@ def test_the_page_names_the_versions_it_comes_from(paths: dict[str, Path], tmp_p
     page = paths["report"].read_text()
     assert "The versions of data that this page comes from: 2" in page
     assert [name for name in made if md5[name] in page] == ["head@0", "head@1"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_labels_and_annotations_that_contradict_are_said_in_output_report_and_card(
+    paths: dict[str, Path], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run(paths)
+    assert "drawn: Tumour, 3 regions on 3 slides, lesion\ndrawn: look-alike, 1 regions on 1 slides, no lesion\n" in capsys.readouterr().out
+    assert not caplog.records and "Label and annotation contradict" not in paths["data_card"].read_text()
+    box = shapely.box(0, 0, 10, 10)
+    write_annotation([Region("Tumor: Positive", box)], paths["annotations"] / "tr4.geojson")
+    write_annotation([Region("None", box), Region("<b>x", box)], paths["annotations"] / "te3.geojson")
+    run(paths)
+    assert "drawn: None, 1 regions on 1 slides, no lesion" in capsys.readouterr().out
+    negative, positive = (
+        "1 annotated slides of label 0 have lesions drawn on them: tr4",
+        "1 annotated slides of label 1 have no lesion among their regions: te3",
+    )
+    assert [record.message.partition(" (")[0] for record in caplog.records[:2]] == [negative, positive]
+    page = paths["report"].read_text()
+    assert f"Look at this first: {negative}" in page and f"Look at this first: {positive}" in page and "<b>x" not in page
+    assert paths["data_card"].read_text().count("Label and annotation contradict") == 2
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -178,7 +178,7 @@ def test_a_folder_that_holds_other_things_is_refused_and_stays(model: Model, sli
     [
         ("slide_id,score\n", r"predictions\.csv is no table of predictions of this version of hnm: its columns are not slide_id, source"),
         ("", r"is no table of predictions of this version of hnm"),
-        (",".join(PREDICTIONS.columns) + "\n../../x" + "," * 12 + "\n", r"column threshold, row 0: value .*must"),
+        (",".join(PREDICTIONS.columns) + "\n../../x" + "," * 12 + "\n", r"column tiles, row 0: value '': must be of type int64"),
         (
             ",".join(PREDICTIONS.columns) + "\n../../x,s,0.5,c,0.5,1,1,f,m,d,s,,\n",
             r"column slide_id, row 0: value '\.\./\.\./x': must be letters, digits.*; name another folder",
@@ -214,17 +214,31 @@ def test_two_commands_do_not_write_into_one_folder_at_once(model: Model, slides:
 
 def test_names_of_any_bytes_and_formulas_stand_in_the_table_and_break_nothing(model: Model, slides: Slides, tmp_path: Path) -> None:
     names = [os.fsdecode(b"caf\xe9.svs"), "=HYPERLINK(A1).svs", "样本.svs", "标本.svs", "@a\nb.svs"]
+    folder = os.getcwd()  # noqa: PTH109
     lines = predict(model, tmp_path / "out", *names)
     assert all(line.replace("\t", "").isprintable() for line in lines)
     table = PREDICTIONS.read(tmp_path / "out" / "predictions.csv")
-    assert sorted(table["source"]) == sorted(["caf\\xe9.svs", "=HYPERLINK(A1).svs", "样本.svs", "标本.svs", "@a\\x0ab.svs"])
+    assert sorted(table["source"]) == sorted(f"{folder}/{name}" for name in ("caf\\xe9.svs", "=HYPERLINK(A1).svs", "样本.svs", "标本.svs", "@a\\x0ab.svs"))
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as stream:
         cells = [cell for row in csv.reader(stream) for cell in row]
-    assert "'=HYPERLINK(A1).svs" in cells and not any(cell.startswith(tuple("=+-@\t\r")) for cell in cells)
+    assert not any(cell.startswith(tuple("=+-@\t\r")) for cell in cells)
     told = json.loads((tmp_path / "out" / "predictions.json").read_text())["slides"]
-    assert "=HYPERLINK(A1).svs" in {slide["source"] for slide in told}
+    assert f"{folder}/=HYPERLINK(A1).svs" in {slide["source"] for slide in told}
     predict(model, tmp_path / "out", *reversed(names))
     assert len(slides.predicted) == 5
+
+
+def test_equal_names_in_two_working_directories_are_two_slides(model: Model, slides: Slides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slides.scores["s"] = 0.125
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        predict(model, tmp_path / "out", "s.svs", "../a/other.svs")
+    first, second = slides.predicted[0], slides.predicted[2]
+    assert (first, second[:2], len(slides.predicted)) == ("s", "s-", 3)
+    table = PREDICTIONS.read(tmp_path / "out" / "predictions.csv").set_index("slide_id")
+    assert table["source"][["s", second, "other"]].tolist() == [str(tmp_path / name) for name in ("a/s.svs", "b/s.svs", "a/other.svs")]
+    assert table["score"]["s"] == 0.125 and (tmp_path / "out" / "s.png").is_file() and (tmp_path / "out" / f"{second}.png").is_file()
 
 
 def test_a_signed_url_s_token_is_not_kept_and_a_new_token_is_the_same_slide(model: Model, slides: Slides, tmp_path: Path) -> None:

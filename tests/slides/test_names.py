@@ -44,6 +44,12 @@ def test_ids_of_other_scripts_do_not_depend_on_their_neighbours() -> None:
     assert list(slide_ids_of(["Δείγμα 7.svs"])) == list(slide_ids_of(["Δείγμα 7.svs", "样本 7.svs"]))[:1] == ["7-d501c232"]
 
 
+def test_an_id_does_not_depend_on_the_folder_or_on_how_an_umlaut_is_written() -> None:
+    assert list(slide_ids_of(["a/样本.svs"])) == list(slide_ids_of(["/b/c/样本.svs"]))
+    assert list(slide_ids_of(["u\u0308.svs"])) == list(slide_ids_of(["\u00fc.svs"]))
+    assert len(slide_ids_of(["a/样本.svs", "b/样本.svs", "u\u0308.svs", "\u00fc.svs"])) == 4
+
+
 def test_files_keep_the_ids_that_they_have_and_others_leave_them_alone() -> None:
     assert slide_ids_of(["b/s.svs", "a/s.svs"], {"a/s.svs": "s"}) == {"s-dccc7adb": "b/s.svs", "s": "a/s.svs"}
     signed = {"https://host/s.svs?***": "s"}
