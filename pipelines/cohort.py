@@ -25,7 +25,7 @@ from hnm.slides.cohort import (
 from hnm.slides.drawings import Drawing, read_drawings
 from hnm.slides.urls import kept_form, place_of
 from hnm.slides.workers import each
-from hnm.store import Store, project_store
+from hnm.store import Store, project_file, project_store
 from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
 from pipelines import stage
 
@@ -45,7 +45,7 @@ def main(
     split: Split,
 ) -> None:
     """Checks the manifest, opens each slide for its fingerprint, and assigns splits."""
-    manifest = Path(cohort.manifest)
+    manifest = project_file(Path(cohort.manifest))
     entries = {entry.slide_id: entry for entry in read_manifest(manifest)}
     splits = splits_of(entries.values(), split)
     labels = {slide_id: entry.label for slide_id, entry in entries.items()}
@@ -53,7 +53,9 @@ def main(
     folder = manifest.parent.resolve()
     known = Store(project_store().root.absolute())
     openings = [
-        Opening(entry.slide_id, place_of(entry.path, folder), entry.mpp, folder / entry.mask if entry.mask else None, cohort.mpp_from_objective, known)
+        Opening(
+            entry.slide_id, place_of(entry.path, folder), entry.mpp, project_file(folder / entry.mask) if entry.mask else None, cohort.mpp_from_objective, known
+        )
         for entry in entries.values()
     ]
     opening_all = each(identify, openings, seconds=OPEN_SECONDS, step="open")
@@ -70,7 +72,11 @@ def main(
     check_classes(labels, splits, f"{manifest}, without the slides in quarantine")
     check_twins({slide_id: identity.fingerprint for slide_id, identity in opened.items()})
     drawn = read_drawings(
-        [Drawing(slide_id, folder / annotation, identity.dimensions) for slide_id, identity in opened.items() if (annotation := entries[slide_id].annotation)]
+        [
+            Drawing(slide_id, project_file(folder / annotation), identity.dimensions)
+            for slide_id, identity in opened.items()
+            if (annotation := entries[slide_id].annotation)
+        ]
     )
 
     QUARANTINE.write(quarantine_frame(refused), quarantine)

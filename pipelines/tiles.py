@@ -14,7 +14,7 @@ from hnm.slides.cohort import check_quarantine, quarantine_frame, with_queries
 from hnm.slides.cutting import Cutting, cut, layouts_of
 from hnm.slides.pack import Pack
 from hnm.slides.workers import each
-from hnm.store import project_store
+from hnm.store import project_file, project_store
 from hnm.tables import QUARANTINE, SLIDES, TILES
 from pipelines import stage
 
@@ -24,7 +24,8 @@ def main(slides: Path, unopened: Path, packs: Path, index: Path, quarantine: Pat
     before = QUARANTINE.read(unopened)
     table = SLIDES.read(slides)
     store, code = project_store(), code_version("hnm.slides.cutting")
-    layouts = layouts_of(with_queries(table, Path(cohort.manifest)), Path(cohort.manifest).parent.resolve(), tissue, tiles)
+    manifest = project_file(Path(cohort.manifest))
+    layouts = layouts_of(with_queries(table, manifest), manifest.parent.resolve(), tissue, tiles)
     cuttings = {layout.slide_id: Cutting(layout, store.path("tiles", key_of(code=code, **layout.causes()), ".h5").absolute()) for layout in layouts}
     refused: dict[str, SlideError] = {}
     waiting = [cutting for cutting in cuttings.values() if not store.holds(cutting.pack, Pack, quick=True)]

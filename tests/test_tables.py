@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hnm.errors import TableError
 from hnm import tables
+from hnm.errors import TableError
 from hnm.prediction.files import PREDICTIONS
 from hnm.tables import LABELS, QUARANTINE, SLIDE_SCORES, TILES, VETOES, Table, plain_cell, safe_cell
 

@@ -22,6 +22,7 @@ from hnm.slides.storage import StorageError, shown
 from hnm.slides.tiling import Grid, grid_of, tile_pixels, tissue_shares
 from hnm.slides.tissue import Mask, tissue_mask
 from hnm.slides.urls import place_of
+from hnm.store import project_file
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def layouts_of(slides: pd.DataFrame, folder: Path, tissue: Tissue, tiles: Tiles)
     """A layout for each row of a `SLIDES` table; `folder` is the manifest's, from which relative paths count."""
     columns = ["slide_id", "path", "mpp_x", "mpp_y", "fingerprint", "mask", "mask_digest"]
     return [
-        Layout(slide_id, place_of(path, folder), (mpp_x, mpp_y), fingerprint, folder / mask if mask else None, mask_digest, tissue, tiles)
+        Layout(slide_id, place_of(path, folder), (mpp_x, mpp_y), fingerprint, project_file(folder / mask) if mask else None, mask_digest, tissue, tiles)
         for slide_id, path, mpp_x, mpp_y, fingerprint, mask, mask_digest in slides[columns].itertuples(index=False)
     ]
 
