@@ -345,20 +345,54 @@ def expired(kept: Sequence[Kept], *, now: float, max_seconds: float | None = Non
 
 
 def project_store() -> Store:
-    """The store of the repository that the working directory belongs to; HNM_STORE names another.
+    """The store of the project that the working directory belongs to; HNM_STORE names another, relative to the project's home.
 
     Raises:
         FolderError: HNM_STORE names a folder that holds other things, or that cannot be made.
     """
     if named := os.environ.get("HNM_STORE"):
-        return Store(marked_folder(Path(named), "store", named_by="HNM_STORE"))
-    folder = project_root() / ".hnm" / "store"
+        return Store(marked_folder(project_home() / named, "store", named_by="HNM_STORE"))
+    folder = project_home() / ".hnm" / "store"
     return Store(marked_folder(folder, "store", named_by="the store", adopts=not folder.is_symlink()))
 
 
 def project_root() -> Path:
-    """The repository's root: where DVC runs stages, or the nearest folder upwards that holds dvc.yaml."""
-    if root := os.environ.get("DVC_ROOT"):
-        return Path(root)
+    """The folder of the project that the working directory belongs to: the nearest one upwards with a params.yaml and a dvc.yaml.
+
+    `cv` and `studies/NAME` have a dvc.yaml alone, and belong to the project above. In the copy in which `dvc exp run --temp`
+    and `--queue` run it is the copy. Outside of any project it is DVC_ROOT, and else the working directory.
+    """
     here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), here)
+    for folder in (here, *here.parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    return Path(os.environ.get("DVC_ROOT") or here)
+
+
+def project_home() -> Path:
+    """Where a project keeps what no copy of it may have of its own: store, spool, ledgers of cost and of test openings, runs of MLflow.
+
+    It is the project's root, or for a copy that DVC has made for an experiment (a clone in `.dvc/tmp/exps`, thrown away
+    when it has ended) the root of the project that was copied. DVC_ROOT does not tell it: where DVC's root lies above the
+    project's, it names the former.
+    """
+    root = project_root()
+    clone = _above(root, ".git")
+    if clone is None or (".dvc", "tmp", "exps") not in zip(clone.parts, clone.parts[1:], clone.parts[2:], strict=False):
+        return root
+    original = _above(next(folder for folder in clone.parents if folder.name == ".dvc").parent, ".git")
+    return root if original is None else original / root.relative_to(clone)
+
+
+def project_file(path: Path) -> Path:
+    """`path`, or where an experiment's copy of the project lacks it, as git ignores it, the same file of the project itself."""
+    if os.path.lexists(path):
+        return path
+    root, home = project_root(), project_home()
+    there = Path.cwd() / path
+    return home / there.relative_to(root) if root != home and there.is_relative_to(root) else path
+
+
+def _above(folder: Path, name: str) -> Path | None:
+    """The nearest of `folder` and the folders above it in which something of this name lies."""
+    return next((above for above in (folder, *folder.parents) if (above / name).exists()), None)

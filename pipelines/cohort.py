@@ -25,7 +25,7 @@ from hnm.slides.cohort import (
 from hnm.slides.drawings import Drawing, read_drawings, warn_of_origins, warn_of_places
 from hnm.slides.urls import kept_form, place_of
 from hnm.slides.workers import each
-from hnm.store import Store, project_store
+from hnm.store import Store, project_file, project_store
 from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
 from pipelines import stage
 
@@ -45,7 +45,7 @@ def main(
     split: Split,
 ) -> None:
     """Checks the manifest, opens each slide for its fingerprint, and assigns splits."""
-    manifest = Path(cohort.manifest)
+    manifest = project_file(Path(cohort.manifest))
     entries = {entry.slide_id: entry for entry in read_manifest(manifest)}
     splits = splits_of(entries.values(), split)
     if alone := sum(entry.patient_id == slide_id for slide_id, entry in entries.items()):
@@ -59,7 +59,7 @@ def main(
             entry.slide_id,
             place_of(entry.path, folder),
             entry.mpp,
-            folder / entry.mask if entry.mask else None,
+            project_file(folder / entry.mask) if entry.mask else None,
             cohort.mpp_from_objective,
             known,
             cohort.origin,
@@ -83,7 +83,11 @@ def main(
     warn_of_places([note for identity in masks.values() for note in identity.mask_placement.notes])
     warn_of_origins("mask", {slide_id: (identity.mask_placement.by, identity.canvas) for slide_id, identity in masks.items()})
     drawn = read_drawings(
-        [Drawing(slide_id, folder / annotation, identity.canvas) for slide_id, identity in opened.items() if (annotation := entries[slide_id].annotation)]
+        [
+            Drawing(slide_id, project_file(folder / annotation), identity.canvas)
+            for slide_id, identity in opened.items()
+            if (annotation := entries[slide_id].annotation)
+        ]
     )
 
     QUARANTINE.write(quarantine_frame(refused), quarantine)

@@ -21,7 +21,7 @@ from hnm.files import digest_of, key_of, read_json, whole, write_json
 from hnm.learning.history import read_history
 from hnm.slides.annotations import read_annotation
 from hnm.slides.pack import Pack
-from hnm.store import project_root
+from hnm.store import project_home, project_root
 from hnm.tables import LABELS, MINED, QUARANTINE, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 from pipelines import stage
 
@@ -58,7 +58,7 @@ def main(
     tracker: Tracker,
 ) -> None:
     """Writes metrics.json, the plots, the cards and the report of the rounds that params.yaml names; most sections are only told in the cards."""
-    openings, others = _open_test(project_root(), {name: scores / name / "slides.parquet" for name in rounds})
+    openings, others = _open_test({name: scores / name / "slides.parquet" for name in rounds})
     index_of_tiles = TILES.read(index)
     cut = [Pack(packs / f"{slide_id}.h5") for slide_id in index_of_tiles["slide_id"].unique()]
     truth = CohortTruth(
@@ -78,7 +78,7 @@ def main(
     settings = {"cohort": cohort, "tiles": tiles, "encoder": encoder, "embed": embed, "head": head, "ranking": ranking, "mining": mining, "finetune": finetune}
     cards = {model_card: make_model_card(evaluation, settings), data_card: make_data_card(evaluation, settings)}
     inputs = [slides, train_labels, validation_labels, test_labels, annotations, quarantine, index, packs, scores, heads, encoders, mined]
-    origin = Origin(others, cards[model_card], cards[data_card], _lineage(Path.cwd(), inputs, rounds))
+    origin = Origin(others, cards[model_card], cards[data_card], _lineage(project_root(), inputs, rounds))
     texts = {**cards, report: render_report(evaluation, lambda slide_id: Pack(packs / f"{slide_id}.h5"), origin)}
     for path, text in texts.items():
         with whole(path) as temporary:
@@ -98,13 +98,14 @@ def main(
     print(f"validation picks round {evaluation.chosen.name}: test AUC {'unknown' if auc is None else format(auc, '.3f')}", flush=True)
 
 
-def _open_test(root: Path, scores: Mapping[str, Path]) -> tuple[Looks, Looks]:
+def _open_test(scores: Mapping[str, Path]) -> tuple[Looks, Looks]:
     """Enters into the ledger that the test labels are about to be opened; how often they were, this time included, and for other scores than these."""
     state = key_of(scores={name: digest_of(path) for name, path in scores.items()})
     settings = digest_of(Path("params.yaml"))
-    tags = git_tags(root)
-    enter_opening(root / LEDGER, Opening(state, settings, tags.get("mlflow.source.git.commit", ""), tags.get("hnm.git_dirty", ""), "evaluate"))
-    openings = read_openings(root / LEDGER)
+    tags = git_tags(project_root())
+    ledger = project_home() / LEDGER
+    enter_opening(ledger, Opening(state, settings, tags.get("mlflow.source.git.commit", ""), tags.get("hnm.git_dirty", ""), "evaluate"))
+    openings = read_openings(ledger)
     return looks(openings), looks(openings, other_than=state)
 
 

@@ -26,7 +26,7 @@ from hnm.files import read_json
 from hnm.output import forgive_output, say
 from hnm.params import load_params
 from hnm.processes import STAGE_GOES_ON, die_with_parent, ending_in_a_line, keep_freed_memory
-from hnm.store import project_root
+from hnm.store import project_home, project_root
 
 
 def flags_of(main: Callable[..., None]) -> dict[str, type]:
@@ -99,8 +99,8 @@ def _enter_cost(stage: str, arguments: Mapping[str, Any], sections: Mapping[str,
     """Enters what the stage took; its outputs are complete, so that what cannot be entered is only told."""
     name = dvc_name(stage, arguments)
     try:
-        state = running_stage(Path.cwd(), name, f"pipelines.{stage}", arguments, sections)
-        write_cost(project_root(), name, state.key, cost_so_far())
+        state = running_stage(project_root(), name, f"pipelines.{stage}", arguments, sections)
+        write_cost(project_home(), name, state.key, cost_so_far())
     except (OSError, HnmError) as error:
         say(f"cost: what {name} took cannot be written ({first_line(error)}); the stage is complete without it")
 

@@ -13,7 +13,7 @@ from hnm.slides.cohort import check_quarantine, quarantine_frame, with_queries
 from hnm.slides.cutting import Cutting, cut, layouts_of
 from hnm.slides.pack import Pack
 from hnm.slides.workers import each
-from hnm.store import project_store
+from hnm.store import project_file, project_store
 from hnm.tables import PACKS, QUARANTINE, SLIDES, TILES
 from pipelines import stage
 
@@ -23,7 +23,8 @@ def main(slides: Path, unopened: Path, packs: Path, pack_digests: Path, index: P
     before = QUARANTINE.read(unopened)
     table = SLIDES.read(slides)
     store, key = project_store(), keys_of("hnm.slides.cutting")
-    layouts = layouts_of(with_queries(table, Path(cohort.manifest)), Path(cohort.manifest).parent.resolve(), tissue, tiles)
+    manifest = project_file(Path(cohort.manifest))
+    layouts = layouts_of(with_queries(table, manifest), manifest.parent.resolve(), tissue, tiles)
     cuttings = {layout.slide_id: Cutting(layout, store.path("tiles", key(**layout.causes()), ".h5").absolute()) for layout in layouts}
     refused: dict[str, SlideError] = {}
     waiting = [cutting for cutting in cuttings.values() if not store.holds(cutting.pack, Pack, quick=True)]

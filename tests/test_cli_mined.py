@@ -14,7 +14,6 @@ from hnm.tables import MINED, MINED_SLIDES, PASSED_OVER, SLIDES
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of two rounds; n2 is suspect in the second."""
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     SLIDES.write(tiny_evidence.cohort().slides, tmp_path / "data" / "cohort" / "slides.parquet")
     MINED.write(MINED.empty(), tmp_path / "data" / "mined" / "0" / "mined.parquet")
@@ -53,7 +52,7 @@ def test_export_of_the_last_round_or_of_another(root: Path) -> None:
     assert said("export", "--out", "a") == ["a/tr2.geojson", "a/tr3.geojson"]
     assert said("export", "--round", "1", "--out", "b") == ["b/tr1.geojson", "b/tr3.geojson", "b/tr4.geojson"]
     assert (root / "b" / "tr4.geojson").is_file()
-    assert said("export", "--round", "1") == [f"results/mined/1/{slide_id}.geojson" for slide_id in ("tr1", "tr3", "tr4")]
+    assert said("export", "--round", "1") == [f"{root}/results/mined/1/{slide_id}.geojson" for slide_id in ("tr1", "tr3", "tr4")]
     *_, left_over = said("export", "--out", "b")
     assert left_over == "b has files of slides without mined tiles too, perhaps of an earlier export: tr1.geojson, tr4.geojson"
 
@@ -65,6 +64,6 @@ def test_gallery_of_the_last_round(root: Path) -> None:
 
 
 def test_nothing_mined_yet_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     MINED.write(MINED.empty(), tmp_path / "data" / "mined" / "0" / "mined.parquet")  # what the stage `encoder` writes
     assert said("suspects") == [f"error: {tmp_path / 'data' / 'mined'} holds no round; run dvc repro"]

@@ -62,13 +62,13 @@ def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Opt
     from hnm.experiments.state import git_tags
     from hnm.files import digest_of, key_of
     from hnm.params import load_params
-    from hnm.store import project_root, project_store
+    from hnm.store import project_home, project_root, project_store
 
     root = project_root()
     own = run_fold(root / "data", load_params(root / "params.yaml"), project_store(), seed=seed, fold=fold)
     tags = git_tags(root)
     commit, dirty = tags.get("mlflow.source.git.commit", ""), tags.get("hnm.git_dirty", "")
-    enter_opening(root / LEDGER, Opening(key_of(slides=own.slides.to_dict("records")), digest_of(root / "params.yaml"), commit, dirty, "cv"))
+    enter_opening(project_home() / LEDGER, Opening(key_of(slides=own.slides.to_dict("records")), digest_of(root / "params.yaml"), commit, dirty, "cv"))
     write_predictions(out_of_fold(own.slides, seed=seed, fold=fold), root / fold_file(seed, fold))
     typer.echo(f"seed {seed}, fold {fold}: validation AUC by round {', '.join(f'{result.auc:.3f}' for result in own.rounds)}")
 

@@ -34,7 +34,7 @@ def export(
 
     slides = SLIDES.read(project_root() / "data" / "cohort" / "slides.parquet")
     folder = _mined_folder(round_)
-    out = out or RESULTS / folder.name
+    out = out or project_root() / RESULTS / folder.name
     written = export_mined(MINED.read(folder / "mined.parquet"), slides, out, origin)
     for path in written:
         typer.echo(path)
@@ -54,7 +54,9 @@ def gallery(
     from hnm.tables import MINED, PASSED_OVER
 
     folder, packs = _mined_folder(round_), project_root() / "data" / "tiles" / "packs"
-    for path in write_gallery(MINED.read(folder / "mined.parquet"), PASSED_OVER.read(folder / "passed_over.csv"), packs, out or RESULTS / folder.name, tiles):
+    for path in write_gallery(
+        MINED.read(folder / "mined.parquet"), PASSED_OVER.read(folder / "passed_over.csv"), packs, out or project_root() / RESULTS / folder.name, tiles
+    ):
         typer.echo(path)
 
 

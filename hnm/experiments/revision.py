@@ -30,7 +30,9 @@ def file_at(root: Path, revision: str, name: str) -> bytes | None:
     from dvc.scm import SCMError
 
     try:
-        content: bytes = DVCFileSystem(str(root), rev=revision).read_bytes(name)  # only a read looks the revision up
+        system = DVCFileSystem(str(root), rev=revision)
+        inside = root.resolve().relative_to(Path(system.repo.scm.root_dir).resolve())  # paths of a revision count from Git's root
+        content: bytes = system.read_bytes((inside / name).as_posix())  # only a read looks the revision up
     except FileNotFoundError:
         return None
     except SCMError:

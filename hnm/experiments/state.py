@@ -227,7 +227,7 @@ def running_stage(folder: Path, name: str, module: str, arguments: Mapping[str, 
     with them is an error here: DVC and the stage itself say it.
 
     Args:
-        folder: where the stage runs and its dvc.lock lies; of `dvc exp run --temp` that is no repository's root (`project_root`).
+        folder: where the stage runs and its dvc.lock lies; `project_root`, of `dvc exp run --temp` the copy.
         name: DVC's name of the stage.
         module: of the stage's code.
         arguments: flags by name.

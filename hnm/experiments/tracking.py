@@ -37,7 +37,7 @@ from hnm.experiments.vocabulary import METRICS, of_epoch, of_evaluation, of_mini
 from hnm.files import whole
 from hnm.params import Params
 from hnm.redaction import redacted
-from hnm.store import project_root
+from hnm.store import project_home, project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -136,8 +136,8 @@ def track_stage(stage: str, arguments: Mapping[str, Path | int], sections: Mappi
         yield Tracker(stage, None)
         return
     began = time.monotonic()
-    root = project_root()
-    folder = Path.cwd()  # of `dvc exp run --temp` not the root, but the folder whose dvc.lock tells of this state
+    root = project_home()
+    folder = project_root()  # whose dvc.lock tells of this state
     state = running_stage(folder, dvc_name(stage, arguments), f"pipelines.{stage}", arguments, sections)
     name = run_name(state)
     record = Record.create(root, name)
@@ -621,7 +621,7 @@ def serve_ui(port: int) -> NoReturn:
 
     `TrackingError` where the runs are with a server already.
     """
-    root = project_root().resolve()
+    root = project_home().resolve()
     uri = tracking_uri(root)
     if uri.startswith("http"):
         raise TrackingError(f"the runs are at MLFLOW_TRACKING_URI={uri}; open that page, or unset the variable to see the runs of this repository")

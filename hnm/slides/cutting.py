@@ -23,6 +23,7 @@ from hnm.slides.storage import StorageError, shown
 from hnm.slides.tiling import Grid, grid_of, tile_pixels, tissue_shares
 from hnm.slides.tissue import Mask, tissue_mask
 from hnm.slides.urls import place_of
+from hnm.store import project_file
 
 if TYPE_CHECKING:  # packs must not be cut anew for another version of it
     import pandas as pd
@@ -90,7 +91,7 @@ def layouts_of(slides: "pd.DataFrame", folder: Path, tissue: Tissue, tiles: Tile
     """A layout for each row of a `SLIDES` table; `folder` is the manifest's, from which relative paths count."""
     columns = ["slide_id", "path", "mpp_x", "mpp_y", "fingerprint", "mask", "mask_digest", "origin"]
     return [
-        Layout(slide_id, place_of(path, folder), (mpp_x, mpp_y), fingerprint, folder / mask if mask else None, mask_digest, tissue, tiles, origin)
+        Layout(slide_id, place_of(path, folder), (mpp_x, mpp_y), fingerprint, project_file(folder / mask) if mask else None, mask_digest, tissue, tiles, origin)
         for slide_id, path, mpp_x, mpp_y, fingerprint, mask, mask_digest, origin in slides[columns].itertuples(index=False)
     ]
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from hnm.errors import ParamsError, SlideError
 from hnm.redaction import HIDDEN
+from hnm.store import project_file
 
 PROTOCOLS = ("s3", "gs", "az", "abfs", "abfss", "http", "https")
 VARIABLE = "HNM_SLIDE_PROTOCOLS"
@@ -83,7 +84,7 @@ def suffix_of(source: str) -> str:
 
 def place_of(path: str, folder: Path) -> str:
     """A manifest's `path` as an absolute path, counted from `folder`, or as the URL that it is."""
-    return path if is_url(path) else str(folder / path)
+    return path if is_url(path) else str(project_file(folder / path))
 
 
 def kept_form(source: str) -> str:

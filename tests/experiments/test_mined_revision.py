@@ -67,7 +67,7 @@ def test_what_came_and_went_and_which_params_differ(repository: Path, monkeypatc
     assert (hard.kept, hard.came, hard.went, hard.jaccard, hard.churn) == (3, 0, 0, 1.0, 0.0)
     assert (positive.kept, positive.came, positive.went, positive.jaccard, positive.churn) == (0, 1, 2, 0.0, 1.0)
     assert found.by_slide.to_numpy().tolist() == [["tr1", "positive", 0, 1, 2]]
-    monkeypatch.setenv("DVC_ROOT", str(repository))
+    monkeypatch.chdir(repository)
     assert CliRunner().invoke(app, ["mined", "diff", "first", "second"]).output.splitlines() == [
         "round 1, first to second",
         "mining.policy\thard -> mixed",

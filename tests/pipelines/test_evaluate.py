@@ -52,7 +52,9 @@ def outputs(paths: dict[str, Path]) -> dict[str, bytes]:
 
 @pytest.fixture
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / "params.yaml").write_bytes(Path("params.yaml").read_bytes())
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
     return tiny.write_files(tmp_path)
 
 
@@ -105,9 +107,7 @@ def test_every_opening_of_the_test_labels_is_in_the_ledger(paths: dict[str, Path
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_the_page_names_the_versions_it_comes_from(paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "params.yaml").write_bytes(Path("params.yaml").read_bytes())
-    monkeypatch.chdir(tmp_path)
+def test_the_page_names_the_versions_it_comes_from(paths: dict[str, Path], tmp_path: Path) -> None:
     made = {"head@0": "scores/0/slides.parquet", "head@1": "scores/1/slides.parquet", "head@2": "scores/2/slides.parquet", "embed@0": "features/0"}
     md5 = {name: f"{number}" * 32 for number, name in enumerate(made)}
     outs = {name: {"cmd": "python -m pipelines.x", "outs": [{"path": path, "md5": md5[name]}]} for name, path in made.items()}
