@@ -9,10 +9,12 @@ import dvc.logger  # noqa: F401  # its handlers keep the stdout of the first imp
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import settings
+from hypothesis import Phase, settings
 from PIL import Image
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)  # a shared machine keeps no deadline
+# `make mutants` asks whether a fault is seen, not for its smallest example
+settings.register_profile("mutants", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("suite")
 
 GLASS = (243, 241, 244)

@@ -17,6 +17,7 @@ from hnm.causes import keys_of
 from hnm.errors import ParamsError, StudyError
 from hnm.experiments.seal import sealed
 from hnm.files import digest_of
+from hnm.learning.contrast import SAMPLE
 from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.learning.fit_encoder import epoch_steps
 from hnm.learning.heads import load_head
@@ -307,11 +308,16 @@ def check_one_process(params: Params) -> None:
 
 
 def _cost_of(mined: pd.DataFrame, params: Params, tiles: int) -> int:
-    """Encoder passes of a tile in a round that fine-tunes: one for each embedded tile, three (a backward takes two) for each of a mined tile's two views."""
+    """Encoder passes of a tile in a round that fine-tunes.
+
+    Each embedded tile counts one. Each of a mined tile's two views counts three in every epoch, as the pass backward
+    takes twice the pass forward. One more pass of the mined tiles sets the projection before the training.
+    """
     if params.mining.policy == "none":
         return 0
     positives = int((mined["role"] == "positive").sum())
-    return tiles + 3 * 2 * params.finetune.batch_tiles * epoch_steps(params.finetune, len(mined) - positives, positives) * params.finetune.epochs
+    steps = epoch_steps(params.finetune, len(mined) - positives, positives) * params.finetune.epochs
+    return tiles + min(len(mined), SAMPLE) + 3 * 2 * params.finetune.batch_tiles * steps
 
 
 def _epochs(head: Path) -> list[dict[str, float]]:

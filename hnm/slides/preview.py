@@ -17,6 +17,7 @@ from hnm.slides.cutting import Layout, Plan, layouts_of, opened, plan_of
 from hnm.slides.reader import RGB, Thumbnail, thumbnail
 from hnm.slides.tissue import Mask
 from hnm.slides.workers import each
+from hnm.store import project_file
 from hnm.tables import SLIDES
 
 SIDE_PX = 1200
@@ -54,7 +55,8 @@ def preview_cohort(slides: Path, slide_ids: Collection[str] | None, out: Path, *
     for unknown in sorted(set(slide_ids or []) - set(table.index)):
         raise CohortError(f"slide_id={unknown} is not in {slides}; it may be in quarantine")
     wanted = table.loc[list(slide_ids or table.index)].reset_index()
-    layouts = layouts_of(with_queries(wanted, Path(cohort.manifest)), Path(cohort.manifest).parent.resolve(), tissue, tiles)
+    manifest = project_file(Path(cohort.manifest))
+    layouts = layouts_of(with_queries(wanted, manifest), manifest.parent.resolve(), tissue, tiles)
     sittings = [Sitting(layout, (out / f"{layout.slide_id}.png").absolute()) for layout in layouts]
     previews: dict[str, Preview] = {}
     for sitting, outcome in each(preview_slide, sittings, seconds=tiles.slide_seconds, read_seconds=tiles.read_seconds, step="tiles"):

@@ -88,6 +88,21 @@ class TestPooled:
         assert (numbers["seeds"]["0"]["accuracy"], numbers["seeds"]["0"]["sensitivity"], numbers["seeds"]["0"]["specificity"]) == (0.833333, 1.0, 0.75)
         assert numbers["seeds"]["0"]["accuracy_low"] < 0.833333 < numbers["seeds"]["0"]["accuracy_high"]
 
+    def test_intervals_are_of_patients(self) -> None:
+        """A second slide of each patient that says the same is no second witness: no number changes."""
+        draw = np.random.default_rng(4)
+        labels = [1, 0, 0] * 8
+        slides = [
+            (label, float(first), float(last))
+            for label, first, last in zip(labels, draw.random(24), draw.random(24) * 0.6 + 0.3 * np.array(labels), strict=True)
+        ]
+        once = pd.concat([rows(0, 0, *slides[:12]), rows(0, 1, *slides[12:])])
+        twice = pd.concat([once, once.assign(slide_id="again-" + once["slide_id"])])
+        alone, doubled = (pooled(table, SECTION)["seeds"]["0"] for table in (once, twice))
+        intervals = [name for name in alone if name.endswith(("_low", "_high"))]
+        assert {"auc_low", "gain_high", "accuracy_low", "sensitivity_high", "specificity_low"} <= set(intervals)
+        assert {name: doubled[name] for name in intervals} == pytest.approx({name: alone[name] for name in intervals}, abs=1e-6)
+
     def test_variance_of_folds_and_of_seeds(self) -> None:
         auc = pooled(pd.concat(FOLDS), SECTION)["variance"]["auc"]
         # seeds' means: 0.75, 0.25 by fold; within each fold the seeds differ by 0.5

@@ -18,7 +18,7 @@ from hnm.errors import StudyError
 from hnm.evidence.openings import read_openings
 from hnm.evidence.pooling import out_of_fold
 from hnm.experiments.cross_validation import FoldScores, fold_file, run_fold, write_stages
-from hnm.experiments.trial import Upstream
+from hnm.experiments.trial import Loop, RoundResult, Upstream
 from hnm.params import Params
 from hnm.store import Store
 from hnm.tables import LABELS, SLIDES
@@ -47,6 +47,21 @@ def run_folds(data: Path, store: Store) -> list[FoldScores]:
 @pytest.fixture(scope="module")
 def results(data: Path, store: Store) -> list[FoldScores]:
     return run_folds(data, store)
+
+
+def test_the_seed_of_a_fold_is_added_to_the_seeds_of_its_loop(data: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Params] = []
+
+    def rounds(self: Loop, params: Params, fold: object = None) -> list[RoundResult]:
+        seen.append(params)
+        raise StudyError("seen")
+
+    monkeypatch.setattr(Loop, "rounds", rounds)
+    for seed in (0, 2):
+        with pytest.raises(StudyError, match=r"^seen$"):
+            run_fold(data, params_with(3), store, seed=seed, fold=1)
+    seeds = [(params.head.seed, params.mining.seed, params.finetune.seed, params.split.seed) for params in seen]
+    assert seeds == [(0, 0, 0, 0), (2, 2, 2, 0)]
 
 
 def test_each_slide_is_test_once_with_its_label_and_patient(data: Path, results: list[FoldScores]) -> None:

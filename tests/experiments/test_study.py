@@ -84,6 +84,16 @@ def test_a_trial_s_value_is_the_mean_over_folds(tmp_path: Path, upstream: Upstre
     assert table_of(tmp_path / "s")["rounds"].tolist() == [12]
 
 
+def test_the_folds_are_dealt_by_the_seed_of_the_study(tmp_path: Path, upstream: Upstream) -> None:
+    dealt = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
+        loop = FormulaLoop()
+        run(tmp_path / name, upstream, loop, trials=1, params=with_tune(folds=3, seed=seed))
+        dealt.append([None if fold is None else fold.digests for fold in loop.folds])
+    assert dealt[0] == dealt[1]
+    assert all(one != other for one, other in ((dealt[0], dealt[2]), (dealt[0], dealt[3]), (dealt[2], dealt[3])))
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(9)])
 def test_an_interrupted_study_goes_on_as_if_it_had_not_been(tmp_path: Path, upstream: Upstream, stop: BaseException) -> None:
     run(tmp_path / "whole" / "s", upstream, FormulaLoop())

@@ -1,10 +1,13 @@
 """A trial is the pipeline itself: its numbers, what trials share, and that it cannot see the test split."""
 
+import math
+from collections import Counter
 from pathlib import Path
 
 import h5py
 import pandas as pd
 import pytest
+import torch
 from tiny_study import make_upstream, tiny_params
 
 from hnm.errors import MiningError, ParamsError, StudyError
@@ -13,6 +16,7 @@ from hnm.experiments.space import with_seed, with_values
 from hnm.experiments.tracking import Tracker
 from hnm.experiments.trial import Loop, RoundResult, Upstream, check_one_process
 from hnm.files import digest_of, read_json
+from hnm.learning.encoder import TileEncoder
 from hnm.store import Store
 from hnm.tables import LABELS, MINED, PATIENTS, SLIDES
 from pipelines import embed, finetune, head, mine
@@ -105,6 +109,28 @@ def test_hard_negatives_of_another_project_train_another_encoder(tmp_path: Path)
     assert MINED.read(both[1].mined).equals(MINED.read(own[1].mined)) and both[1].cost > own[1].cost
     assert digest_of(both[1].slide_scores) != digest_of(own[1].slide_scores)
     assert read_json(both[1].mined.with_name("summary.json"), StudyError)["extra"]["other"]["hard_negatives"] == len(negatives)
+
+
+def test_the_cost_counts_the_encoder_s_passes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view that is trained is one pass forward and two backward; each mined tile is looked at once before, each tile is embedded after."""
+    passes: Counter[str] = Counter()
+    forward = TileEncoder.forward
+
+    def counted(self: TileEncoder, tiles: torch.Tensor) -> torch.Tensor:
+        kind = "embedded" if torch.is_inference_mode_enabled() else "trained" if torch.is_grad_enabled() else "looked at"
+        passes[kind] += len(tiles)
+        return forward(self, tiles)
+
+    monkeypatch.setattr(TileEncoder, "forward", counted)
+    rounds = Loop(Upstream(data), Store(tmp_path / "store")).rounds(tiny_params())
+    assert next(rounds).cost == 0
+    passes.clear()
+    result = next(rounds)
+    mined = MINED.read(result.mined)
+    steps = max(math.ceil(count / 2) for count in mined["role"].value_counts())  # of two tiles of each role, and two views of each
+    assert passes["trained"] == 2 * 4 * steps and passes["looked at"] == len(mined)
+    assert result.cost == 3 * passes["trained"] + passes["looked at"] + Upstream(data).tile_count
+    assert 0 <= passes["embedded"] - Upstream(data).tile_count < 16  # the last batch is filled up
 
 
 def test_another_seed_is_another_trial(data: Path, store: Store) -> None:

@@ -53,6 +53,14 @@ def test_both_end_with_the_same_weights_and_statistics(two: list[dict[str, dict[
         assert not torch.equal(first[f"{stage} layer1.0.conv1.weight"], before["layer1.0.conv1.weight"])
 
 
+def test_running_statistics_are_the_mean_of_the_processes(two: list[dict[str, dict[str, torch.Tensor]]]) -> None:
+    """Each process sees half of the tiles: a variance is near that of one process that sees all, and their sum near twice it."""
+    alone, both = tiny_processes.trained(CPU), two[0]["trained"]
+    names = [name for name in alone if name.startswith("simclr") and name.endswith("running_var")]
+    ratios = torch.stack([(both[name] / alone[name]).median() for name in names])
+    assert len(names) > 10 and ((ratios > 0.6) & (ratios < 1.4)).all(), ratios
+
+
 def test_shares_are_even_or_refused() -> None:
     assert [share.tolist() for share in shares_of(np.array([4, 2, 7, 1]), 2, "simclr")] == [[4, 7], [2, 1]]
     with pytest.raises(FinetuneError, match=r"a step of 4 tiles cannot be shared evenly by compute.processes=3; make simclr.batch_tiles a multiple of it"):

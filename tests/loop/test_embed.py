@@ -1,15 +1,20 @@
-"""Tiles to features: what the store holds is believed only undamaged, and only of the same packs, libraries and machine."""
+"""Tiles to features: what the store holds is believed only undamaged, and only of the same causes."""
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_study import make_upstream, tiny_params
 
 from hnm.errors import TableError
-from hnm.experiments.trial import Upstream
+from hnm.experiments.trial import Loop, Upstream
 from hnm.learning import features as feature_files
 from hnm.loop.embed import embed_slides
 from hnm.store import Store
@@ -88,3 +93,66 @@ def test_packs_that_are_not_those_of_the_table_are_refused(embedded: Callable[[]
     PACKS.write(PACKS.read(table).query("slide_id != 'train_0'"), table)
     with pytest.raises(TableError, match=r"packs\.csv does not name the pack of train_0; run the stage tiles"):
         embedded()
+
+
+SLIDES = 16
+"""Of the tiny cohort; each has one features file in the store for each set of causes."""
+
+
+def count_embedded(data: Path, store: Store, **changes: Any) -> int:
+    """How many features files the store holds after round 0 with these sections of the params."""
+    next(Loop(Upstream(data), store).rounds(tiny_params(**changes)))
+    return len(list(store.root.glob("features/*/*.h5")))
+
+
+@pytest.fixture(scope="module")
+def in_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store]:
+    """The tiny cohort, and a store that holds its features."""
+    folder = tmp_path_factory.mktemp("in_store")
+    make_upstream(folder / "data")
+    store = Store(folder / "store")
+    assert [count_embedded(folder / "data", store) for _ in range(2)] == [SLIDES, SLIDES]
+    return folder / "data", store
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"compute": {"threads": 2}},
+        {"compute": {"threads": 1, "precision": "bfloat16"}},
+        {"embed": {"dtype": "float16", "batch_tiles": 16}},
+        {"embed": {"dtype": "float32", "batch_tiles": 8}},
+    ],
+    ids=["threads", "precision", "dtype", "batch"],
+)
+def test_another_cause_gives_other_results(in_store: tuple[Path, Store], changes: dict[str, Any]) -> None:
+    data, store = in_store
+    before = count_embedded(data, store)
+    assert count_embedded(data, store, **changes) == before + SLIDES
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+sys.path.append({tests!r})
+from loop.test_embed import count_embedded
+from hnm import learning
+from hnm.store import Store
+assert learning.__file__.startswith({copy!r}), learning.__file__
+print(count_embedded(Path({data!r}), Store(Path({store!r}))))
+"""
+
+
+def test_another_version_of_the_code_gives_other_results(in_store: tuple[Path, Store], tmp_path: Path) -> None:
+    """A copy of the package, in which the module that embeds has another statement."""
+    data, store = in_store
+    before = count_embedded(data, store)
+    root, copy = Path(__file__).parents[2], tmp_path / "copy"
+    for package in ("hnm", "pipelines"):
+        shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (copy / "hnm" / "learning" / "embed.py").open("a") as module:
+        module.write("\n\nANOTHER_VERSION = True\n")
+    code = ELSEWHERE.format(tests=str(root / "tests"), copy=str(copy), data=str(data), store=str(store.root))
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) == before + SLIDES

@@ -90,6 +90,34 @@ def test_the_slide_that_supplies_an_odd_share_of_the_hardest_is_suspect() -> Non
     assert odd.loc["p", ["hardest", "expected", "chance", "suspect"]].tolist() == [0, 0.0, 1.0, False]
 
 
+def supply_with(counts: list[int], tiles: int) -> pd.DataFrame:
+    """The supply of negative slides of `tiles` tiles each, of which so many are among the hardest."""
+    scores = {f"n{i:02d}": [0.9 - tile / 1e4 if tile < count else 0.2 - tile / 1e4 for tile in range(tiles)] for i, count in enumerate(counts)}
+    table, labels = scores_of({**scores, "p": [0.95]}), labels_of({**dict.fromkeys(scores, 0), "p": 1})
+    patients = {slide_id: slide_id for slide_id in [*scores, "p"]}
+    supply = slide_supply(MINED.empty(), table, labels, patients, params.Mining(policy="none")).set_index("slide_id")
+    assert supply["hardest"].tolist() == [*counts, 0]
+    return supply
+
+
+@pytest.mark.parametrize(("most", "suspect"), [(7, False), (14, True)])
+def test_the_chance_is_that_of_any_slide_of_the_cohort(most: int, suspect: bool) -> None:
+    """Of 50 slides some slide has 7 of the 100 hardest tiles by chance (50 x 0.0034 > 0.01), but none has 14."""
+    others = [1 + (place < 100 - most - 49) for place in range(49)]  # one or two each
+    supply = supply_with([most, *others], 40)
+    tail = sum(comb(40, k) * comb(1960, 100 - k) for k in range(most, 41)) / comb(2000, 100)
+    assert supply.loc["n00", "chance"] == pytest.approx(tail, rel=1e-5) and tail < 0.01 and (50 * tail < 0.01) == suspect
+    assert most >= 3 * supply.loc["n00", "expected"]
+    assert supply["suspect"].tolist() == [suspect] + [False] * 50
+
+
+def test_a_slide_that_supplies_less_than_thrice_what_its_size_explains_is_not_suspect() -> None:
+    """Of 1,600 tiles the hardest are 80, 20 of each slide; 59 by chance would be a wonder, but 60 alone are thrice as many."""
+    assert supply_with([59, 7, 7, 7], 400)["chance"].iloc[0] < 1e-12
+    assert not supply_with([59, 7, 7, 7], 400)["suspect"].any()
+    assert supply_with([60, 7, 7, 6], 400)["suspect"].tolist() == [True, False, False, False, False]
+
+
 def test_negative_slides_without_a_tile_accuse_nobody() -> None:
     positives = SCORES[SCORES["slide_id"] == "p1"]
     supply = slide_supply(MINED.empty(), positives, LABELS, PATIENTS, params.Mining(policy="none")).set_index("slide_id")

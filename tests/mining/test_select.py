@@ -284,6 +284,16 @@ def test_near_duplicates_give_way_and_positives_like_a_hard_negative_are_struck_
     PASSED_OVER.check(passed_over, "passed over")
 
 
+def test_a_positive_as_like_a_hard_negative_as_the_limit_says_stays() -> None:
+    """The cosine of (2, 0, 0, 0) and (1, 1, 1, 1) is one half, exactly."""
+    vectors = {"n": np.array([[2.0, 0, 0, 0]]), "p": np.array([[1.0, 1, 1, 1], [0, 0, 0, 3]])}
+    scores, labels = scores_of({"n": [0.9], "p": [0.8, 0.7]}), labels_of({"n": 0, "p": 1})
+    for limit, left in ((0.5, [("p", 0), ("p", 1)]), (0.4999, [("p", 1)])):
+        section = params.Mining(policy="hard", threshold=0.5, positive_fraction=1.0, negative_fraction=1.0, max_positive_similarity=limit, **UNCAPPED)
+        mined = mine(scores, labels, section, 1, features=lambda slide_id, tiles: vectors[slide_id][tiles]).tiles
+        assert chosen(mined, "positive") == left
+
+
 def test_limits_of_1_read_no_feature() -> None:
     def unread(slide_id: str, tiles: object) -> np.ndarray:
         raise AssertionError

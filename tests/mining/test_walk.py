@@ -77,6 +77,17 @@ def test_the_length_of_a_step_changes_nothing(monkeypatch: pytest.MonkeyPatch, l
     assert going.refused["tile"].tolist() == [tile for tile in range(expected[-1]) if tile not in expected]
 
 
+@pytest.mark.parametrize("longest", [1, 1024])
+def test_a_candidate_as_like_a_taken_one_as_the_limit_says_is_no_near_duplicate(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
+    """The cosine of (2, 0, 0, 0) and (1, 1, 1, 1) is one half, exactly; they are looked at together, and one after the other."""
+    monkeypatch.setattr(walk, "LONGEST_STEP", longest)
+    features = np.array([[2.0, 0, 0, 0], [1, 1, 1, 1]])
+    for limit, taken in ((0.5, [0, 1]), (0.4999, [0])):
+        going = Walk(plain(2), Caps(2, 2), Guards(features=lambda _, tiles: features[tiles], max_similarity=limit))
+        going.go(plain(2), 2)
+        assert going.taken["tile"].tolist() == taken
+
+
 def test_no_more_is_read_than_the_walk_comes_to() -> None:
     read: list[int] = []
 
