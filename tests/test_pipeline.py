@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from ruamel.yaml import YAML
 
 from hnm.slides.synthetic import make_demo_cohort
 from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES
+from tests.tiny_stages import Launcher, stand_in
 
 ROOT = Path(__file__).parents[1]
+FORKED: dict[Path, tuple[Path, ...]] = {}
+"""Repository -> the folder whose `python` forks its stages."""
 SMALL = {
     "tiles": {"tile_px": 64},
     "encoder": {"name": "test_resnet", "weights": "random"},
@@ -54,7 +58,7 @@ def change_params(folder: Path, *, rounds: int | None = None, **sections: dict[s
 
 
 def environment(folder: Path, **changes: str) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = ":".join(str(place) for place in (*FORKED.get(folder, ()), Path(sys.executable).parent, os.environ["PATH"]))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "HNM", "MLFLOW"))}
     return {**inherited, "PATH": path, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "HNM_TRACKING": "off", **changes}
 
@@ -78,11 +82,19 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
-    """A repository whose pipeline has run once."""
+def repository(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Iterator[Path]:
+    """A repository whose pipeline has run once. DVC is the real one; its stages are forked from a process that has imported what they need."""
     folder = make_repository(tmp_path_factory.mktemp("one") / "repository", cohort)
+    launcher = Launcher()
+    with stand_in(launcher, tmp_path_factory.mktemp("s")) as programs, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FORKED, folder, (programs,))
+        run_once(folder)
+        yield folder
+    launcher.close()
+
+
+def run_once(folder: Path) -> None:
     assert set(repro(folder)) == {"cohort", "tiles", "encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate"}
-    return folder
 
 
 @pytest.mark.timeout(900)
@@ -116,6 +128,7 @@ class TestPipeline:
         assert told["model"]["versions"]["data/heads/1"] == hashes(repository)["head@1"]["data/heads/1"]
 
     def test_elsewhere_in_another_country_with_other_workers_the_hashes_are_the_same(self, repository: Path, cohort: Path, tmp_path: Path) -> None:
+        """Here each stage has an interpreter of its own, as on a user's machine."""
         other = make_repository(tmp_path / "a folder" / "far" / "away", cohort)
         repro(other, TZ="Pacific/Auckland", LC_ALL="C", PYTHONHASHSEED="77", HNM_WORKERS="1")
         assert hashes(other) == hashes(repository)
