@@ -82,15 +82,13 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Iterator[Path]:
+def repository(tmp_path_factory: pytest.TempPathFactory, cohort: Path, launcher: Launcher) -> Iterator[Path]:
     """A repository whose pipeline has run once. DVC is the real one; its stages are forked from a process that has imported what they need."""
     folder = make_repository(tmp_path_factory.mktemp("one") / "repository", cohort)
-    launcher = Launcher()
     with stand_in(launcher, tmp_path_factory.mktemp("s")) as programs, pytest.MonkeyPatch.context() as patch:
         patch.setitem(FORKED, folder, (programs,))
         run_once(folder)
         yield folder
-    launcher.close()
 
 
 def run_once(folder: Path) -> None:

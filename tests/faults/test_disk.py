@@ -106,9 +106,9 @@ def test_disk_full_at_every_write_of_every_stage(project: Project, finished: Cal
     undisturbed = finished(stage, variant)
     project.set(**(SIMCLR if variant == "simclr" else {}))
     points = points_of(undisturbed, stage)
-    if len(points) > 24:  # of many slides three do
-        packs = sorted({file for _, file in points if file.endswith(".h5")})[3:]
-        points = [(point, file) for point, file in points if file not in packs]
+    files = sorted({file for _, file in points})
+    first = {file for suffix in {Path(file).suffix for file in files} for file in [file for file in files if Path(file).suffix == suffix][:2]}
+    points = [(point, file) for point, file in points if file in first]  # of many slides, and of many charts, two do
     for point, file in points:
         if action == "EDQUOT" and point != "whole.writing":
             continue
@@ -171,15 +171,15 @@ def test_a_disk_that_is_mounted_read_only(small_disk: Path, undisturbed: Project
 @pytest.mark.parametrize(("umask", "mode"), [("077", 0o600), ("002", 0o664), ("027", 0o640)])
 def test_umask(project: Project, umask: str, mode: int) -> None:
     """Every file that stages make has the mode of the umask; nobody reads under 077."""
-    stages = ("tiles", "encoder", "head@0", "mine@1")
+    stages = ("tiles", "encoder", "head@0", "mine@1") if umask == "077" else ("mine@1", "head@0")
     for stage in stages:
         project.empty(stage)
     project.succeed(*stages, umask=umask)
     files = [file for stage in stages for out in outs_of(stage) for file in [project.folder / out, *(project.folder / out).rglob("*")] if file.is_file()]
-    assert len(files) > 15
+    assert len(files) >= 3 * len(stages)
     assert not {file.relative_to(project.folder).as_posix(): oct(file.stat().st_mode) for file in files if stat.S_IMODE(file.stat().st_mode) != mode}
     folders = [project.folder / out for stage in stages for out in outs_of(stage) if (project.folder / out).is_dir()]
-    assert len(folders) == 3 and not {folder for folder in folders if stat.S_IMODE(folder.stat().st_mode) & int(umask, 8)}
+    assert folders and not {folder for folder in folders if stat.S_IMODE(folder.stat().st_mode) & int(umask, 8)}
 
 
 @as_root
