@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ import pytest
 import tifffile
 from hypothesis import Phase, settings
 from PIL import Image
+
+from tests.tiny_stages import Launcher
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)  # a shared machine keeps no deadline
 # `make mutants` asks whether a fault is seen, not for its smallest example
@@ -25,6 +28,14 @@ NUCLEI = (110, 60, 140)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first, so that no worker waits for it at the end."""
     items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    """Forks stages and commands from a process that has imported what they need."""
+    launcher = Launcher()
+    yield launcher
+    launcher.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from ruamel.yaml import YAML
 
 from hnm.slides.synthetic import make_demo_cohort
 from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES
+from tests.tiny_stages import Launcher, stand_in
 
 ROOT = Path(__file__).parents[1]
 ALWAYS = ["causes", "cohort"]
 """The stages that run each time; the bytes of their outputs decide what follows."""
+FORKED: dict[Path, tuple[Path, ...]] = {}
+"""Repository -> the folder whose `python` forks its stages."""
 SMALL = {
     "tiles": {"tile_px": 64},
     "encoder": {"name": "test_resnet", "weights": "random"},
@@ -71,7 +75,7 @@ def change_params(folder: Path, *, rounds: int | None = None, **sections: dict[s
 
 
 def environment(folder: Path, **changes: str) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = ":".join(str(place) for place in (*FORKED.get(folder, ()), Path(sys.executable).parent, os.environ["PATH"]))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "HNM", "MLFLOW"))}
     return {**inherited, "PATH": path, "PYTHONPATH": str(code_of(folder)), "PYTHONDONTWRITEBYTECODE": "1", "HNM_TRACKING": "off", **changes}
 
@@ -108,11 +112,23 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
-    """A repository whose pipeline has run once."""
+def repository(tmp_path_factory: pytest.TempPathFactory, cohort: Path, launcher: Launcher) -> Iterator[Path]:
+    """A repository whose pipeline has run once. DVC is the real one; its stages are forked from a process that has imported what they need."""
     folder = make_repository(tmp_path_factory.mktemp("one") / "repository", cohort)
+    with stand_in(launcher, tmp_path_factory.mktemp("s")) as programs, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FORKED, folder, (programs,))
+        run_once(folder)
+        yield folder
+
+
+@pytest.fixture
+def unforked(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages run in processes of their own, which see the project's copy of the code and what `upgrade` says."""
+    monkeypatch.delitem(FORKED, repository)
+
+
+def run_once(folder: Path) -> None:
     assert set(repro(folder)) == {"causes", "cohort", "tiles", "encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate"}
-    return folder
 
 
 @pytest.mark.timeout(900)
@@ -148,6 +164,7 @@ class TestPipeline:
         assert told["model"]["versions"]["data/heads/1"] == hashes(repository)["head@1"]["data/heads/1"]
 
     def test_elsewhere_in_another_country_with_other_workers_the_hashes_are_the_same(self, repository: Path, cohort: Path, tmp_path: Path) -> None:
+        """Here each stage has an interpreter of its own, as on a user's machine."""
         other = make_repository(tmp_path / "a folder" / "far" / "away", cohort)
         repro(other, TZ="Pacific/Auckland", LC_ALL="C", PYTHONHASHSEED="77", HNM_WORKERS="1")
         assert hashes(other) == hashes(repository)
@@ -155,12 +172,14 @@ class TestPipeline:
     def test_a_second_run_checks_causes_and_fingerprints_and_nothing_else(self, repository: Path) -> None:
         assert repro(repository) == ALWAYS
 
+    @pytest.mark.usefixtures("unforked")
     def test_words_of_a_step_and_code_of_the_plumbing_run_nothing(self, repository: Path) -> None:
         for file, text in (("errors", "UNUSED = 1\n"), ("slides/tiling", "# a comment\n"), ("learning/encoder", '"""Words."""\n')):
             with (code_of(repository) / "hnm" / f"{file}.py").open("a") as stream:
                 stream.write(text)
         assert repro(repository) == ALWAYS
 
+    @pytest.mark.usefixtures("unforked")
     def test_a_template_of_the_report_concerns_evaluate_alone(self, repository: Path) -> None:
         template = code_of(repository) / "hnm" / "evidence" / "report.html.jinja"
         text = template.read_text()
@@ -169,6 +188,7 @@ class TestPipeline:
         template.write_text(text)
         assert concerned(repository) == set()
 
+    @pytest.mark.usefixtures("unforked")
     def test_an_upgrade_concerns_what_the_library_makes(self, repository: Path) -> None:
         wanted = {"mlflow": set(), "kornia": {"encoder", "finetune@1"}, "openslide_bin": {"cohort", "tiles"}, "plotly": {"evaluate"}}
         for name, stages in wanted.items():
@@ -177,11 +197,13 @@ class TestPipeline:
             upgrade(repository, name, "")
         assert concerned(repository) == set()
 
+    @pytest.mark.usefixtures("unforked")
     def test_other_kernels_of_the_processor_concern_what_torch_computes(self, repository: Path) -> None:
         computed = {"encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1"}
         assert concerned(repository, ATEN_CPU_CAPABILITY="default") == computed
         assert concerned(repository) == set()
 
+    @pytest.mark.usefixtures("unforked")
     def test_another_library_of_slides_cuts_them_anew_and_equal_packs_end_the_matter(self, repository: Path) -> None:
         before = kept(repository, "tiles")
         upgrade(repository, "openslide_bin", "99.1")

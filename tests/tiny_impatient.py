@@ -1,11 +1,11 @@
-"""A command of `hnm` that waits a second or two for a store, where it else waits a minute: `python -m tests.tiny_impatient track sync`."""
+"""A command of `hnm` that waits a second for a store, where it else waits a minute: `python -m tests.tiny_impatient track sync`."""
 
 from hnm.cli import app
 from hnm.experiments import patience, storage, tracking
 
-patience.ANSWER_SECONDS = storage.ANSWER_SECONDS = 2.0
+patience.ANSWER_SECONDS = storage.ANSWER_SECONDS = 1.0
 patience.AGAIN_SECONDS = 0.1
-tracking.LOCK_SECONDS = patience.LOCK_SECONDS = 4.0
+tracking.LOCK_SECONDS = patience.LOCK_SECONDS = 2.0
 
 if __name__ == "__main__":
     app()

@@ -15,11 +15,14 @@ import runpy
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +98,47 @@ class Launcher:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
+
+
+CLIENT = """#!{python} -IS
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as line:
+    line.connect({socket!r})
+    line.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+    code, out, err = json.loads(line.makefile().read())
+sys.stdout.write(out)
+sys.stderr.write(err)
+sys.exit(code)
+"""
+
+
+@contextmanager
+def stand_in(launcher: Launcher, folder: Path) -> Iterator[Path]:
+    """A folder to put first into PATH: its `python -m module arguments` has the launcher run the module, with the code of this project."""
+    (folder / "bin").mkdir(parents=True)
+    place = str(folder / "s")
+    (folder / "bin" / "python").write_text(CLIENT.format(python=sys.executable, socket=place))
+    (folder / "bin" / "python").chmod(0o755)
+
+    def serve(connection: socket.socket) -> None:
+        with connection, connection.makefile() as lines:
+            (_, module, *arguments), cwd, environment = json.loads(lines.readline())
+            pid = launcher.start(module, arguments, cwd=Path(cwd), env=environment, umask="", user="", log=str(folder / "log"))
+            code = launcher.wait(pid)
+            texts = [(folder / f"log.{pid}.{name}").read_text(errors="replace") for name in ("out", "err")]
+            connection.sendall(json.dumps([code, *texts]).encode())
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                serve(listening.accept()[0])
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(place)
+        listening.listen()
+        threading.Thread(target=accept, daemon=True).start()
+        yield folder / "bin"
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(frozen=True)

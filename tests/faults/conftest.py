@@ -1,19 +1,11 @@
 """One tiny cohort and one finished project for all faults; each test breaks a copy."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hnm.slides.synthetic import make_demo_cohort
 from tests.tiny_stages import ORDER, Launcher, Project, make_project
-
-
-@pytest.fixture(scope="session")
-def launcher() -> Iterator[Launcher]:
-    launcher = Launcher()
-    yield launcher
-    launcher.close()
 
 
 @pytest.fixture(scope="session")

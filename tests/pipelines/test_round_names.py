@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from hnm.errors import ParamsError
 from hnm.experiments.state import of_round, running_round
+from tests.tiny_stages import Launcher, stand_in
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = ["1; touch pwned", "1'; touch pwned; '", "$(touch pwned)", '"; touch pwned; "', "`touch pwned`", "1\ntouch pwned"]
@@ -27,18 +28,19 @@ def make_repository(folder: Path, commands: dict[str, str]) -> None:
     (folder / ".dvc" / "config").write_text("[core]\n    no_scm = True\n    analytics = false\n")
 
 
-def repro(folder: Path) -> str:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
+def repro(folder: Path, programs: Path) -> str:
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
     command = [sys.executable, "-m", "dvc", "repro", "--keep-going"]
     return subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180).stdout
 
 
 @pytest.mark.timeout(240)
-def test_no_command_of_dvc_yaml_runs_what_a_rounds_name_says(tmp_path: Path) -> None:
+def test_no_command_of_dvc_yaml_runs_what_a_rounds_name_says(tmp_path: Path, launcher: Launcher) -> None:
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
     (tmp_path / "ours").mkdir()
     make_repository(tmp_path / "ours", {"embed": stages["embed"]["do"]["cmd"]})
-    output = repro(tmp_path / "ours")
+    with stand_in(launcher, tmp_path / "s") as programs:
+        output = repro(tmp_path / "ours", programs)
     assert not (tmp_path / "ours" / "pwned").exists()
     assert output.count("of params.yaml is no number; rounds count from") == len(HOSTILE), output  # every command was reached
 
@@ -46,7 +48,7 @@ def test_no_command_of_dvc_yaml_runs_what_a_rounds_name_says(tmp_path: Path) -> 
 def test_a_name_in_a_command_would_be_run(tmp_path: Path) -> None:
     """What the test above would see if a command held the name."""
     make_repository(tmp_path, {"embed": "true --encoder data/encoders/${key}"})
-    repro(tmp_path)
+    repro(tmp_path, Path(sys.executable).parent)
     assert (tmp_path / "pwned").exists()
 
 
