@@ -85,11 +85,11 @@ def test_the_flowchart_has_an_arrow_for_each_reading(project: Path) -> None:
 
 def test_each_stage_stands_after_those_it_reads(project: Path) -> None:
     order = in_order(locked_stages(project))
-    assert order[0] == "cohort" and order[-1] == "evaluate" and order.index("mine@1") < order.index("finetune@1") < order.index("embed@1")
+    assert order[:2] == ["causes", "cohort"] and order[-1] == "evaluate" and order.index("mine@1") < order.index("finetune@1") < order.index("embed@1")
 
 
 def test_what_is_unknown_is_named(project: Path) -> None:
-    with pytest.raises(TrackingError, match=r"data/nothing is no output of dvc\.lock, none of its stages \(cohort, .*\), and no run in sqlite:"):
+    with pytest.raises(TrackingError, match=r"data/nothing is no output of dvc\.lock, none of its stages \(causes, cohort, .*\), and no run in sqlite:"):
         lineage(project, "data/nothing")
 
 

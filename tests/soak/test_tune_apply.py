@@ -31,7 +31,7 @@ def test_dvc_repro_yields_the_value_that_the_study_showed(tmp_path: Path) -> Non
     table = pd.read_parquet(folder / "studies" / "default" / "trials.parquet")
     step = 0.5 / pd.read_csv(folder / "data" / "cohort" / "labels" / "validation.csv")["label"].value_counts().prod()
     hnm(folder, "tune", "apply", "1")
-    assert repro(folder) == ["cohort", "head@0", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate"]
+    assert repro(folder) == ["causes", "cohort", "head@0", "mine@1", "finetune@1", "embed@1", "head@1", "evaluate"]
     auc, loss = max(best_epoch(folder / "data" / "heads" / str(number) / "history.csv") for number in range(2))
     shown = table.iloc[1]
     assert (shown["validation_auc"], shown["validation_loss"]) == (auc, -loss)
