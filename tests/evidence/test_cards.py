@@ -76,6 +76,7 @@ class TestDataCard:
         assert rows(card, "Splits")[0] == ["train", "4", "2", "2", "4", "44", "3"]
         assert "10 patients; 0 of them are in more than one split." in card
         assert "- vendor aperio: 11 slides\n- µm per pixel at level 0: 0.5\n" in card
+        assert "grids of the slides that were cut have 200 tiles; 80 show less than 50 % tissue, 10 could not be read, 110 are cut." in card
         assert "110 tiles of 32 px at 1.0 µm per pixel, at least 50 % tissue" in card and "11 to 11, in the median 11" in card
 
     def test_annotations_and_what_was_left_out(self, evaluation: Evaluation) -> None:

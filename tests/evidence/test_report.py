@@ -96,6 +96,12 @@ class TestPage:
         assert {own["aria-label"] for own in live.values()} < {image["alt"] for image in page.all("img")}
         assert all(own["role"] == "img" for own in live.values())
 
+    def test_says_how_many_tiles_each_rule_took(self, html: str) -> None:
+        table = html[html.index("How many tiles of the cut slides") :]
+        table = table[: table.index("</table>")]
+        assert re.findall(r"<th[^>]*>([^<]+)</th>", table) == ["Grid", "Too little tissue", "Unreadable", "Cut"]
+        assert re.findall(r"<td>(\d+)</td>", table) == ["200", "80", "10", "110"]
+
     def test_plotly_stands_in_the_page_once(self, html: str, page: Page, evaluation: Evaluation) -> None:
         assert [script for script in page.all("script") if script] == []  # neither `src` nor anything else
         assert html.count(library()) == 1

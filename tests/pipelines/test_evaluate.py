@@ -62,6 +62,7 @@ def test_writes_metrics_plots_and_report_and_tells_the_tracker(paths: dict[str, 
     tracker = run(paths)
     metrics = json.loads(paths["metrics"].read_text())
     assert (metrics["chosen_round"], metrics["test"]["auc"]) == (1, 0.75)
+    assert [metrics["funnel"][step] for step in ("places", "little_tissue", "unreadable", "tiles")] == [200, 80, 10, 110]
     assert (paths["plots"] / "roc.csv").exists()
     assert paths["report"].read_text().startswith("<!doctype html>")
     assert {name for name, _ in tracker.logged} <= set(METRICS)

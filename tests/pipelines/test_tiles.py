@@ -86,6 +86,20 @@ def test_packs_and_index(folder):
     assert QUARANTINE.read(out / "quarantine.csv")["slide_id"].tolist() == ["gone"]
 
 
+def test_the_stage_says_how_many_tiles_each_rule_took(folder, tiny, capsys):
+    """Five grids of 12 x 4 tiles, of which 30 lie on tissue; TIFF tile 7 of s4, x 64 to 128 and y 64 to 128, is damaged and holds two of them."""
+    path = tiny.aperio(folder / "in" / "s4.svs", tiny.painted(128, 384, (32, 32, 160, 64, tiny.STROMA), seed=4), levels=2)
+    tiny.damage(path, 7)
+    refresh(folder)
+    out = run(folder, tiles=TILES_SECTION.model_copy(update={"max_lost_share": 0.5}))
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "6 slides found, 5 opened, 5 with tissue, 5 cut into 28 tiles: of 240 tiles of their grids 210 hold less than tiles.min_tissue=0.5 of tissue,"
+        " and 2 could not be read"
+    )
+    pack = Pack(out / "packs" / "s4.h5")
+    assert (len(pack), pack.lost, pack.places) == (8, 2, 48)
+
+
 def test_equal_input_gives_equal_bytes(folder, monkeypatch):
     monkeypatch.setenv("HNM_WORKERS", "1")
     known = contents(run(folder))
