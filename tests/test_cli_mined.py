@@ -1,5 +1,6 @@
 """`hnm mined`, as it is typed."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -53,6 +54,12 @@ def test_export_of_the_last_round_or_of_another(root: Path) -> None:
     assert said("export", "--round", "1", "--out", "b") == ["b/tr1.geojson", "b/tr3.geojson", "b/tr4.geojson"]
     assert (root / "b" / "tr4.geojson").is_file()
     assert said("export", "--round", "1") == [f"{root}/results/mined/1/{slide_id}.geojson" for slide_id in ("tr1", "tr3", "tr4")]
+    slides = SLIDES.read(root / "data" / "cohort" / "slides.parquet").assign(bounds_x=5, bounds_y=3)
+    SLIDES.write(slides, root / "data" / "cohort" / "slides.parquet")
+    said("export", "--out", "c")
+    said("export", "--out", "d", "--origin", "level_0")
+    corners = [json.loads((root / name / "tr2.geojson").read_text())["features"][0]["geometry"]["coordinates"][0][0] for name in "cd"]
+    assert corners[0] == [corners[1][0] - 5, corners[1][1] - 3]
     *_, left_over = said("export", "--out", "b")
     assert left_over == "b has files of slides without mined tiles too, perhaps of an earlier export: tr1.geojson, tr4.geojson"
 

@@ -41,8 +41,10 @@ class Slides:
         self.scores: dict[str, float] = {}
         self.fails: Callable[[str], BaseException | None] = lambda slide_id: None
         self.predicted: list[str] = []
+        self.origins: list[str] = []
 
     def __call__(self, model: Model, slides: dict[str, str], *, done: dict[str, str], **settings: Any) -> Iterator[Prediction | Refusal | Unchanged]:
+        self.origins.append(settings["origin"])
         for slide_id, source in slides.items():
             if error := self.fails(slide_id):
                 if isinstance(error, SlideError):
@@ -98,7 +100,10 @@ def test_a_slide_that_changed_lacks_a_file_or_has_other_settings_is_predicted_ag
     predict(model, tmp_path / "out", "a.svs", mask=tmp_path / "mask.png")
     Image.new("L", (5, 4)).save(tmp_path / "mask.png")
     predict(model, tmp_path / "out", "a.svs", mask=tmp_path / "mask.png")
-    assert slides.predicted[5:] == ["a", "a", "a"]
+    predict(model, tmp_path / "out", "a.svs", mask=tmp_path / "mask.png", origin="bounds")
+    predict(model, tmp_path / "out", "a.svs", mask=tmp_path / "mask.png", origin="bounds")
+    assert slides.predicted[5:] == ["a", "a", "a", "a"]
+    assert slides.origins[-4:] == ["auto", "auto", "bounds", "bounds"]
     assert len(PREDICTIONS.read(tmp_path / "out" / "predictions.csv")) == 3
 
 

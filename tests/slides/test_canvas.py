@@ -17,7 +17,7 @@ from hnm.files import digest_of
 from hnm.params import Tiles, Tissue
 from hnm.slides.annotations import check_inside, drawn_in
 from hnm.slides.canvas import Box, Canvas, canvases_of
-from hnm.slides.cutting import Cutting, Layout, cut
+from hnm.slides.cutting import Cutting, Layout, cut, layouts_of
 from hnm.slides.masks import Placement, covered_box, placement_of
 from hnm.slides.pack import Pack
 from hnm.slides.reader import OpenSlideReader
@@ -240,3 +240,4 @@ def test_the_table_of_slides_holds_each_canvas():
     scan = {"width": 9, "height": 8, "bounds_x": 1, "bounds_y": 2, "bounds_width": 3, "bounds_height": 4, "origin": "bounds"}
     table = SLIDES.check(pd.DataFrame([{**row, **scan, "mask": "", "mask_digest": ""}]), "slides")
     assert canvases_of(table) == {"s": Canvas(9, 8, Box(1, 2, 3, 4), "bounds")}
+    assert [layout.origin for layout in layouts_of(table, Path(), Tissue(), Tiles())] == ["bounds"]
