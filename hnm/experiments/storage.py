@@ -90,7 +90,7 @@ def open_storage(url: str, *, make: bool) -> Any:
 
 def _database(url: str, *, heartbeat: bool) -> Any:
     beat, grace = (HEARTBEAT_SECONDS, 4 * HEARTBEAT_SECONDS) if heartbeat else (None, None)
-    engine = {"pool_pre_ping": True} if heartbeat else {}
+    engine: dict[str, Any] = {"pool_pre_ping": True} if heartbeat else {}
     if make_url(url).drivername == "postgresql+psycopg":
         engine["creator"] = partial(_connected, url)
     for attempt in range(CREATIONS):
