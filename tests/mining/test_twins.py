@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hnm.mining.twins import twins
@@ -10,6 +10,9 @@ from hnm.mining.twins import twins
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 99), st.integers(0, 49), st.sampled_from([1.0, 0.5]), st.integers(0, 2**32))
+@example(2, 2, 50, 24, 0.5, 1)
+@example(2, 2, 49, 25, 0.5, 1)
+@example(3, 1, 20, 10, 1.0, 1)
 def test_twins_are_the_later_of_each_pair_that_shares_more_than_half_of_both_sides(columns, rows, right, down, aspect, seed):
     """Tiles of 100 x 100 or 100 x 50 pixels; the last column begins `right` and the last row `down` pixels behind the one before."""
     height = round(100 * aspect)

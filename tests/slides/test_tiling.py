@@ -68,6 +68,12 @@ def test_a_tile_too_small_by_float_error_makes_no_tile_more(extent, starts):
     assert grid_along(extent, 16, 0.1, 0.3) == starts
 
 
+def test_a_scan_of_one_tile_has_one_whose_corner_is_its_own():
+    """At 0.25 µm/px a tile of 32 px at 1 µm/px has 128 px: of a level of every third pixel it is read as 43, and the scan has 42 whole ones."""
+    grid = grid_of(Box(7, 9, 128, 128), (0.25, 0.25), (1.0, 3.0), Tiles(mpp=1.0, tile_px=32))
+    assert (grid.level, grid.corners.tolist()) == (1, [[7, 9]])
+
+
 def test_a_corner_is_not_rounded_beyond_the_edge():
     """Four tiles of 52.5 px fill 210 px; the last corner, 157.5, would be rounded to 158."""
     assert grid_along(210, 42, 0.8) == [0, 52, 105, 157]
