@@ -54,18 +54,7 @@ def main(
     check_classes(labels, splits, str(manifest))
     folder = manifest.parent.resolve()
     known = Store(project_store().root.absolute())
-    openings = [
-        Opening(
-            entry.slide_id,
-            place_of(entry.path, folder),
-            entry.mpp,
-            project_file(folder / entry.mask) if entry.mask else None,
-            cohort.mpp_from_objective,
-            known,
-            cohort.origin,
-        )
-        for entry in entries.values()
-    ]
+    openings = [_opening(entry, folder, cohort, known) for entry in entries.values()]
     opening_all = each(identify, openings, seconds=OPEN_SECONDS, step="open")
     told = followed(opening_all, slides=len(openings), doing="opening slides", line=_line, unit="slides")
     outcomes = {opening.slide_id: outcome for opening, outcome in told}
@@ -79,9 +68,8 @@ def main(
     labels = {slide_id: labels[slide_id] for slide_id in opened}
     check_classes(labels, splits, f"{manifest}, without the slides in quarantine")
     check_twins({slide_id: identity.fingerprint for slide_id, identity in opened.items()})
-    masks = {slide_id: identity for slide_id, identity in sorted(opened.items()) if identity.mask_digest}
-    warn_of_places([note for identity in masks.values() for note in identity.mask_placement.notes])
-    warn_of_origins("mask", {slide_id: (identity.mask_placement.by, identity.canvas) for slide_id, identity in masks.items()})
+    warn_of_places([note for _, identity in sorted(opened.items()) for note in identity.mask_placement.notes])
+    warn_of_origins("mask", {slide_id: (identity.mask_placement.by, identity.canvas) for slide_id, identity in opened.items()})
     drawn = read_drawings(
         [
             Drawing(slide_id, project_file(folder / annotation), identity.canvas)
@@ -101,6 +89,12 @@ def main(
     annotations.mkdir(parents=True)
     for slide_id, regions in drawn.items():
         write_annotation(regions, annotations / f"{slide_id}.geojson")
+
+
+def _opening(entry: Entry, folder: Path, cohort: Cohort, statements: Store) -> Opening:
+    """What a worker needs to open the slide of a row of the manifest in `folder`."""
+    mask = project_file(folder / entry.mask) if entry.mask else None
+    return Opening(entry.slide_id, place_of(entry.path, folder), entry.mpp, mask, cohort.mpp_from_objective, statements, cohort.origin)
 
 
 def _line(opened_slide: tuple[Opening, Identity | SlideError]) -> tuple[str, int]:

@@ -86,7 +86,6 @@ def predict_slides(
         MachineError: the machine failed, after the outcomes of all other slides.
     """
     check_mask(mask, slides)
-    mask = mask and mask.absolute()
     record = model.record
     machine = machine_of(record.compute, device)
     with tempfile.TemporaryDirectory(prefix="hnm-predict-") as packs:
@@ -96,7 +95,7 @@ def predict_slides(
                 source=place_of(source, Path.cwd()),
                 mpp=mpp,
                 mpp_from_objective=record.mpp_from_objective,
-                mask=mask,
+                mask=mask and mask.absolute(),
                 tissue=record.tissue,
                 tiles=record.tiles,
                 pack=Path(packs) / f"{slide_id}.h5",
@@ -113,15 +112,19 @@ def predict_slides(
             if isinstance(outcome, SlideError):
                 yield Refusal(reading.slide_id, source, outcome)
                 continue
-            if mask is not None:
-                warn_of_places(outcome.mask_placement.notes)
-                warn_of_origins("mask", {reading.slide_id: (outcome.mask_placement.by, outcome.canvas)})
+            _warn_of_mask(reading.slide_id, outcome)
             score, tiles = _scored(model, reading.pack, machine)
             reading.pack.unlink()
             if not (math.isfinite(score) and np.isfinite(tiles[["logit", "score", "attention"]].to_numpy()).all()):
                 yield Refusal(reading.slide_id, source, SlideError("the model gives numbers that are not finite; look at the model", step="score"))
                 continue
             yield Prediction(reading.slide_id, source, score, record.classes[int(called(score, record.threshold))], tiles, outcome)
+
+
+def _warn_of_mask(slide_id: str, read: SlideRead) -> None:
+    """Warns where the mask lies partly beside the scan, or does not say what it counts from."""
+    warn_of_places(read.mask_placement.notes)
+    warn_of_origins("mask", {slide_id: (read.mask_placement.by, read.canvas)})
 
 
 def check_mask(mask: Path | None, slides: Collection[str]) -> None:

@@ -217,6 +217,13 @@ def test_the_size_tells_between_equal_aspects_and_else_the_param(size, origin, c
     assert covered_box(size, canvas, "its mask m") == (canvas.bounds if covered == "scan" else canvas.whole, by)
 
 
+def test_an_image_is_no_finer_than_level_0():
+    """Of a scan of half the canvas's sides: 1500 pixels would be finer than the slide, 1000 may be either."""
+    canvas = Canvas(2000, 2000, Box(700, 100, 1000, 1000), "bounds")
+    assert covered_box((1500, 1500), canvas, "its mask m") == (canvas.whole, "shape")
+    assert covered_box((1000, 1000), canvas, "its mask m") == (canvas.bounds, "param")
+
+
 def test_an_image_that_covers_neither_is_refused():
     with pytest.raises(SlideError, match=r"^its mask m has 100 x 20 pixels, which is not the aspect of the slide's 2000 x 1000 nor of its scan of 600 x 600;"):
         covered_box((100, 20), Canvas(2000, 1000, Box(700, 100, 600, 600), "bounds"), "its mask m")
