@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import tomllib
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -103,6 +104,13 @@ def test_every_key_of_the_store_holds_the_causes() -> None:
     assert {path.name for path in placing} == {"tiles.py", "embed.py", "cohort.py", "trial.py", "folds.py", "cross_validation.py"}
     for path, text in placing.items():
         assert "keys_of(" in text and "code=" not in text and " key_of(" not in text, path
+
+
+def test_an_installed_package_brings_the_stages_and_the_templates() -> None:
+    """A project may lie outside of the clone."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(setuptools["packages"]["find"]["include"]) == {"hnm*", "pipelines*"}
+    assert setuptools["package-data"]["hnm.evidence"] == ["*.jinja"]
 
 
 def test_only_evaluate_depends_on_test_labels_or_annotations() -> None:
