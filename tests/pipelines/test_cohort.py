@@ -216,10 +216,12 @@ def test_an_annotation_that_lies_in_the_scan_from_the_other_origin_is_refused_wi
 def test_masks_that_do_not_say_what_they_count_from_are_told(mirax_rows, tmp_path, caplog):
     annotate(mirax_rows, "s01", 138, 94)
     annotate(mirax_rows, "s03", 10, 30, hnm_origin="bounds")
-    for slide_id in ("s01", "s03"):
+    annotate(mirax_rows, "s05", 118, 94, hnm_origin="level_0")  # 10 of its 20 pixels lie left of the scan
+    for slide_id in ("s01", "s03", "s05"):
         mirax_rows[slide_id] |= {"mask": mirax_rows[slide_id]["annotation"], "annotation": ""}
     run(mirax_rows, tmp_path / "out")
-    (message,) = (record.getMessage() for record in caplog.records)
+    beyond, message = (record.getMessage() for record in caplog.records)
+    assert "mask s05.geojson, feature 1 (tumour) reaches 10 pixels beyond the scan of slide s05" in beyond
     assert message.startswith("files of kind mask do not say what they count from") and ": s01 (128, 64). Say" in message
 
 
