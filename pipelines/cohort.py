@@ -48,8 +48,6 @@ def main(
     manifest = project_file(Path(cohort.manifest))
     entries = {entry.slide_id: entry for entry in read_manifest(manifest)}
     splits = splits_of(entries.values(), split)
-    if alone := sum(entry.patient_id == slide_id for slide_id, entry in entries.items()):
-        print(f"{alone} slides name no patient, or themselves: each counts as a patient of its own")
     labels = {slide_id: entry.label for slide_id, entry in entries.items()}
     check_classes(labels, splits, str(manifest))
     folder = manifest.parent.resolve()
@@ -61,6 +59,8 @@ def main(
     refused = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, SlideError)}
     opened = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, Identity)}
     print(f"{len(entries)} slides found, {len(opened)} opened, {len(refused)} in quarantine")
+    if alone := sum(entry.patient_id == slide_id for slide_id, entry in entries.items()):
+        print(f"{alone} slides name no patient, or themselves: each counts as a patient of its own")
     for slide_id, identity in sorted(opened.items()):
         if identity.objective_power is not None:
             print(f"{slide_id}: {identity.mpp[0]:g} µm per pixel, from its objective power {identity.objective_power:g}")

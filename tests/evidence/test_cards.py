@@ -81,7 +81,7 @@ class TestDataCard:
 
     def test_annotations_and_what_was_left_out(self, evaluation: Evaluation) -> None:
         card = data_card(evaluation, SETTINGS)
-        assert rows(card, "Annotations") == [["Tumour", "3", "lesion"], ["look-alike", "1", "no lesion"]]
+        assert rows(card, "Annotations") == [["Tumour", "3", "3", "lesion"], ["look-alike", "1", "1", "no lesion"]]
         assert rows(card, "Left out") == [["bad", "open", "not a slide"], ["te5", "tissue", r"no tissue \<found\>"]]
 
     def test_text_of_a_person_cannot_break_a_table(self, evaluation: Evaluation) -> None:

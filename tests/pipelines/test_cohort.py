@@ -96,6 +96,7 @@ def test_bad_slides_go_to_quarantine_and_the_others_go_on(rows, tmp_path, tiny, 
     assert [line.split()[0] for line in told[:12]] == [f"{number}/12" for number in range(1, 13)]
     assert {"s08: gone.svs does not exist", "s03: 100 x 80 pixels of 0.5 µm"} < {line.partition(" ")[2] for line in told}
     assert told[12] == "12 slides found, 9 opened, 3 in quarantine"
+    assert told[13] == "12 slides name no patient, or themselves: each counts as a patient of its own"
     assert [LABELS.read(out / f"labels/{split}.csv")["slide_id"].tolist() for split in ("train", "validation", "test")] == [
         ["s00", "s01", "s03"],
         ["s04", "s06", "s07"],

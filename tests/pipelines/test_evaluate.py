@@ -195,8 +195,8 @@ def test_threshold_and_round_come_from_validation_alone(paths: dict[str, Path]) 
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("heads/1/history.csv", "history.csv does not exist; run the stage that trains it"),
-        ("encoders/1/history.csv", "history.csv does not exist; run the stage that trains it"),
+        ("heads/1/history.csv", "history.csv cannot be read: No such file or directory; run the stage that trains it"),
+        ("encoders/1/history.csv", "history.csv cannot be read: No such file or directory; run the stage that trains it"),
         ("heads/0/head.json", "head.json does not exist; run the stage that makes it"),
         ("scores/1/tiles.parquet", "tiles.parquet does not exist, but a tile scores table is wanted"),
         ("packs/tr3.h5", "tr3.h5 does not exist; run the stage tiles"),
