@@ -156,10 +156,10 @@ def test_vetoes_that_leave_no_negative_are_an_error() -> None:
         ("n1,9223372036854775808,,,fold", r"vetoes.csv: "),
         ("n1,,1e30,5,fold", r"vetoes.csv: column x, row 0: value '1e30': must be of type int64|vetoes.csv: "),
         ("n1,1.5,,,fold", "vetoes.csv: column tile, row 0: value '1.5': must be of type int64"),
-        ("n1\n,1,,,fold", "vetoes.csv: "),
-        ('n1,1,,,"fold', "vetoes.csv: "),
-        ("n1,1,,,f\0ld", "vetoes.csv holds a null character"),
-        ("n1,1,,,fold,more", "vetoes.csv: line 2 has 6 cells"),
+        ("n1\n,1,,,fold", r"vetoes.csv, row 2: has fewer cells than the header \(1, not 5\)"),
+        ('n1,1,,,"fold', "vetoes.csv is not CSV in UTF-8: line 2: .*a quote may be open"),
+        ("n1,1,,,f\0ld", "vetoes.csv is not CSV in UTF-8: line 2 holds a null character"),
+        ("n1,1,,,fold,more", r"vetoes.csv, row 2: has more cells than the header \(6, not 5\)"),
     ],
 )
 def test_numbers_and_cells_of_a_stranger(tmp_path: Path, line: str, message: str) -> None:
