@@ -36,8 +36,11 @@ RGB = npt.NDArray[np.uint8]
 
 HEAD_BYTES = 64 * 1024
 QUICKHASH = "openslide.quickhash-1"
-SAMPLES = 64
-"""Of `HEAD_BYTES` each, evenly over a file without OpenSlide's quickhash: two such slides may have one size and one header."""
+SAMPLES, FEWER_SAMPLES = 64, 8
+"""Of `HEAD_BYTES` each, evenly over each file of a slide without and with OpenSlide's quickhash.
+
+Two slides without one may have one size and one header; the quickhash itself sees the pixels of the coarsest level alone.
+"""
 READ_PX = 2048
 """Side of the largest region that a thumbnail reads at once."""
 SMALLEST_BLOCK_PX = 16
@@ -209,8 +212,9 @@ class OpenSlideReader:
             raise error_in_words(message) or RegionError(message, step="tiles") from None
 
     def fingerprint(self) -> str:
-        """Digest of what identifies the file cheaply: the size and the first 64 KiB of each of its files, OpenSlide's quickhash and the properties.
+        """Digest of what identifies the file cheaply: the size, the first 64 KiB and samples of each of its files, and the properties, OpenSlide's quickhash among them.
 
+        A change in place that falls between the samples is not seen.
         It does not depend on where the slide lies, nor on its time of change.
         """
         return self._state().fingerprint
@@ -237,14 +241,14 @@ class OpenSlideReader:
     def _state(self) -> State:
         files: dict[str, list[int | str]] = {}
         times: dict[str, int] = {}
+        samples = FEWER_SAMPLES if QUICKHASH in self._properties else SAMPLES
         try:
             for name, file in files_of(self._path, self._properties).items():
                 with one_read(), file.open("rb") as stream:
                     status = os.fstat(stream.fileno())
                     files[name] = [status.st_size, hashlib.sha256(stream.read(HEAD_BYTES)).hexdigest()]
                     times[name] = status.st_mtime_ns
-                    if QUICKHASH not in self._properties:
-                        files[name].append(_samples_digest(stream.fileno(), status.st_size))
+                    files[name].append(_samples_digest(stream.fileno(), status.st_size, samples))
         except FileNotFoundError:
             raise StorageError(f"{shown(self._path)} or a file of it is gone since it was opened; mount its folder") from None
         except OSError as error:
@@ -509,9 +513,9 @@ def _head(path: Path) -> bytes:
         return stream.read(HEAD_BYTES)
 
 
-def _samples_digest(handle: int, size: int) -> str:
-    """Digest of blocks that lie evenly over a file of `size` bytes, its last included."""
+def _samples_digest(handle: int, size: int, samples: int) -> str:
+    """Digest of `samples` blocks that lie evenly over a file of `size` bytes, its last included."""
     digest = hashlib.sha256()
-    for number in range(1, SAMPLES + 1):
-        digest.update(os.pread(handle, HEAD_BYTES, max(0, size - HEAD_BYTES) * number // SAMPLES))
+    for number in range(1, samples + 1):
+        digest.update(os.pread(handle, HEAD_BYTES, max(0, size - HEAD_BYTES) * number // samples))
     return digest.hexdigest()

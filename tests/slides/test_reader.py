@@ -519,3 +519,21 @@ def test_slides_without_a_quickhash_are_told_apart(tmp_path):
             assert reader.QUICKHASH not in slide._properties
             fingerprints.append(slide.fingerprint())
     assert fingerprints[0] != fingerprints[1]
+
+
+def test_pixels_that_change_in_place_are_noticed_behind_a_quickhash_too(tmp_path):
+    """The quickhash of a pyramid is of its coarsest level; here a sixth of the finest changes, and nothing else."""
+    path = tmp_path / "a.tif"
+    pixels = np.random.default_rng(0).integers(90, 200, (1536, 2048, 3), np.uint8)
+    with tifffile.TiffWriter(path) as file:
+        file.write(pixels, tile=(512, 512), photometric="rgb", metadata=None)
+        file.write(pixels[::4, ::4], tile=(128, 128), photometric="rgb", metadata=None, subfiletype=1)
+    fingerprints = []
+    for _ in range(2):
+        with OpenSlideReader(path) as slide:
+            assert reader.QUICKHASH in slide._properties and len(slide.level_downsamples) == 2
+            fingerprints.append(slide.fingerprint())
+        with path.open("r+b") as file:
+            file.seek(4_000_000)
+            file.write(bytes(1_600_000))
+    assert fingerprints[0] != fingerprints[1]
