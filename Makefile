@@ -15,7 +15,11 @@ LOWEST_TESTS := tests/test_files.py tests/test_folders.py tests/test_redaction.p
 # the comments of a file stay, and below them stand the versions of a virtual environment
 written = { grep '^\#' $(2); $(1)/bin/python -m pip freeze --all --exclude-editable | grep -vE '^(pip==|\#)' | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > $(1)/written.txt && cp $(1)/written.txt $(2)
 
-.PHONY: help setup demo repro rounds cv ui test lint test-services test-lowest constraints soak fuzz pictures clean bench-mining
+# instructions that torch and oneDNN may use: the least, AVX2, AVX2 for oneDNN alone, whatever the processor has
+PROCESSORS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 --unset=ATEN_CPU_CAPABILITY
+PROCESSOR_TESTS := tests/learning tests/loop tests/prediction
+
+.PHONY: help setup demo repro rounds cv ui test lint test-services test-lowest test-processors mutants constraints soak fuzz pictures clean bench-mining
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +67,12 @@ test-services: | setup ## what needs a browser, PostgreSQL, R, dask or S3; insta
 		test -z "$$missing" || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing >/dev/null; } || echo "not here, and not to be installed: $$missing"
 	$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[dev,services]'
 	pytest -m services -rs
+
+test-processors: | setup ## what computes by torch, as on processors with fewer instructions; PROCESSORS="ATEN_CPU_CAPABILITY=default"
+	for one in $(PROCESSORS); do echo "$$one"; env $$one pytest -n 2 --dist loadfile -m 'not services and not soak' $(PROCESSOR_TESTS) || exit 1; done
+
+mutants: | setup ## small faults put into the core, one at a time, and whether its tests see them: half an hour, goes on where it stopped; ARGS as in benchmarks/mutants.py
+	nice -n 10 python benchmarks/mutants.py $(ARGS)
 
 .venv-lowest/.installed: constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest

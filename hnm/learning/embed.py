@@ -29,7 +29,8 @@ def embed(
     """The features `(tiles, features)` of each slide, in order.
 
     Batches cross slide borders and all have one size (the last is filled up with zeros), so that a feature does not
-    depend on which slides are embedded beside it. The next batches are read and decoded while the encoder runs. Where a
+    depend on which slides are embedded beside it, but for its last bits where a processor's kernels round by the place
+    in a batch. The next batches are read and decoded while the encoder runs. Where a
     batch does not fit into the device's memory, the encoder takes it in halves, and all later ones too.
 
     Args:

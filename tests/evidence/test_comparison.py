@@ -2,8 +2,10 @@
 
 import io
 import json
+import math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -60,6 +62,19 @@ class TestPair:
         first, second = (Predictions(s.test["label"].to_numpy(), s.test["score"].to_numpy(), s.test["patient_id"].to_numpy(str)) for s in (BEFORE, AFTER))
         assert pair.delong_p == delong_p(first, second)
         assert pair.gain.value == auc_gain(first, second, Resampling(200, 0.95, 0)).value and pair.gain.low < pair.gain.value < pair.gain.high
+
+    def test_intervals_are_of_patients(self) -> None:
+        """A second slide of each patient that says the same is no second witness: no interval changes."""
+
+        def doubled(state: State) -> State:
+            again = [table.assign(slide_id="again-" + table["slide_id"]) for table in (state.slides, state.test)]
+            both = [pd.concat(pair, ignore_index=True) for pair in zip((state.slides, state.test), again, strict=True)]
+            return replace(state, slides=both[0], test=both[1])
+
+        once, twice = (compare_states(states, SECTION) for states in ([BEFORE, AFTER], [doubled(BEFORE), doubled(AFTER)]))
+        numbers = [[c.pairs[0].gain, *(n for side in c.sides for n in (side.auc, *side.decisions.values()))] for c in (once, twice)]
+        for one, other in zip(*numbers, strict=True):
+            assert (other.value, other.low, other.high) == pytest.approx((one.value, one.low, one.high), abs=1e-9)
 
     def test_does_not_depend_on_the_order_of_slides(self) -> None:
         turned = replace(AFTER, test=AFTER.test.iloc[::-1], slides=AFTER.slides.iloc[::-1])
@@ -125,6 +140,16 @@ class TestShown:
         shown = json.loads(json.dumps(comparison_json(compare_states([BEFORE, AFTER], SECTION)), allow_nan=False))
         assert [entry["name"] for entry in shown["states"]] == ["before", "after"]
         assert (shown["states"][0]["auc"], shown["states"][1]["seconds"], shown["states"][0]["test_slides"]) == (0.791667, 15.5, 7)
+        assert list(shown["states"][0]) == [
+            *("name", "test_slides", "auc", "auc_low", "auc_high", "auc_reason"),
+            *(f"{name}{end}" for name in ("accuracy", "sensitivity", "specificity") for end in ("", "_low", "_high")),
+            *("seconds", "seconds_of_stage"),
+        ]
+        # DeLong by hand: wins of a positive before 1, 3/4, 5/8 and after 1, 1/2, 1; over a negative 1/3, 5/6, 1, 1 and 2/3, 1, 1, 2/3
+        of_positives, of_negatives = np.array([0, -1 / 4, 3 / 8]), np.array([1 / 3, 1 / 6, 0, -1 / 3])
+        error = math.sqrt(np.var(of_positives, ddof=1) / 3 + np.var(of_negatives, ddof=1) / 4)
+        assert shown["pairs"][0]["delong_p"] == pytest.approx(math.erfc(0.5 / 12 / error / math.sqrt(2)), abs=1e-6)
+        assert (shown["pairs"][0]["mcnemar_p"], shown["params"]) == (1.0, {"mining.scores": [None, "in_sample"], "mining.threshold": ["0.5", "0.6"]})
         assert (shown["pairs"][0]["auc_gain"], shown["pairs"][0]["before"], shown["pairs"][0]["after"]) == (0.041667, "before", "after")
         assert shown["pairs"][0]["changed"][0] == {"slide_id": "b", "patient_id": "p1", "label": 1, "score_before": 0.6, "score": 0.4, "righted": False}
 
@@ -134,6 +159,7 @@ class TestShown:
         assert lines[0] == "### 7 test slides of 6 patients, 95 % intervals; gain over before"
         assert lines[4].startswith("| before | 0.792 (") and lines[4].endswith(") |  |  |") and lines[5].startswith("| after | 0.833 (")
         assert [line.split("<br>")[0] for line in lines if " | 16 |" in line] == ["| before | 0.714", "| after | 0.714"]
+        assert "| slide | patient | label | score before | score after | now |" in lines
         assert "| d | p3 | negative | 0.700 | 0.450 | right |" in lines
         assert "| mining.scores | – | in_sample |" in lines
 
@@ -154,6 +180,7 @@ class TestShown:
     def test_notes_say_what_is_not_known(self) -> None:
         unknown = replace(AFTER, seconds={"head@0": None, "evaluate": 3.0})
         comparison = compare_states([BEFORE, unknown, replace(BEFORE, name="third")], SECTION)
+        assert len(notes(compare_states([BEFORE, AFTER], SECTION))) == 1
         assert notes(comparison)[1:] == [
             "2 comparisons share the first state; no p-value is corrected for their number.",
             "after: what stage head@0 took is not known on this machine.",

@@ -69,6 +69,13 @@ def test_ties_go_by_slide_then_tile() -> None:
     assert chosen(mined, "hard_negative") == [("a", 0), ("a", 1), ("b", 0)]
 
 
+def test_scores_that_are_one_in_single_precision_go_by_their_logits() -> None:
+    scores = scores_of({"a": [0.5, 0.5, 0.5], "p": [0.9]})
+    surest = scores.assign(score=np.float32(1), logit=np.array([20.0, 40.0, 30.0, 50.0], np.float32))
+    section = params.Mining(policy="hard", negative_fraction=0.5, **UNCAPPED)
+    assert chosen(mine(surest, labels_of({"a": 0, "p": 1}), section, 1).tiles, "hard_negative") == [("a", 1), ("a", 2)]
+
+
 @pytest.mark.parametrize(("round_", "expected"), [(1, 7), (2, 14), (3, 28), (5, 100)])
 def test_the_budget_grows_by_round_up_to_everything(round_: int, expected: int) -> None:
     assert budget(0.07, 2.0, round_, 100) == expected
