@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import pytest
-
 from hnm.errors import StoreError
 from hnm.files import key_of, whole
 from hnm.store import Store

@@ -212,8 +212,9 @@ class OpenSlideReader:
             raise error_in_words(message) or RegionError(message, step="tiles") from None
 
     def fingerprint(self) -> str:
-        """Digest of what identifies the file cheaply: the size, the first 64 KiB and samples of each of its files, and the properties, OpenSlide's quickhash among them.
+        """Digest of what identifies the slide cheaply.
 
+        That is the size, the first 64 KiB and samples of each of its files, and the properties, with OpenSlide's quickhash.
         A change in place that falls between the samples is not seen.
         It does not depend on where the slide lies, nor on its time of change.
         """
