@@ -42,6 +42,7 @@ from hnm.evidence.truth import LESION, NORMAL, tile_truth
 from hnm.experiments.space import with_seed, with_values
 from hnm.experiments.trial import Loop, RoundResult, Upstream
 from hnm.files import key_of, whole
+from hnm.learning.contrast import SAMPLE
 from hnm.params import Params, load_params
 from hnm.processes import keep_freed_memory
 from hnm.slides.annotations import read_annotation
@@ -175,7 +176,8 @@ def judge(cohort: Cohort, result: RoundResult, slides: pd.DataFrame) -> dict[str
         found[f"{split}_auc"] = float(roc_auc_score(scored["label"], scored["logit"]))
         found[f"{split}_tile_auc"] = float(roc_auc_score(known["truth"] == LESION, known["logit"]))
     mined = MINED.read(result.mined).merge(cohort.truth, on=["slide_id", "tile"], validate="one_to_one")
-    views, seconds = (result.cost - cohort.upstream.tile_count) // 3 if result.cost else 0, result.finetune_seconds
+    trained = result.cost - cohort.upstream.tile_count - min(len(mined), SAMPLE) if result.cost else 0
+    views, seconds = trained // 3, result.finetune_seconds
     found |= {
         "false_tiles": _false_tiles(tiles.merge(cohort.slides["test"], on="slide_id")),
         "purity": share if (share := lesion_share(mined[mined["role"] == "positive"])) is not None else math.nan,

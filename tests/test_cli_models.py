@@ -54,6 +54,7 @@ def test_doctor_says_what_is_missing_and_fails() -> None:
         ["ok", "params"],
         ["MISS", "slides"],
         ["MISS", "lost"],  # the project here has no true tables
+        ["ok", "causes"],
         ["ok", "runs"],
         ["ok", "place"],
         ["ok", "outputs"],

@@ -102,7 +102,16 @@ def test_a_key_of_two_columns_is_unique_together() -> None:
 
 
 EVERY_TABLE = [*(table for table in vars(tables).values() if isinstance(table, Table)), PREDICTIONS]
-TEXTS = {"role": "positive", "policy": "hard", "reason": "pen", "scorer": "0123456789abcdef", "split": "train", "step": "open"}
+TEXTS = {
+    "role": "positive",
+    "policy": "hard",
+    "reason": "pen",
+    "scorer": "0123456789abcdef",
+    "split": "train",
+    "step": "open",
+    "origin": "auto",
+    "sha256": 64 * "a",
+}
 
 
 def one_row(table: Table) -> pd.DataFrame:

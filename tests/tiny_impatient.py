@@ -4,7 +4,7 @@ from hnm.cli import app
 from hnm.experiments import patience, storage, tracking
 
 patience.ANSWER_SECONDS = storage.ANSWER_SECONDS = 1.0
-patience.AGAIN_SECONDS = 0.1
+patience.AGAIN_SECONDS = 0.5  # above the 0.1 s at which psycopg looks for signals: rung as often, it never looks
 tracking.LOCK_SECONDS = patience.LOCK_SECONDS = 2.0
 
 if __name__ == "__main__":

@@ -126,8 +126,7 @@ def _connected(url: str) -> Any:
 
     parsed = make_url(url)
     positional, named = parsed.get_dialect()().create_connect_args(parsed)
-    if "PGCONNECT_TIMEOUT" not in os.environ:
-        named.setdefault("connect_timeout", CONNECT_SECONDS)
+    named.setdefault("connect_timeout", os.environ.get("PGCONNECT_TIMEOUT", CONNECT_SECONDS))
     return Connection.connect(*positional, **named)
 
 

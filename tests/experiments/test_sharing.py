@@ -92,6 +92,7 @@ def test_the_doctor_finds_a_colleague_well_but_for_slides(shared: tuple[Path, Pa
         "slides": False,
         "lost": True,
         "runs": True,
+        "causes": True,
         "place": True,
         "outputs": True,
         "remote": True,

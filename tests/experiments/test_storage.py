@@ -18,6 +18,7 @@ pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'ps
 
 @pytest.mark.parametrize("double", [silent, black_hole, silent_after_login])
 def test_a_postgresql_that_hangs(double: Callable[[], AbstractContextManager[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PGCONNECT_TIMEOUT", raising=False)  # MLflow's side sets one for its process
     monkeypatch.setattr(storage, "CONNECT_SECONDS", 2)
     monkeypatch.setattr(storage, "ANSWER_SECONDS", 0.5)
     began = time.monotonic()

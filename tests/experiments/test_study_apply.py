@@ -43,7 +43,9 @@ def test_only_the_lines_of_changed_params_change(params_yaml: Path) -> None:
 
 def test_a_comment_on_the_line_stays(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text('# top\nrounds: {"0": {}}\nlater_rounds: {}\ncohort: {name: c, manifest: s.csv}\nranking: # of tiles\n  margin: 0.5 # in scores\n')
+    path.write_text(
+        '# top\nrounds: {"0": {}}\nlater_rounds: {}\ncohort: {name: c, manifest: s.csv}\ntiles: {mpp: 1.0, tile_px: 96}\ntune: {space: {}}\nranking: # of tiles\n  margin: 0.5 # in scores\n'
+    )
     write_values(path, {"ranking.margin": 0.25, "head.dropout": 0.5})
     assert path.read_text().endswith("ranking: # of tiles\n  margin: 0.25 # in scores\nhead:\n  dropout: 0.5\n") and path.read_text().startswith("# top\n")
 
@@ -51,7 +53,7 @@ def test_a_comment_on_the_line_stays(tmp_path: Path) -> None:
 @given(value=st.floats(min_value=1e-12, max_value=1e6))
 def test_a_number_is_read_back_to_the_last_bit(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
     path = tmp_path_factory.getbasetemp() / "params.yaml"
-    path.write_text('rounds: {"0": {}}\nlater_rounds: {}\ncohort: {name: c, manifest: s.csv}\n')
+    path.write_text('rounds: {"0": {}}\nlater_rounds: {}\ncohort: {name: c, manifest: s.csv}\ntiles: {mpp: 1.0, tile_px: 96}\ntune: {space: {}}\n')
     write_values(path, {"head.learning_rate": value})
     assert load_params(path).head.learning_rate == value
 

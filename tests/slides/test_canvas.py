@@ -181,9 +181,11 @@ def test_a_mask_from_either_origin_cuts_the_same_tiles(slide, tmp_path, kind):
 
 
 def test_a_param_cuts_a_slide_again_where_it_has_a_mask_and_nowhere_else():
-    layouts = {origin: Layout("s", "s", (1.0, 1.0), "f", Path("m.png"), "d", Tissue(), Tiles(), origin) for origin in ("auto", "level_0", "bounds")}
+    layouts = {
+        origin: Layout("s", "s", (1.0, 1.0), "f", Path("m.png"), "d", Tissue(), Tiles(mpp=1.0, tile_px=32), origin) for origin in ("auto", "level_0", "bounds")
+    }
     assert layouts["auto"].causes() != layouts["bounds"].causes() != layouts["level_0"].causes()
-    bare = [Layout("s", "s", (1.0, 1.0), "f", None, "", Tissue(), Tiles(), origin).causes() for origin in ("auto", "bounds")]
+    bare = [Layout("s", "s", (1.0, 1.0), "f", None, "", Tissue(), Tiles(mpp=1.0, tile_px=32), origin).causes() for origin in ("auto", "bounds")]
     assert bare[0] == bare[1]
 
 
@@ -247,4 +249,4 @@ def test_the_table_of_slides_holds_each_canvas():
     scan = {"width": 9, "height": 8, "bounds_x": 1, "bounds_y": 2, "bounds_width": 3, "bounds_height": 4, "origin": "bounds"}
     table = SLIDES.check(pd.DataFrame([{**row, **scan, "mask": "", "mask_digest": ""}]), "slides")
     assert canvases_of(table) == {"s": Canvas(9, 8, Box(1, 2, 3, 4), "bounds")}
-    assert [layout.origin for layout in layouts_of(table, Path(), Tissue(), Tiles())] == ["bounds"]
+    assert [layout.origin for layout in layouts_of(table, Path(), Tissue(), Tiles(mpp=1.0, tile_px=32))] == ["bounds"]

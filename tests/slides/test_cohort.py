@@ -245,7 +245,7 @@ def test_quarantine_rows():
 def test_an_identity(tmp_path, tiny):
     path = tiny.aperio(tmp_path / "a.svs", tiny.painted(100, 130), mpp=0.25)
     identity = identify(Opening("a", str(path), None))
-    assert (identity.vendor, identity.mpp, identity.dimensions) == ("aperio", (0.25, 0.25), (130, 100))
+    assert (identity.vendor, identity.mpp, identity.canvas.width, identity.canvas.height) == ("aperio", (0.25, 0.25), 130, 100)
     assert identify(Opening("a", str(path), 0.5)).mpp == (0.5, 0.5)
     assert identify(Opening("a", str(path), 0.5)).fingerprint == identity.fingerprint
 

@@ -52,7 +52,7 @@ def test_a_preview_says_how_many_tiles_each_rule_takes(tmp_path, tiny):
     """Tissue is x 78 to 210 and y 104 to 146: 3 x 2 tiles of 32 px hold at least 56 % of it, the 2 x 2 beside them less than half."""
     path = tiny.aperio(tmp_path / "a.svs", tiny.painted(256, 320, (78, 104, 132, 42, tiny.STROMA)))
     with OpenSlideReader(path) as slide:
-        row = ("a", "a.svs", "a", "train", "aperio", 1.0, 1.0, 320, 256, slide.fingerprint(), "", "")
+        row = ("a", "a.svs", "a", "train", "aperio", 1.0, 1.0, 320, 256, 0, 0, 320, 256, "auto", slide.fingerprint(), "", "")
     table = pd.DataFrame([row], columns=list(SLIDES.columns))
     [layout] = layouts_of(table, tmp_path, Tissue(mpp=1.0, min_area_um2=1000.0), SECTIONS["tiles"])
     caption = preview_slide(Sitting(layout, tmp_path / "a.png")).caption

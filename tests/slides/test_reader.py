@@ -365,8 +365,7 @@ def test_paths_that_are_no_regular_files(tmp_path):
     (tmp_path / "round.svs").symlink_to("round.svs")
     (tmp_path / "empty.svs").touch()
     (tmp_path / "device.svs").symlink_to("/dev/zero")
-    with socket.socket(socket.AF_UNIX) as listening:
-        os.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(tmp_path):
         listening.bind("socket.svs")
     for name, message in (
         ("pipe.svs", "pipe.svs is no regular file but a named pipe"),

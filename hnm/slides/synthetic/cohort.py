@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
+import shapely
 import tifffile
 from shapely import Polygon
 
@@ -118,7 +119,10 @@ def _make_slide(out: Path, seed: int, width_px: int, subject: _Subject) -> None:
     with whole(out / "slides" / f"{subject.slide_id}.svs") as temporary:
         _write_svs(painting.pixels, temporary)
     if subject.made_of != "glass":
-        features = [_feature("tumour", polygon) for polygon in painting.tumour] + [_feature("look-alike", polygon) for polygon in painting.look_alike]
+        height, width, _ = painting.pixels.shape
+        scan = shapely.box(0, 0, width, height)
+        drawn = [("tumour", polygon) for polygon in painting.tumour] + [("look-alike", polygon) for polygon in painting.look_alike]
+        features = [_feature(name, part) for name, polygon in drawn for part in shapely.get_parts(polygon.intersection(scan))]
         write_json({"type": "FeatureCollection", ORIGIN: "level_0", "features": features}, out / "annotations" / f"{subject.slide_id}.geojson")
 
 
