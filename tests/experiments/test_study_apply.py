@@ -41,6 +41,15 @@ def test_only_the_lines_of_changed_params_change(params_yaml: Path) -> None:
     assert write_values(params_yaml, {"ranking.margin": 0.30000000000000004}) == {} and params_yaml.read_bytes() == again
 
 
+NEEDED = """rounds: {"0": {}}
+later_rounds: {}
+cohort: {name: c, manifest: s.csv}
+tiles: {mpp: 1.0, tile_px: 96}
+tune: {space: {}}
+"""
+"""The params that have no default."""
+
+
 def test_a_comment_on_the_line_stays(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(
@@ -53,7 +62,7 @@ def test_a_comment_on_the_line_stays(tmp_path: Path) -> None:
 @given(value=st.floats(min_value=1e-12, max_value=1e6))
 def test_a_number_is_read_back_to_the_last_bit(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
     path = tmp_path_factory.getbasetemp() / "params.yaml"
-    path.write_text('rounds: {"0": {}}\nlater_rounds: {}\ncohort: {name: c, manifest: s.csv}\ntiles: {mpp: 1.0, tile_px: 96}\ntune: {space: {}}\n')
+    path.write_text(NEEDED)
     write_values(path, {"head.learning_rate": value})
     assert load_params(path).head.learning_rate == value
 
