@@ -52,9 +52,7 @@ tune: {space: {}}
 
 def test_a_comment_on_the_line_stays(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(
-        '# top\nrounds: {"0": {}}\nlater_rounds: {}\ncohort: {name: c, manifest: s.csv}\ntiles: {mpp: 1.0, tile_px: 96}\ntune: {space: {}}\nranking: # of tiles\n  margin: 0.5 # in scores\n'
-    )
+    path.write_text(f"# top\n{NEEDED}ranking: # of tiles\n  margin: 0.5 # in scores\n")
     write_values(path, {"ranking.margin": 0.25, "head.dropout": 0.5})
     assert path.read_text().endswith("ranking: # of tiles\n  margin: 0.25 # in scores\nhead:\n  dropout: 0.5\n") and path.read_text().startswith("# top\n")
 
