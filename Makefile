@@ -72,6 +72,7 @@ test-processors: | setup ## what computes by torch, as on processors with fewer 
 	for one in $(PROCESSORS); do echo "$$one"; env $$one pytest -n 2 --dist loadfile -m 'not services and not soak' $(PROCESSOR_TESTS) || exit 1; done
 
 mutants: | setup ## small faults put into the core, one at a time, and whether its tests see them: half an hour, goes on where it stopped; ARGS as in benchmarks/mutants.py
+	$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[mutants]'
 	nice -n 10 python benchmarks/mutants.py $(ARGS)
 
 .venv-lowest/.installed: constraints-lowest.txt
@@ -85,7 +86,7 @@ test-lowest: .venv-lowest/.installed ## the suite's core on the lowest versions 
 constraints: ## renews constraints.txt and constraints-lowest.txt: the newest versions, and the lowest, that pip puts together today
 	rm -rf .venv-newest .venv-lowest
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python $(PIP_INSTALL) -e '.[dev,services]' '$(TORCH)'
+	.venv-newest/bin/python $(PIP_INSTALL) -e '.[dev,services,mutants]' '$(TORCH)'
 	$(call written,.venv-newest,constraints.txt)
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) .ci/minima.py > .venv-lowest/minima.txt

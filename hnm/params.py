@@ -13,7 +13,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -72,6 +72,9 @@ class Section(BaseModel):
     """One section of params.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class Cohort(Section):
@@ -544,6 +547,15 @@ def check_params(raw: Any, *, where: str = "params") -> Params:
         return Params.model_validate(raw)
     except ValidationError as error:
         raise ParamsError("\n".join(f"{where}: {_sentence(item)}" for item in error.errors())) from None
+
+
+def check_section(kind: type[SectionT], name: str, raw: Any, *, where: str) -> SectionT:
+    """`raw` as the section `name`, which is no part of a whole params.yaml; `where` opens the message of a `ParamsError`."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        located = [{**item, "loc": (name, *item["loc"])} for item in error.errors()]
+        raise ParamsError("\n".join(f"{where}: {_sentence(item)}" for item in located)) from None
 
 
 def _sentence(item: Any) -> str:

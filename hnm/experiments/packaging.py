@@ -8,7 +8,7 @@ from hnm.errors import PredictionError
 from hnm.experiments.outputs import Outputs, taking_apart
 from hnm.experiments.state import StageState, git_tags, locked_stages, stage_in
 from hnm.files import read_json
-from hnm.params import Cohort, Compute, Embed, Tiles, Tissue
+from hnm.params import Cohort, Compute, Embed, SectionT, Tiles, Tissue, check_section
 from hnm.prediction.model import ModelRecord, write_model
 
 
@@ -52,15 +52,21 @@ def _record(states: Mapping[str, StageState], name: str, numbers: Mapping[str, A
         cohort=cohort.section("cohort")["name"],
         round=name,
         threshold=numbers["threshold"],
-        mpp_from_objective=Cohort.model_validate(cohort.section("cohort")).mpp_from_objective,
-        tissue=Tissue.model_validate(tiles.section("tissue")),
-        tiles=Tiles.model_validate(tiles.section("tiles")),
-        embed=Embed.model_validate(embed.section("embed")),
-        compute=Compute.model_validate(embed.section("compute")),
+        mpp_from_objective=_section(cohort, Cohort, "cohort").mpp_from_objective,
+        tissue=_section(tiles, Tissue, "tissue"),
+        tiles=_section(tiles, Tiles, "tiles"),
+        embed=_section(embed, Embed, "embed"),
+        compute=_section(embed, Compute, "compute"),
         validation={metric: value for metric, value in numbers["validation"].items() if isinstance(value, float)},
         versions=versions_of(states, head),
         commit=commit,
     )
+
+
+def _section(state: StageState, kind: type[SectionT], name: str) -> SectionT:
+    """A section that a stage used, which an earlier version of hnm may have known otherwise."""
+    where = f"{state.name} of dvc.lock, which another version of hnm may have written (run dvc repro)"
+    return check_section(kind, name, state.section(name), where=where)
 
 
 def cards_of(root: Path, round_: str) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import tiny_project as tiny
 
-from hnm.errors import PredictionError, TrackingError
+from hnm.errors import ParamsError, PredictionError, TrackingError
 from hnm.experiments.outputs import md5_of
 from hnm.experiments.packaging import cards_of, package_round
 from hnm.experiments.state import locked_stages
@@ -76,6 +76,14 @@ def test_stages_that_ran_on_different_versions_make_no_model(project: Path, tmp_
             out["md5"] = "ab" * 16
     tiny.YAML().dump(stages, project / "dvc.lock")
     with pytest.raises(PredictionError, match=rf"\w+@1 ran on data/mined/1/mined\.parquet of md5 {before}, but mine@1 has written {'ab' * 16} since"):
+        package_round(project, 1, tmp_path / "model")
+
+
+def test_a_state_of_an_earlier_version_is_named_with_its_cure(project: Path, tmp_path: Path) -> None:
+    lock = tiny.YAML(typ="safe").load((project / "dvc.lock").read_text())
+    lock["stages"]["tiles"]["params"]["params.yaml"]["tissue"]["max_hole_um2"] = 20000.0
+    tiny.YAML().dump(lock, project / "dvc.lock")
+    with pytest.raises(ParamsError, match=r"tiles of dvc\.lock, which another version .*\(run dvc repro\): tissue\.max_hole_um2 is no param any more"):
         package_round(project, 1, tmp_path / "model")
 
 
