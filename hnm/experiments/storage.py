@@ -113,16 +113,16 @@ def _connected(url: str) -> Any:
 
         def _timed(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
             deadline = time.monotonic() + ANSWER_SECONDS
-            waited_for = next(gen)
-            while True:
-                ready = yield waited_for
-                if not ready and time.monotonic() > deadline:
-                    self.pgconn.finish()  # else taking back the transaction would wait as long
-                    raise psycopg.OperationalError(f"no answer within {ANSWER_SECONDS:g} s")
-                try:
+            try:
+                waited_for = next(gen)  # which ends at once where there is nothing to ask the server
+                while True:
+                    ready = yield waited_for
+                    if not ready and time.monotonic() > deadline:
+                        self.pgconn.finish()  # else taking back the transaction would wait as long
+                        raise psycopg.OperationalError(f"no answer within {ANSWER_SECONDS:g} s")
                     waited_for = gen.send(ready)
-                except StopIteration as end:
-                    return end.value
+            except StopIteration as end:
+                return end.value
 
     parsed = make_url(url)
     positional, named = parsed.get_dialect()().create_connect_args(parsed)

@@ -32,6 +32,14 @@ def test_a_postgresql_that_hangs(double: Callable[[], AbstractContextManager[int
     assert said.endswith("the same command then goes on")
 
 
+def test_what_needs_no_answer_waits_for_none() -> None:
+    with silent_after_login() as port:
+        connection = storage._connected(f"postgresql+psycopg://u@127.0.0.1:{port}/s?sslmode=disable&gssencmode=disable")
+        connection.rollback()  # of no transaction: psycopg's generator ends before it asks
+        connection.autocommit = True
+        assert connection.autocommit
+
+
 def test_in_a_thread_too_a_statement_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """No alarm of the process rings in a thread, as that of a heartbeat is."""
     monkeypatch.setattr(storage, "ANSWER_SECONDS", 0.3)
