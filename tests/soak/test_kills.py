@@ -153,11 +153,11 @@ def test_killed_at_random_moments_of_every_stage(repository: Repository) -> None
 
     dice, caught, missed, cycles = random.Random(SEED), Counter[str](), 0, 0
     while not is_enough():
-        before = "cohort"
+        before = "causes"
         for wanted in (stage for stage in ORDER for _ in range(HITS)):
             if is_enough():
                 break
-            # three of four times from the stage that was hit last, which spares the cohort, and else all
+            # three of four times from the stage that was hit last, which spares those before, and else all
             process = repository.start("--downstream", before) if dice.random() < 0.75 else repository.start()
             found = wait_for(process, wanted)
             if found is not None:
