@@ -128,9 +128,18 @@ def test_a_slide_coarser_than_wanted_is_refused():
     assert caught.value.step == "tiles"
 
 
-def test_a_slide_smaller_than_a_tile_is_refused():
-    with pytest.raises(SlideError, match=r"its scan of 300 x 223 pixels is smaller than one tile \(224 x 224\)"):
-        grid_of(Box(0, 0, 300, 223), (0.5, 0.5), (1.0,), Tiles(mpp=0.5, tile_px=224))
+@pytest.mark.parametrize(
+    ("side", "mpp", "tile_px", "message"),
+    [
+        (223, 0.5, 224, r"its scan of 223 x 223 pixels is smaller than one tile \(224 x 224\)"),
+        (1_000_000, 0.5, 16, r"its grid would have 62500 x 62500 tiles, more than 10000000; raise"),
+        (1_000_000, 50.0, 4096, r"one tile would be read from 409600 x 409600 pixels, more than are read at once"),
+    ],
+)
+def test_a_grid_that_cannot_be_cut_is_refused(side, mpp, tile_px, message):
+    with pytest.raises(SlideError, match=message) as caught:
+        grid_of(Box(0, 0, side, side), (0.5, 0.5), (1.0,), Tiles(mpp=mpp, tile_px=tile_px))
+    assert caught.value.step == "tiles"
 
 
 @settings(max_examples=60, deadline=None)
