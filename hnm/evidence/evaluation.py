@@ -26,6 +26,7 @@ from hnm.evidence.metrics import (
 from hnm.evidence.truth import LESION, UNCLEAR, detect, tile_truth
 from hnm.params import Evaluate
 from hnm.slides.annotations import Region
+from hnm.slides.canvas import aspects_of
 
 SPLITS = ("train", "validation", "test")
 DECISIONS = ("accuracy", "sensitivity", "specificity")
@@ -61,7 +62,7 @@ class CohortTruth:
     @property
     def aspects(self) -> dict[str, float]:
         """Slide id -> height of a tile over its width, in level-0 pixels."""
-        return dict(zip(self.slides["slide_id"], self.slides["mpp_x"] / self.slides["mpp_y"], strict=True))
+        return aspects_of(self.slides)
 
     def funnel(self) -> dict[str, int]:
         """How many slides were found, and how many of them passed each step; `used` have a label and tiles.

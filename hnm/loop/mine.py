@@ -16,6 +16,7 @@ from hnm.mining.select import mine
 from hnm.mining.twins import twins
 from hnm.mining.vetoes import vetoed_tiles, without
 from hnm.params import Mining
+from hnm.slides.canvas import aspects_of
 from hnm.slides.pack import Pack
 from hnm.tables import LABELS, MINED, MINED_SLIDES, PASSED_OVER, SLIDES, TILE_SCORES
 
@@ -52,7 +53,7 @@ def mine_tiles(
         raise MiningError(f"mining.scores={mining.scores}, but {cross_fitted} holds no scores; set head.score_folds to 2 or more")
     patients = dict(zip(cohort["slide_id"], cohort["patient_id"], strict=True))
     vetoed = vetoed_tiles(vetoes, tiles, cohort)
-    seconds = twins(scores, dict(zip(cohort["slide_id"], cohort["mpp_x"] / cohort["mpp_y"], strict=True)))
+    seconds = twins(scores, aspects_of(cohort))
     barred = pd.concat([vetoed[["slide_id", "tile"]], seconds])
     allowed = without(scores, barred)
 

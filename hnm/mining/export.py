@@ -9,7 +9,7 @@ import shapely
 
 from hnm.files import write_json
 from hnm.slides.annotations import feature_collection
-from hnm.slides.canvas import Origin, canvases_of
+from hnm.slides.canvas import Origin, aspects_of, canvases_of
 
 COLOURS = {"positive": [200, 0, 0], "hard_negative": [0, 90, 200]}
 
@@ -26,12 +26,12 @@ def export_mined(mined: pd.DataFrame, slides: pd.DataFrame, folder: Path, origin
         folder: where the files go.
         origin: what coordinates count from; QuPath counts from the bounds of the scan.
     """
-    aspects = dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))
+    aspects = aspects_of(slides)
     canvases = canvases_of(slides)
     written = []
     for slide_id, tiles in mined.sort_values(["slide_id", "tile"]).groupby("slide_id"):
         path = folder / f"{slide_id}.geojson"
-        features = [_mined_feature(tile, aspects[slide_id]) for tile in tiles.to_dict("records")]
+        features = [_mined_feature(tile, aspects[str(slide_id)]) for tile in tiles.to_dict("records")]
         write_json(feature_collection(features, origin, canvases[str(slide_id)].corner(origin)), path)
         written.append(path)
     return written

@@ -13,7 +13,7 @@ import shapely
 
 from hnm.errors import MiningError
 from hnm.slides.annotations import Region, covered_shares
-from hnm.slides.canvas import canvases_of
+from hnm.slides.canvas import aspects_of, canvases_of
 from hnm.slides.drawings import Drawing, read_drawings
 from hnm.tables import VETOES
 
@@ -52,7 +52,7 @@ def vetoed_tiles(folder: Path, tiles: pd.DataFrame, slides: pd.DataFrame) -> pd.
                 "(of a slide whose file cannot be opened too: data/cohort/quarantine.csv)"
             )
     rows = {str(slide_id): own for slide_id, own in tiles.groupby("slide_id", sort=False)}
-    aspects = dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))
+    aspects = aspects_of(slides)
     canvases = canvases_of(slides)
     found = [
         rows[slide_id].loc[_listed(rows[slide_id], aspects[slide_id], tile, x, y, folder / LISTED), ["slide_id", "tile"]].assign(reason=reason)

@@ -67,3 +67,8 @@ def canvases_of(slides: "pd.DataFrame") -> dict[str, Canvas]:
         slide_id: Canvas(width, height, Box(x, y, bounds_width, bounds_height), origin)
         for slide_id, width, height, x, y, bounds_width, bounds_height, origin in slides[columns].itertuples(index=False)
     }
+
+
+def aspects_of(slides: "pd.DataFrame") -> dict[str, float]:
+    """Height of a tile over its width, in level-0 pixels, of each slide of a `SLIDES` table, by its id."""
+    return dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))
