@@ -11,7 +11,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := torch<2.14
 LOWEST_TESTS := tests/test_files.py tests/test_folders.py tests/test_redaction.py tests/test_params.py tests/test_tables.py tests/test_causes.py \
 	tests/test_store.py tests/test_store_keeping.py tests/test_minima.py tests/test_cli_models.py tests/test_cli_cohort.py \
-	tests/slides tests/mining tests/evidence tests/learning/test_features.py tests/learning/test_heads.py tests/learning/test_losses.py
+	tests/slides tests/mining tests/evidence tests/learning/test_features.py tests/learning/test_heads.py tests/learning/training/test_losses.py
 # the comments of a file stay, and below them stand the versions of a virtual environment
 written = { grep '^\#' $(2); $(1)/bin/python -m pip freeze --all --exclude-editable | grep -vE '^(pip==|\#)' | sed 's/+cpu$$//' | LC_ALL=C sort -f; } > $(1)/written.txt && cp $(1)/written.txt $(2)
 

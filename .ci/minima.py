@@ -1,6 +1,7 @@
 """Prints the least versions that pyproject.toml allows, one a line as pip takes them: `pillow==13`.
 
-torch and torchvision are those of constraints.txt: an older torch comes with gigabytes of CUDA where no CPU build is offered.
+torch and torchvision are those of constraints.txt: an older torch comes with gigabytes of CUDA
+where no CPU build is offered.
 """
 
 import re
@@ -16,8 +17,15 @@ AS_TESTED = ("torch", "torchvision")
 def minima() -> dict[str, str]:
     """Name -> least version, of what the package and its tests need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    tools = [requirement for requirement in project["optional-dependencies"]["dev"] if re.split(r"[>=]", requirement)[0] in TOOLS]
-    parsed = [re.fullmatch(r"([A-Za-z0-9._-]+)[>=]=([0-9.]+)(?:,<[0-9.]+)?", requirement) for requirement in project["dependencies"] + tools]
+    tools = [
+        requirement
+        for requirement in project["optional-dependencies"]["dev"]
+        if re.split(r"[>=]", requirement)[0] in TOOLS
+    ]
+    parsed = [
+        re.fullmatch(r"([A-Za-z0-9._-]+)[>=]=([0-9.]+)(?:,<[0-9.]+)?", requirement)
+        for requirement in project["dependencies"] + tools
+    ]
     return {match[1]: match[2] for match in parsed if match is not None}
 
 

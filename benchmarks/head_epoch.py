@@ -1,11 +1,13 @@
-"""An epoch of DSMIL in `hnm` beside the plain loop of the paper: the same numbers, and how much sooner.
+"""An epoch of DSMIL in `hnm` beside the plain loop of the paper: the same numbers, and how much
+sooner.
 
     python benchmarks/head_epoch.py --threads 1
 
-Both train the same head by the same losses on the same synthetic slides in the same order. The plain loop follows the
-paper's equations as they stand: every tile's value is computed, then the values are pooled by attention; it reads a
-slide's features from its file at every step. `hnm` pools the features first and projects once, and holds the features
-in memory. The plain loop with features in memory stands between the two, so that each of the two can be told apart.
+Both train the same head by the same losses on the same synthetic slides in the same order. The
+plain loop follows the paper's equations as they stand: every tile's value is computed, then the
+values are pooled by attention; it reads a slide's features from its file at every step. `hnm` pools
+the features first and projects once, and holds the features in memory. The plain loop with features
+in memory stands between the two, so that each of the two can be told apart.
 """
 
 import argparse
@@ -22,18 +24,25 @@ from torch import Tensor, nn
 
 from hnm import params
 from hnm.learning import features as feature_files
-from hnm.learning.fit_head import LabelledSlide, fit_head, steps_of
 from hnm.learning.heads import make_head
+from hnm.learning.training.fit_head import LabelledSlide, fit_head, steps_of
 
 RANKING = params.Ranking()
 
 
 class PlainDSMIL(nn.Module):
-    """Equations 3 to 5 of Li, Li and Eliceiri (CVPR 2021), tile by tile: scores, queries, values, attention, pooled values."""
+    """Equations 3 to 5 of Li, Li and Eliceiri (CVPR 2021), tile by tile: scores, queries, values,
+    attention, pooled values.
+    """
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.weights = nn.ParameterDict({name.replace(".", "_"): nn.Parameter(tensor.clone()) for name, tensor in weights.items()})
+        self.weights = nn.ParameterDict(
+            {
+                name.replace(".", "_"): nn.Parameter(tensor.clone())
+                for name, tensor in weights.items()
+            }
+        )
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Slide logit and tile logits `(tiles,)` of standardised features `(tiles, features)`."""
@@ -50,7 +59,9 @@ class PlainDSMIL(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--slides", type=int, default=60)
     parser.add_argument("--tiles", type=int, default=2000)
     parser.add_argument("--features", type=int, default=1280)
@@ -65,18 +76,39 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for slide in slides:
             tiles = slide.features.numpy()
-            feature_files.write(tiles, np.zeros((len(tiles), 2), np.int64), Path(folder) / slide.slide_id)
-        from_files, _ = timed_plain(slides, section, lambda slide: torch.from_numpy(feature_files.read(Path(folder) / slide.slide_id)))
+            feature_files.write(
+                tiles, np.zeros((len(tiles), 2), np.int64), Path(folder) / slide.slide_id
+            )
+        from_files, _ = timed_plain(
+            slides,
+            section,
+            lambda slide: torch.from_numpy(feature_files.read(Path(folder) / slide.slide_id)),
+        )
     apart = max(abs(a - b) for a, b in zip(our_losses, losses, strict=True))
-    print(f"{arguments.slides} slides of {arguments.tiles} tiles of {arguments.features} features, {arguments.threads} threads, median of {len(ours)} epochs\n")
+    print(
+        f"{arguments.slides} slides of {arguments.tiles} tiles of {arguments.features} features,"
+        f" {arguments.threads} threads, median of {len(ours)} epochs\n"
+    )
     print("| loop | seconds an epoch | times hnm's |\n|---|---|---|")
-    for name, seconds in (("plain, features from files", from_files), ("plain, features in memory", in_memory), ("hnm", ours)):
-        print(f"| {name} | {statistics.median(seconds):.2f} | {statistics.median(seconds) / statistics.median(ours):.1f} |")
-    print(f"\nLosses of the epochs: {', '.join(f'{loss:.5f}' for loss in our_losses)}; plain and hnm differ by {apart:.1e} at most.")
+    for name, seconds in (
+        ("plain, features from files", from_files),
+        ("plain, features in memory", in_memory),
+        ("hnm", ours),
+    ):
+        print(
+            f"| {name} | {statistics.median(seconds):.2f} |"
+            f" {statistics.median(seconds) / statistics.median(ours):.1f} |"
+        )
+    print(
+        f"\nLosses of the epochs: {', '.join(f'{loss:.5f}' for loss in our_losses)}; plain and hnm"
+        f" differ by {apart:.1e} at most."
+    )
 
 
 def synthetic(slides: int, tiles: int, features: int) -> list[LabelledSlide]:
-    """Slides of normal noise, standardised together; some tiles of every other slide are shifted."""
+    """Slides of normal noise, standardised together; some tiles of every other slide are
+    shifted.
+    """
     generator = torch.Generator().manual_seed(0)
     made = []
     for number in range(slides):
@@ -86,22 +118,43 @@ def synthetic(slides: int, tiles: int, features: int) -> list[LabelledSlide]:
         made.append(rows)
     everything = torch.cat(made)
     mean, deviation = everything.mean(dim=0), everything.std(dim=0, unbiased=False)
-    return [LabelledSlide(f"s{number:04}", (rows - mean) / deviation, number % 2) for number, rows in enumerate(made)]
+    return [
+        LabelledSlide(f"s{number:04}", (rows - mean) / deviation, number % 2)
+        for number, rows in enumerate(made)
+    ]
 
 
 def timed_hnm(slides: list[LabelledSlide], section: params.Head) -> tuple[list[float], list[float]]:
     """Seconds and loss of each epoch; the validation slides are two short ones."""
     ends = [time.perf_counter()]
-    validation = [LabelledSlide(slide.slide_id, slide.features[:10], slide.label) for slide in slides[:2]]
-    _, history = fit_head(slides, validation, section, RANKING, lambda epoch, metrics: ends.append(time.perf_counter()))
-    return [after - before for before, after in itertools.pairwise(ends)], [row["loss"] for row in history]
+    validation = [
+        LabelledSlide(slide.slide_id, slide.features[:10], slide.label) for slide in slides[:2]
+    ]
+    _, history = fit_head(
+        slides,
+        validation,
+        section,
+        RANKING,
+        lambda epoch, metrics: ends.append(time.perf_counter()),
+    )
+    return [after - before for before, after in itertools.pairwise(ends)], [
+        row["loss"] for row in history
+    ]
 
 
-def timed_plain(slides: list[LabelledSlide], section: params.Head, features: Callable[[LabelledSlide], Tensor]) -> tuple[list[float], list[float]]:
-    """Seconds and loss of each epoch of the plain loop, which gets a slide's features by `features` at every step."""
+def timed_plain(
+    slides: list[LabelledSlide], section: params.Head, features: Callable[[LabelledSlide], Tensor]
+) -> tuple[list[float], list[float]]:
+    """Seconds and loss of each epoch of the plain loop, which gets a slide's features by `features`
+    at every step.
+    """
     weights = make_head(slides[0].features.shape[1], section).state_dict()
-    model = PlainDSMIL({name: tensor for name, tensor in weights.items() if name not in ("mean", "scale")})
-    optimiser = torch.optim.Adam(model.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay)
+    model = PlainDSMIL(
+        {name: tensor for name, tensor in weights.items() if name not in ("mean", "scale")}
+    )
+    optimiser = torch.optim.Adam(
+        model.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay
+    )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, section.epochs)
     seconds, means = [], []
     for epoch in range(1, section.epochs + 1):
@@ -118,15 +171,23 @@ def timed_plain(slides: list[LabelledSlide], section: params.Head, features: Cal
     return seconds, means
 
 
-def plain_loss(positive: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], section: params.Head) -> Tensor:
-    """Cross-entropies of slide logit and highest tile logit, and the patch ranking loss on scores (Huang et al., MICCAI 2024)."""
+def plain_loss(
+    positive: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], section: params.Head
+) -> Tensor:
+    """Cross-entropies of slide logit and highest tile logit, and the patch ranking loss on scores
+    (Huang et al., MICCAI 2024).
+    """
 
     def entropies(output: tuple[Tensor, Tensor], sign: int) -> Tensor:
         slide_logit, tile_logits = output
-        return section.slide_weight * torch.log1p(torch.exp(-sign * slide_logit)) + section.tile_weight * torch.log1p(torch.exp(-sign * tile_logits.max()))
+        return section.slide_weight * torch.log1p(
+            torch.exp(-sign * slide_logit)
+        ) + section.tile_weight * torch.log1p(torch.exp(-sign * tile_logits.max()))
 
     def surest(tile_logits: Tensor) -> Tensor:
-        return torch.sigmoid(torch.sort(tile_logits, descending=True).values[: RANKING.top_k]).mean()
+        return torch.sigmoid(
+            torch.sort(tile_logits, descending=True).values[: RANKING.top_k]
+        ).mean()
 
     rank = torch.clamp(RANKING.margin - surest(positive[1]) + surest(negative[1]), min=0)
     return (entropies(positive, 1) + entropies(negative, -1)) / 2 + RANKING.weight * rank

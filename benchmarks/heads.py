@@ -1,16 +1,19 @@
-"""Ten-fold accuracy of each head on the classic sets of multiple-instance learning, beside the literature's figures.
+"""Ten-fold accuracy of each head on the classic sets of multiple-instance learning, beside the
+literature's figures.
 
     python benchmarks/heads.py musk1.npz musk2.npz elephant.npz fox.npz tiger.npz --out heads.md
 
-A set is an npz file with `X` (instances, features), `bag` (instances,) the bag of each instance, `bag_ids` (bags,) and
-`bag_label` (bags,) 0 or 1. A bag stands for a slide, an instance for a tile.
+A set is an npz file with `X` (instances, features), `bag` (instances,) the bag of each instance,
+`bag_ids` (bags,) and `bag_label` (bags,) 0 or 1. A bag stands for a slide, an instance for a tile.
 
-In each repeat the bags are dealt anew into ten stratified folds. Each fold is tested once, by a head trained on eight
-others whose epoch the ninth has chosen; a bag is called positive when its slide logit is above 0. Nothing is chosen on
-the tested fold, neither epoch nor threshold nor setting: `SETTINGS` were written down before the first run.
+In each repeat the bags are dealt anew into ten stratified folds. Each fold is tested once, by a
+head trained on eight others whose epoch the ninth has chosen; a bag is called positive when its
+slide logit is above 0. Nothing is chosen on the tested fold, neither epoch nor threshold nor
+setting: `SETTINGS` were written down before the first run.
 
-With `--peek` epoch and threshold of each fold are those that are best on the tested fold itself, of heads trained on the
-nine others, as in the published DSMIL code: no estimate of anything, but what its figures can be compared with.
+With `--peek` epoch and threshold of each fold are those that are best on the tested fold itself, of
+heads trained on the nine others, as in the published DSMIL code: no estimate of anything, but what
+its figures can be compared with.
 """
 
 import argparse
@@ -25,10 +28,10 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
 from hnm import params
-from hnm.draws import seed_of
 from hnm.files import whole
-from hnm.learning.fit_head import LabelledSlide, fit_head
 from hnm.learning.heads import KINDS, Head
+from hnm.learning.training.fit_head import LabelledSlide, fit_head
+from hnm.seeds import seed_of
 
 FOLDS = 10
 
@@ -42,8 +45,8 @@ SETTINGS = {
     "inherit": {"learning_rate": 1e-2, "slide_weight": 0.5, "tile_weight": 0.5},
     "mined": {},
 }
-"""The losses' weights as each paper has them (inherit has none), without the ranking loss; a linear head takes larger steps.
-`mined` learns from all instances."""
+"""The losses' weights as each paper has them (inherit has none), without the ranking loss; a linear
+head takes larger steps. `mined` learns from all instances."""
 
 LITERATURE = {
     "musk1": {"dsmil": "0.932 ± 0.023", "abmil": "0.900 ± 0.050"},
@@ -52,8 +55,9 @@ LITERATURE = {
     "tiger": {"dsmil": "0.869 ± 0.008", "abmil": "0.845 ± 0.018"},
     "elephant": {"dsmil": "0.925 ± 0.007", "abmil": "0.857 ± 0.027"},
 }
-"""DSMIL: Li et al., CVPR 2021. Gated attention: Ilse et al., ICML 2018. The others report none of these sets.
-Written down from memory: no copy of either table was at hand to check them against, so look before you cite."""
+"""DSMIL: Li et al., CVPR 2021. Gated attention: Ilse et al., ICML 2018. The others report none of
+these sets. Written down from memory: no copy of either table was at hand to check them against, so
+look before you cite."""
 
 NOTE = """\
 Mean ± standard deviation over the repeats of the accuracy over all bags, each tested once a repeat; in brackets what the head's own paper
@@ -64,12 +68,18 @@ with --peek so does this table, else neither sees the tested fold.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sets", type=Path, nargs="+", help="npz files")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peek", action="store_true", help="choose epoch and threshold on the tested fold, as the published DSMIL code does")
+    parser.add_argument(
+        "--peek",
+        action="store_true",
+        help="choose epoch and threshold on the tested fold, as the published DSMIL code does",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="Markdown file; without it the table is printed")
     arguments = parser.parse_args()
@@ -78,10 +88,16 @@ def main() -> None:
     for path in arguments.sets:
         bags = read_bags(path)
         for kind in arguments.kinds:
-            repeats = [accuracy(bags, kind, arguments.epochs, seed, peek=arguments.peek) for seed in range(arguments.repeats)]
+            repeats = [
+                accuracy(bags, kind, arguments.epochs, seed, peek=arguments.peek)
+                for seed in range(arguments.repeats)
+            ]
             results[kind, path.stem] = repeats
             print(f"{path.stem} {kind} {cell(repeats)}", file=sys.stderr, flush=True)
-    text = f"{table(results)}\n{NOTE}\n{arguments.epochs} epochs, {arguments.repeats} repeats{', --peek' if arguments.peek else ''}.\n"
+    text = (
+        f"{table(results)}\n{NOTE}\n{arguments.epochs} epochs, {arguments.repeats}"
+        f" repeats{', --peek' if arguments.peek else ''}.\n"
+    )
     if arguments.out:
         with whole(arguments.out) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -95,13 +111,19 @@ def read_bags(path: Path) -> list[LabelledSlide]:
         features, owner = torch.from_numpy(file["X"].astype(np.float32)), file["bag"]
         return [
             LabelledSlide(str(bag), features[torch.from_numpy(owner == bag)], int(label))
-            for bag, label in sorted(zip(file["bag_ids"].tolist(), file["bag_label"].tolist(), strict=True))
+            for bag, label in sorted(
+                zip(file["bag_ids"].tolist(), file["bag_label"].tolist(), strict=True)
+            )
         ]
 
 
-def accuracy(bags: Sequence[LabelledSlide], kind: str, epochs: int, seed: int, *, peek: bool) -> float:
+def accuracy(
+    bags: Sequence[LabelledSlide], kind: str, epochs: int, seed: int, *, peek: bool
+) -> float:
     """Share of the bags that heads which were not trained on them call by their label."""
-    section = params.Head.model_validate({"kind": kind, "epochs": epochs, "patience": epochs, "seed": seed, **SETTINGS[kind]})
+    section = params.Head.model_validate(
+        {"kind": kind, "epochs": epochs, "patience": epochs, "seed": seed, **SETTINGS[kind]}
+    )
     right = 0
     for train, validation, test in folds(bags, seed):
         seen = ([*train, *validation], test) if peek else (train, validation)
@@ -112,13 +134,18 @@ def accuracy(bags: Sequence[LabelledSlide], kind: str, epochs: int, seed: int, *
     return right / len(bags)
 
 
-def folds(bags: Sequence[LabelledSlide], seed: int) -> Iterator[tuple[list[LabelledSlide], list[LabelledSlide], list[LabelledSlide]]]:
+def folds(
+    bags: Sequence[LabelledSlide], seed: int
+) -> Iterator[tuple[list[LabelledSlide], list[LabelledSlide], list[LabelledSlide]]]:
     """Train, validation and test bags of each of the ten ways."""
     splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=seed_of(seed, "folds") % 2**32)
     parts = [held for _, held in splitter.split(np.zeros(len(bags)), [bag.label for bag in bags])]
     for number in range(FOLDS):
         order = [parts[(number + step) % FOLDS] for step in range(FOLDS)]
-        test, validation, train = ([bags[i] for i in sorted(np.concatenate(own))] for own in (order[:1], order[1:2], order[2:]))
+        test, validation, train = (
+            [bags[i] for i in sorted(np.concatenate(own))]
+            for own in (order[:1], order[1:2], order[2:])
+        )
         yield train, validation, test
 
 
@@ -132,7 +159,10 @@ def table(results: dict[tuple[str, str], list[float]]) -> str:
     lines = [f"| head | {' | '.join(sets)} |", f"|---|{'---|' * len(sets)}"]
     for kind in kinds:
         known = [LITERATURE.get(name.lower(), {}).get(kind) for name in sets]
-        cells = [cell(results[kind, name]) + (f" ({figure})" if figure else "") for name, figure in zip(sets, known, strict=True)]
+        cells = [
+            cell(results[kind, name]) + (f" ({figure})" if figure else "")
+            for name, figure in zip(sets, known, strict=True)
+        ]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

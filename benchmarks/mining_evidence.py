@@ -1,17 +1,21 @@
-"""What the table of `benchmarks/mining.py` says: paired differences with intervals, and quality against cost.
+"""What the table of `benchmarks/mining.py` says: paired differences with intervals, and quality
+against cost.
 
-    python benchmarks/mining_evidence.py --out docs/mining_evidence.md --figure docs/images/mining_cost.png
+    python benchmarks/mining_evidence.py --out docs/mining_evidence.md --figure
+    docs/images/mining_cost.png
 
-Two arms are compared in the same round, on the same slides, over the seeds that both have. The interval of a difference
-of test slide AUCs is for other seeds and other patients: Student's half-width over the seeds, with the slides as they
-are, and the normal one of a bootstrap over the patients of each label, as the root of the sum of their squares. (Drawing
-a handful of seeds with replacement instead would leave out a share 1/n of their variance.) With one seed it is for other
+Two arms are compared in the same round, on the same slides, over the seeds that both have. The
+interval of a difference of test slide AUCs is for other seeds and other patients: Student's
+half-width over the seeds, with the slides as they are, and the normal one of a bootstrap over the
+patients of each label, as the root of the sum of their squares. (Drawing a handful of seeds with
+replacement instead would leave out a share 1/n of their variance.) With one seed it is for other
 patients alone. That of a tile AUC, of false tiles and of purity is Student's over the seeds.
 
-The policy `none` mines nothing, so that its every round is round 0. An arm stands against its control, the arm that says
-`random` in the place of its policy and the same after it, or the same budget alone: `hard 0.2` against `random 0.2`,
-`random 0.2, 8 epochs` too. One that has none stands against `--against`, or, in a cohort without that, against its random
-arm of the largest budget; with `--no-controls` all stand against `--against`.
+The policy `none` mines nothing, so that its every round is round 0. An arm stands against its
+control, the arm that says `random` in the place of its policy and the same after it, or the same
+budget alone: `hard 0.2` against `random 0.2`, `random 0.2, 8 epochs` too. One that has none stands
+against `--against`, or, in a cohort without that, against its random arm of the largest budget;
+with `--no-controls` all stand against `--against`.
 """
 
 import argparse
@@ -39,15 +43,21 @@ TEXTS = ("cohort", "arm", "settings", "failed")
 
 
 def wins(scores: pd.DataFrame, seeds: Sequence[int]) -> tuple[Floats, pd.DataFrame, pd.DataFrame]:
-    """`(seeds, positives, negatives)`: 1 where the positive slide outscores the negative one, 1/2 where they tie; and the two tables of slides."""
-    wide = scores.pivot(index=["slide_id", "label", "patient_id"], columns="seed", values="score")[list(seeds)].sort_index()
+    """`(seeds, positives, negatives)`: 1 where the positive slide outscores the negative one, 1/2
+    where they tie; and the two tables of slides.
+    """
+    wide = scores.pivot(index=["slide_id", "label", "patient_id"], columns="seed", values="score")[
+        list(seeds)
+    ].sort_index()
     positive, negative = (wide[wide.index.get_level_values("label") == label] for label in (1, 0))
     difference = positive.to_numpy().T[:, :, None] - negative.to_numpy().T[:, None, :]
     return (np.sign(difference) + 1) / 2, positive.index.to_frame(), negative.index.to_frame()
 
 
 def auc_difference(scores: pd.DataFrame, arm: str, against: str) -> tuple[float, float, float, int]:
-    """Mean difference of test slide AUCs, its 95 % bounds, and how many seeds both arms have; `scores` are of one cohort and round."""
+    """Mean difference of test slide AUCs, its 95 % bounds, and how many seeds both arms have;
+    `scores` are of one cohort and round.
+    """
     own, other = (scores[scores["arm"] == name] for name in (arm, against))
     seeds = sorted(set(own["seed"]) & set(other["seed"]))
     more, positives, negatives = wins(own, seeds)
@@ -62,9 +72,13 @@ def auc_difference(scores: pd.DataFrame, arm: str, against: str) -> tuple[float,
 
 
 def _patient_weights(slides: pd.DataFrame, generator: np.random.Generator) -> Floats:
-    """`(RESAMPLES, slides)`: weights of slides that sum to 1, each time after patients were drawn with replacement."""
+    """`(RESAMPLES, slides)`: weights of slides that sum to 1, each time after patients were drawn
+    with replacement.
+    """
     patients, of_slide = np.unique(slides["patient_id"], return_inverse=True)
-    weights: Floats = generator.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), RESAMPLES)[:, of_slide].astype(np.float64)
+    weights: Floats = generator.multinomial(
+        len(patients), np.full(len(patients), 1 / len(patients)), RESAMPLES
+    )[:, of_slide].astype(np.float64)
     weights /= weights.sum(axis=1, keepdims=True)
     return weights
 
@@ -74,20 +88,34 @@ def _student(gains: Floats) -> float:
     return float(stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains))
 
 
-def difference(table: pd.DataFrame, column: str, arm: str, against: str) -> tuple[float, float, float]:
-    """Mean difference of a column over the seeds that both arms have, and Student's bounds; `table` is of one cohort and round."""
+def difference(
+    table: pd.DataFrame, column: str, arm: str, against: str
+) -> tuple[float, float, float]:
+    """Mean difference of a column over the seeds that both arms have, and Student's bounds; `table`
+    is of one cohort and round.
+    """
     wide = table.pivot(index="seed", columns="arm", values=column)[[arm, against]].dropna()
     gains = (wide[arm] - wide[against]).to_numpy(np.float64)
     if len(gains) < 2 or not gains.std():
         return float(gains.mean()) if len(gains) else float("nan"), float("nan"), float("nan")
-    return float(gains.mean()), float(gains.mean()) - _student(gains), float(gains.mean()) + _student(gains)
+    return (
+        float(gains.mean()),
+        float(gains.mean()) - _student(gains),
+        float(gains.mean()) + _student(gains),
+    )
 
 
 def control(arm: str, arms: Collection[str], against: str) -> str:
-    """The arm among `arms` that `arm` is compared with: random tiles in the place of its policy, else of its budget, else `against` or the like."""
+    """The arm among `arms` that `arm` is compared with: random tiles in the place of its policy,
+    else of its budget, else `against` or the like.
+    """
     policy_and_budget, _, note = arm.partition(", ")
     random = " ".join(["random", *policy_and_budget.split(" ")[1:]])
-    found = [name for name in (f"{random}, {note}", random) if name in arms and name not in (arm, "random")]
+    found = [
+        name
+        for name in (f"{random}, {note}", random)
+        if name in arms and name not in (arm, "random")
+    ]
     if found or against in arms:
         return found[0] if found else against
     plain = [name for name in arms if re.fullmatch(r"random [\d.]+", name) and name != arm]
@@ -95,23 +123,40 @@ def control(arm: str, arms: Collection[str], against: str) -> str:
 
 
 def chosen(table: pd.DataFrame) -> pd.DataFrame:
-    """The row of each arm and seed whose round validation picks: the highest slide AUC, then the lower log loss, then the earlier round."""
-    ordered = table.sort_values([*ARM, "validation_auc", "validation_log_loss", "round"], ascending=[True, True, True, False, True, True])
+    """The row of each arm and seed whose round validation picks: the highest slide AUC, then the
+    lower log loss, then the earlier round.
+    """
+    ordered = table.sort_values(
+        [*ARM, "validation_auc", "validation_log_loss", "round"],
+        ascending=[True, True, True, False, True, True],
+    )
     return ordered.drop_duplicates(ARM)
 
 
 def first_rounds(rows: pd.DataFrame) -> pd.DataFrame:
-    """Round 0 of each cohort and seed, of an arm without a note where there is one: arms share it, but not those that have another head."""
+    """Round 0 of each cohort and seed, of an arm without a note where there is one: arms share it,
+    but not those that have another head.
+    """
     first = rows[rows["round"] == 0]
     plain = first["arm"].map(_note) == ""
-    return pd.concat([first[plain], first[~plain]]).drop_duplicates(["cohort", "seed", *rows.columns.intersection(["slide_id"])])
+    return pd.concat([first[plain], first[~plain]]).drop_duplicates(
+        ["cohort", "seed", *rows.columns.intersection(["slide_id"])]
+    )
 
 
 def with_none(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows`, of a table of rounds or of its slides, and those of the arm `none`: round 0 again in each later round."""
+    """`rows`, of a table of rounds or of its slides, and those of the arm `none`: round 0 again in
+    each later round.
+    """
     rows = rows[rows["arm"] != "none"]  # where it was run, it is the same
     first = first_rounds(rows)
-    return pd.concat([rows, *(first.assign(arm="none", round=number) for number in sorted(rows["round"].unique()))], ignore_index=True)
+    return pd.concat(
+        [
+            rows,
+            *(first.assign(arm="none", round=number) for number in sorted(rows["round"].unique())),
+        ],
+        ignore_index=True,
+    )
 
 
 def finished(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -121,34 +166,57 @@ def finished(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def failures(failed: pd.DataFrame) -> list[str]:
-    """What did not run to its end, and why, as Markdown; none of it is in any mean after the round before."""
+    """What did not run to its end, and why, as Markdown; none of it is in any mean after the round
+    before.
+    """
     rows = failed.sort_values([*ARM, "round"]).itertuples()
     return [
         "| cohort | arm | seed | round | what it said |",
         "|" + "---|" * 5,
-        *(f"| {row.cohort} | {row.arm} | {row.seed} | {row.round} | {row.failed} |" for row in rows),
+        *(
+            f"| {row.cohort} | {row.arm} | {row.seed} | {row.round} | {row.failed} |"
+            for row in rows
+        ),
     ]
 
 
 def means(table: pd.DataFrame) -> list[str]:
     """Each arm's figures, round by round, as Markdown."""
     lines = [
-        "| cohort | round | arm | seeds | validation AUC | test AUC | test tile AUC | false tiles | purity | tile views | fine-tuning, s | least spread |",
+        (
+            "| cohort | round | arm | seeds | validation AUC | test AUC | test tile AUC | false"
+            " tiles | purity | tile views | fine-tuning, s | least spread |"
+        ),
         "|" + "---|" * 12,
     ]
     shared = first_rounds(table).assign(arm="before any mining")
-    for (cohort, number, arm), own in pd.concat([shared, table[table["round"] > 0]]).groupby(["cohort", "round", "arm"]):
-        cells = [_with_deviation(own[column]) for column in ("validation_auc", "test_auc", "test_tile_auc")]
-        cells += [f"{own['false_tiles'].mean():.2f}", "–" if own["purity"].isna().all() else f"{own['purity'].mean():.2f}"]
+    for (cohort, number, arm), own in pd.concat([shared, table[table["round"] > 0]]).groupby(
+        ["cohort", "round", "arm"]
+    ):
+        cells = [
+            _with_deviation(own[column])
+            for column in ("validation_auc", "test_auc", "test_tile_auc")
+        ]
+        cells += [
+            f"{own['false_tiles'].mean():.2f}",
+            "–" if own["purity"].isna().all() else f"{own['purity'].mean():.2f}",
+        ]
         cells += [f"{own['tile_views'].mean():,.0f}"]
-        told = {"finetune_seconds": f"{own['finetune_seconds'].mean():.0f}", "spread": f"{own['spread'].min():.4f}"}
+        told = {
+            "finetune_seconds": f"{own['finetune_seconds'].mean():.0f}",
+            "spread": f"{own['spread'].min():.4f}",
+        }
         cells += ["–" if own[column].isna().all() else cell for column, cell in told.items()]
         lines.append(f"| {cohort} | {number} | {arm} | {len(own)} | {' | '.join(cells)} |")
     return lines
 
 
 def _with_deviation(values: pd.Series) -> str:
-    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" if len(values) > 1 else f"{values.mean():.3f}"
+    return (
+        f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+        if len(values) > 1
+        else f"{values.mean():.3f}"
+    )
 
 
 def _with_bounds(value: float, low: float, high: float) -> str:
@@ -158,11 +226,25 @@ def _with_bounds(value: float, low: float, high: float) -> str:
     return f"{value:+.3f}" if np.isnan(low) else f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str, *, controls: bool = True) -> list[str]:
-    """Each arm less its control, or without `controls` less `against`, over the seeds that both have: a line a round, and the one that validation picks."""
-    lines = ["| cohort | round | arm | less | seeds | test slide AUC | test tile AUC | false tiles | purity |", "|" + "---|" * 9]
+def differences(
+    table: pd.DataFrame, scores: pd.DataFrame, against: str, *, controls: bool = True
+) -> list[str]:
+    """Each arm less its control, or without `controls` less `against`, over the seeds that both
+    have: a line a round, and the one that validation picks.
+    """
+    lines = [
+        (
+            "| cohort | round | arm | less | seeds | test slide AUC | test tile AUC | false tiles |"
+            " purity |"
+        ),
+        "|" + "---|" * 9,
+    ]
     picked = chosen(table)
-    rounds = [(str(number), table[table["round"] == number]) for number in sorted(table["round"].unique()) if number] + [("validation's", picked)]
+    rounds = [
+        (str(number), table[table["round"] == number])
+        for number in sorted(table["round"].unique())
+        if number
+    ] + [("validation's", picked)]
     for cohort in sorted(table["cohort"].unique()):
         for name, of_round in rounds:
             own = of_round[of_round["cohort"] == cohort]
@@ -173,28 +255,49 @@ def differences(table: pd.DataFrame, scores: pd.DataFrame, against: str, *, cont
                 if arm == other or not seeds_of[arm] & seeds_of.get(other, set()):
                     continue
                 mean, low, high, seeds = auc_difference(of_slides, arm, other)
-                others = [difference(own, column, arm, other) for column in ("test_tile_auc", "false_tiles", "purity")]
+                others = [
+                    difference(own, column, arm, other)
+                    for column in ("test_tile_auc", "false_tiles", "purity")
+                ]
                 cells = [_with_bounds(*number) for number in [(mean, low, high), *others]]
-                lines.append(f"| {cohort} | {name} | {arm} | {other} | {seeds} | {' | '.join(cells)} |")
+                lines.append(
+                    f"| {cohort} | {name} | {arm} | {other} | {seeds} | {' | '.join(cells)} |"
+                )
     return lines
 
 
-COLOURS = {"random": "tab:blue", "hard": "tab:red", "mixed": "tab:purple", "semi_hard": "tab:orange", "all": "black"}
+COLOURS = {
+    "random": "tab:blue",
+    "hard": "tab:red",
+    "mixed": "tab:purple",
+    "semi_hard": "tab:orange",
+    "all": "black",
+}
 MARKERS = "sD^vPX*"
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Test slide AUC after the last round against the views of tiles that fine-tuning cost up to then; bars are standard errors over the seeds.
+    """Test slide AUC after the last round against the views of tiles that fine-tuning cost up to
+    then; bars are standard errors over the seeds.
 
-    A line joins one policy's budgets, told in per cent beside those of `random`. An arm that differs in more than its
-    budget stands alone, with a marker of its own, and only where it costs twice as much as the budget alone, or half.
+    A line joins one policy's budgets, told in per cent beside those of `random`. An arm that
+    differs in more than its budget stands alone, with a marker of its own, and only where it costs
+    twice as much as the budget alone, or half.
     """
     cohorts = sorted(table["cohort"].unique())
     columns = min(2, len(cohorts))
     rows = -(-len(cohorts) // columns)
     drawn = {cohort: _costs(table[table["cohort"] == cohort]) for cohort in cohorts}
     notes = sorted({note for arms in drawn.values() for note in arms["note"]} - {""})
-    figure, grid = plt.subplots(rows, columns, figsize=(5.5 * columns, 3.8 * rows + 0.6), squeeze=False, sharex=True, sharey=True, layout="constrained")
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(5.5 * columns, 3.8 * rows + 0.6),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
     axes = grid.flatten()[: len(cohorts)]
     for axis in grid.flatten()[len(cohorts) :]:
         axis.remove()
@@ -202,14 +305,40 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         own = table[table["cohort"] == cohort]
         for key, of_policy in drawn[cohort].groupby(["policy", "note"]):
             policy, note = map(str, key)
-            marker, label = (MARKERS[notes.index(note) % len(MARKERS)], f"{policy}, {note}") if note else ("o", policy)
+            marker, label = (
+                (MARKERS[notes.index(note) % len(MARKERS)], f"{policy}, {note}")
+                if note
+                else ("o", policy)
+            )
             colour = COLOURS.get(policy, "tab:green")
-            beside = 1.03 ** list(COLOURS).index(policy) if policy in COLOURS else 1.0  # equal costs would hide each other
-            axis.errorbar(of_policy["cost"] * beside, of_policy["auc"], of_policy["error"], marker=marker, capsize=3, color=colour, label=label)
+            beside = (
+                1.03 ** list(COLOURS).index(policy) if policy in COLOURS else 1.0
+            )  # equal costs would hide each other
+            axis.errorbar(
+                of_policy["cost"] * beside,
+                of_policy["auc"],
+                of_policy["error"],
+                marker=marker,
+                capsize=3,
+                color=colour,
+                label=label,
+            )
             if (policy, note) == ("random", ""):
                 for arm in of_policy.itertuples():
-                    axis.annotate(_budget(str(arm.arm)), (arm.cost, arm.auc), xytext=(-4, 8), textcoords="offset points", ha="right", fontsize=8)
-        axis.axhline(first_rounds(own)["test_auc"].mean(), color="grey", linestyle=":", label="before any mining")
+                    axis.annotate(
+                        _budget(str(arm.arm)),
+                        (arm.cost, arm.auc),
+                        xytext=(-4, 8),
+                        textcoords="offset points",
+                        ha="right",
+                        fontsize=8,
+                    )
+        axis.axhline(
+            first_rounds(own)["test_auc"].mean(),
+            color="grey",
+            linestyle=":",
+            label="before any mining",
+        )
         axis.margins(x=0.1)
         axis.set(xscale="log", title=f"cohort {cohort}")
     for axis in axes[-columns:]:
@@ -217,21 +346,35 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axis.tick_params(labelbottom=True)
     for axis in axes[::columns]:
         axis.set_ylabel("test slide AUC after the last round")
-    named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    named = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=5)
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
 
 
 def _costs(own: pd.DataFrame) -> pd.DataFrame:
-    """arm, policy, note, cost, auc and error after the last round of the arms of one cohort that are drawn, the cheapest first."""
+    """arm, policy, note, cost, auc and error after the last round of the arms of one cohort that
+    are drawn, the cheapest first.
+    """
     own = own.sort_values("round")
     own = own.assign(cost=own.groupby(["arm", "seed"])["tile_views"].cumsum())
     last = own[own["round"] == own["round"].max()]
-    arms = last.groupby("arm").agg(cost=("cost", "mean"), auc=("test_auc", "mean"), error=("test_auc", "sem")).reset_index()
-    arms = arms.assign(policy=arms["arm"].str.split(" ").str[0], note=arms["arm"].map(_note)).sort_values("cost")
+    arms = (
+        last.groupby("arm")
+        .agg(cost=("cost", "mean"), auc=("test_auc", "mean"), error=("test_auc", "sem"))
+        .reset_index()
+    )
+    arms = arms.assign(
+        policy=arms["arm"].str.split(" ").str[0], note=arms["arm"].map(_note)
+    ).sort_values("cost")
     plain = arms["arm"].str.partition(", ")[0].map(arms.set_index("arm")["cost"])
-    drawn: pd.DataFrame = arms[(arms["note"] == "") | ~(arms["cost"] / plain).between(0.5, 2, inclusive="neither")]
+    drawn: pd.DataFrame = arms[
+        (arms["note"] == "") | ~(arms["cost"] / plain).between(0.5, 2, inclusive="neither")
+    ]
     return drawn
 
 
@@ -248,14 +391,28 @@ def _budget(arm: str) -> str:
 
 def main() -> None:
     """Writes the tables and the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--table", type=Path, default=Path("benchmarks/results/mining.csv"))
-    parser.add_argument("--against", default="random 0.1", help="the arm that those without a control are compared with")
-    parser.add_argument("--controls", action=argparse.BooleanOptionalAction, default=True, help="whether an arm stands against its own control")
+    parser.add_argument(
+        "--against",
+        default="random 0.1",
+        help="the arm that those without a control are compared with",
+    )
+    parser.add_argument(
+        "--controls",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether an arm stands against its own control",
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--figure", type=Path, required=True)
     options = parser.parse_args()
-    (table, failed), scores = finished(read_numbers(options.table, texts=TEXTS)), pd.read_parquet(options.table.with_suffix(".parquet"))
+    (table, failed), scores = (
+        finished(read_numbers(options.table, texts=TEXTS)),
+        pd.read_parquet(options.table.with_suffix(".parquet")),
+    )
     with whole(options.out) as temporary:
         temporary.write_text(
             "\n".join(
@@ -266,7 +423,12 @@ def main() -> None:
                     "",
                     "## Differences, with 95 % intervals",
                     "",
-                    *differences(with_none(table), with_none(scores), options.against, controls=options.controls),
+                    *differences(
+                        with_none(table),
+                        with_none(scores),
+                        options.against,
+                        controls=options.controls,
+                    ),
                     "",
                     *(["## Arms that failed", "", *failures(failed), ""] if len(failed) else []),
                 ]

@@ -1,10 +1,12 @@
-"""How many small faults the tests see: mutmut puts them in, one at a time, and runs the tests that reach the changed function.
+"""How many small faults the tests see: mutmut puts them in, one at a time, and runs the tests that
+reach the changed function.
 
     python benchmarks/mutants.py --sample 60 --out benchmarks/results/mutants.csv
 
-The files and their tests stand in pyproject.toml (`tool.mutmut`). Of each file a sample of its mutants is tried, drawn
-by a fixed seed. What was tried stays in the folder `mutants`: a run that was stopped goes on where it stopped, and
-after a change of the code or of the tests `--again` tries the survivors once more.
+The files and their tests stand in pyproject.toml (`tool.mutmut`). Of each file a sample of its
+mutants is tried, drawn by a fixed seed. What was tried stays in the folder `mutants`: a run that
+was stopped goes on where it stopped, and after a change of the code or of the tests `--again` tries
+the survivors once more.
 """
 
 import argparse
@@ -19,11 +21,15 @@ from pathlib import Path
 import pandas as pd
 
 SEED = 21
-SMALLEST = "hnm.experiments.seal.*"
-"""mutmut writes all mutants before it tries any; asked for these few it does so in the shortest time."""
+SMALLEST = "hnm.loop.seal.*"
+"""mutmut writes all mutants before it tries any; asked for these few it does so in the shortest
+time.
+"""
 LINES_OF_ALL = ("results", "--all", "True")
 SEEN = ("killed", "segfault", "suspicious")
-"""Not `timeout`: an endless loop is one, but so is a busy machine. Neither raises nor lowers the score."""
+"""Not `timeout`: an endless loop is one, but so is a busy machine. Neither raises nor lowers the
+score.
+"""
 
 
 def statuses() -> dict[str, str]:
@@ -47,7 +53,9 @@ def mutmut(*arguments: str, capture: bool = False, minutes: float | None = None)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
-        raise SystemExit(f"mutmut {arguments[0]} has failed; delete the folder mutants if the code has changed")
+        raise SystemExit(
+            f"mutmut {arguments[0]} has failed; delete the folder mutants if the code has changed"
+        )
     return printed or ""
 
 
@@ -68,7 +76,9 @@ def sampled(names: list[str], size: int) -> list[str]:
 
 
 def table_of(found: dict[str, str]) -> pd.DataFrame:
-    """A row for each file: its mutants, those tried, how they ended, and the share of those seen among the seen and the survived."""
+    """A row for each file: its mutants, those tried, how they ended, and the share of those seen
+    among the seen and the survived.
+    """
     rows = []
     for file in sorted(set(map(module_of, found))):
         of_file = [status for name, status in found.items() if module_of(name) == file]
@@ -92,9 +102,13 @@ def table_of(found: dict[str, str]) -> pd.DataFrame:
 
 def main() -> None:
     """Tries what is left of the sample, and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sample", type=int, default=60, help="mutants of each file")
-    parser.add_argument("--files", nargs="*", default=[""], help="parts of the names of files; others are left")
+    parser.add_argument(
+        "--files", nargs="*", default=[""], help="parts of the names of files; others are left"
+    )
     parser.add_argument("--minutes", type=float, help="stop after so many; the next run goes on")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="try the survivors once more")

@@ -1,9 +1,11 @@
-"""How often the artefact screen refuses tiles as they are, and the same tiles with artefacts drawn over them.
+"""How often the artefact screen refuses tiles as they are, and the same tiles with artefacts drawn
+over them.
 
     python benchmarks/screen.py --packs data/tiles/packs
     python benchmarks/screen.py --images FOLDER --tile-px 96
 
-Limits for a cohort are read off its own tiles: the quantiles at the end are those of tiles as they are.
+Limits for a cohort are read off its own tiles: the quantiles at the end are those of tiles as they
+are.
 """
 
 import argparse
@@ -15,13 +17,15 @@ from PIL import Image
 from scipy import ndimage
 
 from hnm.mining.screen import blur, fold_share, pen_share
-from hnm.slides.pack import Pack
+from hnm.slides.cutting.pack import Pack
 
 Tile = np.ndarray
 MEASURES = {"pen": pen_share, "blur": blur, "fold": fold_share}
 
 
-def under_ink(colour: tuple[int, int, int], share: float) -> Callable[[Tile, np.random.Generator], Tile]:
+def under_ink(
+    colour: tuple[int, int, int], share: float
+) -> Callable[[Tile, np.random.Generator], Tile]:
     """A stripe of ink lets through its colour of what the tile lets through."""
 
     def draw(tile: Tile, draw: np.random.Generator) -> Tile:
@@ -66,20 +70,33 @@ ARTEFACTS: dict[str, Callable[[Tile, np.random.Generator], Tile]] = {
 
 def tiles_of_packs(folder: Path, count: int, draw: np.random.Generator) -> list[Tile]:
     packs = [Pack(path) for path in sorted(folder.glob("*.h5"))]
-    return [pack.tiles([draw.integers(len(pack))])[0] for pack in (packs[i] for i in draw.integers(0, len(packs), count))]
+    return [
+        pack.tiles([draw.integers(len(pack))])[0]
+        for pack in (packs[i] for i in draw.integers(0, len(packs), count))
+    ]
 
 
-def tiles_of_images(folder: Path, tile_px: int, count: int, draw: np.random.Generator) -> list[Tile]:
+def tiles_of_images(
+    folder: Path, tile_px: int, count: int, draw: np.random.Generator
+) -> list[Tile]:
     tiles = []
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg")):
+    for path in sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg")
+    ):
         pixels = np.asarray(Image.open(path).convert("RGB"))
         height, width = (side // tile_px * tile_px for side in pixels.shape[:2])
-        tiles += [pixels[y : y + tile_px, x : x + tile_px] for y in range(0, height, tile_px) for x in range(0, width, tile_px)]
+        tiles += [
+            pixels[y : y + tile_px, x : x + tile_px]
+            for y in range(0, height, tile_px)
+            for x in range(0, width, tile_px)
+        ]
     return [tiles[i] for i in sorted(draw.permutation(len(tiles))[:count])]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--packs", type=Path)
     where.add_argument("--images", type=Path)
@@ -91,19 +108,41 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     draw = np.random.default_rng(given.seed)
-    tiles = tiles_of_packs(given.packs, given.tiles, draw) if given.packs else tiles_of_images(given.images, given.tile_px, given.tiles, draw)
+    tiles = (
+        tiles_of_packs(given.packs, given.tiles, draw)
+        if given.packs
+        else tiles_of_images(given.images, given.tile_px, given.tiles, draw)
+    )
     limits = {"pen": given.max_pen_share, "blur": given.max_blur, "fold": given.max_fold_share}
-    print(f"| {len(tiles)} tiles | " + " | ".join(f"{name} > {limit:g}" for name, limit in limits.items()) + " | any |")
+    print(
+        f"| {len(tiles)} tiles | "
+        + " | ".join(f"{name} > {limit:g}" for name, limit in limits.items())
+        + " | any |"
+    )
     print("|---|" + "---|" * (len(limits) + 1))
     for artefact, drawn in ARTEFACTS.items():
         pictures = [drawn(tile, draw) for tile in tiles]
-        values = {name: np.array([measure(picture) for picture in pictures]) for name, measure in MEASURES.items()}
+        values = {
+            name: np.array([measure(picture) for picture in pictures])
+            for name, measure in MEASURES.items()
+        }
         refused = {name: values[name] > limit for name, limit in limits.items()}
-        shares = [*(part.mean() for part in refused.values()), np.any(list(refused.values()), axis=0).mean()]
-        print(f"| {artefact} | " + " | ".join(f"{100 * share:.1f} %" for share in shares) + " |", flush=True)
+        shares = [
+            *(part.mean() for part in refused.values()),
+            np.any(list(refused.values()), axis=0).mean(),
+        ]
+        print(
+            f"| {artefact} | " + " | ".join(f"{100 * share:.1f} %" for share in shares) + " |",
+            flush=True,
+        )
         if artefact == "as they are":
             quantiles = {name: np.quantile(own, [0.5, 0.95, 0.99]) for name, own in values.items()}
-    print("\nmedian, 95 % and 99 % of tiles as they are: " + "; ".join(f"{name} {', '.join(f'{q:.3f}' for q in own)}" for name, own in quantiles.items()))
+    print(
+        "\nmedian, 95 % and 99 % of tiles as they are: "
+        + "; ".join(
+            f"{name} {', '.join(f'{q:.3f}' for q in own)}" for name, own in quantiles.items()
+        )
+    )
 
 
 if __name__ == "__main__":

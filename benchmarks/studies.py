@@ -1,14 +1,17 @@
-"""What a study costs: 20 trials of head-only params on cached features, and a trial beside its own rounds run bare.
+"""What a study costs: 20 trials of head-only params on cached features, and a trial beside its own
+rounds run bare.
 
     python benchmarks/studies.py --project . --out studies.md
 
-The project holds what `dvc repro` has made up to round 0's encoder. Both parts study one round and params of the head
-alone, with features in the store and one thread a process. The first is the command `hnm tune` itself, from its start
-to its end, with its workers, MLflow and plots. The second runs some trials twice in this process, which has trained a
-head before: by a study with one worker, and bare, that is by the steps that the stages call.
+The project holds what `dvc repro` has made up to round 0's encoder. Both parts study one round and
+params of the head alone, with features in the store and one thread a process. The first is the
+command `hnm tune` itself, from its start to its end, with its workers, MLflow and plots. The second
+runs some trials twice in this process, which has trained a head before: by a study with one worker,
+and bare, that is by the steps that the stages call.
 
-Processor seconds, user's and system's, are told of the second part alone: where other work holds the cores too, they
-still say what wall-clock seconds no longer do. The command's workers are no children of this process.
+Processor seconds, user's and system's, are told of the second part alone: where other work holds
+the cores too, they still say what wall-clock seconds no longer do. The command's workers are no
+children of this process.
 """
 
 import argparse
@@ -24,16 +27,16 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from hnm.experiments.space import with_values
-from hnm.experiments.study import Limits, run_study
-from hnm.experiments.study_files import StudyFiles, read_trials
-from hnm.experiments.trial import Loop, Upstream
 from hnm.files import whole
 from hnm.loop.embed import embed_slides
 from hnm.loop.head import train_head
+from hnm.loop.rounds import Loop, Upstream
 from hnm.params import Params, check_params, load_params
 from hnm.processes import keep_freed_memory
 from hnm.store import Store
+from hnm.studies.space import with_values
+from hnm.studies.study import Limits, run_study
+from hnm.studies.study_files import StudyFiles, read_trials
 from hnm.tables import PATIENTS, SLIDES
 
 SPACE = {
@@ -48,7 +51,11 @@ SPACE = {
 def head_only(params: Params, threads: int) -> Params:
     """One round, a space of head params, and no pruning."""
     raw = params.model_dump(mode="json")
-    raw |= {"rounds": {"0": {}}, "later_rounds": {}, "compute": {**raw["compute"], "threads": threads}}
+    raw |= {
+        "rounds": {"0": {}},
+        "later_rounds": {},
+        "compute": {**raw["compute"], "threads": threads},
+    }
     return check_params({**raw, "tune": {"space": SPACE, "pruner": "none"}})
 
 
@@ -72,8 +79,22 @@ def scratch_project(project: Path, params: Params, folder: Path) -> None:
 
 def tune(folder: Path, store: Store, trials: int, workers: int) -> None:
     """The command `hnm tune` in the project `folder`."""
-    command = [sys.executable, "-m", "hnm.cli", "tune", "--trials", str(trials), "--workers", str(workers)]
-    subprocess.run(command, cwd=folder, env={**os.environ, "HNM_STORE": str(store.root), "DVC_ROOT": str(folder)}, check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "hnm.cli",
+        "tune",
+        "--trials",
+        str(trials),
+        "--workers",
+        str(workers),
+    ]
+    subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "HNM_STORE": str(store.root), "DVC_ROOT": str(folder)},
+        check=True,
+    )
 
 
 def bare(params: Params, upstream: Upstream, store: Store) -> None:
@@ -81,19 +102,47 @@ def bare(params: Params, upstream: Upstream, store: Store) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         packs = (upstream.packs, upstream.pack_digests, upstream.index)
-        embed_slides(*packs, upstream.encoder, folder / "features", store, embed=params.embed, compute=params.compute)
+        embed_slides(
+            *packs,
+            upstream.encoder,
+            folder / "features",
+            store,
+            embed=params.embed,
+            compute=params.compute,
+        )
         patients = folder / "patients.csv"
         PATIENTS.write(SLIDES.read(upstream.slides)[list(PATIENTS.columns)], patients)
-        inputs = (folder / "features", upstream.index, patients, upstream.mined, upstream.labels("train"), upstream.labels("validation"))
-        written = (folder / "head", folder / "tiles.parquet", folder / "slides.parquet", folder / "cross_fitted.parquet")
-        train_head(*inputs, *written, head=params.head, ranking=params.ranking, compute=params.compute, on_epoch=untold)
+        inputs = (
+            folder / "features",
+            upstream.index,
+            patients,
+            upstream.mined,
+            upstream.labels("train"),
+            upstream.labels("validation"),
+        )
+        written = (
+            folder / "head",
+            folder / "tiles.parquet",
+            folder / "slides.parquet",
+            folder / "cross_fitted.parquet",
+        )
+        train_head(
+            *inputs,
+            *written,
+            head=params.head,
+            ranking=params.ranking,
+            compute=params.compute,
+            on_epoch=untold,
+        )
 
 
 def untold(epoch: int, metrics: object) -> None:
     """Epochs of a head that is measured are told to nobody."""
 
 
-def report(project: Path, trials: int, workers: int, compared: int, say: Callable[[str], None] = print) -> str:
+def report(
+    project: Path, trials: int, workers: int, compared: int, say: Callable[[str], None] = print
+) -> str:
     """The table of both parts; `compared` trials are run twice."""
     upstream, original = Upstream(project / "data"), load_params(project / "params.yaml")
     params = head_only(original, threads=1)
@@ -109,18 +158,31 @@ def report(project: Path, trials: int, workers: int, compared: int, say: Callabl
         alone.root.mkdir()
         (alone.root / "features").symlink_to(store.root / "features")
         loop = Loop(upstream, alone)
-        study = measured(lambda: run_study(files, params, upstream, loop, alone, Limits(compared), say=say))
+        study = measured(
+            lambda: run_study(files, params, upstream, loop, alone, Limits(compared), say=say)
+        )
         table, names = read_trials(files)
-        settings = [with_values(params, {own: row[own] for own in names}) for row in table[names].to_dict("records")]
+        settings = [
+            with_values(params, {own: row[own] for own in names})
+            for row in table[names].to_dict("records")
+        ]
         own = [measured(partial(bare, setting, upstream, alone)) for setting in settings]
     wall, processor = (sum(seconds[part] for seconds in own) for part in range(2))
     rows = [
         f"| `hnm tune --trials {trials} --workers {workers}` | {together:.1f} s | | |",
-        f"| {compared} trials, 1 worker, in a process that is warm | {study[0]:.1f} s | {study[1]:.1f} s | {study[1] / processor:.2f} |",
+        (
+            f"| {compared} trials, 1 worker, in a process that is warm | {study[0]:.1f} s |"
+            f" {study[1]:.1f} s | {study[1] / processor:.2f} |"
+        ),
         f"| the same rounds bare | {wall:.1f} s | {processor:.1f} s | 1 |",
     ]
     slides = len(list(upstream.packs.glob("*.h5")))
-    head = [f"{slides} slides, {upstream.tile_count} tiles, one thread a process.", "", "| | wall | processor | against bare |", "|---|---|---|---|"]
+    head = [
+        f"{slides} slides, {upstream.tile_count} tiles, one thread a process.",
+        "",
+        "| | wall | processor | against bare |",
+        "|---|---|---|---|",
+    ]
     return "\n".join([*head, *rows]) + "\n"
 
 
@@ -133,7 +195,9 @@ def write(text: str, path: Path | None, show: Callable[[str], None] = print) -> 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--project", type=Path, default=Path())
     parser.add_argument("--trials", type=int, default=20, help="of the first part")
     parser.add_argument("--workers", type=int, default=2)
@@ -141,4 +205,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     keep_freed_memory()
-    write(report(arguments.project, arguments.trials, arguments.workers, arguments.compared), arguments.out)
+    write(
+        report(arguments.project, arguments.trials, arguments.workers, arguments.compared),
+        arguments.out,
+    )

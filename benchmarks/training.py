@@ -1,12 +1,14 @@
-"""What reading, decoding and drawing views add to the encoder's own time, in fine-tuning and in embedding.
+"""What reading, decoding and drawing views add to the encoder's own time, in fine-tuning and in
+embedding.
 
     python benchmarks/training.py --precision bfloat16
 
-Packs of JPEG tiles are written to a temporary folder. Fine-tuning and embedding run over them as the stages do,
-fine-tuning on tiles from all packs; between their epochs, or runs, the bare network does the same work on tiles that
-lie ready in memory. Medians are compared: on a CPU of the process's CPU seconds over all threads, which other processes
-do not stretch and to which background reading counts in full; on a GPU of wall-clock seconds. Aim: the bare network
-takes at least 0.9 of the whole.
+Packs of JPEG tiles are written to a temporary folder. Fine-tuning and embedding run over them as
+the stages do, fine-tuning on tiles from all packs; between their epochs, or runs, the bare network
+does the same work on tiles that lie ready in memory. Medians are compared: on a CPU of the
+process's CPU seconds over all threads, which other processes do not stretch and to which background
+reading counts in full; on a GPU of wall-clock seconds. Aim: the bare network takes at least 0.9 of
+the whole.
 """
 
 import tempfile
@@ -22,13 +24,13 @@ from torch import nn
 
 from hnm import params
 from hnm.learning.compute import Machine, set_up_torch
-from hnm.learning.contrast import differentiate
 from hnm.learning.embed import embed
 from hnm.learning.encoder import TileEncoder, make_encoder, to_input
-from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, fit_encoder, role_losses
+from hnm.learning.training.fit_encoder import NEGATIVE, POSITIVE, fit_encoder, role_losses
+from hnm.learning.training.trainer import differentiate
 from hnm.loop.packs import Packs
 from hnm.processes import keep_freed_memory
-from hnm.slides.pack import PackTile, encode, write_pack
+from hnm.slides.cutting.pack import PackTile, encode, write_pack
 
 
 def main(
@@ -42,25 +44,57 @@ def main(
     device: str = "cpu",
     threads: int = 2,
 ) -> None:
-    """Prints the seconds of a tile and of a step, as the stages have them and of the bare network, and their ratio."""
+    """Prints the seconds of a tile and of a step, as the stages have them and of the bare network,
+    and their ratio.
+    """
     keep_freed_memory()  # as stages do
-    machine = set_up_torch(params.Compute.model_validate({"precision": precision, "device": device, "threads": threads}))
+    machine = set_up_torch(
+        params.Compute.model_validate(
+            {"precision": precision, "device": device, "threads": threads}
+        )
+    )
     weights = "package" if encoder == params.Encoder().name else "random"
     network = make_encoder(params.Encoder(name=encoder, weights=weights))
     count = batch_tiles * steps
     with tempfile.TemporaryDirectory() as folder:
-        noise = np.random.default_rng(0).integers(0, 256, (count, tile_px // 8, tile_px // 8, 3), dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(
+            0, 256, (count, tile_px // 8, tile_px // 8, 3), dtype=np.uint8
+        )
         pixels = noise.repeat(8, axis=1).repeat(8, axis=2)
         shares = np.array_split(pixels, min(slides, count))
         for slide, share in enumerate(shares):
             tiles = [PackTile(0, 0, 1.0, encode(tile, 90)) for tile in share]
-            write_pack(Path(folder) / f"{slide}.h5", tiles, slide_id=str(slide), mpp=1.0, tile_px=8 * (tile_px // 8), side=tile_px, planned=len(share))
+            write_pack(
+                Path(folder) / f"{slide}.h5",
+                tiles,
+                slide_id=str(slide),
+                mpp=1.0,
+                tile_px=8 * (tile_px // 8),
+                side=tile_px,
+                planned=len(share),
+            )
         supply, counts = Packs(Path(folder)), [len(share) for share in shares]
-        whole, bare = embedding(network, supply, counts, torch.from_numpy(pixels), machine, batch_tiles, epochs)
-        print(f"embed {encoder} {machine.precision}: {1e3 * whole / count:.2f} ms a tile, bare forward {1e3 * bare / count:.2f} ms, ratio {bare / whole:.2f}")
+        whole, bare = embedding(
+            network, supply, counts, torch.from_numpy(pixels), machine, batch_tiles, epochs
+        )
+        print(
+            f"embed {encoder} {machine.precision}: {1e3 * whole / count:.2f} ms a tile, bare"
+            f" forward {1e3 * bare / count:.2f} ms, ratio {bare / whole:.2f}"
+        )
         section = params.Finetune(epochs=epochs, batch_tiles=batch_tiles, freeze_layers=0)
-        whole, bare = finetuning(network, supply, counts, torch.from_numpy(pixels[: 2 * batch_tiles]), section, machine, steps)
-        print(f"finetune {encoder} {machine.precision}: {whole:.3f} s a step of {2 * batch_tiles} views, bare {bare:.3f} s, ratio {bare / whole:.2f}")
+        whole, bare = finetuning(
+            network,
+            supply,
+            counts,
+            torch.from_numpy(pixels[: 2 * batch_tiles]),
+            section,
+            machine,
+            steps,
+        )
+        print(
+            f"finetune {encoder} {machine.precision}: {whole:.3f} s a step of {2 * batch_tiles}"
+            f" views, bare {bare:.3f} s, ratio {bare / whole:.2f}"
+        )
 
 
 def seconds(machine: Machine) -> float:
@@ -71,12 +105,28 @@ def seconds(machine: Machine) -> float:
     return time.process_time()
 
 
-def embedding(network: TileEncoder, supply: Packs, counts: list[int], pixels: torch.Tensor, machine: Machine, batch: int, runs: int) -> tuple[float, float]:
+def embedding(
+    network: TileEncoder,
+    supply: Packs,
+    counts: list[int],
+    pixels: torch.Tensor,
+    machine: Machine,
+    batch: int,
+    runs: int,
+) -> tuple[float, float]:
     """Median seconds of embedding all tiles, and of the bare forward passes."""
     whole, bare = [], []
     for _ in range(runs + 1):
         began = seconds(machine)
-        list(embed(network, counts, lambda slide, first, end: supply.pack(str(slide)).tiles(range(first, end)), batch_tiles=batch, machine=machine))
+        list(
+            embed(
+                network,
+                counts,
+                lambda slide, first, end: supply.pack(str(slide)).tiles(range(first, end)),
+                batch_tiles=batch,
+                machine=machine,
+            )
+        )
         whole.append(seconds(machine) - began)
         ready = to_input(pixels, machine.device).contiguous(memory_format=torch.channels_last)
         began = seconds(machine)
@@ -88,13 +138,23 @@ def embedding(network: TileEncoder, supply: Packs, counts: list[int], pixels: to
 
 
 def finetuning(
-    network: TileEncoder, supply: Packs, counts: list[int], views: torch.Tensor, section: params.Finetune, machine: Machine, steps: int
+    network: TileEncoder,
+    supply: Packs,
+    counts: list[int],
+    views: torch.Tensor,
+    section: params.Finetune,
+    machine: Machine,
+    steps: int,
 ) -> tuple[float, float]:
-    """Median seconds of a step of fine-tuning, and of its forward pass, loss, backward pass and update on views that lie ready."""
+    """Median seconds of a step of fine-tuning, and of its forward pass, loss, backward pass and
+    update on views that lie ready.
+    """
     roles = np.array([NEGATIVE, POSITIVE] * (len(views) // 4 * steps))
     ready = to_input(views, machine.device).contiguous(memory_format=torch.channels_last)
     width = network.record.features
-    model = nn.Sequential(network, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, section.projection_features)).to(machine.device)
+    model = nn.Sequential(
+        network, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, section.projection_features)
+    ).to(machine.device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)
     share = np.arange(len(views) // 2)
     whole, bare = [], []
@@ -106,12 +166,22 @@ def finetuning(
         for _ in range(steps):
             began = seconds(machine)
             optimiser.zero_grad(set_to_none=True)
-            differentiate(model, ready, [share], lambda projected, rows, epoch: {"loss": contrast(projected, roles[rows], section)}, epoch, machine)
+            differentiate(
+                model,
+                ready,
+                [share],
+                lambda projected, rows, epoch: {"loss": contrast(projected, roles[rows], section)},
+                epoch,
+                machine,
+            )
             optimiser.step()
             bare.append(seconds(machine) - began)
         began = seconds(machine)
 
-    slide_ids, tiles = np.repeat(np.arange(len(counts)).astype(str), counts), np.concatenate([np.arange(count) for count in counts])
+    slide_ids, tiles = (
+        np.repeat(np.arange(len(counts)).astype(str), counts),
+        np.concatenate([np.arange(count) for count in counts]),
+    )
 
     def read(rows: np.ndarray) -> np.ndarray:
         return supply.tiles(slide_ids[rows % len(tiles)], tiles[rows % len(tiles)])
@@ -121,7 +191,9 @@ def finetuning(
 
 
 def contrast(projected: torch.Tensor, roles: np.ndarray, section: params.Finetune) -> torch.Tensor:
-    return role_losses(projected, torch.from_numpy(roles).to(projected.device), temperature=section.temperature).mean()
+    return role_losses(
+        projected, torch.from_numpy(roles).to(projected.device), temperature=section.temperature
+    ).mean()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The causes of a result beside its inputs and params: code, libraries, and the machine's arithmetic.
+"""The causes of a result beside its inputs and params: code, libraries, and the machine's
+arithmetic.
 
-DVC's stages depend on them through the files of the stage `causes`, and every key of the store holds them
-(`keys_of`). Both ask `causes_of` alone. No library is imported to learn its version.
+DVC's stages depend on them through the files of the stage `causes`, and every key of the store
+holds them (`keys_of`). Both ask `causes_of` alone. No library is imported to learn its version.
 """
 
 import ast
@@ -21,7 +22,9 @@ from typing import Any
 from hnm.files import key_of
 
 Causes = dict[str, dict[str, str]]
-"""`code` (module or file -> digest), `libraries` (name -> version) and, where torch computes, `machine`."""
+"""`code` (module or file -> digest), `libraries` (name -> version) and, where torch computes,
+`machine`.
+"""
 
 PLUMBING = frozenset(
     {
@@ -40,9 +43,10 @@ PLUMBING = frozenset(
         "hnm.failpoints",
         "hnm.processes",
         "hnm.progress",
-        "hnm.experiments",
-        "hnm.experiments.state",
-        "hnm.experiments.tracking",
+        "hnm.repository",
+        "hnm.tracking",
+        "hnm.repository.stages",
+        "hnm.tracking.runs",
         "pipelines",
         "pipelines.stage",
     }
@@ -97,7 +101,9 @@ SETTINGS = {
     "OPENBLAS_CORETYPE": "",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "",
 }
-"""Environment variables that choose the kernels of torch and NumPy -> the value that is the same as none."""
+"""Environment variables that choose the kernels of torch and NumPy -> the value that is the same as
+none.
+"""
 
 _INSTRUCTIONS = re.compile(r"(s?sse|avx|fma|amx|asimd|sve|sme(?!p))\w*|f16c|fphp|bf16|i8mm")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -121,7 +127,8 @@ def causes_of(module: str, device: str = "cpu") -> Causes:
 def keys_of(module: str, device: str = "cpu") -> Callable[..., str]:
     """What gives the key in the store of a result of `module`, by all inputs that it is made of.
 
-    Inputs are JSON-ready values by name, params among them. The causes are those of the moment of this call.
+    Inputs are JSON-ready values by name, params among them. The causes are those of the moment of
+    this call.
     """
     causes = causes_of(module, device)
 
@@ -132,12 +139,21 @@ def keys_of(module: str, device: str = "cpu") -> Callable[..., str]:
 
 
 def differences(before: Causes, after: Causes) -> list[str]:
-    """What differs between two causes, in words: `torch 2.13.0 -> 2.14.0`, or `code of hnm.draws`."""
+    """What differs between two causes, in words: `torch 2.13.0 -> 2.14.0`, or `code of
+    hnm.seeds`.
+    """
     changes: list[str] = []
     for kind in sorted(before.keys() | after.keys()):
         old, new = before.get(kind, {}), after.get(kind, {})
         changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-        changes += [f"code of {name}" if kind == "code" else f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}" for name in changed]
+        changes += [
+            (
+                f"code of {name}"
+                if kind == "code"
+                else f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}"
+            )
+            for name in changed
+        ]
     return changes
 
 
@@ -148,7 +164,9 @@ def in_words(changes: Sequence[str]) -> str:
 
 
 def code_of(module: str) -> dict[str, str]:
-    """The modules that `module` runs through, and the files beside them that they name -> digest."""
+    """The modules that `module` runs through, and the files beside them that they name ->
+    digest.
+    """
     return dict(sorted(item for name in imports_of(module) for item in _digests(name).items()))
 
 
@@ -156,11 +174,16 @@ def libraries_of(module: str) -> dict[str, str]:
     """Python and the libraries that `module` runs through -> version, as installed now."""
     named = {name for part in imports_of(module) for name in _imported(part) if _is_library(name)}
     parts = sorted({part for name in named for part in PARTS.get(name, (name,))})
-    return {"python": ".".join(platform.python_version_tuple()[:2]), **{part: _version(part) for part in parts}}
+    return {
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        **{part: _version(part) for part in parts},
+    }
 
 
 def imports_of(module: str) -> frozenset[str]:
-    """All modules of this project that `module` imports, directly or not, itself included, without the plumbing."""
+    """All modules of this project that `module` imports, directly or not, itself included, without
+    the plumbing.
+    """
     reached: set[str] = set()
     waiting = [module]
     while waiting:
@@ -172,22 +195,41 @@ def imports_of(module: str) -> frozenset[str]:
 
 
 def machine(device: str) -> dict[str, str]:
-    """What of the machine decides the last bits of arithmetic: processor, settings, and the GPU if `device` uses one."""
-    settings = {name: value for name, same in SETTINGS.items() if (value := os.environ.get(name, "")) not in ("", same)}
+    """What of the machine decides the last bits of arithmetic: processor, settings, and the GPU if
+    `device` uses one.
+    """
+    settings = {
+        name: value
+        for name, same in SETTINGS.items()
+        if (value := os.environ.get(name, "")) not in ("", same)
+    }
     gpu = gpu_name() if device != "cpu" else ""
     return {"processor": processor(), **settings, **({"gpu": gpu} if gpu else {})}
 
 
 def processor() -> str:
-    """Architecture, maker and instruction sets of the processor: what libraries choose their kernels by."""
+    """Architecture, maker and instruction sets of the processor: what libraries choose their
+    kernels by.
+    """
     try:
         first = _CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     except OSError:  # no Linux
         return f"{platform.machine()} {platform.processor()}".strip()
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
-    maker = told.get("vendor_id") or " ".join(told.get(f"CPU {part}", "") for part in ("implementer", "part"))
+    told = {
+        name.strip(): value.strip()
+        for name, _, value in (line.partition(":") for line in first.splitlines())
+    }
+    maker = told.get("vendor_id") or " ".join(
+        told.get(f"CPU {part}", "") for part in ("implementer", "part")
+    )
     flags = (told.get("flags") or told.get("Features") or "").split()
-    return " ".join([platform.machine(), maker.strip(), *sorted({flag for flag in flags if _INSTRUCTIONS.fullmatch(flag)})])
+    return " ".join(
+        [
+            platform.machine(),
+            maker.strip(),
+            *sorted({flag for flag in flags if _INSTRUCTIONS.fullmatch(flag)}),
+        ]
+    )
 
 
 def gpu_name() -> str:
@@ -195,7 +237,10 @@ def gpu_name() -> str:
     torch: Any = importlib.import_module("torch")
     if not torch.cuda.is_available():
         return ""
-    return f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    return (
+        f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}, cuDNN"
+        f" {torch.backends.cudnn.version()}"
+    )
 
 
 def _version(distribution: str) -> str:
@@ -203,14 +248,16 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         pass
-    # an import of another name than its distribution, which `PARTS` should name: this look takes a second
+    # an import of another name than its distribution, which `PARTS` should name: this look takes a
+    # second
     named = sorted(set(metadata.packages_distributions().get(distribution, ())))
     return ", ".join(f"{name} {metadata.version(name)}" for name in named) or _ABSENT
 
 
 @cache
 def _imported(module: str) -> frozenset[str]:
-    """What `module` imports: modules of this project with the packages that they lie in, and libraries by their first name.
+    """What `module` imports: modules of this project with the packages that they lie in, and
+    libraries by their first name.
 
     What only type checkers see is left out.
     """
@@ -225,9 +272,14 @@ def _imported(module: str) -> frozenset[str]:
             case ast.ImportFrom():
                 start = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 names |= {start, *(f"{start}.{alias.name}" for alias in node.names)}
-            case ast.Call(func=ast.Name(id="import_module") | ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]):
+            case ast.Call(
+                func=ast.Name(id="import_module") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
                 names.add(name)
-    ours = {name for name in names if _is_ours(name) and _place_of(name) is not None} | ({module} if _is_ours(module) else set())
+    ours = {name for name in names if _is_ours(name) and _place_of(name) is not None} | (
+        {module} if _is_ours(module) else set()
+    )
     above = {name.rsplit(".", depth)[0] for name in ours for depth in range(name.count(".") + 1)}
     return frozenset(ours | above | {name.split(".")[0] for name in names if not _is_ours(name)})
 
@@ -235,7 +287,10 @@ def _imported(module: str) -> frozenset[str]:
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes below `tree`, without the blocks that run for type checkers alone."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in (
+            "TYPE_CHECKING",
+            "typing.TYPE_CHECKING",
+        ):
             for other in node.orelse:
                 yield from (other, *_nodes(other))
         else:
@@ -244,12 +299,22 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 @cache
 def _digests(module: str) -> dict[str, str]:
-    """Digest of the code of `module`, comments, docstrings and layout aside, and of each file beside it that it names."""
+    """Digest of the code of `module`, comments, docstrings and layout aside, and of each file
+    beside it that it names.
+    """
     if (file := _file_of(module)) is None:
         return {}
     tree = _tree(file)
-    named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    beside = [path for path in file.parent.iterdir() if path.name in named and path.suffix != ".py" and path.is_file()]
+    named = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    beside = [
+        path
+        for path in file.parent.iterdir()
+        if path.name in named and path.suffix != ".py" and path.is_file()
+    ]
     texts = {f"{module.rpartition('.')[0]}/{path.name}": path.read_bytes() for path in beside}
     texts[module] = ast.dump(_without_docstrings(tree)).encode()
     return {name: hashlib.sha256(text).hexdigest()[:16] for name, text in texts.items()}
@@ -275,7 +340,11 @@ def _place_of(module: str) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     place = Path(spec.origin).parent.joinpath(*inner)
-    places = (place / "__init__.py", place.with_name(f"{place.name}.py")) if inner else (Path(spec.origin),)
+    places = (
+        (place / "__init__.py", place.with_name(f"{place.name}.py"))
+        if inner
+        else (Path(spec.origin),)
+    )
     return next((path for path in places if path.is_file()), None)
 
 
@@ -291,6 +360,12 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [
-                part for part in node.body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) and isinstance(part.value.value, str))
+                part
+                for part in node.body
+                if not (
+                    isinstance(part, ast.Expr)
+                    and isinstance(part.value, ast.Constant)
+                    and isinstance(part.value.value, str)
+                )
             ]
     return tree

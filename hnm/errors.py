@@ -1,7 +1,7 @@
 """The errors that a user can cause, and what each asks the user to do.
 
-Every message names the thing, its value and the cure. A command line prints the message alone and exits with 1;
-any other exception is a defect of `hnm` and keeps its traceback.
+Every message names the thing, its value and the cure. A command line prints the message alone and
+exits with 1; any other exception is a defect of `hnm` and keeps its traceback.
 """
 
 import errno
@@ -13,16 +13,25 @@ MOST_CHARACTERS = 1_000
 """Of a line of a message: what a stranger wrote may be quoted in it, of any length."""
 
 
-REMAKE = "give `hnm verify --remove`, then `dvc repro`: it removes every copy of what is damaged, and the stage makes it anew"
-"""The cure for an output that is damaged: its store and DVC's cache may hold, under other names, the same damaged file, and would hand it out again."""
+REMAKE = (
+    "give `hnm verify --remove`, then `dvc repro`: it removes every copy of what is damaged, and"
+    " the stage makes it anew"
+)
+"""The cure for an output that is damaged: its store and DVC's cache may hold, under other names,
+the same damaged file, and would hand it out again.
+"""
 
 
 class HnmError(Exception):
-    """Base of all errors that the input, the params or the machine's state can cause. Its message holds no secrets, no line without end and nothing that a
-    terminal obeys."""
+    """Base of all errors that the input, the params or the machine's state can cause. Its message
+    holds no secrets, no line without end and nothing that a terminal obeys."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__("\n".join(readable(_shortened(line), "\t") for line in redacted(str(message)).split("\n")))
+        super().__init__(
+            "\n".join(
+                readable(_shortened(line), "\t") for line in redacted(str(message)).split("\n")
+            )
+        )
 
 
 class ParamsError(HnmError):
@@ -38,7 +47,9 @@ class CohortError(HnmError):
 
 
 class SlideError(HnmError):
-    """One slide cannot be used; it goes to quarantine with this message as the reason and the `step` that it failed."""
+    """One slide cannot be used; it goes to quarantine with this message as the reason and the
+    `step` that it failed.
+    """
 
     def __init__(self, message: object, step: str = "open") -> None:
         super().__init__(message)
@@ -46,7 +57,9 @@ class SlideError(HnmError):
 
 
 class MachineError(HnmError):
-    """The machine failed, not the input: a full disk, too little memory, a folder that may not be written. The same command goes on once that is mended."""
+    """The machine failed, not the input: a full disk, too little memory, a folder that may not be
+    written. The same command goes on once that is mended.
+    """
 
 
 class FolderError(HnmError):
@@ -94,7 +107,9 @@ class PredictionError(HnmError):
 
 
 def _shortened(line: str) -> str:
-    """A line with its ends alone where it is too long: what it is about stands first, the cure last."""
+    """A line with its ends alone where it is too long: what it is about stands first, the cure
+    last.
+    """
     half = MOST_CHARACTERS // 2
     return line if len(line) <= MOST_CHARACTERS else f"{line[:half]} … {line[-half:]}"
 
@@ -127,20 +142,29 @@ _NO_TEMPORARY_FOLDER = "No usable temporary directory"
 
 
 def code_of_machine(error: BaseException) -> int | None:
-    """The errno of what the operating system refused, also where a library tells it in words alone; None where it is none that a user can mend."""
+    """The errno of what the operating system refused, also where a library tells it in words alone;
+    None where it is none that a user can mend.
+    """
     if isinstance(error, OSError) and error.errno in _CURES:
         return error.errno
     return next((code for code in _CURES if f"{os.strerror(code)}" in str(error)), None)
 
 
 def error_of_machine(error: BaseException) -> MachineError | None:
-    """What the operating system or the memory refused, as one line with its cure; None where `error` is something else, a defect."""
+    """What the operating system or the memory refused, as one line with its cure; None where
+    `error` is something else, a defect.
+    """
     if isinstance(error, MemoryError):
-        return MachineError(f"there is too little memory; free some, or ask for less at once. {_KEPT}")
+        return MachineError(
+            f"there is too little memory; free some, or ask for less at once. {_KEPT}"
+        )
     if not isinstance(error, OSError):
         return None
     if _NO_TEMPORARY_FOLDER in str(error):
-        return MachineError(f"no folder for temporary files can be written to; free some room there, or name another by the variable TMPDIR. {_KEPT}")
+        return MachineError(
+            "no folder for temporary files can be written to; free some room there, or name"
+            f" another by the variable TMPDIR. {_KEPT}"
+        )
     if (code := code_of_machine(error)) is None:
         return None
     thing = f"{error.filename}: " if error.filename else ""

@@ -1,8 +1,10 @@
-"""Points at which a test makes a run fail: off unless the environment variable HNM_FAILPOINT names one.
+"""Points at which a test makes a run fail: off unless the environment variable HNM_FAILPOINT names
+one.
 
-`HNM_FAILPOINT=whole.renaming=kill` kills the process the first time that it reaches the point `whole.renaming`;
-`whole.renaming:*.h5=ENOSPC@3` raises that error of the operating system the third time that it reaches it with a file
-of that name. An error is raised again at each later time, as a full disk stays full; several points are separated by commas.
+`HNM_FAILPOINT=whole.renaming=kill` kills the process the first time that it reaches the point
+`whole.renaming`; `whole.renaming:*.h5=ENOSPC@3` raises that error of the operating system the third
+time that it reaches it with a file of that name. An error is raised again at each later time, as a
+full disk stays full; several points are separated by commas.
 """
 
 import errno
@@ -14,7 +16,9 @@ from pathlib import Path
 
 VARIABLE = "HNM_FAILPOINT"
 LOG = "HNM_FAILPOINT_LOG"
-"""The environment variable that names a file, which gets a line for each point that is reached: its name and the file's."""
+"""The environment variable that names a file, which gets a line for each point that is reached: its
+name and the file's.
+"""
 _reached: Counter[str] = Counter()
 
 

@@ -1,7 +1,7 @@
 """Files: written whole or not at all, read within bounds, and told apart by digests.
 
-What a stranger wrote is read by `read_bounded` and `parse_json`: only regular files, only so many bytes, and every way
-in which they can be wrong is one error of the caller's kind.
+What a stranger wrote is read by `read_bounded` and `parse_json`: only regular files, only so many
+bytes, and every way in which they can be wrong is one error of the caller's kind.
 """
 
 import contextlib
@@ -19,7 +19,9 @@ from hnm.errors import REMAKE, HnmError, code_of_machine
 from hnm.failpoints import failpoint
 
 TEMPORARY = ".hnm-tmp-"
-"""How the name of each temporary file and folder of this program begins; nothing else is ever removed as a leftover."""
+"""How the name of each temporary file and folder of this program begins; nothing else is ever
+removed as a leftover.
+"""
 MOST_JSON_BYTES = 512 << 20
 
 Refuse = Callable[[str], HnmError]
@@ -27,16 +29,20 @@ Refuse = Callable[[str], HnmError]
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name beside `path` that nothing has yet, of this program's temporary ones, with the suffix of `path`."""
+    """A name beside `path` that nothing has yet, of this program's temporary ones, with the suffix
+    of `path`.
+    """
     return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which becomes `path` when the block ends well and vanishes when it does not; its mode is the umask's.
+    """A temporary path beside `path`, which becomes `path` when the block ends well and vanishes
+    when it does not; its mode is the umask's.
 
     Raises:
-        OSError: the disk refuses it, whatever kind of exception the library that writes makes of that; it names `path`.
+        OSError: the disk refuses it, whatever kind of exception the library that writes makes of
+        that; it names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
@@ -71,14 +77,20 @@ def json_text(value: Any) -> str:
 
 
 def read_json(path: Path, kind: type[HnmError]) -> Any:
-    """The JSON value at `path`, which a stage has written; raises `kind` when it is missing or torn."""
+    """The JSON value at `path`, which a stage has written; raises `kind` when it is missing or
+    torn.
+    """
     if not path.exists():
         raise kind(f"{path} does not exist; run the stage that makes it (dvc repro)")
     cure = f"; {REMAKE}"
-    return parse_json(read_bounded(path, kind, what=str(path), cure=cure), kind, what=str(path), cure=cure)
+    return parse_json(
+        read_bounded(path, kind, what=str(path), cure=cure), kind, what=str(path), cure=cure
+    )
 
 
-def read_bounded(path: Path, kind: Refuse, *, what: str, cure: str = "", most: int = MOST_JSON_BYTES) -> bytes:
+def read_bounded(
+    path: Path, kind: Refuse, *, what: str, cure: str = "", most: int = MOST_JSON_BYTES
+) -> bytes:
     """The bytes of a regular file of at most `most` bytes.
 
     Args:
@@ -97,9 +109,13 @@ def read_bounded(path: Path, kind: Refuse, *, what: str, cure: str = "", most: i
         if not stat.S_ISREG(status.st_mode):
             raise kind(f"{what} is no regular file{cure}")
         if status.st_size > most:
-            raise kind(f"{what} has {status.st_size} bytes, more than the {most} that are read{cure}")
+            raise kind(
+                f"{what} has {status.st_size} bytes, more than the {most} that are read{cure}"
+            )
         with os.fdopen(handle, "rb", closefd=False) as stream:
-            content = stream.read(min(most, status.st_size) + 1)  # Python asks for as much memory as it is told to read
+            content = stream.read(
+                min(most, status.st_size) + 1
+            )  # Python asks for as much memory as it is told to read
     except OSError as error:
         raise kind(f"{what} cannot be read: {_reason(error)}{cure}") from None
     finally:
@@ -110,9 +126,13 @@ def read_bounded(path: Path, kind: Refuse, *, what: str, cure: str = "", most: i
 
 
 def parse_json(content: bytes, kind: Refuse, *, what: str, cure: str = "") -> Any:
-    """The JSON value in `content`; `kind` where it is none, is nested too deep, or holds a number that is not finite."""
+    """The JSON value in `content`; `kind` where it is none, is nested too deep, or holds a number
+    that is not finite.
+    """
     try:
-        return json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
+        return json.loads(
+            content.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite
+        )
     except RecursionError:
         raise kind(f"{what} is nested too deep to be read{cure}") from None
     except ValueError as error:  # of UTF-8, of JSON, and of numbers with thousands of digits
@@ -120,9 +140,15 @@ def parse_json(content: bytes, kind: Refuse, *, what: str, cure: str = "") -> An
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of a folder's files with their names; temporary files that a kill has left are none of them."""
+    """SHA-256 of a file's bytes, or of a folder's files with their names; temporary files that a
+    kill has left are none of them.
+    """
     if path.is_dir():
-        files = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(TEMPORARY))
+        files = (
+            file
+            for file in sorted(path.rglob("*"))
+            if file.is_file() and not file.name.startswith(TEMPORARY)
+        )
         return key_of(files={file.relative_to(path).as_posix(): digest_of(file) for file in files})
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -134,7 +160,9 @@ def key_of(**causes: Any) -> str:
 
 
 def _refused_by_disk(error: BaseException, temporary: Path) -> int | None:
-    """The errno of what the operating system refused while `temporary` was written; None where it refused something else, or nothing."""
+    """The errno of what the operating system refused while `temporary` was written; None where it
+    refused something else, or nothing.
+    """
     if not isinstance(error, Exception) or isinstance(error, HnmError | MemoryError):
         return None
     other = getattr(error, "filename", None)

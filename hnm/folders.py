@@ -1,7 +1,8 @@
-"""Folders that `hnm` fills and empties by itself: each carries a mark, and one that holds anything else is refused.
+"""Folders that `hnm` fills and empties by itself: each carries a mark, and one that holds anything
+else is refused.
 
-The mark is an empty file, `.hnm-store` or `.hnm-slides`, which is set when the folder is made or is still empty. So a
-variable that names a wrong folder costs nobody a file.
+The mark is an empty file, `.hnm-store` or `.hnm-slides`, which is set when the folder is made or is
+still empty. So a variable that names a wrong folder costs nobody a file.
 """
 
 import errno
@@ -13,34 +14,45 @@ from hnm.errors import FolderError
 from hnm.files import TEMPORARY, whole
 
 
-def marked_folder(folder: Path, purpose: str, *, named_by: str, adopts: bool = False, private: bool = False) -> Path:
+def marked_folder(
+    folder: Path, purpose: str, *, named_by: str, adopts: bool = False, private: bool = False
+) -> Path:
     """`folder`, made and marked for `purpose` where it is missing or empty.
 
     Args:
         folder: absolute, or counted from the working directory.
         purpose: `store` or `slides`; the mark is the file `.hnm-<purpose>`.
         named_by: what named the folder, for the error: `HNM_STORE`.
-        adopts: an unmarked folder that holds something is marked too; for a place that no one but `hnm` writes to.
-        private: no other user may be able to write to it.
+        adopts: an unmarked folder that holds something is marked too; for a place that no one but
+        `hnm` writes to. private: no other user may be able to write to it.
 
     Returns:
         The folder, absolute; a `~` that no shell has replaced is the user's home.
 
     Raises:
-        FolderError: it holds other things and no mark, is no folder, cannot be made or read, or others may write to one that must be private.
+        FolderError: it holds other things and no mark, is no folder, cannot be made or read, or
+        others may write to one that must be private.
     """
     try:
         folder = folder.expanduser().absolute()
         folder.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
         return _marked(folder, purpose, named_by, adopts=adopts, private=private)
     except (FileExistsError, NotADirectoryError):
-        raise FolderError(f"{named_by}={folder} is no folder, or lies in what is none; name a new or empty folder") from None
+        raise FolderError(
+            f"{named_by}={folder} is no folder, or lies in what is none; name a new or empty folder"
+        ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise  # of the machine: no other name would help
-        raise FolderError(f"{named_by}={folder} cannot be made or used: {error.strerror}; mend that, or name another folder") from None
+        raise FolderError(
+            f"{named_by}={folder} cannot be made or used: {error.strerror}; mend that, or name"
+            " another folder"
+        ) from None
     except RuntimeError as error:  # there is no home to put in the place of ~
-        raise FolderError(f"{named_by}={folder} cannot be made or used: {error}; mend that, or name another folder") from None
+        raise FolderError(
+            f"{named_by}={folder} cannot be made or used: {error}; mend that, or name another"
+            " folder"
+        ) from None
 
 
 def _marked(folder: Path, purpose: str, named_by: str, *, adopts: bool, private: bool) -> Path:
@@ -53,8 +65,9 @@ def _marked(folder: Path, purpose: str, named_by: str, *, adopts: bool, private:
     if not (mark.name in names and _is_mark(mark)):  # else another process has set it since
         if names and not adopts:
             raise FolderError(
-                f"{named_by}={folder} holds other things ({names[0]}), but hnm empties the folder of its {purpose}: name a new or empty one;"
-                f" if an earlier version of hnm made it and it holds nothing else, mark it: touch {mark}"
+                f"{named_by}={folder} holds other things ({names[0]}), but hnm empties the folder"
+                f" of its {purpose}: name a new or empty one; if an earlier version of hnm made it"
+                f" and it holds nothing else, mark it: touch {mark}"
             )
         with whole(mark):
             pass
@@ -62,7 +75,9 @@ def _marked(folder: Path, purpose: str, named_by: str, *, adopts: bool, private:
 
 
 def _is_mark(mark: Path) -> bool:
-    """Whether it is there as a file; a link of that name leads to another folder's mark, and marks nothing."""
+    """Whether it is there as a file; a link of that name leads to another folder's mark, and marks
+    nothing.
+    """
     try:
         return stat.S_ISREG(mark.lstat().st_mode)
     except FileNotFoundError:
@@ -72,6 +87,12 @@ def _is_mark(mark: Path) -> bool:
 def _check_private(folder: Path, named_by: str) -> None:
     status = folder.stat()
     if status.st_uid != os.getuid():
-        raise FolderError(f"{named_by}={folder} belongs to another user (id {status.st_uid}); name a folder of your own")
+        raise FolderError(
+            f"{named_by}={folder} belongs to another user (id {status.st_uid}); name a folder of"
+            " your own"
+        )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise FolderError(f"others may write to {named_by}={folder}; take that right away (chmod go-w), or name another folder")
+        raise FolderError(
+            f"others may write to {named_by}={folder}; take that right away (chmod go-w), or name"
+            " another folder"
+        )

@@ -1,11 +1,14 @@
-"""Leases: what each process that works with a folder of results says in it, so that nobody removes what it uses.
+"""Leases: what each process that works with a folder of results says in it, so that nobody removes
+what it uses.
 
-A lease is a file in `.hnm-leases` that its process keeps locked as long as it lives, with the names of the results that
-it uses, one a line. The lock vanishes with the process, however it ends, and with it the lease counts for nothing. A
-process names a result before it looks whether it is there, under the folder's lock; who removes results holds that lock
-alone while it reads the leases and removes. So whichever comes first, a result is either seen to be gone or stays.
+A lease is a file in `.hnm-leases` that its process keeps locked as long as it lives, with the names
+of the results that it uses, one a line. The lock vanishes with the process, however it ends, and
+with it the lease counts for nothing. A process names a result before it looks whether it is there,
+under the folder's lock; who removes results holds that lock alone while it reads the leases and
+removes. So whichever comes first, a result is either seen to be gone or stays.
 
-Where a folder belongs to another user, or its file system knows no locks, there are no leases, and nobody is stopped.
+Where a folder belongs to another user, or its file system knows no locks, there are no leases, and
+nobody is stopped.
 """
 
 import atexit
@@ -39,10 +42,14 @@ class Lease:
         with locked(root, alone=True):
             living(root)  # those of the dead go
             made = folder / uuid.uuid4().hex
-            self._handle = os.open(made, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._handle = os.open(
+                made, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o666
+            )
             with _lockless():
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.path = folder / f"{os.fstat(self._handle).st_mtime_ns}-{made.name}"  # by the file system's clock, as the times of results
+            self.path = (
+                folder / f"{os.fstat(self._handle).st_mtime_ns}-{made.name}"
+            )  # by the file system's clock, as the times of results
             made.rename(self.path)
         atexit.register(self._end, os.getpid())
 
@@ -67,14 +74,18 @@ class InUse:
 
     names: frozenset[str]
     since: float
-    """When the oldest of them began to use the folder, in seconds of the epoch; infinite where there is none."""
+    """When the oldest of them began to use the folder, in seconds of the epoch; infinite where
+    there is none.
+    """
 
 
 _of_process: dict[tuple[int, Path], Lease | None] = {}
 
 
 def lease_of(root: Path) -> Lease | None:
-    """The lease of this process in `root`, taken at the first call; None where the folder takes none."""
+    """The lease of this process in `root`, taken at the first call; None where the folder takes
+    none.
+    """
     key = os.getpid(), root.absolute()
     if key not in _of_process:
         try:
@@ -105,7 +116,9 @@ def locked(root: Path, *, alone: bool) -> Iterator[None]:
 
 
 def living(root: Path) -> InUse:
-    """What the living leases say; those of dead processes are removed. To be called while the folder's lock is held alone."""
+    """What the living leases say; those of dead processes are removed. To be called while the
+    folder's lock is held alone.
+    """
     own = {lease.path for lease in _of_process.values() if lease is not None}
     names: set[str] = set()
     since = float("inf")

@@ -1,14 +1,23 @@
-"""Names that people give: ids, which become names of files, and free text, which people are shown."""
+"""Names that people give: ids, which become names of files, and free text, which people are
+shown.
+"""
 
 import re
 import unicodedata
 from collections.abc import Iterable
 
 LONGEST_ID = 128
-"""Characters of an id. Files are named by it, and a file system takes 255 with what is put behind."""
+"""Characters of an id. Files are named by it, and a file system takes 255 with what is put
+behind.
+"""
 ID = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_ID - 1}}}"
-"""Pattern of an id, of a slide, a patient, a cohort or a study; for `fullmatch`, as `$` would let a line feed at the end pass."""
-ID_WORDS = f"letters, digits, dots, dashes and underscores, a letter or digit first, {LONGEST_ID} characters at most"
+"""Pattern of an id, of a slide, a patient, a cohort or a study; for `fullmatch`, as `$` would let a
+line feed at the end pass.
+"""
+ID_WORDS = (
+    f"letters, digits, dots, dashes and underscores, a letter or digit first, {LONGEST_ID}"
+    " characters at most"
+)
 SHOWN = 60
 
 
@@ -18,7 +27,9 @@ def is_id(text: str) -> bool:
 
 
 def clash(ids: Iterable[str]) -> tuple[str, str] | None:
-    """Two of `ids` that differ only in capitals, so that their files are one on macOS and Windows; None where there are none."""
+    """Two of `ids` that differ only in capitals, so that their files are one on macOS and Windows;
+    None where there are none.
+    """
     first: dict[str, str] = {}
     for name in ids:
         if (other := first.setdefault(name.casefold(), name)) != name:
@@ -27,11 +38,17 @@ def clash(ids: Iterable[str]) -> tuple[str, str] | None:
 
 
 def is_printable(text: str) -> bool:
-    """Whether `text` can be shown and written in UTF-8 on one line: no control characters, line separators or lone surrogates."""
-    return not any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in text)
+    """Whether `text` can be shown and written in UTF-8 on one line: no control characters, line
+    separators or lone surrogates.
+    """
+    return not any(
+        unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in text
+    )
 
 
 def quoted(text: object) -> str:
-    """`text` for a message: in quotes, with escapes for what cannot be shown, and not without end."""
+    """`text` for a message: in quotes, with escapes for what cannot be shown, and not without
+    end.
+    """
     whole = text if isinstance(text, str) else repr(text)
     return repr(whole) if len(whole) <= SHOWN else f"{whole[:SHOWN]!r}… ({len(whole)} characters)"

@@ -1,4 +1,6 @@
-"""Standard output and standard error of a run: what cannot be written there costs the words, and never the work."""
+"""Standard output and standard error of a run: what cannot be written there costs the words, and
+never the work.
+"""
 
 import contextlib
 import errno
@@ -32,7 +34,9 @@ class _Forgiving(io.RawIOBase):
             try:
                 if (count := self._raw.write(content)) is not None:
                     return int(count)
-                select.select([], [self._raw], [])  # another program has made it one that does not wait
+                select.select(
+                    [], [self._raw], []
+                )  # another program has made it one that does not wait
             except OSError as error:
                 self._lost = True
                 if not self._everything and error.errno != errno.EPIPE:
@@ -41,13 +45,17 @@ class _Forgiving(io.RawIOBase):
 
 
 def forgive_output(*, everything: bool) -> None:
-    """Has a closed pipe (`hnm … | head`) and characters that the terminal does not know end nothing.
+    """Has a closed pipe (`hnm … | head`) and characters that the terminal does not know end
+    nothing.
 
     Args:
-        everything: a full disk or a terminal that is gone neither; for stages, whose output is mere news of them.
+        everything: a full disk or a terminal that is gone neither; for stages, whose output is mere
+        news of them.
     """
     sys.stdout = _forgiving(sys.stdout, sys.__stdout__, everything)
-    sys.stderr = _forgiving(sys.stderr, sys.__stderr__, everything=True)  # where else could one say it
+    sys.stderr = _forgiving(
+        sys.stderr, sys.__stderr__, everything=True
+    )  # where else could one say it
 
 
 def say(line: str) -> None:
@@ -67,7 +75,11 @@ def _forgiving(stream: Any, first: Any, everything: bool) -> Any:
         stream.flush()
     buffer = io.BufferedWriter(_Forgiving(raw, everything=everything))
     return io.TextIOWrapper(
-        buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.line_buffering, write_through=stream.write_through
+        buffer,
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
     )
 
 

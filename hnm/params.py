@@ -1,12 +1,15 @@
-"""Every param of the pipeline: its meaning, unit, range and default. params.yaml is checked against this, whole, by every stage.
+"""Every param of the pipeline: its meaning, unit, range and default. params.yaml is checked against
+this, whole, by every stage.
 
-A default is the value that params.yaml ships with, and tests/test_params.py holds the two together: a line that is
-deleted there changes nothing. What belongs to a project and has no good value for all (its slides, the size of its
-tiles, what a study may set) has no default, and a missing line of it is refused by name.
+A default is the value that params.yaml ships with, and tests/test_params.py holds the two together:
+a line that is deleted there changes nothing. What belongs to a project and has no good value for
+all (its slides, the size of its tiles, what a study may set) has no default, and a missing line of
+it is refused by name.
 
-A section is frozen, knows no other keys than these, and is handed to the stages that name it in their signature.
-What is a property of the machine and cannot change a result (the number of worker processes, the cluster that reads
-slides) is no param: it is an environment variable, HNM_WORKERS or HNM_EXECUTOR.
+A section is frozen, knows no other keys than these, and is handed to the stages that name it in
+their signature. What is a property of the machine and cannot change a result (the number of worker
+processes, the cluster that reads slides) is no param: it is an environment variable, HNM_WORKERS or
+HNM_EXECUTOR.
 """
 
 import difflib
@@ -48,7 +51,11 @@ DEEPEST = 20
 """Levels of params.yaml."""
 LONGEST_TEXT = 1024
 """Characters of a param."""
-REMOVED = {"tissue.max_hole_um2": "no hole in tissue is filled, as a tile is judged by the tissue that it shows"}
+REMOVED = {
+    "tissue.max_hole_um2": (
+        "no hole in tissue is filled, as a tile is judged by the tissue that it shows"
+    )
+}
 """Params of earlier versions, and why they went."""
 
 
@@ -60,7 +67,9 @@ def _checked_id(text: str) -> str:
 
 def _checked_text(text: str) -> str:
     if len(text) > LONGEST_TEXT or not is_printable(text):
-        raise ValueError(f"{quoted(text)} must be text of one line, of at most {LONGEST_TEXT} characters")
+        raise ValueError(
+            f"{quoted(text)} must be text of one line, of at most {LONGEST_TEXT} characters"
+        )
     return text
 
 
@@ -83,14 +92,19 @@ class Cohort(Section):
     name: Id
     """Name of the cohort; MLflow's experiment has this name."""
     manifest: Text
-    """CSV of the slides, from the repository's root; its relative paths count from its own folder."""
+    """CSV of the slides, from the repository's root; its relative paths count from its own
+    folder.
+    """
     max_quarantined_share: Share = 0.1
     """Largest share of the manifest's slides that may be quarantined before a stage stops."""
     mpp_from_objective: bool = False
-    """Whether a slide whose file states no µm per pixel takes them from its objective power: 0.25 of 40, 0.5 of 20, 1 of 10."""
+    """Whether a slide whose file states no µm per pixel takes them from its objective power: 0.25
+    of 40, 0.5 of 20, 1 of 10.
+    """
     origin: Literal["auto", "level_0", "bounds"] = "auto"
-    """What annotations, masks and vetoes count from that do not say so themselves: the corner of level 0, as OpenSlide and ASAP do, or of the
-    scan's bounds, as QuPath does. `auto` takes files that look as QuPath's for that, and others for level 0, with a warning where it matters."""
+    """What annotations, masks and vetoes count from that do not say so themselves: the corner of
+    level 0, as OpenSlide and ASAP do, or of the scan's bounds, as QuPath does. `auto` takes files
+    that look as QuPath's for that, and others for level 0, with a warning where it matters."""
 
 
 class Split(Section):
@@ -107,13 +121,19 @@ class Split(Section):
     @model_validator(mode="after")
     def _folds_leave_train(self) -> "Split":
         if self.folds in (1, 2):
-            raise ValueError(f"folds={self.folds} leaves no train slides beside validation and test; take 3 or more, or 0 for none")
+            raise ValueError(
+                f"folds={self.folds} leaves no train slides beside validation and test; take 3 or"
+                " more, or 0 for none"
+            )
         return self
 
     @model_validator(mode="after")
     def _leaves_train(self) -> "Split":
         if self.validation_share + self.test_share >= 1:
-            raise ValueError(f"validation_share={self.validation_share} and test_share={self.test_share} leave no train slides")
+            raise ValueError(
+                f"validation_share={self.validation_share} and test_share={self.test_share} leave"
+                " no train slides"
+            )
         return self
 
 
@@ -130,11 +150,17 @@ class Tiles(Section):
     """The grid of tiles, and how their pixels are kept."""
 
     mpp: Annotated[float, Field(ge=0.05, le=100)]
-    """µm per pixel of a tile; it has no default, as it belongs to the cohort. 0.5 is usual for slides scanned at 20x or 40x."""
+    """µm per pixel of a tile; it has no default, as it belongs to the cohort. 0.5 is usual for
+    slides scanned at 20x or 40x.
+    """
     tile_px: Annotated[int, Field(ge=16, le=4096)]
-    """Side of a tile in pixels at `mpp`; it has no default. 224 is usual, and what most encoders were trained on."""
+    """Side of a tile in pixels at `mpp`; it has no default. 224 is usual, and what most encoders
+    were trained on.
+    """
     min_tissue: Share = 0.5
-    """Smallest share of a tile's area that shows tissue; the rest may be glass, holes in tissue included."""
+    """Smallest share of a tile's area that shows tissue; the rest may be glass, holes in tissue
+    included.
+    """
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 90
     """Quality of the JPEG bytes in a pack."""
     max_lost_share: Share = 0.01
@@ -142,19 +168,26 @@ class Tiles(Section):
     slide_seconds: Seconds = 3600.0
     """Time limit of one slide; where one takes longer, twice, the stage fails and names it."""
     read_seconds: Seconds = 120.0
-    """Time limit of one read of a slide's file; where one hangs longer, twice, the stage fails and names it."""
+    """Time limit of one read of a slide's file; where one hangs longer, twice, the stage fails and
+    names it.
+    """
 
 
 class Encoder(Section):
     """Round 0's encoder, which saw no labels."""
 
     name: Text = "tf_efficientnet_lite0"
-    """Any timm model, or `resnet18_instance_norm`, `uni`, `uni2-h`, `virchow2`, `conch`, `h-optimus-0`, `phikon` (hnm/learning/catalogue.py)."""
+    """Any timm model, or `resnet18_instance_norm`, `uni`, `uni2-h`, `virchow2`, `conch`,
+    `h-optimus-0`, `phikon` (hnm/learning/catalogue.py).
+    """
     source: Literal["pretrained", "simclr"] = "pretrained"
-    """`simclr` goes on from the weights below, on the cohort's own train tiles (section `simclr`)."""
+    """`simclr` goes on from the weights below, on the cohort's own train tiles (section
+    `simclr`).
+    """
     weights: Text = "package"
-    """`package` (ImageNet weights of tf_efficientnet_lite0, from a Python package), `hub` (the model's own), `random`, or the path of a checkpoint
-    or of the folder of another project's encoder, in `weights/`."""
+    """`package` (ImageNet weights of tf_efficientnet_lite0, from a Python package), `hub` (the
+    model's own), `random`, or the path of a checkpoint or of the folder of another project's
+    encoder, in `weights/`."""
     seed: Seed = 0
     """Draws the weights where they are `random`."""
 
@@ -166,14 +199,20 @@ class Embed(Section):
     dtype: Literal["float16", "float32"] = "float16"
     """Of the stored features."""
     compile: bool = False
-    """Whether `torch.compile` makes the encoder anew for the machine: a minute or so at first, then faster; it needs a C++ compiler."""
+    """Whether `torch.compile` makes the encoder anew for the machine: a minute or so at first, then
+    faster; it needs a C++ compiler.
+    """
 
 
 class Head(Section):
     """The multiple-instance head, trained from scratch in each round."""
 
-    kind: Literal["dsmil", "abmil", "transmil", "clam_sb", "mean", "max", "inherit", "mined"] = "dsmil"
-    """`mined` is solved on the mined tiles: of what follows it heeds `patience`, `top_k` and `score_folds` alone."""
+    kind: Literal["dsmil", "abmil", "transmil", "clam_sb", "mean", "max", "inherit", "mined"] = (
+        "dsmil"
+    )
+    """`mined` is solved on the mined tiles: of what follows it heeds `patience`, `top_k` and
+    `score_folds` alone.
+    """
     epochs: Count = 40
     patience: Count = 10
     """Epochs without a better validation AUC (ties: log loss) before training stops."""
@@ -183,34 +222,49 @@ class Head(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of a tile's features dropped in training."""
     attention_features: Count = 128
-    """Width of what is attended by: of the queries (dsmil), the gate (abmil, clam_sb) or the tokens (transmil, a multiple of 8)."""
+    """Width of what is attended by: of the queries (dsmil), the gate (abmil, clam_sb) or the tokens
+    (transmil, a multiple of 8).
+    """
     top_k: Count = 10
-    """Kinds `inherit` and `mined`: tiles whose mean logit is the slide logit; a slide with fewer uses those it has."""
+    """Kinds `inherit` and `mined`: tiles whose mean logit is the slide logit; a slide with fewer
+    uses those it has.
+    """
     instance_tiles: Count = 8
     """Kind `clam_sb`: how many of the most and of the least attended tiles the tile loss sees."""
     slide_weight: NotNegative = 0.5
     """Weight of the cross-entropy of the slide logit."""
     tile_weight: NotNegative = 0.5
-    """Weight of the tile loss: the cross-entropy of the highest tile logit, but for `clam_sb` and `inherit`, which have their own."""
+    """Weight of the tile loss: the cross-entropy of the highest tile logit, but for `clam_sb` and
+    `inherit`, which have their own.
+    """
     score_folds: CountOrNone = 0
-    """Folds of the train slides for `mining.scores: cross_fitted`, each one more head to train; 0 trains none."""
+    """Folds of the train slides for `mining.scores: cross_fitted`, each one more head to train; 0
+    trains none.
+    """
     seed: Seed = 0
 
     @model_validator(mode="after")
     def _folds_leave_slides(self) -> "Head":
         if self.score_folds == 1:
-            raise ValueError("score_folds=1 leaves no slides to train on; take 2 or more, or 0 for none")
+            raise ValueError(
+                "score_folds=1 leaves no slides to train on; take 2 or more, or 0 for none"
+            )
         return self
 
     @model_validator(mode="after")
     def _tokens_can_be_shared(self) -> "Head":
         if self.kind == "transmil" and self.attention_features % 8:
-            raise ValueError(f"attention_features={self.attention_features} must be a multiple of 8 for kind transmil, whose 8 attention heads share it")
+            raise ValueError(
+                f"attention_features={self.attention_features} must be a multiple of 8 for kind"
+                " transmil, whose 8 attention heads share it"
+            )
         return self
 
 
 class Ranking(Section):
-    """The patch ranking loss: max(0, margin - mean(top K of the positive slide) + mean(top K of the negative slide))."""
+    """The patch ranking loss: max(0, margin - mean(top K of the positive slide) + mean(top K of the
+    negative slide)).
+    """
 
     on: Literal["score", "logit"] = "score"
     """What is ranked: scores in [0, 1], or logits."""
@@ -222,12 +276,17 @@ class Ranking(Section):
     @model_validator(mode="after")
     def _margin_can_be_met(self) -> "Ranking":
         if self.on == "score" and self.margin > 1:
-            raise ValueError(f"margin={self.margin} can never be met by scores, which lie in [0, 1]; lower it or rank on: logit")
+            raise ValueError(
+                f"margin={self.margin} can never be met by scores, which lie in [0, 1]; lower it or"
+                " rank on: logit"
+            )
         return self
 
 
 class Screen(Section):
-    """What is not mined for its pixels; each measure is a number in [0, 1], and a limit of 1 lets every tile in."""
+    """What is not mined for its pixels; each measure is a number in [0, 1], and a limit of 1 lets
+    every tile in.
+    """
 
     max_pen_share: PositiveShare = 1.0
     """Largest share of a tile in a pen's colour."""
@@ -241,9 +300,13 @@ class Mining(Section):
     """Which tiles of the train slides are mined."""
 
     policy: Literal["hard", "semi_hard", "mixed", "random", "all", "none"] = "mixed"
-    """How negatives are chosen: `hard` is the paper's; `random` and `all` are the controls, `none` leaves the encoder as it is."""
+    """How negatives are chosen: `hard` is the paper's; `random` and `all` are the controls, `none`
+    leaves the encoder as it is.
+    """
     scores: Literal["in_sample", "cross_fitted"] = "in_sample"
-    """By which head a tile is scored: the round's, which was trained on its slide, or one that was not (`head.score_folds`); a later round's encoder was."""
+    """By which head a tile is scored: the round's, which was trained on its slide, or one that was
+    not (`head.score_folds`); a later round's encoder was.
+    """
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """A positive is a tile of a positive slide whose score exceeds this."""
     positive_fraction: PositiveShare = 0.2
@@ -259,14 +322,22 @@ class Mining(Section):
     hard_share: Share = 0.5
     """Policy `mixed`: share of the negatives that is the best-scoring; the rest is random."""
     skip_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Policy `semi_hard`: share of the negative slides' tiles that is passed over as too hard, the best-scoring first."""
+    """Policy `semi_hard`: share of the negative slides' tiles that is passed over as too hard, the
+    best-scoring first.
+    """
     max_similarity: PositiveShare = 1.0
-    """A hard negative whose feature has a higher cosine than this to one already mined is passed over as its near-duplicate; 1 passes over none."""
+    """A hard negative whose feature has a higher cosine than this to one already mined is passed
+    over as its near-duplicate; 1 passes over none.
+    """
     max_positive_similarity: PositiveShare = 1.0
-    """A positive whose feature has a higher cosine than this to a hard negative is struck out; 1 strikes out none."""
+    """A positive whose feature has a higher cosine than this to a hard negative is struck out; 1
+    strikes out none.
+    """
     screen: Screen = Screen()
     extra: Annotated[tuple[Id, ...], Field(strict=False)] = ()
-    """Folders in `extra/`, each of another project, whose mined hard negatives are learnt from as well; they count towards no budget."""
+    """Folders in `extra/`, each of another project, whose mined hard negatives are learnt from as
+    well; they count towards no budget.
+    """
     seed: Seed = 0
     """Draws what is random in the policies `mixed` and `random`."""
 
@@ -277,7 +348,9 @@ class Views(Section):
     min_crop: PositiveShare = 0.5
     """Smallest share of a tile's area that a view shows."""
     stain: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Jitter of the haematoxylin, eosin and residual densities: factor in 1 ± stain, shift in ± stain / 10."""
+    """Jitter of the haematoxylin, eosin and residual densities: factor in 1 ± stain, shift in ±
+    stain / 10.
+    """
     brightness: Share = 0.1
     """Factor in 1 ± brightness."""
     blur: Share = 0.2
@@ -325,7 +398,9 @@ class Finetune(Contrast):
     """Supervised contrastive fine-tuning of the encoder on the mined tiles."""
 
     epochs: Count = 8
-    """Each epoch shows every mined tile at least once, and some again, so that all steps have as many tiles of each role."""
+    """Each epoch shows every mined tile at least once, and some again, so that all steps have as
+    many tiles of each role.
+    """
     warmup_epochs: CountOrNone = 1
     """First epochs, in which negatives alone are anchors."""
     anchors: Literal["negatives", "positives", "both"] = "both"
@@ -338,15 +413,30 @@ class Finetune(Contrast):
     schedule: Literal["cosine", "constant"] = "constant"
     temperature: Positive = 0.07
     freeze_layers: CountOrNone = 4
-    """First layers of the encoder that keep their weights, as timm groups them: the stem is one, each block or stage after it another.
-    About half of an encoder's; with all layers trained, hard negatives tend to collapse it."""
+    """First layers of the encoder that keep their weights, as timm groups them: the stem is one,
+    each block or stage after it another. About half of an encoder's; with all layers trained, hard
+    negatives tend to collapse it."""
     adapter_rank: CountOrNone = 0
-    """Rank of low-rank adapters (LoRA) that are trained in place of the linear layers' weights, for large vision transformers; 0 trains all weights."""
+    """Rank of low-rank adapters (LoRA) that are trained in place of the linear layers' weights, for
+    large vision transformers; 0 trains all weights.
+    """
     views: Views = Views()
 
 
-LESION_NAMES = ("tumour", "tumor", "lesion", "metastasis", "metastases", "carcinoma", "cancer", "_0", "_1")
-"""Classes that are lesions unless a project says otherwise; `_0` and `_1` are CAMELYON16's. Converters go by this list too."""
+LESION_NAMES = (
+    "tumour",
+    "tumor",
+    "lesion",
+    "metastasis",
+    "metastases",
+    "carcinoma",
+    "cancer",
+    "_0",
+    "_1",
+)
+"""Classes that are lesions unless a project says otherwise; `_0` and `_1` are CAMELYON16's.
+Converters go by this list too.
+"""
 
 
 class Evaluate(Section):
@@ -356,9 +446,13 @@ class Evaluate(Section):
     """Bootstrap resamples of the patients behind each interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     lesion_names: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = LESION_NAMES
-    """Classes of an annotation that are lesions, whatever their case, and with them the classes that QuPath derives from one (`Tumor: Positive`)."""
+    """Classes of an annotation that are lesions, whatever their case, and with them the classes
+    that QuPath derives from one (`Tumor: Positive`).
+    """
     lesion_share: PositiveShare = 0.25
-    """Smallest share of a tile that lesion polygons cover for the tile to be a lesion tile; less, but not 0, is left out of the tile AUC."""
+    """Smallest share of a tile that lesion polygons cover for the tile to be a lesion tile; less,
+    but not 0, is left out of the tile AUC.
+    """
     seed: Seed = 0
 
 
@@ -367,11 +461,15 @@ class Compute(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the encoder's passes; heads are always trained in float32. `auto` is bfloat16 on a GPU that has it, and float32 on a CPU."""
+    """Of the encoder's passes; heads are always trained in float32. `auto` is bfloat16 on a GPU
+    that has it, and float32 on a CPU.
+    """
     threads: Workers = 2
     """Torch's threads: its CPU results differ by their number."""
     processes: Workers = 1
-    """Processes that share fine-tuning and SimCLR, with a GPU each where there are GPUs; they draw other views than one alone."""
+    """Processes that share fine-tuning and SimCLR, with a GPU each where there are GPUs; they draw
+    other views than one alone.
+    """
 
 
 class Dimension(Section):
@@ -386,7 +484,9 @@ class Dimension(Section):
     """Draw `low`, `low + step`, … only."""
     choices: Annotated[tuple[bool | int | float | Text, ...], Field(strict=False)] | None = None
     when: dict[Text, bool | int | float | Text] = {}
-    """Params of the space that have choices -> the one of them at which this entry counts; else its param stays as params.yaml has it."""
+    """Params of the space that have choices -> the one of them at which this entry counts; else its
+    param stays as params.yaml has it.
+    """
 
     @model_validator(mode="after")
     def _is_an_interval_or_choices(self) -> "Dimension":
@@ -394,16 +494,25 @@ class Dimension(Section):
             if self.log or any(value is not None for value in (self.low, self.high, self.step)):
                 raise ValueError("choices stand alone, without low, high, log and step")
             if len(set(self.choices)) < max(2, len(self.choices)):
-                raise ValueError(f"choices={list(self.choices)} must be two or more that differ; a param with one value needs no study")
+                raise ValueError(
+                    f"choices={list(self.choices)} must be two or more that differ; a param with"
+                    " one value needs no study"
+                )
             return self
         if self.low is None or self.high is None:
             raise ValueError("needs low and high, or choices")
         if not (math.isfinite(self.low) and math.isfinite(self.high)) or self.low >= self.high:
-            raise ValueError(f"the interval from low={self.low:g} to high={self.high:g} is empty or one point; raise high, or remove the entry")
+            raise ValueError(
+                f"the interval from low={self.low:g} to high={self.high:g} is empty or one point;"
+                " raise high, or remove the entry"
+            )
         if self.log and (self.step is not None or self.low <= 0):
             raise ValueError(f"log: true wants low={self.low:g} above 0 and no step")
         if self.step is not None and not 0 < self.step <= self.high - self.low:
-            raise ValueError(f"step={self.step:g} must be above 0 and leave two values between low={self.low:g} and high={self.high:g}")
+            raise ValueError(
+                f"step={self.step:g} must be above 0 and leave two values between low={self.low:g}"
+                f" and high={self.high:g}"
+            )
         return self
 
 
@@ -411,14 +520,22 @@ class Tune(Section):
     """How studies search; no stage depends on it."""
 
     seeds: Count = 1
-    """A trial's value is the mean over so many seeds: 0, 1, … are added to `head.seed`, `mining.seed` and `finetune.seed`."""
+    """A trial's value is the mean over so many seeds: 0, 1, … are added to `head.seed`,
+    `mining.seed` and `finetune.seed`.
+    """
     folds: CountOrNone = 0
-    """0: trials are judged on validation. 2 or more: on each of so many parts of the train and validation patients, trained on the others; the mean counts."""
+    """0: trials are judged on validation. 2 or more: on each of so many parts of the train and
+    validation patients, trained on the others; the mean counts.
+    """
     pruner: Literal["median", "wilcoxon", "hyperband", "none"] = "median"
-    """`median` stops a trial whose best round so far is below the median of the earlier trials at the same round; `hyperband` halves the trials again and again
-    by rounds, for many trials; `wilcoxon` stops a trial that is worse than the best one on the folds and seeds that it has run (signed ranks, p < 0.1)."""
+    """`median` stops a trial whose best round so far is below the median of the earlier trials at
+    the same round; `hyperband` halves the trials again and again by rounds, for many trials;
+    `wilcoxon` stops a trial that is worse than the best one on the folds and seeds that it has run
+    (signed ranks, p < 0.1)."""
     cost: Literal["ignored", "objective"] = "ignored"
-    """`objective`: a study searches the front between value and cost. Cost is counted in encoder passes of a tile; a trained view counts as three."""
+    """`objective`: a study searches the front between value and cost. Cost is counted in encoder
+    passes of a tile; a trained view counts as three.
+    """
     max_cost: Positive | None = None
     """A trial stops, and cannot be the best, where a seed and fold of it costs more."""
     startup_trials: Count = 8
@@ -426,18 +543,25 @@ class Tune(Section):
     seed: Seed = 0
     """Draws the suggestions."""
     space: dict[Text, Dimension]
-    """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices; what follows an @ tells several entries of one param apart.
-    It has no default; {} where nothing is searched."""
+    """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices; what
+    follows an @ tells several entries of one param apart. It has no default; {} where nothing is
+    searched."""
 
     @model_validator(mode="after")
     def _can_be_pruned(self) -> "Tune":
         if self.folds == 1:
-            raise ValueError("folds=1 leaves no fold to train on; give 0 for the validation split, or 2 or more")
+            raise ValueError(
+                "folds=1 leaves no fold to train on; give 0 for the validation split, or 2 or more"
+            )
         if self.pruner == "wilcoxon" and max(self.folds, 1) * self.seeds < 4:
-            raise ValueError(f"pruner=wilcoxon compares folds and seeds, but there are {max(self.folds, 1) * self.seeds}; raise folds or seeds to 4 in all")
+            raise ValueError(
+                "pruner=wilcoxon compares folds and seeds, but there are"
+                f" {max(self.folds, 1) * self.seeds}; raise folds or seeds to 4 in all"
+            )
         if self.cost == "objective" and self.pruner != "none":
             raise ValueError(
-                f"pruner={self.pruner} orders trials by one value, but cost=objective asks for two; set pruner to none, or max_cost in place of cost"
+                f"pruner={self.pruner} orders trials by one value, but cost=objective asks for two;"
+                " set pruner to none, or max_cost in place of cost"
             )
         return self
 
@@ -471,17 +595,28 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _rounds_follow_each_other(self) -> "Params":
-        expected = {str(r): Round(previous=str(r - 1) if r else None) for r in range(len(self.rounds))}
+        expected = {
+            str(r): Round(previous=str(r - 1) if r else None) for r in range(len(self.rounds))
+        }
         if self.rounds != expected:
-            raise ValueError(f'rounds must count from "0" without a gap, each naming its predecessor, but are {sorted(self.rounds)}')
+            raise ValueError(
+                'rounds must count from "0" without a gap, each naming its predecessor, but are'
+                f" {sorted(self.rounds)}"
+            )
         if self.later_rounds != {r: round_ for r, round_ in self.rounds.items() if r != "0"}:
-            raise ValueError(f'later_rounds must be the rounds after "0", but are {sorted(self.later_rounds)}; write them once and merge them into rounds')
+            raise ValueError(
+                f'later_rounds must be the rounds after "0", but are {sorted(self.later_rounds)};'
+                " write them once and merge them into rounds"
+            )
         return self
 
     @model_validator(mode="after")
     def _scores_are_made(self) -> "Params":
         if self.mining.scores == "cross_fitted" and not self.head.score_folds:
-            raise ValueError("mining.scores=cross_fitted needs head.score_folds of 2 or more, but it is 0; set it to 5")
+            raise ValueError(
+                "mining.scores=cross_fitted needs head.score_folds of 2 or more, but it is 0; set"
+                " it to 5"
+            )
         return self
 
     @model_validator(mode="after")
@@ -492,31 +627,54 @@ class Params(Section):
 
 
 def batch_fault(embed: Embed, tiles: Tiles) -> str | None:
-    """What is wrong where the tiles that are embedded at once have more pixels than any machine holds; None where nothing is."""
+    """What is wrong where the tiles that are embedded at once have more pixels than any machine
+    holds; None where nothing is.
+    """
     pixels = embed.batch_tiles * tiles.tile_px**2
     if pixels <= MOST_BATCH_PX:
         return None
-    return f"embed.batch_tiles={embed.batch_tiles} tiles of {tiles.tile_px} px are {pixels} px at once, more than {MOST_BATCH_PX}"
+    return (
+        f"embed.batch_tiles={embed.batch_tiles} tiles of {tiles.tile_px} px are {pixels} px at"
+        f" once, more than {MOST_BATCH_PX}"
+    )
 
 
 def load_params(path: Path) -> Params:
-    """The checked params of `path`; `ParamsError` names each wrong key with its value and the cure."""
+    """The checked params of `path`; `ParamsError` names each wrong key with its value and the
+    cure.
+    """
     if not path.exists():
-        raise ParamsError(f"{path} does not exist; run from the repository's root, where params.yaml lies")
-    content = read_bounded(path, ParamsError, what=str(path), cure="; restore it by git checkout, or write it anew", most=MOST_BYTES)
+        raise ParamsError(
+            f"{path} does not exist; run from the repository's root, where params.yaml lies"
+        )
+    content = read_bounded(
+        path,
+        ParamsError,
+        what=str(path),
+        cure="; restore it by git checkout, or write it anew",
+        most=MOST_BYTES,
+    )
     try:
         text = content.decode("utf-8-sig")
         _check_size(text, path)
         raw = YAML(typ="safe").load(text)
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path} is not valid YAML: {error}; save it as UTF-8") from None
-    except (YAMLError, ValueError, OverflowError, TypeError, RecursionError) as error:  # of dates and numbers that there are not, and keys that are lists
+    except (
+        YAMLError,
+        ValueError,
+        OverflowError,
+        TypeError,
+        RecursionError,
+    ) as error:  # of dates and numbers that there are not, and keys that are lists
         raise ParamsError(f"{path} is not valid YAML: {error}; correct it there") from None
     return check_params(raw, where=str(path))
 
 
 def _check_size(text: str, path: Path) -> None:
-    """Raises `ParamsError` where YAML is nested too deep, or large once its aliases are put in: both exhaust the memory when it is loaded."""
+    """Raises `ParamsError` where YAML is nested too deep, or large once its aliases are put in:
+    both exhaust the memory when it is loaded.
+    """
     sizes: dict[str, int] = {}
     opened: list[tuple[str | None, int]] = []
     count = 0
@@ -524,7 +682,9 @@ def _check_size(text: str, path: Path) -> None:
         anchor = getattr(event, "anchor", None)
         if isinstance(event, AliasEvent):
             if anchor not in sizes:
-                raise ParamsError(f"{path}: *{anchor} stands within &{anchor} or before it; write the value out")
+                raise ParamsError(
+                    f"{path}: *{anchor} stands within &{anchor} or before it; write the value out"
+                )
             count += sizes[anchor]
         elif isinstance(event, ScalarEvent):
             count += 1
@@ -536,7 +696,10 @@ def _check_size(text: str, path: Path) -> None:
             name, before = opened.pop()
             sizes |= {name: count - before} if name else {}
         if len(opened) > DEEPEST or count > MOST_NODES:
-            raise ParamsError(f"{path} has more than {DEEPEST} levels or {MOST_NODES} values, those that aliases repeat counted each time; shorten it")
+            raise ParamsError(
+                f"{path} has more than {DEEPEST} levels or {MOST_NODES} values, those that aliases"
+                " repeat counted each time; shorten it"
+            )
 
 
 def check_params(raw: Any, *, where: str = "params") -> Params:
@@ -546,11 +709,15 @@ def check_params(raw: Any, *, where: str = "params") -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise ParamsError("\n".join(f"{where}: {_sentence(item)}" for item in error.errors())) from None
+        raise ParamsError(
+            "\n".join(f"{where}: {_sentence(item)}" for item in error.errors())
+        ) from None
 
 
 def check_section(kind: type[SectionT], name: str, raw: Any, *, where: str) -> SectionT:
-    """`raw` as the section `name`, which is no part of a whole params.yaml; `where` opens the message of a `ParamsError`."""
+    """`raw` as the section `name`, which is no part of a whole params.yaml; `where` opens the
+    message of a `ParamsError`.
+    """
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
@@ -568,7 +735,11 @@ def _sentence(item: Any) -> str:
     if item["type"] == "missing":
         return f"{name} is missing; add it"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" if item["type"] == "value_error" else f"{name}={_shown(item['input'])}: {message[0].lower()}{message[1:]}"
+    return (
+        f"{name}: {message}"
+        if item["type"] == "value_error"
+        else f"{name}={_shown(item['input'])}: {message[0].lower()}{message[1:]}"
+    )
 
 
 def _shown(value: Any) -> str:
@@ -581,14 +752,18 @@ def _suggestion(location: tuple[str | int, ...]) -> str:
     """`; did you mean X?` from the keys that the section at `location` does know."""
     section: type[BaseModel] = Params
     for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation if str(part) in section.model_fields else None
+        annotation = (
+            section.model_fields[str(part)].annotation
+            if str(part) in section.model_fields
+            else None
+        )
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return "; remove it"
         section = annotation
     known = list(section.model_fields)
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     prefix = ".".join(str(part) for part in location[:-1])
-    names = [f"{prefix}.{key}" if prefix else key for key in (close or known)]
+    names = [f"{prefix}.{key}" if prefix else key for key in close or known]
     return f"; did you mean {names[0]}?" if close else f"; known are {', '.join(names)}"
 
 
@@ -596,5 +771,9 @@ def flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested names as dotted ones: {"head": {"seed": 0}} is {"head.seed": 0}."""
     flattened: dict[str, Any] = {}
     for name, value in sections.items():
-        flattened |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flattened |= (
+            flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{name}": value}
+        )
     return flattened

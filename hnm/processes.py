@@ -25,10 +25,11 @@ _read_seconds = 0.0
 
 
 def die_with_parent() -> None:
-    """Ends this process when the one that started it is killed; else it would go on and write its outputs later.
+    """Ends this process when the one that started it is killed; else it would go on and write its
+    outputs later.
 
-    To Linux the parent of a worker is the server that forked it, which itself lives as long as any worker does; so a
-    worker watches the process that asked for it, too.
+    To Linux the parent of a worker is the server that forked it, which itself lives as long as any
+    worker does; so a worker watches the process that asked for it, too.
     """
     if (asked_by := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_after, args=[asked_by.sentinel], daemon=True).start()
@@ -45,7 +46,9 @@ def _end_after(sentinel: int) -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: a scheduler, `kill` or a closed terminal asks this process to end; it ends as by Ctrl-C."""
+    """SIGTERM or SIGHUP: a scheduler, `kill` or a closed terminal asks this process to end; it ends
+    as by Ctrl-C.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -53,10 +56,14 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def ending_in_a_line(going_on: str, *, passing: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-    """Whatever ends the block early ends the process with one line on standard error; a defect keeps its traceback, without secrets.
+def ending_in_a_line(
+    going_on: str, *, passing: tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
+    """Whatever ends the block early ends the process with one line on standard error; a defect
+    keeps its traceback, without secrets.
 
-    Exit codes: 1 for errors; of a signal 128 and its number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+    Exit codes: 1 for errors; of a signal 128 and its number, as shells have it: 130 for Ctrl-C, 143
+    for SIGTERM.
 
     Args:
         going_on: what is said of what was finished, after an interrupt.
@@ -92,18 +99,24 @@ def line_of(error: BaseException, going_on: str) -> str:
 
 
 def tell_ends(going_on: str) -> None:
-    """Has `line_of` tell what ends this process or one of its threads outside of `ending_in_a_line`, as while libraries are imported."""
+    """Has `line_of` tell what ends this process or one of its threads outside of
+    `ending_in_a_line`, as while libraries are imported.
+    """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         say(line_of(error, going_on))
 
     sys.excepthook = hook
-    threading.excepthook = lambda arguments: say(line_of(arguments.exc_value or arguments.exc_type(), going_on))
+    threading.excepthook = lambda arguments: say(
+        line_of(arguments.exc_value or arguments.exc_type(), going_on)
+    )
 
 
 @contextlib.contextmanager
 def _flushed() -> Iterator[None]:
-    """Standard output is written whole before the block ends well, so that a disk that refuses it is told of while one can."""
+    """Standard output is written whole before the block ends well, so that a disk that refuses it
+    is told of while one can.
+    """
     try:
         yield
     except SystemExit as end:
@@ -117,11 +130,17 @@ def _flushed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Terminated`, so that files and children are cleaned up; where someone has them ignored (nohup) they stay so."""
+    """SIGTERM and SIGHUP raise `Terminated`, so that files and children are cleaned up; where
+    someone has them ignored (nohup) they stay so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    ours = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) == signal.SIG_DFL
+    ]
     for number in ours:
         signal.signal(number, _terminate)
     try:
@@ -136,7 +155,9 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep the large blocks that are freed: giving each back to the kernel, and zeroing it anew, takes half of an encoder's time."""
+    """Has glibc keep the large blocks that are freed: giving each back to the kernel, and zeroing
+    it anew, takes half of an encoder's time.
+    """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
         libc = ctypes.CDLL(None)
@@ -153,7 +174,9 @@ def limit_reads(seconds: float | None) -> None:
 
 @contextlib.contextmanager
 def one_read() -> Iterator[None]:
-    """A read that may hang in native code, which listens to no exception: where it takes longer than `limit_reads` allows, SIGALRM ends this process."""
+    """A read that may hang in native code, which listens to no exception: where it takes longer
+    than `limit_reads` allows, SIGALRM ends this process.
+    """
     if not _read_seconds:
         yield
         return

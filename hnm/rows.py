@@ -1,7 +1,9 @@
-"""The one reader of text tables: manifests, sample sheets, labels, ledgers, histories and every CSV file that hnm writes.
+"""The one reader of text tables: manifests, sample sheets, labels, ledgers, histories and every CSV
+file that hnm writes.
 
-A cell is the text that stands there. `NA`, `null`, `nan`, `None`, `007`, `1e5` and `True` mean nothing to this reader, so
-that a patient of any name stays one patient. A caller that wants a number asks for one by `integer` or `number`.
+A cell is the text that stands there. `NA`, `null`, `nan`, `None`, `007`, `1e5` and `True` mean
+nothing to this reader, so that a patient of any name stays one patient. A caller that wants a
+number asks for one by `integer` or `number`.
 """
 
 import csv
@@ -18,17 +20,43 @@ from hnm.names import quoted
 MOST_BYTES = 256 << 20
 MOST_ROWS = 1_000_000
 UNKNOWN_WORDS = frozenset(
-    {"", "-", "--", ".", "?", "#n/a", "<na>", "n.a.", "n/a", "na", "nan", "nat", "nil", "none", "null"}
+    {
+        "",
+        "-",
+        "--",
+        ".",
+        "?",
+        "#n/a",
+        "<na>",
+        "n.a.",
+        "n/a",
+        "na",
+        "nan",
+        "nat",
+        "nil",
+        "none",
+        "null",
+    }
     | {"missing", "not available", "not reported", "unbekannt", "undefined", "unknown"}
 )
-"""What people and programs (R, pandas, spreadsheets, the GDC) write where they do not know, in small letters."""
+"""What people and programs (R, pandas, spreadsheets, the GDC) write where they do not know, in
+small letters.
+"""
 _INTEGER = re.compile(r"([+-]?\d{1,19})(\.0*)?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _SAVE = "; save it as CSV in UTF-8"
 
 
-def text_lines(source: Path | bytes, what: str, *, refuse: Refuse = CohortError, delimiter: str = ",", cure: str = "") -> Iterator[tuple[int, list[str]]]:
-    """The lines of a CSV or TSV file that are not empty, each with its number; lines may end as on any system.
+def text_lines(
+    source: Path | bytes,
+    what: str,
+    *,
+    refuse: Refuse = CohortError,
+    delimiter: str = ",",
+    cure: str = "",
+) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV or TSV file that are not empty, each with its number; lines may end as on
+    any system.
 
     Args:
         source: the file, or its bytes.
@@ -38,24 +66,41 @@ def text_lines(source: Path | bytes, what: str, *, refuse: Refuse = CohortError,
         cure: ends the message, in place of what the reader itself advises.
 
     Raises:
-        HnmError: of `refuse`; it cannot be read, is not UTF-8, or no CSV; the message names the line.
+        HnmError: of `refuse`; it cannot be read, is not UTF-8, or no CSV; the message names the
+        line.
     """
-    content = source if isinstance(source, bytes) else read_bounded(source, refuse, what=what, cure=cure, most=MOST_BYTES)
+    content = (
+        source
+        if isinstance(source, bytes)
+        else read_bounded(source, refuse, what=what, cure=cure, most=MOST_BYTES)
+    )
     text = _decoded(content, what, refuse, cure)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for count, cells in enumerate((cells for cells in lines if cells), 1):
             if count > MOST_ROWS:
-                raise refuse(f"{what} has more than the {MOST_ROWS} rows that are read; split the cohort")
+                raise refuse(
+                    f"{what} has more than the {MOST_ROWS} rows that are read; split the cohort"
+                )
             yield lines.line_num, cells
     except csv.Error as error:
-        raise refuse(f"{what} is not CSV in UTF-8: line {lines.line_num}: {error}; a quote may be open{cure or _SAVE}") from None
+        raise refuse(
+            f"{what} is not CSV in UTF-8: line {lines.line_num}: {error}; a quote may be"
+            f" open{cure or _SAVE}"
+        ) from None
 
 
 def text_rows(
-    source: Path | bytes, what: str, *, refuse: Refuse = CohortError, delimiter: str = ",", cure: str = "", strip: bool = True
+    source: Path | bytes,
+    what: str,
+    *,
+    refuse: Refuse = CohortError,
+    delimiter: str = ",",
+    cure: str = "",
+    strip: bool = True,
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns of a table, and its rows by column, each with its line's number; arguments and errors as of `text_lines`.
+    """The columns of a table, and its rows by column, each with its line's number; arguments and
+    errors as of `text_lines`.
 
     Where `strip` is true, blanks around cells and names are taken away, as people leave them.
     """
@@ -64,7 +109,9 @@ def text_rows(
     columns = [name.strip() for name in first] if strip else first
     if len(set(columns)) < len(columns):
         twice = next(column for column in columns if columns.count(column) > 1)
-        raise refuse(f"{what}: a column stands there twice: {quoted(twice)}{cure or '; remove one'}")
+        raise refuse(
+            f"{what}: a column stands there twice: {quoted(twice)}{cure or '; remove one'}"
+        )
     rows = []
     for number, cells in lines:
         if len(cells) != len(columns):
@@ -78,12 +125,16 @@ def text_rows(
 
 
 def is_unknown(text: str) -> bool:
-    """Whether `text` says that something is not known: it is empty, or one of `UNKNOWN_WORDS`, whatever its case."""
+    """Whether `text` says that something is not known: it is empty, or one of `UNKNOWN_WORDS`,
+    whatever its case.
+    """
     return text.strip().casefold() in UNKNOWN_WORDS
 
 
 def integer(text: str) -> int | None:
-    """The whole number of 64 bits that `text` is, `12.0` too, as programs write counts that may be missing; None where it is none."""
+    """The whole number of 64 bits that `text` is, `12.0` too, as programs write counts that may be
+    missing; None where it is none.
+    """
     match = _INTEGER.fullmatch(text)
     value = int(match[1]) if match else None
     return value if value is not None and -(2**63) <= value < 2**63 else None
@@ -104,5 +155,7 @@ def _decoded(content: bytes, what: str, refuse: Refuse, cure: str) -> str:
         raise refuse(f"{what} is not CSV in UTF-8: {error}{cure or _SAVE}") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise refuse(f"{what} is not CSV in UTF-8: line {line} holds a null character{cure or _SAVE}")
+        raise refuse(
+            f"{what} is not CSV in UTF-8: line {line} holds a null character{cure or _SAVE}"
+        )
     return text

@@ -1,7 +1,9 @@
-"""The tables that stages hand to each other: one schema each, checked at every read and every write.
+"""The tables that stages hand to each other: one schema each, checked at every read and every
+write.
 
-Columns stand in the order given here, rows in the order of the table's key, so that equal content has equal bytes.
-A file is read within bounds: what it claims to hold is compared with its size and its schema before memory is asked for.
+Columns stand in the order given here, rows in the order of the table's key, so that equal content
+has equal bytes. A file is read within bounds: what it claims to hold is compared with its size and
+its schema before memory is asked for.
 """
 
 import csv
@@ -24,7 +26,9 @@ from hnm.names import ID, ID_WORDS, quoted
 from hnm.rows import integer, number, text_rows
 
 MOST_PER_BYTE = 16
-"""Rows, or bytes once unpacked, for each byte of a parquet file. Tables of tiles have half a row and 1.5 bytes at most, as keys are unique."""
+"""Rows, or bytes once unpacked, for each byte of a parquet file. Tables of tiles have half a row
+and 1.5 bytes at most, as keys are unique.
+"""
 SMALLEST = 1 << 20
 """Rows, or bytes, that any parquet file may hold."""
 NAMED = 5
@@ -32,11 +36,15 @@ NAMED = 5
 _MISSING = {"float32": np.nan, "float64": np.nan, "Int64": pd.NA}
 """What an empty cell is, by dtype; numbers of other dtypes may not be missing."""
 _RUN_BY_SPREADSHEETS = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-"""How text begins that a spreadsheet takes for a formula, ASCII or full-width; or that does behind quotes, so that nothing is lost on the way back."""
+"""How text begins that a spreadsheet takes for a formula, ASCII or full-width; or that does behind
+quotes, so that nothing is lost on the way back.
+"""
 
 
 def safe_cell(text: str) -> str:
-    """`text` as a cell of a CSV file for people: a quote goes before what a spreadsheet would take for a formula and run. `plain_cell` takes it away."""
+    """`text` as a cell of a CSV file for people: a quote goes before what a spreadsheet would take
+    for a formula and run. `plain_cell` takes it away.
+    """
     return f"'{text}" if _RUN_BY_SPREADSHEETS.match(text) else text
 
 
@@ -46,10 +54,20 @@ def plain_cell(cell: str) -> str:
 
 
 def write_csv(frame: pd.DataFrame, path: Path, float_format: Any = None) -> None:
-    """Writes `frame` as CSV for people, each cell of text by `safe_cell`; `read_frame` gives the text back. `path` is of `whole`."""
+    """Writes `frame` as CSV for people, each cell of text by `safe_cell`; `read_frame` gives the
+    text back. `path` is of `whole`.
+    """
     safe = _each_text(frame, safe_cell)
-    returns = any("\r" in cell for _, column in safe.items() if _is_text(column) for cell in column if isinstance(cell, str))
-    quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL  # Python's csv puts no quotes around a carriage return by itself
+    returns = any(
+        "\r" in cell
+        for _, column in safe.items()
+        if _is_text(column)
+        for cell in column
+        if isinstance(cell, str)
+    )
+    quoting: Any = (
+        csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    )  # Python's csv puts no quotes around a carriage return by itself
     safe.to_csv(path, index=False, lineterminator="\n", float_format=float_format, quoting=quoting)
 
 
@@ -62,7 +80,8 @@ def read_frame(
     cure: str = "",
     check: Callable[[list[str]], None] | None = None,
 ) -> pd.DataFrame:
-    """The columns `kinds` of a CSV file that `write_csv` wrote; each text and each number is what it was.
+    """The columns `kinds` of a CSV file that `write_csv` wrote; each text and each number is what
+    it was.
 
     Args:
         source: the file, or its bytes.
@@ -73,35 +92,54 @@ def read_frame(
         check: raises where the names of the columns are not what they should be.
 
     Returns:
-        The columns in the order of `kinds`. An empty cell is a missing value; any other cell of a column of text is that text.
+        The columns in the order of `kinds`. An empty cell is a missing value; any other cell of a
+        column of text is that text.
     """
     columns, rows = text_rows(source, what, refuse=refuse, cure=cure, strip=False)
     if check is not None:
         check(columns)
     if missing := [name for name in kinds if name not in columns]:
-        raise refuse(f"{what}: column {missing[0]} is missing; its columns are {_shortened(columns)}{cure}")
+        raise refuse(
+            f"{what}: column {missing[0]} is missing; its columns are {_shortened(columns)}{cure}"
+        )
     series = {}
     for name, kind in kinds.items():
         cells = [row[name] for _, row in rows]
         values = [_value(cell, kind) for cell in cells]
         wrong = next((place for place, value in enumerate(values) if value is None), None)
         if wrong is not None:
-            raise refuse(f"{what}: column {name}, row {wrong}: value {quoted(cells[wrong])}: must be of type {kind.lower()}{cure}")
+            raise refuse(
+                f"{what}: column {name}, row {wrong}: value {quoted(cells[wrong])}: must be of type"
+                f" {kind.lower()}{cure}"
+            )
         column = pd.Series(values, dtype=kind)
         series[name] = column.mask(column == "") if _is_text(column) else column
     return pd.DataFrame(series)
 
 
-def read_numbers(path: Path, *, texts: Collection[str] = (), refuse: Refuse = TableError, cure: str = "") -> pd.DataFrame:
-    """All columns of a CSV file that hnm wrote, those named in `texts` as text and the others as numbers, whole where all of a column are; as `read_frame`."""
+def read_numbers(
+    path: Path, *, texts: Collection[str] = (), refuse: Refuse = TableError, cure: str = ""
+) -> pd.DataFrame:
+    """All columns of a CSV file that hnm wrote, those named in `texts` as text and the others as
+    numbers, whole where all of a column are; as `read_frame`.
+    """
     columns, rows = text_rows(path, str(path), refuse=refuse, cure=cure, strip=False)
-    whole_ones = {name for name in columns if rows and all("." not in row[name] and integer(row[name]) is not None for _, row in rows)}
-    kinds = {name: "str" if name in texts else "int64" if name in whole_ones else "float64" for name in columns}
+    whole_ones = {
+        name
+        for name in columns
+        if rows and all("." not in row[name] and integer(row[name]) is not None for _, row in rows)
+    }
+    kinds = {
+        name: "str" if name in texts else "int64" if name in whole_ones else "float64"
+        for name in columns
+    }
     return read_frame(path, kinds, str(path), refuse=refuse, cure=cure)
 
 
 def _value(cell: str, kind: str) -> Any:
-    """The text, number or truth value that a cell of a column of this dtype is; None where it is none."""
+    """The text, number or truth value that a cell of a column of this dtype is; None where it is
+    none.
+    """
     if kind.startswith(("str", "object")):
         return plain_cell(cell)
     if kind == "bool":
@@ -119,7 +157,11 @@ def _is_text(column: "pd.Series[Any]") -> bool:
 
 def _each_text(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
     columns: Any = {
-        name: column.map(lambda cell: change(cell) if isinstance(cell, str) else cell).astype(column.dtype)
+        name: (
+            column.map(lambda cell: change(cell) if isinstance(cell, str) else cell).astype(
+                column.dtype
+            )
+        )
         for name, column in frame.items()
         if _is_text(column)
     }
@@ -131,8 +173,12 @@ def _one_of(*values: str | int) -> pa.Check:
 
 
 def _all_of(pattern: str, wanted: str) -> pa.Check:
-    """That the whole text matches, a line feed at its end included, which pandera's `str_matches` and `$` would pass over."""
-    return pa.Check(lambda column: column.str.fullmatch(pattern, na=False), error=f"must be {wanted}")
+    """That the whole text matches, a line feed at its end included, which pandera's `str_matches`
+    and `$` would pass over.
+    """
+    return pa.Check(
+        lambda column: column.str.fullmatch(pattern, na=False), error=f"must be {wanted}"
+    )
 
 
 _slide_id = pa.Column(str, _all_of(ID, ID_WORDS))
@@ -154,7 +200,9 @@ class Table:
     columns: dict[str, pa.Column]
 
     def check(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
-        """`frame` with this table's columns, sorted by its key; `TableError` names `where`, column, row and value."""
+        """`frame` with this table's columns, sorted by its key; `TableError` names `where`, column,
+        row and value.
+        """
         self._check_columns(list(frame.columns), where)
         schema = pa.DataFrameSchema(self.columns, strict=True, unique=list(self.key))
         try:
@@ -164,15 +212,27 @@ class Table:
         return checked.sort_values(list(self.key), kind="stable", ignore_index=True)
 
     def read(self, path: Path) -> pd.DataFrame:
-        """The checked table at `path` (.parquet or .csv), which may come from anybody; whatever is wrong with it is one `TableError`."""
+        """The checked table at `path` (.parquet or .csv), which may come from anybody; whatever is
+        wrong with it is one `TableError`.
+        """
         if not path.exists():
-            raise TableError(f"{path} does not exist, but a {self.name} table is wanted; run the stage that makes it (dvc repro)")
+            raise TableError(
+                f"{path} does not exist, but a {self.name} table is wanted; run the stage that"
+                " makes it (dvc repro)"
+            )
         if not path.is_file():
-            raise TableError(f"{path} is no regular file, but a {self.name} table is wanted; move it away and run the stage that makes it (dvc repro)")
-        return self.check(self._read_csv(path) if path.suffix == ".csv" else self._read_parquet(path), str(path))
+            raise TableError(
+                f"{path} is no regular file, but a {self.name} table is wanted; move it away and"
+                " run the stage that makes it (dvc repro)"
+            )
+        return self.check(
+            self._read_csv(path) if path.suffix == ".csv" else self._read_parquet(path), str(path)
+        )
 
     def write(self, frame: pd.DataFrame, path: Path) -> None:
-        """`frame`, checked and sorted, to `path` (.parquet or .csv), whole or not at all; in CSV text is made safe for spreadsheets by `safe_cell`."""
+        """`frame`, checked and sorted, to `path` (.parquet or .csv), whole or not at all; in CSV
+        text is made safe for spreadsheets by `safe_cell`.
+        """
         checked = self.check(frame, str(path))
         with whole(path) as temporary:
             if path.suffix == ".csv":
@@ -183,24 +243,44 @@ class Table:
     def _check_columns(self, names: Sequence[str], where: str) -> None:
         missing = [column for column in self.columns if column not in names]
         extra = [str(column) for column in names if column not in self.columns]
-        twice = [str(column) for column in self.columns if list(names).count(column) > 1] if len(names) > len(self.columns) else []
+        twice = (
+            [str(column) for column in self.columns if list(names).count(column) > 1]
+            if len(names) > len(self.columns)
+            else []
+        )
         parts = (("missing", missing), ("unknown", extra), ("doubled", twice))
-        if said := "; ".join(f"{kind} columns {_shortened(columns)}" for kind, columns in parts if columns):
+        if said := "; ".join(
+            f"{kind} columns {_shortened(columns)}" for kind, columns in parts if columns
+        ):
             raise TableError(f"{where} is no {self.name} table: {said}")
 
     def _read_csv(self, path: Path) -> pd.DataFrame:
         kinds = {name: str(column.dtype) for name, column in self.columns.items()}
-        return read_frame(path, kinds, str(path), check=lambda names: self._check_columns(names, str(path)))
+        return read_frame(
+            path, kinds, str(path), check=lambda names: self._check_columns(names, str(path))
+        )
 
     def _read_parquet(self, path: Path) -> pd.DataFrame:
         cure = f"; {REMAKE}; of another project, bring it anew from where it was made"
         try:
-            with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, thrift_string_size_limit=10 << 20, thrift_container_size_limit=1 << 20) as file:
+            with (
+                path.open("rb") as stream,
+                pyarrow.parquet.ParquetFile(
+                    stream, thrift_string_size_limit=10 << 20, thrift_container_size_limit=1 << 20
+                ) as file,
+            ):
                 fault = self._fault(file, path, path.stat().st_size)
                 table = None if fault else file.read(use_threads=False)
         except MemoryError:
             fault, table = "it asks for more memory than there is", None
-        except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        except (
+            pyarrow.ArrowException,
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+        ) as error:
             if isinstance(error, OSError) and error_of_machine(error) is not None:
                 raise
             lines = str(error).splitlines()
@@ -209,37 +289,66 @@ class Table:
             raise TableError(f"{path} is no parquet table that can be read ({fault}){cure}")
         try:
             frame: pd.DataFrame = table.to_pandas()
-        except (pyarrow.ArrowException, ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:  # pandas' notes in the file may be forged
-            raise TableError(f"{path} is no parquet table that can be read ({type(error).__name__}: {error}){cure}") from None
+        except (
+            pyarrow.ArrowException,
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            AttributeError,
+        ) as error:  # pandas' notes in the file may be forged
+            raise TableError(
+                f"{path} is no parquet table that can be read ({type(error).__name__}:"
+                f" {error}){cure}"
+            ) from None
         return frame
 
     def _fault(self, file: pyarrow.parquet.ParquetFile, path: Path, size: int) -> str | None:
-        """What is wrong with a parquet file of `size` bytes by what it says of itself, before anything of it is unpacked; None where nothing is."""
+        """What is wrong with a parquet file of `size` bytes by what it says of itself, before
+        anything of it is unpacked; None where nothing is.
+        """
         schema, most = file.schema_arrow, max(SMALLEST, MOST_PER_BYTE * size)
         self._check_columns(schema.names[: 2 * len(self.columns)], str(path))
         if wrong := [field.name for field in schema if not _is_plain(field.type)]:
-            return f"its columns {_shortened(wrong)} hold no plain text or numbers, but {str(schema.field(wrong[0]).type)[:60]}"
+            return (
+                f"its columns {_shortened(wrong)} hold no plain text or numbers, but"
+                f" {str(schema.field(wrong[0]).type)[:60]}"
+            )
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-        unpacked = sum(abs(group.total_byte_size) for group in groups)  # pyarrow ends the process where it describes a forged column
+        unpacked = sum(
+            abs(group.total_byte_size) for group in groups
+        )  # pyarrow ends the process where it describes a forged column
         rows = file.metadata.num_rows
         if not 0 <= rows == sum(group.num_rows for group in groups):
             return "its numbers of rows contradict each other"
         if rows > most or unpacked > most:
-            return f"its {size} bytes claim to hold {rows} rows of {unpacked} bytes, more than {MOST_PER_BYTE} for each byte"
+            return (
+                f"its {size} bytes claim to hold {rows} rows of {unpacked} bytes, more than"
+                f" {MOST_PER_BYTE} for each byte"
+            )
         return None
 
     def frame(self, columns: Mapping[str, Any]) -> pd.DataFrame:
-        """Rows of this table from a column each; one value is that of all rows. They are checked when they are written."""
+        """Rows of this table from a column each; one value is that of all rows. They are checked
+        when they are written.
+        """
         return pd.DataFrame(columns)
 
     def empty(self) -> pd.DataFrame:
         """This table without rows."""
-        return pd.DataFrame({name: pd.Series(dtype=str(column.dtype)) for name, column in self.columns.items()})
+        return pd.DataFrame(
+            {name: pd.Series(dtype=str(column.dtype)) for name, column in self.columns.items()}
+        )
 
 
 def _is_plain(kind: pyarrow.DataType) -> bool:
     """Whether a column of parquet holds text, numbers, or nothing at all."""
-    tests = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_integer, pyarrow.types.is_floating)
+    tests = (
+        pyarrow.types.is_string,
+        pyarrow.types.is_large_string,
+        pyarrow.types.is_integer,
+        pyarrow.types.is_floating,
+    )
     return any(test(kind) for test in (*tests, pyarrow.types.is_boolean, pyarrow.types.is_null))
 
 
@@ -252,11 +361,21 @@ def _shortened(names: Sequence[str]) -> str:
 def _sentence(failures: pd.DataFrame, key: tuple[str, ...]) -> str:
     """The first of pandera's failure cases as a sentence."""
     first = failures.iloc[0]
-    value = first["failure_case"].item() if isinstance(first["failure_case"], np.generic) else first["failure_case"]
+    value = (
+        first["failure_case"].item()
+        if isinstance(first["failure_case"], np.generic)
+        else first["failure_case"]
+    )
     row = "" if pd.isna(first["index"]) else f", row {int(first['index'])}"
-    wanted = {"not_nullable": "must not be empty", "multiple_fields_uniqueness": f"must be unique ({', '.join(key)})"}.get(first["check"], first["check"])
+    wanted = {
+        "not_nullable": "must not be empty",
+        "multiple_fields_uniqueness": f"must be unique ({', '.join(key)})",
+    }.get(first["check"], first["check"])
     more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-    return f"column {first['column']}{row}: value {value!r}: {wanted.replace('dtype', 'must be of type')}{more}"
+    return (
+        f"column {first['column']}{row}: value {value!r}:"
+        f" {wanted.replace('dtype', 'must be of type')}{more}"
+    )
 
 
 SLIDES = Table(
@@ -272,11 +391,18 @@ SLIDES = Table(
         "mpp_y": pa.Column("float64", _positive),
         "width": pa.Column("int64", _positive),  # level-0 pixels
         "height": pa.Column("int64", _positive),
-        "bounds_x": _corner,  # level-0 pixels: where the scan lies, from where QuPath counts; all of level 0 where the file states no bounds
+        "bounds_x": (
+            _corner
+            # level-0 pixels: where the scan lies, from where QuPath counts; all of level 0 where
+            # the
+            # file states no bounds
+        ),
         "bounds_y": _corner,
         "bounds_width": pa.Column("int64", _positive),
         "bounds_height": pa.Column("int64", _positive),
-        "origin": pa.Column(str, _one_of("auto", "level_0", "bounds")),  # cohort.origin: what drawings count from that do not say so
+        "origin": pa.Column(
+            str, _one_of("auto", "level_0", "bounds")
+        ),  # cohort.origin: what drawings count from that do not say so
         "fingerprint": pa.Column(str),  # of the file: size, header, OpenSlide's quickhash
         "mask": pa.Column(str),  # a tissue mask from elsewhere, as in the manifest; "" for none
         "mask_digest": pa.Column(str),
@@ -285,14 +411,22 @@ SLIDES = Table(
 """The checked cohort. No labels: those are one file a split."""
 
 PATIENTS = Table("patients", ("slide_id",), {"slide_id": _slide_id, "patient_id": pa.Column(str)})
-"""Whose each slide is: what of `SLIDES` a head needs, so that another fingerprint trains none anew."""
+"""Whose each slide is: what of `SLIDES` a head needs, so that another fingerprint trains none
+anew.
+"""
 
-LABELS = Table("labels", ("slide_id",), {"slide_id": _slide_id, "label": pa.Column("int64", _one_of(0, 1))})
+LABELS = Table(
+    "labels", ("slide_id",), {"slide_id": _slide_id, "label": pa.Column("int64", _one_of(0, 1))}
+)
 
 QUARANTINE = Table(
     "quarantine",
     ("slide_id",),
-    {"slide_id": _slide_id, "step": pa.Column(str, _one_of("open", "mpp", "tissue", "tiles")), "reason": pa.Column(str)},
+    {
+        "slide_id": _slide_id,
+        "step": pa.Column(str, _one_of("open", "mpp", "tissue", "tiles")),
+        "reason": pa.Column(str),
+    },
 )
 """Slides that cannot be used, the step that they failed, and why."""
 
@@ -315,10 +449,14 @@ PACKS = Table(
     {
         "slide_id": _slide_id,
         "bytes": pa.Column("int64", _positive),
-        "sha256": pa.Column(str, pa.Check.str_matches(r"^[0-9a-f]{64}\Z", error="must be 64 hexadecimal digits")),
+        "sha256": pa.Column(
+            str, pa.Check.str_matches(r"^[0-9a-f]{64}\Z", error="must be 64 hexadecimal digits")
+        ),
     },
 )
-"""The packs of a cohort, each with its size and the digest of its bytes, so that no later stage has to hash them."""
+"""The packs of a cohort, each with its size and the digest of its bytes, so that no later stage has
+to hash them.
+"""
 
 TILE_SCORES = Table(
     "tile scores",
@@ -335,7 +473,9 @@ TILE_SCORES = Table(
     },
 )
 
-SLIDE_SCORES = Table("slide scores", ("slide_id",), {"slide_id": _slide_id, "logit": _logit, "score": _score})
+SLIDE_SCORES = Table(
+    "slide scores", ("slide_id",), {"slide_id": _slide_id, "logit": _logit, "score": _score}
+)
 
 VETOES = Table(
     "vetoes",
@@ -355,7 +495,9 @@ MINED = Table(
     ("role", "rank"),
     {
         "role": pa.Column(str, _one_of("positive", "hard_negative")),
-        "rank": pa.Column("int32", pa.Check.ge(1, error="must be at least 1")),  # 1 is the best-scoring of its role
+        "rank": pa.Column(
+            "int32", pa.Check.ge(1, error="must be at least 1")
+        ),  # 1 is the best-scoring of its role
         "slide_id": _slide_id,
         "tile": _tile,
         "x": _corner,
@@ -365,7 +507,9 @@ MINED = Table(
         "logit": _logit,
         "round": pa.Column("int32", pa.Check.ge(1, error="must be at least 1")),
         "policy": pa.Column(str, _one_of("hard", "semi_hard", "mixed", "random", "all")),
-        "scorer": pa.Column(str, _all_of("[0-9a-f]{16}", "16 hexadecimal digits")),  # of the scores that were mined
+        "scorer": pa.Column(
+            str, _all_of("[0-9a-f]{16}", "16 hexadecimal digits")
+        ),  # of the scores that were mined
     },
 )
 
@@ -380,7 +524,9 @@ PASSED_OVER = Table(
         "y": _corner,
         "side": pa.Column("int64", _positive),
         "score": _score,
-        "reason": pa.Column(str, _one_of("pen", "blur", "fold", "near_duplicate", "like_hard_negative")),
+        "reason": pa.Column(
+            str, _one_of("pen", "blur", "fold", "near_duplicate", "like_hard_negative")
+        ),
     },
 )
 """Tiles that would have been mined, had a guard not refused them."""
@@ -395,8 +541,12 @@ MINED_SLIDES = Table(
         "candidates": pa.Column("int64", _at_least_0),  # its tiles that its role could have mined
         "mined": pa.Column("int64", _at_least_0),
         "share": pa.Column("float64", _share),  # of all tiles of its role
-        "patient_share": pa.Column("float64", _share),  # of all tiles of its role, what the slides of its patient supply together
-        "hardest": pa.Column("int64", _at_least_0),  # its tiles among the best-scoring of the negative slides; 0 for a positive slide
+        "patient_share": pa.Column(
+            "float64", _share
+        ),  # of all tiles of its role, what the slides of its patient supply together
+        "hardest": pa.Column(
+            "int64", _at_least_0
+        ),  # its tiles among the best-scoring of the negative slides; 0 for a positive slide
         "expected": pa.Column("float64", _at_least_0),  # such tiles, were they spread evenly
         "chance": pa.Column("float64", _share),  # of so many or more, were they spread by chance
         "suspect": pa.Column("bool"),

@@ -1,4 +1,5 @@
-"""Stage `causes`: what of this place can change the results of each other stage, beside its inputs and params.
+"""Stage `causes`: what of this place can change the results of each other stage, beside its inputs
+and params.
 
 It always runs. A stage runs again only where its own file has other bytes than at its last run.
 """
@@ -6,15 +7,28 @@ It always runs. A stage runs again only where its own file has other bytes than 
 from pathlib import Path
 
 from hnm.causes import causes_of
-from hnm.experiments.reruns import reruns
 from hnm.files import write_json
 from hnm.output import say
 from hnm.params import Compute
+from hnm.repository.reruns import reruns
 from pipelines import stage
 
 
-def main(cohort: Path, tiles: Path, encoder: Path, embed: Path, head: Path, mine: Path, finetune: Path, evaluate: Path, *, compute: Compute) -> None:
-    """Writes one file a stage: its code, its libraries' versions and, where torch computes, the machine; says what differs from the stages' last runs."""
+def main(
+    cohort: Path,
+    tiles: Path,
+    encoder: Path,
+    embed: Path,
+    head: Path,
+    mine: Path,
+    finetune: Path,
+    evaluate: Path,
+    *,
+    compute: Compute,
+) -> None:
+    """Writes one file a stage: its code, its libraries' versions and, where torch computes, the
+    machine; says what differs from the stages' last runs.
+    """
     files = {
         "cohort": cohort,
         "tiles": tiles,

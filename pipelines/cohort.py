@@ -9,7 +9,7 @@ from hnm.errors import SlideError
 from hnm.params import Cohort, Split
 from hnm.progress import followed
 from hnm.slides.annotations import write_annotation
-from hnm.slides.cohort import (
+from hnm.slides.cohort.cohort import (
     SPLITS,
     Entry,
     Identity,
@@ -23,7 +23,7 @@ from hnm.slides.cohort import (
     splits_of,
 )
 from hnm.slides.drawings import Drawing, read_drawings, warn_of_origins, warn_of_places
-from hnm.slides.urls import kept_form, place_of
+from hnm.slides.reading.urls import kept_form, place_of
 from hnm.slides.workers import each
 from hnm.store import Store, project_file, project_store
 from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
@@ -54,22 +54,45 @@ def main(
     known = Store(project_store().root.absolute())
     openings = [_opening(entry, folder, cohort, known) for entry in entries.values()]
     opening_all = each(identify, openings, seconds=OPEN_SECONDS, step="open")
-    told = followed(opening_all, slides=len(openings), doing="opening slides", line=_line, unit="slides")
+    told = followed(
+        opening_all, slides=len(openings), doing="opening slides", line=_line, unit="slides"
+    )
     outcomes = {opening.slide_id: outcome for opening, outcome in told}
-    refused = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, SlideError)}
-    opened = {slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, Identity)}
+    refused = {
+        slide_id: outcome
+        for slide_id, outcome in outcomes.items()
+        if isinstance(outcome, SlideError)
+    }
+    opened = {
+        slide_id: outcome for slide_id, outcome in outcomes.items() if isinstance(outcome, Identity)
+    }
     print(f"{len(entries)} slides found, {len(opened)} opened, {len(refused)} in quarantine")
     if alone := sum(entry.patient_id == slide_id for slide_id, entry in entries.items()):
         print(f"{alone} slides name no patient, or themselves: each counts as a patient of its own")
     for slide_id, identity in sorted(opened.items()):
         if identity.objective_power is not None:
-            print(f"{slide_id}: {identity.mpp[0]:g} µm per pixel, from its objective power {identity.objective_power:g}")
-    check_quarantine({slide_id: str(error) for slide_id, error in refused.items()}, len(entries), cohort.max_quarantined_share)
+            print(
+                f"{slide_id}: {identity.mpp[0]:g} µm per pixel, from its objective power"
+                f" {identity.objective_power:g}"
+            )
+    check_quarantine(
+        {slide_id: str(error) for slide_id, error in refused.items()},
+        len(entries),
+        cohort.max_quarantined_share,
+    )
     labels = {slide_id: labels[slide_id] for slide_id in opened}
     check_classes(labels, splits, f"{manifest}, without the slides in quarantine")
     check_twins({slide_id: identity.fingerprint for slide_id, identity in opened.items()})
-    warn_of_places([note for _, identity in sorted(opened.items()) for note in identity.mask_placement.notes])
-    warn_of_origins("mask", {slide_id: (identity.mask_placement.by, identity.canvas) for slide_id, identity in opened.items()})
+    warn_of_places(
+        [note for _, identity in sorted(opened.items()) for note in identity.mask_placement.notes]
+    )
+    warn_of_origins(
+        "mask",
+        {
+            slide_id: (identity.mask_placement.by, identity.canvas)
+            for slide_id, identity in opened.items()
+        },
+    )
     drawn = read_drawings(
         [
             Drawing(slide_id, project_file(folder / annotation), identity.canvas)
@@ -79,12 +102,22 @@ def main(
     )
 
     QUARANTINE.write(quarantine_frame(refused), quarantine)
-    table = pd.DataFrame([_row(entries[slide_id], splits[slide_id], identity) for slide_id, identity in opened.items()])
+    table = pd.DataFrame(
+        [
+            _row(entries[slide_id], splits[slide_id], identity)
+            for slide_id, identity in opened.items()
+        ]
+    )
     SLIDES.write(table, slides)
     PATIENTS.write(table[list(PATIENTS.columns)], patients)
     for name, path in zip(SPLITS, (train_labels, validation_labels, test_labels), strict=True):
         of_split = [slide_id for slide_id in labels if splits[slide_id] == name]
-        LABELS.write(pd.DataFrame({"slide_id": of_split, "label": [labels[slide_id] for slide_id in of_split]}), path)
+        LABELS.write(
+            pd.DataFrame(
+                {"slide_id": of_split, "label": [labels[slide_id] for slide_id in of_split]}
+            ),
+            path,
+        )
     shutil.rmtree(annotations, ignore_errors=True)
     annotations.mkdir(parents=True)
     for slide_id, regions in drawn.items():
@@ -94,7 +127,15 @@ def main(
 def _opening(entry: Entry, folder: Path, cohort: Cohort, statements: Store) -> Opening:
     """What a worker needs to open the slide of a row of the manifest in `folder`."""
     mask = project_file(folder / entry.mask) if entry.mask else None
-    return Opening(entry.slide_id, place_of(entry.path, folder), entry.mpp, mask, cohort.mpp_from_objective, statements, cohort.origin)
+    return Opening(
+        entry.slide_id,
+        place_of(entry.path, folder),
+        entry.mpp,
+        mask,
+        cohort.mpp_from_objective,
+        statements,
+        cohort.origin,
+    )
 
 
 def _line(opened_slide: tuple[Opening, Identity | SlideError]) -> tuple[str, int]:
@@ -102,7 +143,10 @@ def _line(opened_slide: tuple[Opening, Identity | SlideError]) -> tuple[str, int
     if isinstance(outcome, SlideError):
         return f"{opening.slide_id}: {outcome}", 0
     mpp = " x ".join(f"{value:g}" for value in dict.fromkeys(outcome.mpp))
-    return f"{opening.slide_id}: {outcome.canvas.width} x {outcome.canvas.height} pixels of {mpp} µm", 1
+    return (
+        f"{opening.slide_id}: {outcome.canvas.width} x {outcome.canvas.height} pixels of {mpp} µm",
+        1,
+    )
 
 
 def _row(entry: Entry, split: str, identity: Identity) -> dict[str, str | int | float]:

@@ -2,24 +2,48 @@
 
 from pathlib import Path
 
-from hnm.experiments.tracking import Tracker
 from hnm.loop.encoder import first_encoder
 from hnm.loop.launch import share_among_processes
 from hnm.params import Compute, Encoder, Simclr
 from hnm.tables import MINED
+from hnm.tracking.runs import Tracker
 from pipelines import stage
 
 
 def main(
-    packs: Path, train_labels: Path, weights: Path, folder: Path, mined: Path, *, encoder: Encoder, simclr: Simclr, compute: Compute, tracker: Tracker
+    packs: Path,
+    train_labels: Path,
+    weights: Path,
+    folder: Path,
+    mined: Path,
+    *,
+    encoder: Encoder,
+    simclr: Simclr,
+    compute: Compute,
+    tracker: Tracker,
 ) -> None:
-    """Writes the encoder, and a table of mined tiles without rows; only SimCLR reads tiles, those of the train slides."""
+    """Writes the encoder, and a table of mined tiles without rows; only SimCLR reads tiles, those
+    of the train slides.
+    """
     MINED.write(MINED.empty(), mined)
-    history = first_encoder(packs, train_labels, weights, folder, encoder=encoder, simclr=simclr, compute=compute, on_epoch=tracker.epoch)
+    history = first_encoder(
+        packs,
+        train_labels,
+        weights,
+        folder,
+        encoder=encoder,
+        simclr=simclr,
+        compute=compute,
+        on_epoch=tracker.epoch,
+    )
     if not history:
         return
     tracker.model(folder, "encoder")
-    print(f"SimCLR: loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f} in {len(history)} epochs", flush=True)
+    print(
+        f"SimCLR: loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f} in {len(history)}"
+        " epochs",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

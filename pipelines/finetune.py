@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from hnm import params
-from hnm.experiments.tracking import Tracker
 from hnm.loop.finetune import finetune_encoder
 from hnm.loop.launch import share_among_processes
+from hnm.tracking.runs import Tracker
 from pipelines import stage
 
 
@@ -22,12 +22,28 @@ def main(
     compute: params.Compute,
     tracker: Tracker,
 ) -> None:
-    """Writes the round's encoder and its history; where the policy is to mine nothing, the encoder of the round before."""
-    history, tiles = finetune_encoder(mined, packs, extra, previous, folder, finetune=finetune, mining=mining, compute=compute, on_epoch=tracker.epoch)
+    """Writes the round's encoder and its history; where the policy is to mine nothing, the encoder
+    of the round before.
+    """
+    history, tiles = finetune_encoder(
+        mined,
+        packs,
+        extra,
+        previous,
+        folder,
+        finetune=finetune,
+        mining=mining,
+        compute=compute,
+        on_epoch=tracker.epoch,
+    )
     if not history:
         return
     tracker.model(folder, "encoder")
-    print(f"round {round}: contrastive loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f} on {tiles} mined tiles", flush=True)
+    print(
+        f"round {round}: contrastive loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f} on"
+        f" {tiles} mined tiles",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

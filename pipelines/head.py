@@ -1,10 +1,12 @@
-"""Stage `head`: a head trained from slide labels alone, and what it says of every slide and tile."""
+"""Stage `head`: a head trained from slide labels alone, and what it says of every slide and
+tile.
+"""
 
 from pathlib import Path
 
 from hnm import params
-from hnm.experiments.tracking import Tracker
 from hnm.loop.head import kept_epoch, train_head
+from hnm.tracking.runs import Tracker
 from pipelines import stage
 
 
@@ -26,13 +28,31 @@ def main(
     compute: params.Compute,
     tracker: Tracker,
 ) -> None:
-    """Writes the head, its history, the scores of all slides and tiles, whatever their split, and the cross-fitted ones of the train slides' tiles."""
-    inputs, written = (features, index, patients, mined, train_labels, validation_labels), (folder, tile_scores, slide_scores, cross_fitted)
-    history = train_head(*inputs, *written, head=head, ranking=ranking, compute=compute, on_epoch=tracker.epoch)
+    """Writes the head, its history, the scores of all slides and tiles, whatever their split, and
+    the cross-fitted ones of the train slides' tiles.
+    """
+    inputs, written = (
+        (features, index, patients, mined, train_labels, validation_labels),
+        (
+            folder,
+            tile_scores,
+            slide_scores,
+            cross_fitted,
+        ),
+    )
+    history = train_head(
+        *inputs, *written, head=head, ranking=ranking, compute=compute, on_epoch=tracker.epoch
+    )
     best = kept_epoch(history)
-    tracker.metrics({"validation/auc": best["validation_auc"], "validation/loss": best["validation_loss"]})
+    tracker.metrics(
+        {"validation/auc": best["validation_auc"], "validation/loss": best["validation_loss"]}
+    )
     tracker.model(folder, "head")
-    print(f"round {round}: validation AUC {best['validation_auc']:.3f} in epoch {best['epoch']} of {len(history)}", flush=True)
+    print(
+        f"round {round}: validation AUC {best['validation_auc']:.3f} in epoch {best['epoch']} of"
+        f" {len(history)}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

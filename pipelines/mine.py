@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from hnm.experiments.tracking import Tracker
 from hnm.loop.mine import mine_tiles
 from hnm.params import Mining
+from hnm.tracking.runs import Tracker
 from pipelines import stage
 
 
@@ -27,7 +27,9 @@ def main(
     mining: Mining,
     tracker: Tracker,
 ) -> None:
-    """Writes the mined tiles of one round, what each slide supplies to them, what guards refused, and their summary."""
+    """Writes the mined tiles of one round, what each slide supplies to them, what guards refused,
+    and their summary.
+    """
     found = mine_tiles(
         tile_scores=tile_scores,
         cross_fitted=cross_fitted,
@@ -47,8 +49,14 @@ def main(
     )
     tracker.mining(found, round)
     tracker.file(summary)
-    suspects = f"; suspect slides: {', '.join(found['suspect_slides'])}" if found["suspect_slides"] else ""
-    print(f"round {round}: mined {found['positive']['tiles']} positives and {found['hard_negative']['tiles']} negatives{suspects}", flush=True)
+    suspects = (
+        f"; suspect slides: {', '.join(found['suspect_slides'])}" if found["suspect_slides"] else ""
+    )
+    print(
+        f"round {round}: mined {found['positive']['tiles']} positives and"
+        f" {found['hard_negative']['tiles']} negatives{suspects}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

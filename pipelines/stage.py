@@ -1,11 +1,12 @@
-"""A stage's command line from its signature: positional arguments are flags, keyword-only ones are params sections.
+"""A stage's command line from its signature: positional arguments are flags, keyword-only ones are
+params sections.
 
 `main(scores: Path, slides: Path, mined: Path, *, mining: Mining)` is run by
-`python -m pipelines.mine --scores … --slides … --mined …`; `mining` comes from params.yaml, checked whole before
-anything else. A keyword-only `tracker: Tracker` is given the run of this execution.
+`python -m pipelines.mine --scores … --slides … --mined …`; `mining` comes from params.yaml, checked
+whole before anything else. A keyword-only `tracker: Tracker` is given the run of this execution.
 
-Every stage but `causes` has the flag `--causes` too, for the file of its causes: a dependency for DVC, and held against
-what is here when the stage starts.
+Every stage but `causes` has the flag `--causes` too, for the file of its causes: a dependency for
+DVC, and held against what is here when the stage starts.
 """
 
 import argparse
@@ -18,25 +19,33 @@ from typing import Any
 
 from hnm.causes import causes_of, differences, in_words
 from hnm.errors import CausesError, HnmError
-from hnm.experiments.ledger import cost_so_far, dvc_name, write_cost
-from hnm.experiments.record import first_line
-from hnm.experiments.state import of_round, running_round, running_stage
-from hnm.experiments.tracking import track_stage
 from hnm.files import read_json
 from hnm.output import forgive_output, say
 from hnm.params import load_params
 from hnm.processes import STAGE_GOES_ON, die_with_parent, ending_in_a_line, keep_freed_memory
+from hnm.repository.costs import cost_so_far, dvc_name, write_cost
+from hnm.repository.stages import of_round, running_round, running_stage
 from hnm.store import project_home, project_root
+from hnm.tracking.record import first_line
+from hnm.tracking.runs import track_stage
 
 
 def flags_of(main: Callable[..., None]) -> dict[str, type]:
     """Flags of a stage, in order: name -> Path or int."""
-    return {name: p.annotation for name, p in inspect.signature(main).parameters.items() if p.kind is not p.KEYWORD_ONLY}
+    return {
+        name: p.annotation
+        for name, p in inspect.signature(main).parameters.items()
+        if p.kind is not p.KEYWORD_ONLY
+    }
 
 
 def sections_of(main: Callable[..., None]) -> list[str]:
     """Sections of params.yaml that a stage takes."""
-    return [name for name, p in inspect.signature(main).parameters.items() if p.kind is p.KEYWORD_ONLY and name != "tracker"]
+    return [
+        name
+        for name, p in inspect.signature(main).parameters.items()
+        if p.kind is p.KEYWORD_ONLY and name != "tracker"
+    ]
 
 
 def takes_tracker(main: Callable[..., None]) -> bool:
@@ -45,7 +54,8 @@ def takes_tracker(main: Callable[..., None]) -> bool:
 
 
 def run(main: Callable[..., None], *, tracked: bool = True) -> None:
-    """Runs the stage `main` with the process's arguments and the params.yaml of the working directory, and as a run in MLflow.
+    """Runs the stage `main` with the process's arguments and the params.yaml of the working
+    directory, and as a run in MLflow.
 
     One that is not `tracked` has no run, no cost and no causes.
     """
@@ -76,7 +86,8 @@ def run(main: Callable[..., None], *, tracked: bool = True) -> None:
 
 
 def hold(causes: Path, module: str, device: str) -> None:
-    """Holds the file that the stage `causes` wrote of `module` against what is here now; outside of DVC there may be none.
+    """Holds the file that the stage `causes` wrote of `module` against what is here now; outside of
+    DVC there may be none.
 
     Raises:
         CausesError: they differ. DVC would enter a result of these causes as one of those.
@@ -85,8 +96,9 @@ def hold(causes: Path, module: str, device: str) -> None:
         return
     if changed := differences(read_json(causes, CausesError), causes_of(module, device)):
         raise CausesError(
-            f"{causes} does not say what is here now ({in_words(changed)}), and DVC would enter the result under the wrong causes; "
-            "run dvc repro causes, which writes it anew, and then this command again"
+            f"{causes} does not say what is here now ({in_words(changed)}), and DVC would enter the"
+            " result under the wrong causes; run dvc repro causes, which writes it anew, and then"
+            " this command again"
         )
 
 
@@ -96,13 +108,18 @@ def _is_first() -> bool:
 
 
 def _enter_cost(stage: str, arguments: Mapping[str, Any], sections: Mapping[str, Any]) -> None:
-    """Enters what the stage took; its outputs are complete, so that what cannot be entered is only told."""
+    """Enters what the stage took; its outputs are complete, so that what cannot be entered is only
+    told.
+    """
     name = dvc_name(stage, arguments)
     try:
         state = running_stage(project_root(), name, f"pipelines.{stage}", arguments, sections)
         write_cost(project_home(), name, state.key, cost_so_far())
     except (OSError, HnmError) as error:
-        say(f"cost: what {name} took cannot be written ({first_line(error)}); the stage is complete without it")
+        say(
+            f"cost: what {name} took cannot be written ({first_line(error)}); the stage is complete"
+            " without it"
+        )
 
 
 def _name_of(main: Callable[..., None]) -> str:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-import tiny_project as tiny
 from typer.testing import CliRunner, Result
 
 from hnm.cli import app
 from hnm.prediction.model import read_record
+from tests.support import project as tiny
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,26 @@ def test_verify_names_what_is_damaged_and_what_changed(project: Path) -> None:
     vetoes.write_text("changed\n")
     done = hnm("verify")
     vetoes.write_text(before)
-    assert done.exit_code == 1 and "changed\tvetoes\tmd5" in done.output and "1 paths differ from dvc.lock; dvc repro makes them anew" in done.output
-    kept = next(path for path in (project / ".dvc" / "cache").rglob("*") if path.is_file() and path.read_bytes().startswith(b"data/mined/1/mined.parquet"))
+    assert (
+        done.exit_code == 1
+        and "changed\tvetoes\tmd5" in done.output
+        and "1 paths differ from dvc.lock; dvc repro makes them anew" in done.output
+    )
+    kept = next(
+        path
+        for path in (project / ".dvc" / "cache").rglob("*")
+        if path.is_file() and path.read_bytes().startswith(b"data/mined/1/mined.parquet")
+    )
     content = kept.read_bytes()
     kept.chmod(0o644)
     kept.write_bytes(content[:-1])
     done = hnm("verify")
     kept.write_bytes(content)
-    assert done.exit_code == 1 and f"damaged\t{kept}" in done.output and "error: 1 cache objects are damaged; " in done.output
+    assert (
+        done.exit_code == 1
+        and f"damaged\t{kept}" in done.output
+        and "error: 1 cache objects are damaged; " in done.output
+    )
 
 
 def test_doctor_says_what_is_missing_and_fails() -> None:
@@ -64,7 +76,9 @@ def test_doctor_says_what_is_missing_and_fails() -> None:
 
 def test_lineage_is_text_or_a_flowchart() -> None:
     assert hnm("lineage", "head@1").output.startswith("head@1 was made by\n  head@1\n")
-    assert hnm("lineage", "data/mined/1/mined.parquet", "--mermaid").output.startswith("flowchart LR\n")
+    assert hnm("lineage", "data/mined/1/mined.parquet", "--mermaid").output.startswith(
+        "flowchart LR\n"
+    )
     done = hnm("lineage", "nothing")
     assert done.exit_code == 1 and "error: nothing is no output of dvc.lock" in done.output
 
@@ -77,7 +91,22 @@ def test_export_writes_a_model_into_a_new_folder_alone(tmp_path: Path) -> None:
 
 
 def test_a_model_has_one_source_and_an_alias_one_of_two_names(tmp_path: Path) -> None:
-    done = hnm("predict", "s.svs", "--out", str(tmp_path), "--round", "0", "--model", "models:/hnm-demo@champion")
+    done = hnm(
+        "predict",
+        "s.svs",
+        "--out",
+        str(tmp_path),
+        "--round",
+        "0",
+        "--model",
+        "models:/hnm-demo@champion",
+    )
     assert done.exit_code == 1 and "error: name one of --round, --run and --model" in done.output
-    assert "--alias best is neither champion nor challenger" in hnm("promote", "--alias", "best").output
-    assert "is no model folder: it lacks encoder/encoder.json" in hnm("predict", "s.svs", "--out", str(tmp_path), "--model", str(tmp_path)).output
+    assert (
+        "--alias best is neither champion nor challenger"
+        in hnm("promote", "--alias", "best").output
+    )
+    assert (
+        "is no model folder: it lacks encoder/encoder.json"
+        in hnm("predict", "s.svs", "--out", str(tmp_path), "--model", str(tmp_path)).output
+    )

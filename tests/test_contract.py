@@ -1,5 +1,8 @@
-"""dvc.yaml, the stages' signatures and their imports say the same; and only `evaluate` may open test labels and annotations."""
+"""dvc.yaml, the stages' signatures and their imports say the same; and only `evaluate` may open
+test labels and annotations.
+"""
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -18,7 +21,10 @@ from hnm.params import Params, load_params
 from pipelines import stage
 
 ROOT = Path(__file__).parents[1]
-STAGES: dict[str, dict[str, Any]] = {name: raw.get("do", raw) for name, raw in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items()}
+STAGES: dict[str, dict[str, Any]] = {
+    name: raw.get("do", raw)
+    for name, raw in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"].items()
+}
 
 
 def main_of(name: str) -> Any:
@@ -30,7 +36,10 @@ def flags_in(command: str) -> dict[str, str]:
 
 
 def paths_of(name: str, kind: str) -> list[str]:
-    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in STAGES[name].get(kind, [])]
+    return [
+        entry if isinstance(entry, str) else next(iter(entry))
+        for entry in STAGES[name].get(kind, [])
+    ]
 
 
 def outs_of(name: str) -> list[str]:
@@ -38,7 +47,9 @@ def outs_of(name: str) -> list[str]:
 
 
 def test_every_stage_file_is_a_stage_of_dvc_yaml() -> None:
-    assert {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__", "stage"} == set(STAGES)
+    assert {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__", "stage"} == set(
+        STAGES
+    )
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -47,10 +58,15 @@ class TestStage:
         command = STAGES[name]["cmd"]
         assert command.split()[:3] == ["python", "-m", f"pipelines.{name}"]
         causes = [] if name == "causes" else ["causes"]
-        assert [flag.replace("-", "_") for flag in flags_in(command)] == [*stage.flags_of(main_of(name)), *causes]
+        assert [flag.replace("-", "_") for flag in flags_in(command)] == [
+            *stage.flags_of(main_of(name)),
+            *causes,
+        ]
 
     def test_no_value_of_params_yaml_stands_in_a_command(self, name: str) -> None:
-        """DVC hands the command to a shell as it is: whatever is filled in there could be a program."""
+        """DVC hands the command to a shell as it is: whatever is filled in there could be a
+        program.
+        """
         assert "$" not in STAGES[name]["cmd"] and re.fullmatch(r"[\w ./{}-]+", STAGES[name]["cmd"])
 
     def test_params_are_the_sections(self, name: str) -> None:
@@ -67,22 +83,38 @@ class TestStage:
         assert Counter(paths) == Counter(paths_of(name, "deps") + outs_of(name))
 
     def test_each_stage_depends_on_its_causes_and_on_no_code(self, name: str) -> None:
-        written = {stage: path for stage, path in flags_in(STAGES["causes"]["cmd"]).items() if stage in STAGES}
-        assert [path for path in paths_of(name, "deps") if path in written.values()] == ([] if name == "causes" else [written[name]])
+        written = {
+            stage: path
+            for stage, path in flags_in(STAGES["causes"]["cmd"]).items()
+            if stage in STAGES
+        }
+        assert [path for path in paths_of(name, "deps") if path in written.values()] == (
+            [] if name == "causes" else [written[name]]
+        )
         assert flags_in(STAGES[name]["cmd"]).get("causes") == written.get(name)
-        assert not [path for path in paths_of(name, "deps") if path.startswith(("hnm", "pipelines")) or path.endswith((".py", ".jinja"))]
+        assert not [
+            path
+            for path in paths_of(name, "deps")
+            if path.startswith(("hnm", "pipelines")) or path.endswith((".py", ".jinja"))
+        ]
 
     def test_each_library_is_a_cause_by_its_distribution_or_a_carrier(self, name: str) -> None:
-        """An import of another name than its distribution, and one that changes no bytes, are named in `hnm.causes`."""
-        imported = {word.split(".")[0] for module in imports_of(f"pipelines.{name}") for word in _imported_libraries(module)}
+        """An import of another name than its distribution, and one that changes no bytes, are named
+        in `hnm.causes`.
+        """
+        imported = {
+            word.split(".")[0]
+            for module in imports_of(f"pipelines.{name}")
+            for word in _imported_libraries(module)
+        }
         causes = causes_of(f"pipelines.{name}")["libraries"]
         distributions = metadata.packages_distributions()
         for library in imported - CARRIERS:
             parts = set(PARTS.get(library, (library,)))
             assert parts <= causes.keys() and "absent" not in {causes[part] for part in parts}
-            assert {_normal(part) for part in parts} & {_normal(name) for name in distributions[library]}, (
-                f"name the distribution of {library} in hnm.causes.PARTS"
-            )
+            assert {_normal(part) for part in parts} & {
+                _normal(name) for name in distributions[library]
+            }, f"name the distribution of {library} in hnm.causes.PARTS"
 
 
 def _normal(distribution: str) -> str:
@@ -93,15 +125,37 @@ def _imported_libraries(module: str) -> set[str]:
     """What the text of a module imports from elsewhere, wherever in it that stands."""
     text = Path(importlib.util.find_spec(module).origin or "").read_text()  # type: ignore[union-attr]
     text = re.sub(r"^if TYPE_CHECKING:.*\n(?: .*\n|\n)+", "", text, flags=re.MULTILINE)
-    named = set(re.findall(r"^ *(?:from|import) ([a-zA-Z_]\w*)", text, re.MULTILINE)) | set(re.findall(r'import_module\("(\w+)', text))
+    named = set(re.findall(r'import_module\("(\w+)', text))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            named |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            named.add((node.module or "").partition(".")[0])
     return named - sys.stdlib_module_names - {"hnm", "pipelines"}
 
 
 def test_every_key_of_the_store_holds_the_causes() -> None:
-    """A module that places results in the store takes their keys from `keys_of`, and names none of the causes itself."""
-    placing = {path: path.read_text() for folder in ("hnm", "pipelines") for path in (ROOT / folder).rglob("*.py")}
-    placing = {path: text for path, text in placing.items() if re.search(r"store\.(path|folder)\(", text) and path.name != "store.py"}
-    assert {path.name for path in placing} == {"tiles.py", "embed.py", "cohort.py", "trial.py", "folds.py", "cross_validation.py"}
+    """A module that places results in the store takes their keys from `keys_of`, and names none of
+    the causes itself.
+    """
+    placing = {
+        path: path.read_text()
+        for folder in ("hnm", "pipelines")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    placing = {
+        path: text
+        for path, text in placing.items()
+        if re.search(r"store\.(path|folder)\(", text) and path.name != "store.py"
+    }
+    assert {path.name for path in placing} == {
+        "tiles.py",
+        "embed.py",
+        "cohort.py",
+        "rounds.py",
+        "folds.py",
+        "runs.py",
+    }
     for path, text in placing.items():
         assert "keys_of(" in text and "code=" not in text and " key_of(" not in text, path
 
@@ -110,7 +164,7 @@ def test_an_installed_package_brings_the_stages_and_the_templates() -> None:
     """A project may lie outside of the clone."""
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert set(setuptools["packages"]["find"]["include"]) == {"hnm*", "pipelines*"}
-    assert setuptools["package-data"]["hnm.evidence"] == ["*.jinja"]
+    assert setuptools["package-data"]["hnm.evidence.pages"] == ["*.jinja"]
 
 
 def test_only_evaluate_depends_on_test_labels_or_annotations() -> None:
@@ -118,7 +172,11 @@ def test_only_evaluate_depends_on_test_labels_or_annotations() -> None:
     assert guarded <= set(outs_of("cohort"))
     for name in STAGES:
         deps = paths_of(name, "deps")
-        reached = {path for path in guarded if any(path == dep or path.startswith(f"{dep}/") for dep in deps)}
+        reached = {
+            path
+            for path in guarded
+            if any(path == dep or path.startswith(f"{dep}/") for dep in deps)
+        }
         assert reached == (guarded if name == "evaluate" else set())
 
 
@@ -127,7 +185,9 @@ def test_no_stage_depends_on_how_studies_search() -> None:
 
 
 def test_mining_reads_train_labels_alone() -> None:
-    assert [path for path in paths_of("mine", "deps") if "labels" in path] == ["data/cohort/labels/train.csv"]
+    assert [path for path in paths_of("mine", "deps") if "labels" in path] == [
+        "data/cohort/labels/train.csv"
+    ]
 
 
 def test_one_stage_makes_each_output() -> None:
@@ -137,7 +197,11 @@ def test_one_stage_makes_each_output() -> None:
 def test_the_plumbing_exists_and_knows_no_method() -> None:
     for module in PLUMBING:
         assert importlib.util.find_spec(module), module
-    assert not {module for module in PLUMBING if module.startswith(("hnm.learning", "hnm.mining", "hnm.evidence", "hnm.slides"))}
+    assert not {
+        module
+        for module in PLUMBING
+        if module.startswith(("hnm.learning", "hnm.mining", "hnm.evidence", "hnm.slides"))
+    }
 
 
 def test_params_yaml_names_every_param_at_its_place() -> None:
@@ -145,7 +209,9 @@ def test_params_yaml_names_every_param_at_its_place() -> None:
     params = load_params(ROOT / "params.yaml").model_dump(mode="json")
 
     def keys(value: Any) -> Any:
-        return {key: keys(inner) for key, inner in value.items()} if isinstance(value, dict) else None
+        return (
+            {key: keys(inner) for key, inner in value.items()} if isinstance(value, dict) else None
+        )
 
     for named in (raw, params):
         named["tune"]["space"] = named["rounds"] = named["later_rounds"] = None

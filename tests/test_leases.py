@@ -33,7 +33,11 @@ def made(store: Store, number: int) -> Path:
 
 def user_of(store: Store, *paths: Path) -> "subprocess.Popen[str]":
     """A process that says that it uses these results, and lives."""
-    process = subprocess.Popen([sys.executable, "-c", USES, str(store.root), *map(str, paths)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", USES, str(store.root), *map(str, paths)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
 
@@ -44,12 +48,19 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_what_a_living_process_uses_stays_and_its_lease_goes_with_it(store: Store) -> None:
-    used, missing, other = made(store, 1), store.path("stated", key_of(number=3), ".json"), made(store, 2)
+    used, missing, other = (
+        made(store, 1),
+        store.path("stated", key_of(number=3), ".json"),
+        made(store, 2),
+    )
     time.sleep(0.02)
     user = user_of(store, used, missing)
     results = {result.path: result for result in store.kept()}
     assert store.in_use(results.values()) == {used}
-    assert (store.remove_unused(results[used]), store.remove_unused(results[other])) == (False, True)
+    assert (store.remove_unused(results[used]), store.remove_unused(results[other])) == (
+        False,
+        True,
+    )
     later = made(store, 3)  # what it makes is named before it is there
     (made_later,) = [result for result in store.kept() if result.path == later]
     assert store.remove_unused(made_later) is False
@@ -60,14 +71,18 @@ def test_what_a_living_process_uses_stays_and_its_lease_goes_with_it(store: Stor
     assert list((store.root / leases.FOLDER).iterdir()) == []
 
 
-def test_what_was_made_since_the_oldest_living_process_began_stays_though_it_did_not_name_it(store: Store) -> None:
+def test_what_was_made_since_the_oldest_living_process_began_stays_though_it_did_not_name_it(
+    store: Store,
+) -> None:
     before = made(store, 1)
     time.sleep(0.02)
     user = user_of(store)
     time.sleep(0.02)
     since = made(store, 2)
     try:
-        assert user.poll() is None and store.in_use(store.kept()) == set()  # who names nothing has no lease
+        assert (
+            user.poll() is None and store.in_use(store.kept()) == set()
+        )  # who names nothing has no lease
     finally:
         user.kill()
     user = user_of(store, before)
@@ -88,7 +103,9 @@ def test_a_result_that_was_used_since_it_was_listed_stays(store: Store) -> None:
 
 
 def test_users_and_removers_that_race_never_lose_what_is_used(store: Store) -> None:
-    """Each round a process asks for ten results while this one removes all it may: each is there still, or was said to be gone."""
+    """Each round a process asks for ten results while this one removes all it may: each is there
+    still, or was said to be gone.
+    """
     code = """
 import sys
 import threading
@@ -110,7 +127,12 @@ print(len(lost), flush=True)
         for number in range(10):
             made(store, number)
         time.sleep(0.02)
-        user = subprocess.Popen([sys.executable, "-c", code, str(store.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        user = subprocess.Popen(
+            [sys.executable, "-c", code, str(store.root)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert user.stdin and user.stdout and user.stdout.readline() == "ready\n"
         listed = store.kept()
         user.stdin.write("\n")
@@ -134,15 +156,22 @@ def test_the_lease_of_a_dead_process_is_swept_by_the_next(store: Store) -> None:
     other = user_of(store, made(store, 2))
     (alive,) = (store.root / leases.FOLDER).iterdir()
     other.terminate()
-    assert str(store.path("stated", key_of(number=2), ".json").relative_to(store.root)) in alive.read_text()
+    assert (
+        str(store.path("stated", key_of(number=2), ".json").relative_to(store.root))
+        in alive.read_text()
+    )
 
 
 @pytest.mark.parametrize("error", ["EACCES", "EROFS"])
-def test_a_store_that_may_not_be_written_to_is_used_without_a_lease(store: Store, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+def test_a_store_that_may_not_be_written_to_is_used_without_a_lease(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
     path = made(store, 1)
     monkeypatch.setenv("HNM_FAILPOINT", f"lease.making={error},whole.creating={error}")
     assert store.holds(path)
-    assert not (store.root / leases.FOLDER).exists() and not [file for file in (store.root / ".hnm-sums").rglob("*") if file.is_file()]
+    assert not (store.root / leases.FOLDER).exists() and not [
+        file for file in (store.root / ".hnm-sums").rglob("*") if file.is_file()
+    ]
     store.link(path, store.root.parent / "out.json")
 
 

@@ -1,4 +1,6 @@
-"""The versions that pyproject.toml allows, those that are tested, and the holes that a minimum closes, say the same."""
+"""The versions that pyproject.toml allows, those that are tested, and the holes that a minimum
+closes, say the same.
+"""
 
 import importlib.util
 import re
@@ -33,15 +35,25 @@ def stated() -> list[Requirement]:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
-    return [Requirement(requirement) for requirement in (*project["dependencies"], *extras) if not requirement.startswith("hnm[")]
+    extras = [
+        requirement for extra in project["optional-dependencies"].values() for requirement in extra
+    ]
+    return [
+        Requirement(requirement)
+        for requirement in (*project["dependencies"], *extras)
+        if not requirement.startswith("hnm[")
+    ]
 
 
 def test_each_requirement_of_the_package_states_a_minimum(ci: ModuleType) -> None:
     import tomllib
 
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert [name for requirement in dependencies if (name := Requirement(requirement).name) not in ci.minima()] == []
+    assert [
+        name
+        for requirement in dependencies
+        if (name := Requirement(requirement).name) not in ci.minima()
+    ] == []
 
 
 def test_what_is_tested_is_allowed() -> None:
@@ -55,18 +67,37 @@ def test_the_lowest_are_the_minima(ci: ModuleType) -> None:
     lowest, tested = pinned("constraints-lowest.txt"), pinned("constraints.txt")
     for name, minimum in ci.minima().items():
         wanted = tested[canonicalize_name(name)] if name in ci.AS_TESTED else Version(minimum)
-        assert lowest[canonicalize_name(name)] == wanted, f"{name}: constraints-lowest.txt is not of these minima; make constraints"
+        assert lowest[canonicalize_name(name)] == wanted, (
+            f"{name}: constraints-lowest.txt is not of these minima; make constraints"
+        )
 
 
 def test_the_torch_that_is_tested_is_the_one_that_plain_pip_takes() -> None:
     cap = re.search(r"^TORCH := torch<(\S+)$", (ROOT / "Makefile").read_text(), re.M)
     assert cap is not None and pinned("constraints.txt")["torch"] < Version(cap[1])
-    assert not any(name.startswith(("nvidia-", "cuda-")) for name in pinned("constraints.txt") | pinned("constraints-lowest.txt"))
+    assert not any(
+        name.startswith(("nvidia-", "cuda-"))
+        for name in pinned("constraints.txt") | pinned("constraints-lowest.txt")
+    )
 
 
 def test_minima_close_the_holes_that_are_listed(ci: ModuleType) -> None:
-    rows = re.findall(r"^\| `([\w.-]+)>=([\d.]+)` \| (.+) \| (.+) \|$", (ROOT / "SECURITY.md").read_text(), re.M)
-    assert {name for name, *_ in rows} >= {"torch", "pillow", "fsspec", "aiohttp", "filelock", "jinja2", "h5py", "openslide-bin", "mlflow"}
+    rows = re.findall(
+        r"^\| `([\w.-]+)>=([\d.]+)` \| (.+) \| (.+) \|$", (ROOT / "SECURITY.md").read_text(), re.M
+    )
+    assert {name for name, *_ in rows} >= {
+        "torch",
+        "pillow",
+        "fsspec",
+        "aiohttp",
+        "filelock",
+        "jinja2",
+        "h5py",
+        "openslide-bin",
+        "mlflow",
+    }
     for name, version, hole, path in rows:
-        assert Version(ci.minima()[name]) >= Version(version), f"pyproject.toml allows a {name} below {version}: {hole}"
+        assert Version(ci.minima()[name]) >= Version(version), (
+            f"pyproject.toml allows a {name} below {version}: {hole}"
+        )
         assert hole.strip() and path.strip()

@@ -12,14 +12,37 @@ def test_ids(text):
     assert is_id(text)
 
 
-@pytest.mark.parametrize("text", ["", "a\n", "\na", ".", "..", "-a", "_a", "a/b", "a b", "ä", "a\0", "x" * (LONGEST_ID + 1), "é", "１"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a\n",
+        "\na",
+        ".",
+        "..",
+        "-a",
+        "_a",
+        "a/b",
+        "a b",
+        "ä",
+        "a\0",
+        "x" * (LONGEST_ID + 1),
+        "é",
+        "１",
+    ],
+)
 def test_what_is_no_id(text):
     assert not is_id(text)
 
 
 @given(st.text(max_size=12))
 def test_an_id_is_a_safe_name_of_a_file(text):
-    assert is_id(text) == (0 < len(text) <= 128 and text.isascii() and text[0].isalnum() and not set(re.sub("[A-Za-z0-9]", "", text)) - set("._-"))
+    assert is_id(text) == (
+        0 < len(text) <= 128
+        and text.isascii()
+        and text[0].isalnum()
+        and not set(re.sub("[A-Za-z0-9]", "", text)) - set("._-")
+    )
 
 
 def test_ids_that_differ_in_capitals_alone_clash():
@@ -27,7 +50,17 @@ def test_ids_that_differ_in_capitals_alone_clash():
     assert clash(["a", "a", "b"]) is None
 
 
-@pytest.mark.parametrize(("text", "answer"), [("größe µm 🔬", True), ("a\nb", False), ("a\tb", False), ("\ud800", False), ("a\x85b", False), ("\u2028", False)])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("größe µm 🔬", True),
+        ("a\nb", False),
+        ("a\tb", False),
+        ("\ud800", False),
+        ("a\x85b", False),
+        ("\u2028", False),
+    ],
+)
 def test_what_can_be_shown(text, answer):
     assert is_printable(text) == answer
 

@@ -9,7 +9,14 @@ def told(items, monkeypatch, terminal, unit="tiles"):
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setenv("TERM", "xterm")
-    assert list(followed(iter(items), slides=3, doing="cutting slides", line=lambda item: item, unit=unit)) == items
+    assert (
+        list(
+            followed(
+                iter(items), slides=3, doing="cutting slides", line=lambda item: item, unit=unit
+            )
+        )
+        == items
+    )
     return stream.getvalue()
 
 
@@ -17,7 +24,10 @@ ITEMS = [("a: 7 tiles", 7), ("b: it has no tissue", 0), ("c: 5 tiles", 5)]
 
 
 def test_a_log_has_a_plain_line_for_each_slide(monkeypatch):
-    assert told(ITEMS, monkeypatch, terminal=False) == "1/3 a: 7 tiles\n2/3 b: it has no tissue\n3/3 c: 5 tiles\n"
+    assert (
+        told(ITEMS, monkeypatch, terminal=False)
+        == "1/3 a: 7 tiles\n2/3 b: it has no tissue\n3/3 c: 5 tiles\n"
+    )
 
 
 def test_a_terminal_has_a_bar_and_the_slides_that_failed(monkeypatch):

@@ -1,4 +1,6 @@
-"""Which folder is the project, and where what outlives its copies lies: from every folder, and in every layout of Git and DVC."""
+"""Which folder is the project, and where what outlives its copies lies: from every folder, and in
+every layout of Git and DVC.
+"""
 
 import os
 import subprocess
@@ -7,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from hnm.experiments.revision import UnknownRevisionError, file_at
+from hnm.repository.revision import UnknownRevisionError, file_at
 from hnm.store import project_file, project_home, project_root, project_store
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = ["alone", "dvc in a subfolder", "dvc above"]
-STAGE = "import pathlib, hnm.store as s; pathlib.Path('seen').write_text(f'{s.project_root()} {s.project_home()} {s.project_file(pathlib.Path(\"in/a\"))}')"
+STAGE = (
+    "import pathlib, hnm.store as s; pathlib.Path('seen').write_text(f'{s.project_root()}"
+    ' {s.project_home()} {s.project_file(pathlib.Path("in/a"))}\')'
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +28,13 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def project(folder: Path) -> Path:
     """A project with the folders that have a dvc.yaml of their own."""
-    for name in ("params.yaml", "dvc.yaml", "cv/dvc.yaml", "studies/first/dvc.yaml", "data/demo/slides.csv"):
+    for name in (
+        "params.yaml",
+        "dvc.yaml",
+        "cv/dvc.yaml",
+        "studies/first/dvc.yaml",
+        "data/demo/slides.csv",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
@@ -31,7 +42,9 @@ def project(folder: Path) -> Path:
 
 @pytest.mark.parametrize("inside", ["", "data/demo", "cv", "studies", "studies/first"])
 @pytest.mark.parametrize("dvc_root", ["", "cv", ".."])
-def test_the_project_is_the_nearest_folder_with_params_and_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, dvc_root: str) -> None:
+def test_the_project_is_the_nearest_folder_with_params_and_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, dvc_root: str
+) -> None:
     """Whatever DVC calls its root, which may lie above the project."""
     outer = project(tmp_path / "outer")
     root = project(outer / "extra" / "inner")
@@ -43,7 +56,9 @@ def test_the_project_is_the_nearest_folder_with_params_and_stages(tmp_path: Path
     assert project_root() == outer
 
 
-def test_outside_of_a_project_dvc_s_root_counts_and_else_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_a_project_dvc_s_root_counts_and_else_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert project_root() == project_home() == tmp_path
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "there"))
@@ -57,7 +72,9 @@ def layout(folder: Path, kind: str) -> tuple[Path, Path, Path]:
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_a_copy_of_an_experiment_has_its_home_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_copy_of_an_experiment_has_its_home_in_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     git, dvc, root = layout(tmp_path, kind)
     project(root)
     (root / "in").mkdir()
@@ -76,9 +93,13 @@ def test_a_copy_of_an_experiment_has_its_home_in_the_project(tmp_path: Path, mon
     monkeypatch.chdir(copy)
     assert project_file(Path("in/a")) == project_file(copy / "in" / "a") == root / "in" / "a"
     assert project_file(Path("data/demo/slides.csv")) == Path("data/demo/slides.csv")
-    assert project_file(Path("in/none")) == root / "in" / "none" and project_file(Path("/none/a")) == Path("/none/a")
+    assert project_file(Path("in/none")) == root / "in" / "none" and project_file(
+        Path("/none/a")
+    ) == Path("/none/a")
     monkeypatch.chdir(root)
-    assert (project_root(), project_home()) == (root, root) and project_file(Path("in/none")) == Path("in/none")
+    assert (project_root(), project_home()) == (root, root) and project_file(
+        Path("in/none")
+    ) == Path("in/none")
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
@@ -87,16 +108,39 @@ def test_experiments_and_revisions_of_the_real_dvc(tmp_path: Path, kind: str) ->
     root.mkdir(parents=True)
 
     def run(folder: Path, *command: str) -> str:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT"))}
-        names = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        environment = {**kept, **names, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
-        return subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True, timeout=120).stdout
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT"))
+        }
+        names = {
+            f"GIT_{who}_{what}": "a@b"
+            for who in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        }
+        environment = {
+            **kept,
+            **names,
+            "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "DVC_NO_ANALYTICS": "1",
+        }
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
 
     run(git, "git", "init", "-q", "-b", "main")
     run(dvc, "dvc", "init", "-q", *(["--subdir"] if dvc != git else []))
     (root / "stage.py").write_text(STAGE)
     (root / "params.yaml").write_text("a: 1\n")
-    (root / "dvc.yaml").write_text("stages:\n  s:\n    cmd: python stage.py\n    params: [a]\n    outs:\n      - seen:\n          cache: false\n")
+    (root / "dvc.yaml").write_text(
+        "stages:\n  s:\n    cmd: python stage.py\n    params: [a]\n    outs:\n      - seen:\n      "
+        "    cache: false\n"
+    )
     (root / ".gitignore").write_text("/in/\n")
     (root / "in").mkdir()
     (root / "in" / "a").touch()
@@ -112,4 +156,7 @@ def test_experiments_and_revisions_of_the_real_dvc(tmp_path: Path, kind: str) ->
     with pytest.raises(UnknownRevisionError, match="nowhere is no revision that git or DVC knows"):
         file_at(root, "nowhere", "dvc.lock")
     copy, home, file = (file_at(root, "other", "seen") or b"").decode().split()
-    assert Path(copy).is_relative_to(dvc / ".dvc" / "tmp" / "exps") and (home, file) == (str(root), str(root / "in" / "a"))
+    assert Path(copy).is_relative_to(dvc / ".dvc" / "tmp" / "exps") and (home, file) == (
+        str(root),
+        str(root / "in" / "a"),
+    )

@@ -17,12 +17,21 @@ from hnm.redaction import redacted
         ("at postgresql://me:pa/ss@host/db: away", "at postgresql://***@host/db: away"),
         ("https://user:p@ss@host/x", "https://***@host/x"),
         ("https://tok3n@host/x.svs", "https://***@host/x.svs"),
-        ("https://b.s3.example.org/x.svs?X-Amz-Signature=abc&X-Amz-Date=1 is gone", "https://b.s3.example.org/x.svs?*** is gone"),
+        (
+            "https://b.s3.example.org/x.svs?X-Amz-Signature=abc&X-Amz-Date=1 is gone",
+            "https://b.s3.example.org/x.svs?*** is gone",
+        ),
         ("Authorization: Bearer abcdef123456", "Authorization: Bearer ***"),
         ("connection failed: password=hunter2 host=db", "connection failed: password=*** host=db"),
         ("{'aws_secret_access_key': 'abc+/def', 'x': 1}", "{'aws_secret_access_key': ***, 'x': 1}"),
-        ("[https://u:hush@h/x] ('https://h/x?sig=hush',)", "[https://***@h/x] ('https://h/x?***',)"),
-        ("https://h/#access_token=hush and http://127.0.0.1:5000/#/runs/1", "https://h/#*** and http://127.0.0.1:5000/#/runs/1"),
+        (
+            "[https://u:hush@h/x] ('https://h/x?sig=hush',)",
+            "[https://***@h/x] ('https://h/x?***',)",
+        ),
+        (
+            "https://h/#access_token=hush and http://127.0.0.1:5000/#/runs/1",
+            "https://h/#*** and http://127.0.0.1:5000/#/runs/1",
+        ),
         ("postgresql://me:hu sh@host/db", "postgresql://***@host/db"),
         ("connect(password='hu sh', user='me')", "connect(password=***, user='me')"),
         ("password=hush,more) failed", "password=***) failed"),
@@ -96,12 +105,26 @@ def test_nothing_hush_is_shown(text: str) -> None:
     assert "hush" not in redacted(text)
 
 
-SECRETS = st.text(alphabet=st.characters(codec="ascii", exclude_categories=["Cc"], exclude_characters=" '\"<>\\~@"), max_size=20).map("~{}~".format)
+SECRETS = st.text(
+    alphabet=st.characters(
+        codec="ascii", exclude_categories=["Cc"], exclude_characters=" '\"<>\\~@"
+    ),
+    max_size=20,
+).map("~{}~".format)
 
 
 @given(
     SECRETS,
-    st.sampled_from(["https://h/a.svs?{}", "https://me:{}@h/a", "https://{}@h/a", "x password='{}' y", 'x {{"token": "{}"}} y', "Authorization: Bearer {}"]),
+    st.sampled_from(
+        [
+            "https://h/a.svs?{}",
+            "https://me:{}@h/a",
+            "https://{}@h/a",
+            "x password='{}' y",
+            'x {{"token": "{}"}} y',
+            "Authorization: Bearer {}",
+        ]
+    ),
 )
 def test_no_secret_is_shown_whatever_its_signs(secret: str, text: str) -> None:
     if text.startswith("https://{}") and set("/?#:") & set(secret):
@@ -138,7 +161,9 @@ def test_it_raises_nothing_and_twice_is_as_once(text: str) -> None:
     ],
 )
 def test_the_time_grows_as_the_text_does(piece: str) -> None:
-    """100 kB of what patterns might try again and again: some 0.05 s each, where what backtracks takes minutes."""
+    """100 kB of what patterns might try again and again: some 0.05 s each, where what backtracks
+    takes minutes.
+    """
     text = piece * (100_000 // len(piece)) + "@ password login < ="
     began = time.process_time()
     redacted(text)
@@ -157,14 +182,22 @@ def test_secrets_of_the_environment_go_wherever_they_stand(monkeypatch: pytest.M
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hun%23ter2@host")
     assert redacted("wJalrXUtnFEMI, hun#ter2 and hun%23ter2 of me") == "***, *** and *** of me"
     monkeypatch.setenv("PGPASSWORD", 'a"b\\c/d')
-    for text in ('a"b\\c/d', json.dumps({"x": 'a"b\\c/d'}), repr('a"b\\c/d'), "a%22b%5Cc/d", "a%22b%5Cc%2Fd"):
+    for text in (
+        'a"b\\c/d',
+        json.dumps({"x": 'a"b\\c/d'}),
+        repr('a"b\\c/d'),
+        "a%22b%5Cc/d",
+        "a%22b%5Cc%2Fd",
+    ):
         assert "b" not in redacted(text), text
     monkeypatch.setenv("HNM_PASSWORD", "ab1!")
     assert redacted("ab1! or xab1!x") == "*** or xab1!x"
 
 
 @pytest.mark.parametrize("word", ["password", "true", "postgres", "a", "", "12345", "token"])
-def test_a_variable_that_holds_a_word_shreds_no_message(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+def test_a_variable_that_holds_a_word_shreds_no_message(
+    monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
     monkeypatch.setenv("HNM_PASSWORD", word)
     text = "a true postgresql server wants a password or a token for 12345 slides"
     assert redacted(text) == text
@@ -177,5 +210,8 @@ def test_no_error_says_a_secret() -> None:
 
 
 def test_a_line_without_end_is_shown_by_its_ends() -> None:
-    assert str(HnmError(f"a.csv: value {'x' * 5000}; mend it")) == f"a.csv: value {'x' * 487} … {'x' * 491}; mend it"
+    assert (
+        str(HnmError(f"a.csv: value {'x' * 5000}; mend it"))
+        == f"a.csv: value {'x' * 487} … {'x' * 491}; mend it"
+    )
     assert str(HnmError("\n".join(["y" * 1000] * 3))) == "\n".join(["y" * 1000] * 3)

@@ -26,7 +26,9 @@ def test_a_result_that_changed_is_seen_though_its_size_and_time_did_not(tmp_path
     with whole(kept) as temporary:
         temporary.write_bytes(b"pack")
     results.link(kept, tmp_path / "slide.h5")
-    assert (results.root / ".hnm-sums" / kept.relative_to(results.root)).exists(), "its digest is recorded when it is first linked"
+    assert (results.root / ".hnm-sums" / kept.relative_to(results.root)).exists(), (
+        "its digest is recorded when it is first linked"
+    )
     before = kept.stat()
     kept.write_bytes(b"puck")
     os.utime(kept, ns=(before.st_atime_ns, before.st_mtime_ns))

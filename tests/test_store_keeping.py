@@ -1,4 +1,6 @@
-"""What the store keeps, what it lets go, and that bytes lie on the disk once: `hnm store ls|gc|verify`."""
+"""What the store keeps, what it lets go, and that bytes lie on the disk once: `hnm store
+ls|gc|verify`.
+"""
 
 import os
 import re
@@ -16,7 +18,7 @@ from hnm.cli import app
 from hnm.errors import StoreError
 from hnm.files import key_of
 from hnm.learning import features
-from hnm.slides.pack import Pack, PackTile, encode, write_pack
+from hnm.slides.cutting.pack import Pack, PackTile, encode, write_pack
 from hnm.store import Kept, Store, expired, project_store
 
 DAY = 24 * 3600.0
@@ -58,8 +60,20 @@ def store(tmp_path, monkeypatch):
     store = project_store()
     tile = PackTile(3, 5, 0.75, encode(np.full((32, 32, 3), 200, np.uint8), 90))
     for number in (1, 2):
-        write_pack(store.path("tiles", key_of(pack=number), ".h5"), [tile] * number, slide_id="s", mpp=1.0, tile_px=32, side=32, planned=number)
-    features.write(np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((2, 2), np.int64), store.path("features", key_of(features=1), ".h5"))
+        write_pack(
+            store.path("tiles", key_of(pack=number), ".h5"),
+            [tile] * number,
+            slide_id="s",
+            mpp=1.0,
+            tile_px=32,
+            side=32,
+            planned=number,
+        )
+    features.write(
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.zeros((2, 2), np.int64),
+        store.path("features", key_of(features=1), ".h5"),
+    )
     return store
 
 
@@ -90,12 +104,19 @@ def test_ls(store, tmp_path):
     store.link(store.path("tiles", key_of(pack=1), ".h5"), tmp_path / "out.h5")
     code, lines = run("ls")
     assert code == 0
-    assert [line.split()[:3] for line in lines[:2]] == [["features", "1", "results"], ["tiles", "2", "results"]]
+    assert [line.split()[:3] for line in lines[:2]] == [
+        ["features", "1", "results"],
+        ["tiles", "2", "results"],
+    ]
     assert lines[2] == f"in {store.root}"
 
 
 def test_gc_removes_leftovers_of_killed_writes_and_no_write_that_goes_on(store):
-    for name, age in ((".hnm-tmp-old.h5", 2 * DAY), (".hnm-tmp-new.h5", 0.0), (".other.h5", 2 * DAY)):
+    for name, age in (
+        (".hnm-tmp-old.h5", 2 * DAY),
+        (".hnm-tmp-new.h5", 0.0),
+        (".other.h5", 2 * DAY),
+    ):
         path = store.root / "tiles" / "ab" / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -104,7 +125,10 @@ def test_gc_removes_leftovers_of_killed_writes_and_no_write_that_goes_on(store):
     assert (code, lines[0]) == (0, f"would remove {store.root}/tiles/ab/.hnm-tmp-old.h5")
     assert (store.root / "tiles" / "ab" / ".hnm-tmp-old.h5").exists()
     assert run("gc")[1][0] == f"removed {store.root}/tiles/ab/.hnm-tmp-old.h5"
-    assert {path.name for path in (store.root / "tiles" / "ab").iterdir()} == {".hnm-tmp-new.h5", ".other.h5"}
+    assert {path.name for path in (store.root / "tiles" / "ab").iterdir()} == {
+        ".hnm-tmp-new.h5",
+        ".other.h5",
+    }
     assert len(store.kept()) == 3
 
 
@@ -116,7 +140,10 @@ def test_gc_removes_what_killed_trials_were_making_and_no_trial_that_goes_on(sto
         inner.touch()
         for path, age in ((inner, written), (inner.parent, 2 * DAY), (trials / name, 2 * DAY)):
             os.utime(path, (path.stat().st_mtime - age,) * 2)
-    assert run("gc")[1] == [f"removed {trials}/.hnm-tmp-killed", "0 results (0.0 MB) and 1 leftovers go, 3 results (0.0 MB) stay"]
+    assert run("gc")[1] == [
+        f"removed {trials}/.hnm-tmp-killed",
+        "0 results (0.0 MB) and 1 leftovers go, 3 results (0.0 MB) stay",
+    ]
     assert [path.name for path in trials.iterdir()] == [".hnm-tmp-slow"]
 
 
@@ -132,14 +159,19 @@ def test_gc_keeps_within_a_size_and_outputs_stay(store, tmp_path):
 
 def test_verify_names_what_is_damaged(store):
     assert run("verify") == (0, ["3 results read, 0 damaged"])
-    pack, feature = store.path("tiles", key_of(pack=2), ".h5"), store.path("features", key_of(features=1), ".h5")
+    pack, feature = (
+        store.path("tiles", key_of(pack=2), ".h5"),
+        store.path("features", key_of(features=1), ".h5"),
+    )
     pack.write_bytes(pack.read_bytes()[:900])
     feature.write_text("no features")
     code, lines = run("verify")
     assert code == 1
     assert any(line.startswith(f"{pack} is no pack of tiles, or was cut short") for line in lines)
     assert any(line.startswith(f"{feature} holds no features that can be read") for line in lines)
-    assert lines[-1].startswith("error: the store holds damaged results; remove them with `hnm store verify --remove`")
+    assert lines[-1].startswith(
+        "error: the store holds damaged results; remove them with `hnm store verify --remove`"
+    )
     assert run("verify", "--remove")[1][-1] == "3 results read, 2 damaged and removed"
     assert [kept.path for kept in store.kept()] == [store.path("tiles", key_of(pack=1), ".h5")]
 
@@ -148,14 +180,18 @@ def test_a_result_its_output_and_dvc_s_cache_are_one_file(store, tmp_path):
     """By the project's DVC config: where reflinks stand first, DVC keeps a copy of its own."""
 
     def dvc(*arguments: str) -> None:
-        subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments], cwd=tmp_path, check=True, capture_output=True
+        )
 
     dvc("init", "--no-scm")
     links = re.search(r'type = "(.+)"', (Path(__file__).parents[1] / ".dvc" / "config").read_text())
     assert links
     dvc("config", "cache.type", links[1])
     kept, out = store.path("tiles", key_of(pack=1), ".h5"), tmp_path / "packs" / "s.h5"
-    (tmp_path / "dvc.yaml").write_text(f"stages:\n  tiles:\n    cmd: mkdir -p packs && ln {kept} packs/s.h5\n    outs: [packs]\n")
+    (tmp_path / "dvc.yaml").write_text(
+        f"stages:\n  tiles:\n    cmd: mkdir -p packs && ln {kept} packs/s.h5\n    outs: [packs]\n"
+    )
     dvc("repro")
     assert kept.samefile(out)
     assert kept.stat().st_nlink == 3
@@ -170,7 +206,11 @@ def test_a_folder_that_is_asked_for_again_counts_as_used(tmp_path: Path) -> None
     store, keys = Store(tmp_path), [digit * 64 for digit in "abc"]
     for key in (*keys, keys[0]):
         time.sleep(0.02)
-        path = store.folder("trials/heads", key, lambda folder: (folder / "head.json").write_text("{}", encoding="utf-8"))
+        path = store.folder(
+            "trials/heads",
+            key,
+            lambda folder: (folder / "head.json").write_text("{}", encoding="utf-8"),
+        )
         written = (path / "head.json").stat().st_mtime_ns
     assert [kept.path.name for kept in store.kept()] == [keys[1], keys[2], keys[0]]
     assert (
@@ -181,7 +221,9 @@ def test_a_folder_that_is_asked_for_again_counts_as_used(tmp_path: Path) -> None
 
 
 def test_what_is_not_the_store_s_own_is_never_counted_and_never_removed(store, tmp_path):
-    """Odd names, odd types, links in and out, other people's folders of the same form: all stay, and what they lead to."""
+    """Odd names, odd types, links in and out, other people's folders of the same form: all stay,
+    and what they lead to.
+    """
     key = key_of(other=1)
     (tmp_path / "outside" / "ab").mkdir(parents=True)
     precious = tmp_path / "outside" / "ab" / f"{'ab' * 32}.h5"
@@ -221,7 +263,9 @@ def test_what_is_not_the_store_s_own_is_never_counted_and_never_removed(store, t
 
 
 def damaged(path: Path) -> None:
-    """Some bytes of a file are zeros, as a failing disk makes them: its form and its size are as they were."""
+    """Some bytes of a file are zeros, as a failing disk makes them: its form and its size are as
+    they were.
+    """
     content = bytearray(path.read_bytes())
     middle = len(content) * 3 // 4
     content[middle : middle + 8] = bytes(byte ^ 0x5A for byte in content[middle : middle + 8])
@@ -229,17 +273,28 @@ def damaged(path: Path) -> None:
 
 
 def test_a_damaged_result_is_removed_before_it_is_linked_and_made_again(store, tmp_path, caplog):
-    pack, feature = store.path("tiles", key_of(pack=2), ".h5"), store.path("features", key_of(features=1), ".h5")
+    pack, feature = (
+        store.path("tiles", key_of(pack=2), ".h5"),
+        store.path("features", key_of(features=1), ".h5"),
+    )
     assert store.holds(pack, Pack, quick=True) and store.holds(feature, features.read)
     for path in (pack, feature):
         damaged(path)
     assert run("verify")[0] == 1
-    assert [store.holds(pack, Pack, quick=True), store.holds(feature, features.read)] == [False, False]
+    assert [store.holds(pack, Pack, quick=True), store.holds(feature, features.read)] == [
+        False,
+        False,
+    ]
     assert not pack.exists() and not feature.exists()
-    assert f"the store holds a damaged result, which is removed and made again: the bytes of {pack} are not those that were written" in caplog.text
+    assert (
+        f"the store holds a damaged result, which is removed and made again: the bytes of {pack}"
+        " are not those that were written" in caplog.text
+    )
     features.write(np.ones((2, 3), np.float32), np.zeros((2, 2), np.int64), feature)
     store.link(feature, tmp_path / "out.h5")
-    assert store.holds(feature, features.read), "another result of the same key is taken as it was made"
+    assert store.holds(feature, features.read), (
+        "another result of the same key is taken as it was made"
+    )
 
 
 def test_a_result_without_a_record_is_opened(store):
@@ -259,22 +314,40 @@ def test_a_result_without_a_record_is_opened(store):
 def test_a_torn_file_in_a_folder_is_noticed_and_the_folder_made_again(tmp_path: Path) -> None:
     store, key, count = Store(tmp_path), "a" * 64, iter(range(9))
     for _ in range(2):
-        folder = store.folder("trials/heads", key, lambda folder: (folder / "x.csv").write_text(f"made {next(count)}"))
+        folder = store.folder(
+            "trials/heads", key, lambda folder: (folder / "x.csv").write_text(f"made {next(count)}")
+        )
         assert (folder / "x.csv").read_text() == "made 0"
     (folder / "x.csv").write_text("made")
-    assert (store.folder("trials/heads", key, lambda folder: (folder / "x.csv").write_text(f"made {next(count)}")) / "x.csv").read_text() == "made 1"
+    assert (
+        store.folder(
+            "trials/heads", key, lambda folder: (folder / "x.csv").write_text(f"made {next(count)}")
+        )
+        / "x.csv"
+    ).read_text() == "made 1"
     (folder / "x.csv").unlink()
-    assert (store.folder("trials/heads", key, lambda folder: (folder / "x.csv").write_text(f"made {next(count)}")) / "x.csv").read_text() == "made 2"
+    assert (
+        store.folder(
+            "trials/heads", key, lambda folder: (folder / "x.csv").write_text(f"made {next(count)}")
+        )
+        / "x.csv"
+    ).read_text() == "made 2"
 
 
 @pytest.mark.parametrize("odd", ["fifo", "link", "folder"])
-def test_an_odd_thing_in_the_place_of_a_result_is_removed_and_never_followed(tmp_path: Path, odd: str) -> None:
+def test_an_odd_thing_in_the_place_of_a_result_is_removed_and_never_followed(
+    tmp_path: Path, odd: str
+) -> None:
     store = Store(tmp_path / "store")
     path = store.path("features", "a" * 64, ".h5")
     path.parent.mkdir(parents=True)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("x")
-    {"fifo": os.mkfifo, "link": lambda path: path.symlink_to(tmp_path / "precious"), "folder": lambda path: path.mkdir()}[odd](path)
+    {
+        "fifo": os.mkfifo,
+        "link": lambda path: path.symlink_to(tmp_path / "precious"),
+        "folder": lambda path: path.mkdir(),
+    }[odd](path)
     assert not store.holds(path, features.read)
     assert not os.path.lexists(path) and (tmp_path / "precious" / "file").read_text() == "x"
 
@@ -283,7 +356,10 @@ def test_a_result_that_vanishes_is_told_in_one_line(store, tmp_path):
     pack = store.path("tiles", key_of(pack=1), ".h5")
     assert store.holds(pack, Pack)
     pack.unlink()
-    with pytest.raises(StoreError, match="is gone from the store while this process used it; give the same command again"):
+    with pytest.raises(
+        StoreError,
+        match="is gone from the store while this process used it; give the same command again",
+    ):
         store.link(pack, tmp_path / "out.h5")
 
 
@@ -302,23 +378,40 @@ def test_a_damaged_result_that_may_not_be_removed_is_told_with_its_cure(store, m
     assert store.holds(pack, Pack)
     damaged(pack)
     monkeypatch.setenv("HNM_FAILPOINT", "store.removing=EACCES")
-    with pytest.raises(StoreError, match=r"are not those that were written; it cannot be removed \(Permission denied\): have its owner"):
+    with pytest.raises(
+        StoreError,
+        match=(
+            r"are not those that were written; it cannot be removed \(Permission denied\): have its"
+            r" owner"
+        ),
+    ):
         store.holds(pack, Pack)
     code, lines = run("gc", "--max-gb", "0")
-    assert code == 0 and sum(line.startswith("cannot remove ") for line in lines) == 2 and len(store.kept()) == 3
+    assert (
+        code == 0
+        and sum(line.startswith("cannot remove ") for line in lines) == 2
+        and len(store.kept()) == 3
+    )
 
 
-def test_a_store_of_a_group_is_written_as_the_umask_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_of_a_group_is_written_as_the_umask_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = os.umask(0o002)
     try:
         monkeypatch.setenv("HNM_STORE", str(tmp_path / "store"))
         store = project_store()
-        folder = store.folder("trials/heads", "a" * 64, lambda folder: (folder / "x.csv").write_text("x"))
+        folder = store.folder(
+            "trials/heads", "a" * 64, lambda folder: (folder / "x.csv").write_text("x")
+        )
         file = store.path("features", "b" * 64, ".h5")
         store.holds(file)
         features.write(np.ones((2, 3), np.float32), np.zeros((2, 2), np.int64), file)
         store.link(file, tmp_path / "out" / "s.h5")
-        modes = {path: path.lstat().st_mode & 0o777 for path in [store.root, *store.root.rglob("*"), folder, tmp_path / "out" / "s.h5"]}
+        modes = {
+            path: path.lstat().st_mode & 0o777
+            for path in [store.root, *store.root.rglob("*"), folder, tmp_path / "out" / "s.h5"]
+        }
         assert {oct(mode) for path, mode in modes.items() if path.is_dir()} == {"0o775"}
         assert {oct(mode) for path, mode in modes.items() if path.is_file()} == {"0o664"}
     finally:
@@ -360,6 +453,10 @@ print("done")
             folder.chmod(0o755)
     for user in ("4001", "4002"):
         done = subprocess.run(
-            [sys.executable, "-c", code, str(shared), user], capture_output=True, text=True, cwd="/", env={**os.environ, "PYTHONPATH": str(ROOT)}
+            [sys.executable, "-c", code, str(shared), user],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert (done.stdout, done.stderr) == ("done\n", "")

@@ -1,4 +1,6 @@
-"""The command `hnm`: what users do beside `dvc repro`. Heavy imports stay inside the commands, so that --help is quick."""
+"""The command `hnm`: what users do beside `dvc repro`. Heavy imports stay inside the commands, so
+that --help is quick.
+"""
 
 import os
 from typing import Any
@@ -9,11 +11,20 @@ from hnm.cli import evidence, mined, models, repository, slides, store, tune
 from hnm.output import forgive_output
 from hnm.processes import ending_in_a_line
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported: on a busy machine, threads that spin cost more than they save
+os.environ.setdefault(
+    "OMP_WAIT_POLICY",
+    "passive",
+    # read when torch is first imported: on a busy machine, threads that spin cost more than they
+    # save
+)
 
 GOES_ON = "what was finished is kept, and the same command goes on or begins again"
 
-_OF_COMMAND_LINE = (typer.Exit, typer.Abort, *(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"))
+_OF_COMMAND_LINE = (
+    typer.Exit,
+    typer.Abort,
+    *(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"),
+)
 """What typer itself makes of a wrong option, and of a command that is done."""
 
 
@@ -26,7 +37,9 @@ class _Group(typer.core.TyperGroup):
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        with ending_in_a_line(GOES_ON, passing=_OF_COMMAND_LINE):  # in `main` typer has made other kinds of some of them
+        with ending_in_a_line(
+            GOES_ON, passing=_OF_COMMAND_LINE
+        ):  # in `main` typer has made other kinds of some of them
             return super().invoke(ctx)
 
 

@@ -10,11 +10,11 @@ def rounds() -> None:
     from rich.console import Console
 
     from hnm.errors import EvidenceError
-    from hnm.evidence.openings import LEDGER, looks, read_openings
-    from hnm.evidence.round_table import round_table
-    from hnm.experiments.ledger import stage_seconds
-    from hnm.experiments.outputs import taking_apart
+    from hnm.evidence.pages.round_table import round_table
+    from hnm.evidence.test_ledger import LEDGER, looks, read_openings
     from hnm.files import read_json
+    from hnm.repository.costs import stage_seconds
+    from hnm.repository.outputs import taking_apart
     from hnm.store import project_root
 
     console = Console()
@@ -23,21 +23,26 @@ def rounds() -> None:
     with taking_apart("results/metrics.json", EvidenceError):
         table = round_table(metrics, stage_seconds(project_root()))
     console.print(table)
-    console.print(f"test set    opened {looked.openings} times for {looked.states} different results ({LEDGER})")
+    console.print(
+        f"test set    opened {looked.openings} times for {looked.states} different results"
+        f" ({LEDGER})"
+    )
     console.print("report      results/report.html")
     console.print("runs        make ui            (MLflow)")
     console.print("versions    dvc exp show, dvc metrics diff, dvc plots show")
 
 
 def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is run.")] = 1) -> None:
-    """Cross-validate: the loop on split.folds folds of the patients, each a stage of DVC; each slide is test once."""
+    """Cross-validate: the loop on split.folds folds of the patients, each a stage of DVC; each
+    slide is test once.
+    """
     from rich.console import Console
 
+    from hnm.cross_validation.runs import deal, reproduce, write_stages
     from hnm.errors import EvidenceError
-    from hnm.evidence.pooling import pooled_table
-    from hnm.experiments.cross_validation import deal, reproduce, write_stages
-    from hnm.experiments.trial import check_one_process
+    from hnm.evidence.numbers.pooling import pooled_table
     from hnm.files import read_json
+    from hnm.loop.rounds import check_one_process
     from hnm.params import load_params
     from hnm.store import project_root
 
@@ -45,68 +50,118 @@ def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is ru
     params = load_params(root / "params.yaml")
     check_one_process(params)
     deal(root / "data", params)  # what cannot be dealt is said before DVC starts anything
-    reproduce(write_stages(root, seeds=seeds, folds=params.split.folds, device=params.compute.device))
-    Console().print(pooled_table(read_json(root / "results" / "cv" / "summary.json", EvidenceError)))
-    typer.echo("slides results/cv/slides.csv, numbers results/cv/summary.json; commit cv/dvc.yaml, cv/dvc.lock, cv/causes and the numbers")
+    reproduce(
+        write_stages(root, seeds=seeds, folds=params.split.folds, device=params.compute.device)
+    )
+    Console().print(
+        pooled_table(read_json(root / "results" / "cv" / "summary.json", EvidenceError))
+    )
+    typer.echo(
+        "slides results/cv/slides.csv, numbers results/cv/summary.json; commit cv/dvc.yaml,"
+        " cv/dvc.lock, cv/causes and the numbers"
+    )
 
 
 def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Option()]) -> None:
-    """Stage `fold` of cv/dvc.yaml: one fold's loop with one seed, and its out-of-fold predictions."""
+    """Stage `fold` of cv/dvc.yaml: one fold's loop with one seed, and its out-of-fold
+    predictions.
+    """
     from hnm.processes import die_with_parent, keep_freed_memory
 
     die_with_parent()  # before imports that take seconds, in which the parent may be killed
     keep_freed_memory()
-    from hnm.evidence.openings import LEDGER, Opening, enter_opening
-    from hnm.evidence.pooling import out_of_fold, write_predictions
-    from hnm.experiments.cross_validation import fold_file, run_fold
-    from hnm.experiments.state import git_tags
+    from hnm.cross_validation.runs import fold_file, run_fold
+    from hnm.evidence.numbers.pooling import out_of_fold, write_predictions
+    from hnm.evidence.test_ledger import LEDGER, Opening, enter_opening
     from hnm.files import digest_of, key_of
     from hnm.params import load_params
+    from hnm.repository.stages import git_tags
     from hnm.store import project_home, project_root, project_store
 
     root = project_root()
-    own = run_fold(root / "data", load_params(root / "params.yaml"), project_store(), seed=seed, fold=fold)
+    own = run_fold(
+        root / "data", load_params(root / "params.yaml"), project_store(), seed=seed, fold=fold
+    )
     tags = git_tags(root)
     commit, dirty = tags.get("mlflow.source.git.commit", ""), tags.get("hnm.git_dirty", "")
-    enter_opening(project_home() / LEDGER, Opening(key_of(slides=own.slides.to_dict("records")), digest_of(root / "params.yaml"), commit, dirty, "cv"))
+    enter_opening(
+        project_home() / LEDGER,
+        Opening(
+            key_of(slides=own.slides.to_dict("records")),
+            digest_of(root / "params.yaml"),
+            commit,
+            dirty,
+            "cv",
+        ),
+    )
     write_predictions(out_of_fold(own.slides, seed=seed, fold=fold), root / fold_file(seed, fold))
-    typer.echo(f"seed {seed}, fold {fold}: validation AUC by round {', '.join(f'{result.auc:.3f}' for result in own.rounds)}")
+    typer.echo(
+        f"seed {seed}, fold {fold}: validation AUC by round"
+        f" {', '.join(f'{result.auc:.3f}' for result in own.rounds)}"
+    )
 
 
 def cv_pool(seeds: Annotated[int, typer.Option()], folds: Annotated[int, typer.Option()]) -> None:
     """Stage `pool` of cv/dvc.yaml: the folds' predictions together, and their numbers."""
     import pandas as pd
 
-    from hnm.evidence.pooling import pooled, read_predictions, write_predictions
-    from hnm.experiments.cross_validation import fold_file
+    from hnm.cross_validation.runs import fold_file
+    from hnm.evidence.numbers.pooling import pooled, read_predictions, write_predictions
     from hnm.files import write_json
     from hnm.params import load_params
     from hnm.store import project_root
 
     root = project_root()
-    parts = [read_predictions(root / fold_file(seed, fold)) for seed in range(seeds) for fold in range(folds)]
+    parts = [
+        read_predictions(root / fold_file(seed, fold))
+        for seed in range(seeds)
+        for fold in range(folds)
+    ]
     table = pd.concat(parts, ignore_index=True)
     write_predictions(table, root / "results" / "cv" / "slides.csv")
-    write_json(pooled(table, load_params(root / "params.yaml").evaluate), root / "results" / "cv" / "summary.json")
+    write_json(
+        pooled(table, load_params(root / "params.yaml").evaluate),
+        root / "results" / "cv" / "summary.json",
+    )
 
 
 def compare(
-    states: Annotated[list[str], typer.Argument(help="Git revisions, DVC experiments, MLflow summaries, `workspace`; the first is the reference.")],
+    states: Annotated[
+        list[str],
+        typer.Argument(
+            help=(
+                "Git revisions, DVC experiments, MLflow summaries, `workspace`; the first is the"
+                " reference."
+            )
+        ),
+    ],
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Compare states by their test slides: gain with interval, DeLong, McNemar, slides that changed sides, params, cost."""
+    """Compare states by their test slides: gain with interval, DeLong, McNemar, slides that changed
+    sides, params, cost.
+    """
     import json
 
     from rich.console import Console
 
-    from hnm.evidence.comparison import State, compare_states, comparison_json, comparison_markdown, comparison_tables, notes
-    from hnm.experiments.past_state import read_state
+    from hnm.evidence.numbers.comparison import (
+        State,
+        compare_states,
+        comparison_json,
+        comparison_markdown,
+        comparison_tables,
+        notes,
+    )
+    from hnm.history.states import read_state
     from hnm.params import load_params
     from hnm.store import project_root
 
     root = project_root()
-    found = [State(past.name, past.slides, past.test, past.params, past.seconds) for past in (read_state(root, name) for name in states)]
+    found = [
+        State(past.name, past.slides, past.test, past.params, past.seconds)
+        for past in (read_state(root, name) for name in states)
+    ]
     comparison = compare_states(found, load_params(root / "params.yaml").evaluate)
     if json_:
         typer.echo(json.dumps(comparison_json(comparison), indent=2))

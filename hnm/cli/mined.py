@@ -5,9 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(help="Mined tiles: look at them, and say which are not to be.", no_args_is_help=True)
+app = typer.Typer(
+    help="Mined tiles: look at them, and say which are not to be.", no_args_is_help=True
+)
 RESULTS = Path("results/mined")
-Round = Annotated[int | None, typer.Option("--round", min=1, help="The last one where none is named.")]
+Round = Annotated[
+    int | None, typer.Option("--round", min=1, help="The last one where none is named.")
+]
 
 
 @app.command("suspects")
@@ -17,15 +21,30 @@ def suspects(round_: Round = None) -> None:
 
     table = MINED_SLIDES.read(_mined_folder(round_) / "slides.csv")
     for slide in table[table["suspect"]].sort_values(["chance", "slide_id"]).itertuples():
-        typer.echo(f"{slide.slide_id}\t{slide.hardest} of the hardest tiles, {slide.expected:.1f} by its size\tpatient {slide.patient_id}")
-    typer.echo(f"{table['suspect'].sum()} of {(table['label'] == 0).sum()} negative slides are suspect")
+        typer.echo(
+            f"{slide.slide_id}\t{slide.hardest} of the hardest tiles, {slide.expected:.1f} by its"
+            f" size\tpatient {slide.patient_id}"
+        )
+    typer.echo(
+        f"{table['suspect'].sum()} of {(table['label'] == 0).sum()} negative slides are suspect"
+    )
 
 
 @app.command("export")
 def export(
     round_: Round = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the files, one a slide; results/mined/ROUND where none is named.")] = None,
-    origin: Annotated[Literal["bounds", "level_0"], typer.Option(help="What coordinates count from: the scan's bounds, as in QuPath, or level 0.")] = "bounds",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the files, one a slide; results/mined/ROUND where none is named."
+        ),
+    ] = None,
+    origin: Annotated[
+        Literal["bounds", "level_0"],
+        typer.Option(
+            help="What coordinates count from: the scan's bounds, as in QuPath, or level 0."
+        ),
+    ] = "bounds",
 ) -> None:
     """Write the mined tiles as GeoJSON for QuPath: outline, role, score."""
     from hnm.mining.export import export_mined
@@ -39,23 +58,38 @@ def export(
     for path in written:
         typer.echo(path)
     if others := sorted(path.name for path in set(out.glob("*.geojson")) - set(written)):
-        typer.echo(f"{out} has files of slides without mined tiles too, perhaps of an earlier export: {', '.join(others)}", err=True)
+        typer.echo(
+            f"{out} has files of slides without mined tiles too, perhaps of an earlier export:"
+            f" {', '.join(others)}",
+            err=True,
+        )
 
 
 @app.command("gallery")
 def gallery(
     round_: Round = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the sheets, one a role; results/mined/ROUND where none is named.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the sheets, one a role; results/mined/ROUND where none is named."
+        ),
+    ] = None,
     tiles: Annotated[int, typer.Option(min=1, help="How many tiles a sheet shows.")] = 60,
 ) -> None:
-    """Draw the best-scoring mined tiles with their scores and places, and those that guards passed over."""
+    """Draw the best-scoring mined tiles with their scores and places, and those that guards passed
+    over.
+    """
     from hnm.mining.gallery import write_gallery
     from hnm.store import project_root
     from hnm.tables import MINED, PASSED_OVER
 
     folder, packs = _mined_folder(round_), project_root() / "data" / "tiles" / "packs"
     for path in write_gallery(
-        MINED.read(folder / "mined.parquet"), PASSED_OVER.read(folder / "passed_over.csv"), packs, out or project_root() / RESULTS / folder.name, tiles
+        MINED.read(folder / "mined.parquet"),
+        PASSED_OVER.read(folder / "passed_over.csv"),
+        packs,
+        out or project_root() / RESULTS / folder.name,
+        tiles,
     ):
         typer.echo(path)
 
@@ -63,23 +97,41 @@ def gallery(
 @app.command("diff")
 def diff(
     before: Annotated[str, typer.Argument(help="A Git revision.")],
-    after: Annotated[str, typer.Argument(help="Another, or what lies in the working tree.")] = "workspace",
-    round_: Annotated[int | None, typer.Option("--round", min=1, help="The last one that both have, where none is named.")] = None,
+    after: Annotated[
+        str, typer.Argument(help="Another, or what lies in the working tree.")
+    ] = "workspace",
+    round_: Annotated[
+        int | None,
+        typer.Option("--round", min=1, help="The last one that both have, where none is named."),
+    ] = None,
 ) -> None:
-    """Compare the mined tiles of two Git revisions: params, overlap, and what came and went by slide."""
-    from hnm.experiments.mined_revision import mined_difference
+    """Compare the mined tiles of two Git revisions: params, overlap, and what came and went by
+    slide.
+    """
+    from hnm.history.mined_sets import mined_difference
     from hnm.store import project_root
 
     found = mined_difference(project_root(), before, after, round_)
     typer.echo(f"round {found.round}, {before} to {after}")
     for name, (was, is_) in found.params.items():
         typer.echo(f"{name}\t{was} -> {is_}")
-    typer.echo(f"scorer\t{'the same' if found.scorers[0] == found.scorers[1] else ' -> '.join(own or 'none' for own in found.scorers)}")
+    typer.echo(
+        f"scorer\t{'the same' if found.scorers[0] == found.scorers[1] else ' -> '.join(own or 'none' for own in found.scorers)}"
+    )
     for role, overlap in found.by_role.items():
-        shares = [f"{name} {'-' if share is None else format(share, '.3f')}" for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn))]
-        typer.echo(f"{role}\t{overlap.kept + overlap.went} -> {overlap.kept + overlap.came} tiles\t" + "\t".join(shares))
+        shares = [
+            f"{name} {'-' if share is None else format(share, '.3f')}"
+            for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn))
+        ]
+        typer.echo(
+            f"{role}\t{overlap.kept + overlap.went} -> {overlap.kept + overlap.came} tiles\t"
+            + "\t".join(shares)
+        )
     for slide in found.by_slide.itertuples():
-        typer.echo(f"{slide.slide_id}\t{slide.role}\t{slide.came} came, {slide.went} went, {slide.kept} stayed")
+        typer.echo(
+            f"{slide.slide_id}\t{slide.role}\t{slide.came} came, {slide.went} went, {slide.kept}"
+            " stayed"
+        )
 
 
 def _mined_folder(round_: int | None) -> Path:
@@ -88,7 +140,9 @@ def _mined_folder(round_: int | None) -> Path:
     from hnm.store import project_root
 
     folder = project_root() / "data" / "mined"
-    rounds = [int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.name != "0"]  # for round 0 nothing is mined
+    rounds = [
+        int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.name != "0"
+    ]  # for round 0 nothing is mined
     if round_ is None and not rounds:
         raise MiningError(f"{folder} holds no round; run dvc repro")
     return folder / str(max(rounds) if round_ is None else round_)

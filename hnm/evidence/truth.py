@@ -1,4 +1,6 @@
-"""What is true of a tile, from its slide's label and from the regions that people drew. Only `evaluate` asks."""
+"""What is true of a tile, from its slide's label and from the regions that people drew. Only
+`evaluate` asks.
+"""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -10,7 +12,7 @@ import shapely
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from hnm.evidence.metrics import Detections, Floats
+from hnm.evidence.numbers.metrics import Detections, Floats
 from hnm.params import Evaluate
 from hnm.slides.annotations import Region, covered_shares, joined, names_lesion
 
@@ -30,7 +32,11 @@ class DrawnClass:
 
 
 def tile_truth(
-    tiles: pd.DataFrame, labels: Mapping[str, int], annotations: Mapping[str, Collection[Region]], aspects: Mapping[str, float], section: Evaluate
+    tiles: pd.DataFrame,
+    labels: Mapping[str, int],
+    annotations: Mapping[str, Collection[Region]],
+    aspects: Mapping[str, float],
+    section: Evaluate,
 ) -> pd.DataFrame:
     """The truth of each tile of the labelled slides.
 
@@ -42,9 +48,11 @@ def tile_truth(
         section: which class names are lesion, and how much of a tile they must cover.
 
     Returns:
-        slide_id, tile, `truth` (`lesion`, `normal`, or `unclear` where nobody can tell: a tile on a lesion's border,
-        of a positive slide without a lesion drawn, or under a lesion that is drawn on a negative slide), and `region`: `lesion`, or the
-        other class that was drawn over most of the tile, if at least over `lesion_share`; "" where none was, None where the slide has no annotation.
+        slide_id, tile, `truth` (`lesion`, `normal`, or `unclear` where nobody can tell: a tile on a
+        lesion's border, of a positive slide without a lesion drawn, or under a lesion that is drawn
+        on a negative slide), and `region`: `lesion`, or the other class that was drawn over most of
+        the tile, if at least over `lesion_share`; "" where none was, None where the slide has no
+        annotation.
     """
     parts = [
         _slide_truth(own, labels[slide_id], annotations.get(slide_id), aspects[slide_id], section)
@@ -56,13 +64,18 @@ def tile_truth(
 
 
 def detect(
-    tiles: pd.DataFrame, labels: Mapping[str, int], annotations: Mapping[str, Collection[Region]], aspects: Mapping[str, float], section: Evaluate
+    tiles: pd.DataFrame,
+    labels: Mapping[str, int],
+    annotations: Mapping[str, Collection[Region]],
+    aspects: Mapping[str, float],
+    section: Evaluate,
 ) -> Detections:
-    """Peaks against lesions, on the slides whose lesions are known: the negative ones, and the positive ones with lesions drawn.
+    """Peaks against lesions, on the slides whose lesions are known: the negative ones, and the
+    positive ones with lesions drawn.
 
-    A peak is a tile that no neighbour, diagonal ones included, outscores (of equal ones the first tile). Lesions are
-    the separate parts of the union of the lesion regions. Those of a negative slide contradict its label, so that they
-    count for nothing, and neither do the peaks on them.
+    A peak is a tile that no neighbour, diagonal ones included, outscores (of equal ones the first
+    tile). Lesions are the separate parts of the union of the lesion regions. Those of a negative
+    slide contradict its label, so that they count for nothing, and neither do the peaks on them.
 
     Args:
         tiles: slide_id, patient_id, x, y, side and score.
@@ -73,28 +86,51 @@ def detect(
     """
     lesion_scores, false_scores, patients = [], [], []
     for slide_id, own in ((str(key), own) for key, own in tiles.groupby("slide_id", sort=True)):
-        lesions = shapely.get_parts(joined([r.geometry for r in annotations.get(slide_id, ()) if is_lesion(r.name, section)]))
+        lesions = shapely.get_parts(
+            joined(
+                [r.geometry for r in annotations.get(slide_id, ()) if is_lesion(r.name, section)]
+            )
+        )
         if labels[slide_id] == 1 and not len(lesions):
             continue
         found = own[peaks(own, aspects[slide_id])]
-        x, y, width, scores = (found[column].to_numpy(np.float64) for column in ("x", "y", "side", "score"))
-        touched = shapely.intersects(shapely.box(x, y, x + width, y + width * aspects[slide_id])[:, None], lesions[None, :])
+        x, y, width, scores = (
+            found[column].to_numpy(np.float64) for column in ("x", "y", "side", "score")
+        )
+        touched = shapely.intersects(
+            shapely.box(x, y, x + width, y + width * aspects[slide_id])[:, None], lesions[None, :]
+        )
         best = np.where(touched, scores[:, None], -np.inf).max(axis=0, initial=-np.inf)
         lesion_scores.append(best if labels[slide_id] else best[:0])
         false_scores.append(scores[~touched.any(axis=1)])
         patients.append(str(own["patient_id"].iloc[0]))
     of_slides = np.array(patients, dtype=str)
-    of_lesions, of_false = (np.repeat(of_slides, [len(scores) for scores in kind]) for kind in (lesion_scores, false_scores))
-    return Detections(np.concatenate([np.zeros(0), *lesion_scores]), of_lesions, np.concatenate([np.zeros(0), *false_scores]), of_false, of_slides)
+    of_lesions, of_false = (
+        np.repeat(of_slides, [len(scores) for scores in kind])
+        for kind in (lesion_scores, false_scores)
+    )
+    return Detections(
+        np.concatenate([np.zeros(0), *lesion_scores]),
+        of_lesions,
+        np.concatenate([np.zeros(0), *false_scores]),
+        of_false,
+        of_slides,
+    )
 
 
 def peaks(tiles: pd.DataFrame, aspect: float) -> NDArray[np.bool_]:
-    """`(tiles,)`: whether no neighbour outscores a tile of this slide; of equal neighbours the first is the peak."""
+    """`(tiles,)`: whether no neighbour outscores a tile of this slide; of equal neighbours the
+    first is the peak.
+    """
     places = tiles[["x", "y"]].to_numpy() / (tiles["side"].to_numpy()[:, None] * [1, aspect])
     order = np.argsort(np.argsort(-tiles["score"].to_numpy(), kind="stable"))
     neighbours = cKDTree(places).query_pairs(1.5, p=np.inf, output_type="ndarray")
     is_peak = np.ones(len(tiles), dtype=bool)
-    is_peak[np.where(order[neighbours[:, 0]] < order[neighbours[:, 1]], neighbours[:, 1], neighbours[:, 0])] = False
+    is_peak[
+        np.where(
+            order[neighbours[:, 0]] < order[neighbours[:, 1]], neighbours[:, 1], neighbours[:, 0]
+        )
+    ] = False
     return is_peak
 
 
@@ -103,20 +139,33 @@ def is_lesion(name: str, section: Evaluate) -> bool:
     return names_lesion(name, section.lesion_names)
 
 
-def drawn_classes(annotations: Mapping[str, Collection[Region]], section: Evaluate) -> list[DrawnClass]:
+def drawn_classes(
+    annotations: Mapping[str, Collection[Region]], section: Evaluate
+) -> list[DrawnClass]:
     """The classes that were drawn, the one with the most regions first."""
     regions = Counter(region.name for drawn in annotations.values() for region in drawn)
-    slides = Counter(name for drawn in annotations.values() for name in {region.name for region in drawn})
+    slides = Counter(
+        name for drawn in annotations.values() for name in {region.name for region in drawn}
+    )
     order = sorted(regions, key=lambda name: (-regions[name], name))
-    return [DrawnClass(name, regions[name], slides[name], is_lesion(name, section)) for name in order]
+    return [
+        DrawnClass(name, regions[name], slides[name], is_lesion(name, section)) for name in order
+    ]
 
 
-def contradictions(annotations: Mapping[str, Collection[Region]], labels: Mapping[str, int], section: Evaluate) -> list[str]:
-    """What to say of slides whose label and regions contradict each other; nothing where they agree."""
+def contradictions(
+    annotations: Mapping[str, Collection[Region]], labels: Mapping[str, int], section: Evaluate
+) -> list[str]:
+    """What to say of slides whose label and regions contradict each other; nothing where they
+    agree.
+    """
     silent, wrong = [], []
     for slide_id, regions in sorted(annotations.items()):
         lesions = sum(is_lesion(region.name, section) for region in regions)
-        classes = ", ".join(f"{name} {count}" for name, count in sorted(Counter(region.name for region in regions).items()))
+        classes = ", ".join(
+            f"{name} {count}"
+            for name, count in sorted(Counter(region.name for region in regions).items())
+        )
         if labels.get(slide_id) == 1 and not lesions:
             silent.append(f"{slide_id} ({classes or 'no region'})")
         elif labels.get(slide_id) == 0 and lesions:
@@ -124,13 +173,16 @@ def contradictions(annotations: Mapping[str, Collection[Region]], labels: Mappin
     texts = []
     if wrong:
         texts.append(
-            f"{len(wrong)} annotated slides of label 0 have lesions drawn on them: {_listed(wrong)}; mining takes such tumour for the hardest negatives, "
-            "so correct the label or the annotation in the manifest, or veto the tiles"
+            f"{len(wrong)} annotated slides of label 0 have lesions drawn on them:"
+            f" {_listed(wrong)}; mining takes such tumour for the hardest negatives, so correct the"
+            " label or the annotation in the manifest, or veto the tiles"
         )
     if silent:
         texts.append(
-            f"{len(silent)} annotated slides of label 1 have no lesion among their regions: {_listed(silent)}; the truth of their tiles is unclear, "
-            f"so name the classes that are lesions in evaluate.lesion_names (now {', '.join(section.lesion_names)}), or draw the lesions"
+            f"{len(silent)} annotated slides of label 1 have no lesion among their regions:"
+            f" {_listed(silent)}; the truth of their tiles is unclear, so name the classes that are"
+            f" lesions in evaluate.lesion_names (now {', '.join(section.lesion_names)}), or draw"
+            " the lesions"
         )
     return texts
 
@@ -141,24 +193,57 @@ def _listed(slides: list[str]) -> str:
     return ", ".join(slides[:NAMED]) + more
 
 
-def _slide_truth(tiles: pd.DataFrame, label: int, regions: Collection[Region] | None, aspect: float, section: Evaluate) -> pd.DataFrame:
+def _slide_truth(
+    tiles: pd.DataFrame,
+    label: int,
+    regions: Collection[Region] | None,
+    aspect: float,
+    section: Evaluate,
+) -> pd.DataFrame:
     lesions = [region for region in regions or [] if is_lesion(region.name, section)]
     lesion = _shares(tiles, lesions, aspect)
     if label == 0:
         truth = np.where(lesion == 0, NORMAL, UNCLEAR)
     else:
-        truth = np.select([lesion >= section.lesion_share, (lesion == 0) & bool(lesions)], [LESION, NORMAL], UNCLEAR)
-    return tiles[["slide_id", "tile"]].assign(truth=truth, region=None if regions is None else _regions(tiles, regions, lesion, aspect, section))
+        truth = np.select(
+            [lesion >= section.lesion_share, (lesion == 0) & bool(lesions)],
+            [LESION, NORMAL],
+            UNCLEAR,
+        )
+    return tiles[["slide_id", "tile"]].assign(
+        truth=truth,
+        region=None if regions is None else _regions(tiles, regions, lesion, aspect, section),
+    )
 
 
-def _regions(tiles: pd.DataFrame, regions: Collection[Region], lesion: Floats, aspect: float, section: Evaluate) -> NDArray[np.object_]:
+def _regions(
+    tiles: pd.DataFrame,
+    regions: Collection[Region],
+    lesion: Floats,
+    aspect: float,
+    section: Evaluate,
+) -> NDArray[np.object_]:
     names = sorted({region.name for region in regions if not is_lesion(region.name, section)})
     just_too_little = np.full(len(tiles), np.nextafter(section.lesion_share, 0))
-    largest = np.stack([just_too_little, *(_shares(tiles, [r for r in regions if r.name == name], aspect) for name in names)]).argmax(axis=0)
-    return np.where(lesion >= section.lesion_share, LESION, np.array(["", *names], dtype=object)[largest])
+    largest = np.stack(
+        [
+            just_too_little,
+            *(_shares(tiles, [r for r in regions if r.name == name], aspect) for name in names),
+        ]
+    ).argmax(axis=0)
+    return np.where(
+        lesion >= section.lesion_share, LESION, np.array(["", *names], dtype=object)[largest]
+    )
 
 
 def _shares(tiles: pd.DataFrame, regions: Collection[Region], aspect: float) -> Floats:
     """(tiles,): share of each tile that `regions` cover together."""
     width = float(tiles["side"].iloc[0])
-    return covered_shares(regions, {region.name for region in regions}, tiles["x"].to_numpy(), tiles["y"].to_numpy(), width, width * aspect)
+    return covered_shares(
+        regions,
+        {region.name for region in regions},
+        tiles["x"].to_numpy(),
+        tiles["y"].to_numpy(),
+        width,
+        width * aspect,
+    )

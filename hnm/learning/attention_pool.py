@@ -6,7 +6,8 @@ from torch.nn import functional
 
 
 class AttentionPool(nn.Module):
-    """Cross-attention of one learnt query over normalised tokens, normalised again: the image pooling of CoCa (Yu et al., TMLR 2022) and CONCH.
+    """Cross-attention of one learnt query over normalised tokens, normalised again: the image
+    pooling of CoCa (Yu et al., TMLR 2022) and CONCH.
 
     Its projections are linear layers of their own, so that adapters find them.
     """
@@ -15,15 +16,26 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.features, self.heads = features, heads
         self.query = nn.Parameter(torch.randn(1, features))
-        self.norm_query, self.norm_tokens, self.norm = nn.LayerNorm(features), nn.LayerNorm(width), nn.LayerNorm(features)
-        self.to_query, self.to_key, self.to_value = nn.Linear(features, features), nn.Linear(width, features), nn.Linear(width, features)
+        self.norm_query, self.norm_tokens, self.norm = (
+            nn.LayerNorm(features),
+            nn.LayerNorm(width),
+            nn.LayerNorm(features),
+        )
+        self.to_query, self.to_key, self.to_value = (
+            nn.Linear(features, features),
+            nn.Linear(width, features),
+            nn.Linear(width, features),
+        )
         self.out = nn.Linear(features, features)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Features `(tiles, features)` of tokens `(tiles, tokens, width)`."""
         tokens = self.norm_tokens(tokens)
         query = self.to_query(self.norm_query(self.query)).expand(len(tokens), 1, -1)
-        by_head = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, self.to_key(tokens), self.to_value(tokens))]
+        by_head = [
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (query, self.to_key(tokens), self.to_value(tokens))
+        ]
         gathered = functional.scaled_dot_product_attention(*by_head)
         feature: Tensor = self.norm(self.out(gathered.transpose(1, 2).flatten(1)))
         return feature

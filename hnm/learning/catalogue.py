@@ -1,4 +1,6 @@
-"""Encoders with names of their own: how timm builds them, where their weights lie, under which licence, and how their tensors are named."""
+"""Encoders with names of their own: how timm builds them, where their weights lie, under which
+licence, and how their tensors are named.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,10 +21,11 @@ NON_COMMERCIAL = "CC BY-NC-ND 4.0"
 def resnet_names(state: State) -> dict[str, Tensor]:
     """A SimCLR checkpoint of DSMIL's authors by timm's names.
 
-    Their network is torchvision's ResNet less its classifier as one sequence, `features.0` to `features.7`, and the two
-    layers `l1`, `l2` of the projection, which an encoder has not. Checkpoints with torchvision's own names, under
-    `module.`, `backbone.`, `encoder.`, `encoder_q.` or `resnet.` (Huang et al.) or under nothing, are taken too; a
-    classifier or projection is dropped.
+    Their network is torchvision's ResNet less its classifier as one sequence, `features.0` to
+    `features.7`, and the two layers `l1`, `l2` of the projection, which an encoder has not.
+    Checkpoints with torchvision's own names, under `module.`, `backbone.`, `encoder.`, `encoder_q.`
+    or `resnet.` (Huang et al.) or under nothing, are taken too; a classifier or projection is
+    dropped.
     """
     places = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
     named = {}
@@ -36,7 +39,9 @@ def resnet_names(state: State) -> dict[str, Tensor]:
 
 
 def vision_transformer_names(state: State) -> dict[str, Tensor]:
-    """A vision transformer of the package transformers by timm's names; query, key and value become one matrix, a pooler is dropped."""
+    """A vision transformer of the package transformers by timm's names; query, key and value become
+    one matrix, a pooler is dropped.
+    """
     places = {
         "embeddings.cls_token": "cls_token",
         "embeddings.position_embeddings": "pos_embed",
@@ -57,7 +62,9 @@ def vision_transformer_names(state: State) -> dict[str, Tensor]:
         if inner in places:
             named[places[inner]] = tensor
         elif place == "attention.attention.query":
-            parts = [state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
+            parts = [
+                state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")
+            ]
             named[f"{prefix}attn.qkv.{kind}"] = torch.cat(parts)
         elif place not in {"attention.attention.key", "attention.attention.value", "pooler.dense"}:
             named[f"{prefix}{places.get(place, place)}.{kind}"] = tensor
@@ -65,7 +72,9 @@ def vision_transformer_names(state: State) -> dict[str, Tensor]:
 
 
 def conch_names(state: State) -> dict[str, Tensor]:
-    """CONCH's image tower by the names of timm and `AttentionPool`; the text tower, the captions' pool and the projection onto text are dropped."""
+    """CONCH's image tower by the names of timm and `AttentionPool`; the text tower, the captions'
+    pool and the projection onto text are dropped.
+    """
     places = {
         "ln_contrast.": "norm.",
         "attn_pool_contrast.query": "query",
@@ -82,7 +91,10 @@ def conch_names(state: State) -> dict[str, Tensor]:
         if plain.startswith("trunk."):
             named[plain.removeprefix("trunk.")] = tensor
         elif plain == "attn_pool_contrast.attn.in_proj_bias":
-            named |= {f"head.to_{part}.bias": bias for part, bias in zip(("query", "key", "value"), tensor.chunk(3), strict=True)}
+            named |= {
+                f"head.to_{part}.bias": bias
+                for part, bias in zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+            }
         elif there := next((there for there in places if plain.startswith(there)), None):
             named[f"head.{places[there]}{plain.removeprefix(there)}"] = tensor
     return named
@@ -99,23 +111,42 @@ class Named:
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
     pooling: Literal["timm", "class_and_mean"] = "timm"
-    """How tokens become a feature: as timm's model does, or the class token beside the mean of the patch tokens."""
+    """How tokens become a feature: as timm's model does, or the class token beside the mean of the
+    patch tokens.
+    """
     head: Callable[[], AttentionPool] | None = None
-    """Makes tokens a feature in the place of timm's classifier, where the encoder's authors have a pooling that timm has not."""
+    """Makes tokens a feature in the place of timm's classifier, where the encoder's authors have a
+    pooling that timm has not.
+    """
     hub: str = ""
     """Repository on the Hugging Face hub; empty where weights come by path alone."""
     file: str = "pytorch_model.bin"
     licence: str = ""
     gated: bool = False
-    """Whether the hub asks to accept the licence, with an account, before it hands the weights out."""
+    """Whether the hub asks to accept the licence, with an account, before it hands the weights
+    out.
+    """
     names: Callable[[State], dict[str, Tensor]] = dict
     """Brings a checkpoint's names to timm's."""
 
 
 CATALOGUE: Mapping[str, Named] = {
-    # Li et al. 2021 (DSMIL) and Huang et al. 2024: pixels in [0, 1] without normalisation, norms without weights
-    "resnet18_instance_norm": Named("resnet18", {"norm_layer": "InstanceNorm2d"}, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), names=resnet_names),
-    "uni": Named("vit_large_patch16_224", {"init_values": 1e-5, "dynamic_img_size": True}, hub="MahmoodLab/UNI", licence=NON_COMMERCIAL, gated=True),
+    # Li et al. 2021 (DSMIL) and Huang et al. 2024: pixels in [0, 1] without normalisation, norms
+    # without weights
+    "resnet18_instance_norm": Named(
+        "resnet18",
+        {"norm_layer": "InstanceNorm2d"},
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        names=resnet_names,
+    ),
+    "uni": Named(
+        "vit_large_patch16_224",
+        {"init_values": 1e-5, "dynamic_img_size": True},
+        hub="MahmoodLab/UNI",
+        licence=NON_COMMERCIAL,
+        gated=True,
+    ),
     "uni2-h": Named(
         "vit_giant_patch14_224",
         {
@@ -153,7 +184,8 @@ CATALOGUE: Mapping[str, Named] = {
         licence=NON_COMMERCIAL,
         gated=True,
     ),
-    # Lu et al. 2024: the image's embedding before its projection onto text, as its authors advise for all but text
+    # Lu et al. 2024: the image's embedding before its projection onto text, as its authors advise
+    # for all but text
     "conch": Named(
         "vit_base_patch16_224",
         {"img_size": 448, "global_pool": "", "dynamic_img_size": True},
@@ -183,4 +215,6 @@ CATALOGUE: Mapping[str, Named] = {
         names=vision_transformer_names,
     ),
 }
-"""Name -> encoder. Architectures, options and normalisations are those of the hub's model cards and config files."""
+"""Name -> encoder. Architectures, options and normalisations are those of the hub's model cards and
+config files.
+"""

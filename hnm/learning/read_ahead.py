@@ -13,10 +13,14 @@ from torch import Tensor
 Batch = TypeVar("Batch")
 
 
-def read_ahead(read: Callable[[Batch], NDArray[np.uint8]], batches: Iterable[Batch], *, ahead: int = 4) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch with its tiles, in order; up to `ahead` of them are read, a thread each, while the caller is busy with one.
+def read_ahead(
+    read: Callable[[Batch], NDArray[np.uint8]], batches: Iterable[Batch], *, ahead: int = 4
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with its tiles, in order; up to `ahead` of them are read, a thread each, while the
+    caller is busy with one.
 
-    One thread would not do for a GPU: it embeds a tile by a network of the size of ResNet-50 before the next one is decoded.
+    One thread would not do for a GPU: it embeds a tile by a network of the size of ResNet-50 before
+    the next one is decoded.
     """
     with ThreadPoolExecutor(max_workers=ahead) as pool:
         waiting: deque[tuple[Batch, Future[NDArray[np.uint8]]]] = deque()

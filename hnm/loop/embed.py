@@ -19,11 +19,21 @@ from hnm.tables import PACKS, TILES
 
 
 def embed_slides(
-    packs: Path, pack_digests: Path, index: Path, encoder: Path, features: Path, store: Store, *, embed: params.Embed, compute: params.Compute
+    packs: Path,
+    pack_digests: Path,
+    index: Path,
+    encoder: Path,
+    features: Path,
+    store: Store,
+    *,
+    embed: params.Embed,
+    compute: params.Compute,
 ) -> tuple[int, int]:
-    """Writes one features file a slide into the folder `features`; a slide that `store` has is not embedded again.
+    """Writes one features file a slide into the folder `features`; a slide that `store` has is not
+    embedded again.
 
-    The digests of the packs come from the table `PACKS`: no pack is read to learn that its features are there.
+    The digests of the packs come from the table `PACKS`: no pack is read to learn that its features
+    are there.
 
     Returns:
         How many slides were embedded, and how many there are.
@@ -35,14 +45,23 @@ def embed_slides(
     inputs = {
         "encoder": encoder_digest(encoder),
         "embed": embed.model_dump(),
-        "compute": {"device": machine.device.type, "precision": machine.precision, "threads": compute.threads},
+        "compute": {
+            "device": machine.device.type,
+            "precision": machine.precision,
+            "threads": compute.threads,
+        },
     }
     slide_ids = sorted(TILES.read(index)["slide_id"].unique())
     digests = digests_of(packs, pack_digests, slide_ids)
     key = keys_of("hnm.loop.embed", compute.device)
-    kept = {slide_id: store.path("features", key(pack=digests[slide_id], **inputs), ".h5") for slide_id in slide_ids}
+    kept = {
+        slide_id: store.path("features", key(pack=digests[slide_id], **inputs), ".h5")
+        for slide_id in slide_ids
+    }
     store.use(kept.values())
-    missing = [slide_id for slide_id in slide_ids if not store.holds(kept[slide_id], feature_files.read)]
+    missing = [
+        slide_id for slide_id in slide_ids if not store.holds(kept[slide_id], feature_files.read)
+    ]
     if missing:
         supply = Packs(packs)
         made = embed_tiles(
@@ -54,8 +73,12 @@ def embed_slides(
             compiled=embed.compile,
         )
         embedded = zip(missing, made, strict=True)
-        for slide_id, rows in followed(embedded, slides=len(missing), doing="embedding tiles", line=_line):
-            feature_files.write(rows.astype(embed.dtype), supply.pack(slide_id).coords, kept[slide_id])
+        for slide_id, rows in followed(
+            embedded, slides=len(missing), doing="embedding tiles", line=_line
+        ):
+            feature_files.write(
+                rows.astype(embed.dtype), supply.pack(slide_id).coords, kept[slide_id]
+            )
     features.mkdir(parents=True, exist_ok=True)
     for slide_id in slide_ids:
         store.link(kept[slide_id], features / f"{slide_id}.h5")
@@ -74,11 +97,16 @@ def digests_of(packs: Path, pack_digests: Path, slide_ids: list[str]) -> dict[st
     for slide_id in slide_ids:
         pack = packs / f"{slide_id}.h5"
         if slide_id not in sizes:
-            raise TableError(f"{pack_digests} does not name the pack of {slide_id}; run the stage tiles (dvc repro)")
+            raise TableError(
+                f"{pack_digests} does not name the pack of {slide_id}; run the stage tiles (dvc"
+                " repro)"
+            )
         if not pack.exists():
             raise TableError(f"{pack} does not exist; run the stage tiles (dvc repro)")
         if (size := pack.stat().st_size) != sizes[slide_id]:
-            raise TableError(f"{pack} has {size} bytes, not {sizes[slide_id]} as {pack_digests} says; {REMAKE}")
+            raise TableError(
+                f"{pack} has {size} bytes, not {sizes[slide_id]} as {pack_digests} says; {REMAKE}"
+            )
     return {slide_id: digests[slide_id] for slide_id in slide_ids}
 
 

@@ -13,10 +13,11 @@ from hnm.processes import STAGE_GOES_ON, die_with_parent, ending_in_a_line
 
 
 def share_among_processes(module: str) -> None:
-    """Puts torchrun over `compute.processes` processes of `module`, with this process's arguments, in the place of this process.
+    """Puts torchrun over `compute.processes` processes of `module`, with this process's arguments,
+    in the place of this process.
 
-    Nothing happens where one is asked for, in the processes that torchrun has started, and where params.yaml cannot be
-    read, which the stage itself will say. Only the first process is tracked.
+    Nothing happens where one is asked for, in the processes that torchrun has started, and where
+    params.yaml cannot be read, which the stage itself will say. Only the first process is tracked.
     """
     if "WORLD_SIZE" in os.environ:
         if os.environ["RANK"] != "0":
@@ -28,12 +29,21 @@ def share_among_processes(module: str) -> None:
         return
     if processes > 1:
         die_with_parent()
-        torchrun = ["-m", "hnm.loop.launch", "--standalone", f"--nproc-per-node={processes}", "-m", module]
+        torchrun = [
+            "-m",
+            "hnm.loop.launch",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            "-m",
+            module,
+        ]
         os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv[1:]])
 
 
 def main() -> None:
-    """Runs torchrun with this process's arguments; where one of its processes ends badly, so does this, without torchrun's tracebacks."""
+    """Runs torchrun with this process's arguments; where one of its processes ends badly, so does
+    this, without torchrun's tracebacks.
+    """
     die_with_parent()
     forgive_output(everything=True)
     with ending_in_a_line(STAGE_GOES_ON):
@@ -51,8 +61,9 @@ def main() -> None:
             if failure.exitcode >= 0:
                 raise SystemExit(failure.exitcode) from None
             raise MachineError(
-                f"process {rank} of the training was killed ({signal.Signals(-failure.exitcode).name}), most often for want of memory;"
-                " free some, or lower compute.processes. The same command begins the training again"
+                f"process {rank} of the training was killed"
+                f" ({signal.Signals(-failure.exitcode).name}), most often for want of memory; free"
+                " some, or lower compute.processes. The same command begins the training again"
             ) from None
 
 

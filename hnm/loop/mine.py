@@ -16,8 +16,8 @@ from hnm.mining.select import mine
 from hnm.mining.twins import twins
 from hnm.mining.vetoes import vetoed_tiles, without
 from hnm.params import Mining
-from hnm.slides.canvas import aspects_of
-from hnm.slides.pack import Pack
+from hnm.slides.cutting.pack import Pack
+from hnm.slides.reading.canvas import aspects_of
 from hnm.tables import LABELS, MINED, MINED_SLIDES, PASSED_OVER, SLIDES, TILE_SCORES
 
 
@@ -39,18 +39,28 @@ def mine_tiles(
     round_: int,
     mining: Mining,
 ) -> dict[str, Any]:
-    """Writes the mined tiles of one round, what each slide supplies to them, what guards refused, and their summary, which it returns.
+    """Writes the mined tiles of one round, what each slide supplies to them, what guards refused,
+    and their summary, which it returns.
 
-    Neither vetoed tiles nor twins are mined: of tiles that overlap by more than half along both axes, the first alone may be.
+    Neither vetoed tiles nor twins are mined: of tiles that overlap by more than half along both
+    axes, the first alone may be.
 
     Raises:
-        MiningError: `mining.scores` asks for cross-fitted scores, of which there are none; or as `mine` and `extra_negatives`.
-        TableError: a table, a file of features or a pack cannot be read.
+        MiningError: `mining.scores` asks for cross-fitted scores, of which there are none; or as
+        `mine` and `extra_negatives`. TableError: a table, a file of features or a pack cannot be
+        read.
     """
-    tiles, labels, cohort = TILE_SCORES.read(tile_scores), LABELS.read(train_labels), SLIDES.read(slides)
+    tiles, labels, cohort = (
+        TILE_SCORES.read(tile_scores),
+        LABELS.read(train_labels),
+        SLIDES.read(slides),
+    )
     scores = tiles if mining.scores == "in_sample" else TILE_SCORES.read(cross_fitted)
     if scores.empty:
-        raise MiningError(f"mining.scores={mining.scores}, but {cross_fitted} holds no scores; set head.score_folds to 2 or more")
+        raise MiningError(
+            f"mining.scores={mining.scores}, but {cross_fitted} holds no scores; set"
+            " head.score_folds to 2 or more"
+        )
     patients = dict(zip(cohort["slide_id"], cohort["patient_id"], strict=True))
     vetoed = vetoed_tiles(vetoes, tiles, cohort)
     seconds = twins(scores, aspects_of(cohort))
@@ -63,7 +73,16 @@ def mine_tiles(
     def read_pixels(slide_id: str, tiles: NDArray[np.int64]) -> NDArray[np.uint8]:
         return Pack(packs / f"{slide_id}.h5").tiles(tiles)
 
-    found = mine(scores, labels, mining, round_, patients=patients, vetoed=barred, features=read_features, pixels=read_pixels)
+    found = mine(
+        scores,
+        labels,
+        mining,
+        round_,
+        patients=patients,
+        vetoed=barred,
+        features=read_features,
+        pixels=read_pixels,
+    )
     supply = slide_supply(found.tiles, allowed, labels, patients, mining)
     told = {
         **summarise(found, MINED.read(mined_before), supply, allowed, labels, mining, round_),

@@ -1,4 +1,6 @@
-"""What a person can know of a mined set without truth: how many, from where, how sure, and which slides look odd."""
+"""What a person can know of a mined set without truth: how many, from where, how sure, and which
+slides look odd.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,27 +17,39 @@ from hnm.tables import MINED_SLIDES
 BINS = 20
 """Of the histograms of scores, of equal width from 0 to 1."""
 HARDEST_SHARE = 0.05
-"""Share of the negative slides' tiles that counts as the hardest, whatever the policy and the budget."""
+"""Share of the negative slides' tiles that counts as the hardest, whatever the policy and the
+budget.
+"""
 SUSPECT_LIFT = 3.0
 """A suspect slide supplies at least so many times the hardest tiles that its size explains."""
 SUSPECT_CHANCE = 0.01
-"""Largest chance that any slide of a cohort without odd slides is called suspect, were tiles independent."""
+"""Largest chance that any slide of a cohort without odd slides is called suspect, were tiles
+independent.
+"""
 DIGITS = 6
 
 
 def summarise(
-    mined: Mined, before: pd.DataFrame, slides: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame, section: params.Mining, round_: int
+    mined: Mined,
+    before: pd.DataFrame,
+    slides: pd.DataFrame,
+    scores: pd.DataFrame,
+    labels: pd.DataFrame,
+    section: params.Mining,
+    round_: int,
 ) -> dict[str, Any]:
-    """Counts, budgets, spread over slides and patients, and scores of a mined set, by role, and its overlap with the round before; JSON-ready.
+    """Counts, budgets, spread over slides and patients, and scores of a mined set, by role, and its
+    overlap with the round before; JSON-ready.
 
-    `short_of_budget` counts the tiles that caps and guards kept out without another to take their place, `passed_over`
-    by reason those that guards refused;
-    `score_histogram` counts the mined tiles, `candidate_histogram` all that the role could have mined, in `BINS` bins.
+    `short_of_budget` counts the tiles that caps and guards kept out without another to take their
+    place, `passed_over` by reason those that guards refused;
+    `score_histogram` counts the mined tiles, `candidate_histogram` all that the role could have
+    mined, in `BINS` bins.
 
     Args:
         mined: what was mined.
-        before: the `MINED` table of the round before; where it is empty, `jaccard` and `churn` are None.
-        slides: its `MINED_SLIDES` table.
+        before: the `MINED` table of the round before; where it is empty, `jaccard` and `churn` are
+        None. slides: its `MINED_SLIDES` table.
         scores: the `TILE_SCORES` table that it was mined from.
         labels: the `LABELS` of the train slides.
         section: the settings that it was mined with.
@@ -43,33 +57,57 @@ def summarise(
     """
     positive, negative = (tiles_labelled(label, scores, labels) for label in (1, 0))
     of_role = {
-        "positive": (positive[positive["score"] > section.threshold], section.positive_fraction, slides[slides["label"] == 1]),
+        "positive": (
+            positive[positive["score"] > section.threshold],
+            section.positive_fraction,
+            slides[slides["label"] == 1],
+        ),
         "hard_negative": (negative, section.negative_fraction, slides[slides["label"] == 0]),
     }
-    budgets = {role: budget(fraction, section.growth, round_, len(pool)) for role, (pool, fraction, _) in of_role.items()}
-    budgets["hard_negative"] = min(budgets["hard_negative"], len(below_the_top(best_first(negative), section)))
+    budgets = {
+        role: budget(fraction, section.growth, round_, len(pool))
+        for role, (pool, fraction, _) in of_role.items()
+    }
+    budgets["hard_negative"] = min(
+        budgets["hard_negative"], len(below_the_top(best_first(negative), section))
+    )
     if section.policy == "none":
         budgets = dict.fromkeys(budgets, 0)
     overlap = overlap_of(before, mined.tiles)
     return {
         "round": round_,
         "policy": section.policy,
-        **{name: None if before.empty or share is None else round(share, DIGITS) for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn))},
+        **{
+            name: None if before.empty or share is None else round(share, DIGITS)
+            for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn))
+        },
         "suspect_slides": slides.loc[slides["suspect"], "slide_id"].tolist(),
-        **{role: _role_summary(role, mined, pool, budgets[role], own) for role, (pool, _, own) in of_role.items()},
+        **{
+            role: _role_summary(role, mined, pool, budgets[role], own)
+            for role, (pool, _, own) in of_role.items()
+        },
     }
 
 
-def slide_supply(mined: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame, patients: Mapping[str, str], section: params.Mining) -> pd.DataFrame:
-    """What each train slide supplies, and which negative slides are suspect: a `MINED_SLIDES` table.
+def slide_supply(
+    mined: pd.DataFrame,
+    scores: pd.DataFrame,
+    labels: pd.DataFrame,
+    patients: Mapping[str, str],
+    section: params.Mining,
+) -> pd.DataFrame:
+    """What each train slide supplies, and which negative slides are suspect: a `MINED_SLIDES`
+    table.
 
-    A negative slide that supplies an odd share of the hardest tiles may carry a wrong label, as normal_086 of
-    CAMELYON16 does, or be full of something that the head takes for tumour, an artefact among others. Of the negative
-    slides' tiles the best-scoring `HARDEST_SHARE` are the hardest. Drawn evenly, a slide's number among them is
-    hypergeometric (binomial with the finite cohort's correction). A slide is suspect when so many or more have a chance
-    below `SUSPECT_CHANCE` over the number of negative slides, so that a large cohort accuses no more slides than a small
-    one, *and* when they are `SUSPECT_LIFT` times what its size explains: neighbouring tiles look alike, so the chance
-    alone, which takes them for independent, would accuse every slide that differs.
+    A negative slide that supplies an odd share of the hardest tiles may carry a wrong label, as
+    normal_086 of CAMELYON16 does, or be full of something that the head takes for tumour, an
+    artefact among others. Of the negative slides' tiles the best-scoring `HARDEST_SHARE` are the
+    hardest. Drawn evenly, a slide's number among them is hypergeometric (binomial with the finite
+    cohort's correction). A slide is suspect when so many or more have a chance below
+    `SUSPECT_CHANCE` over the number of negative slides, so that a large cohort accuses no more
+    slides than a small one, *and* when they are `SUSPECT_LIFT` times what its size explains:
+    neighbouring tiles look alike, so the chance alone, which takes them for independent, would
+    accuse every slide that differs.
 
     Args:
         mined: the `MINED` table.
@@ -85,7 +123,11 @@ def slide_supply(mined: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame
     def count(tiles: pd.DataFrame) -> pd.Series:
         return tiles["slide_id"].value_counts().reindex(slides.index, fill_value=0)
 
-    pool, found, supplied = count(pd.concat([negative, positive[positive["score"] > section.threshold]])), count(hardest), count(mined)
+    pool, found, supplied = (
+        count(pd.concat([negative, positive[positive["score"] > section.threshold]])),
+        count(hardest),
+        count(mined),
+    )
     is_negative = slides["label"] == 0
     expected = np.where(is_negative, pool * (len(hardest) / max(len(negative), 1)), 0.0)
     chance = np.where(
@@ -94,22 +136,32 @@ def slide_supply(mined: pd.DataFrame, scores: pd.DataFrame, labels: pd.DataFrame
         1.0,
     )
     of_role = supplied.groupby(slides["label"]).transform("sum").clip(lower=1)
-    patient = pd.Series([patients[str(slide_id)] for slide_id in slides.index], slides.index, dtype="str")
+    patient = pd.Series(
+        [patients[str(slide_id)] for slide_id in slides.index], slides.index, dtype="str"
+    )
     table = slides.assign(
         patient_id=patient,
         candidates=pool,
         mined=supplied,
         share=np.round(supplied / of_role, DIGITS),
-        patient_share=np.round(supplied.groupby([slides["label"], patient]).transform("sum") / of_role, DIGITS),
+        patient_share=np.round(
+            supplied.groupby([slides["label"], patient]).transform("sum") / of_role, DIGITS
+        ),
         hardest=found,
         expected=np.round(expected, DIGITS),
-        chance=[float(f"{value:.{DIGITS}g}") for value in np.clip(chance, 0, 1)],  # the last bits are the machine's
-        suspect=is_negative & (chance * is_negative.sum() < SUSPECT_CHANCE) & (found >= SUSPECT_LIFT * expected),
+        chance=[
+            float(f"{value:.{DIGITS}g}") for value in np.clip(chance, 0, 1)
+        ],  # the last bits are the machine's
+        suspect=is_negative
+        & (chance * is_negative.sum() < SUSPECT_CHANCE)
+        & (found >= SUSPECT_LIFT * expected),
     )
     return MINED_SLIDES.check(table.reset_index(), "mined slides")
 
 
-def _role_summary(role: str, mined: Mined, pool: pd.DataFrame, budget: int, slides: pd.DataFrame) -> dict[str, Any]:
+def _role_summary(
+    role: str, mined: Mined, pool: pd.DataFrame, budget: int, slides: pd.DataFrame
+) -> dict[str, Any]:
     tiles, passed_over = (table[table["role"] == role] for table in mined)
     counts = {
         "candidates": len(pool),

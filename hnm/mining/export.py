@@ -9,16 +9,20 @@ import shapely
 
 from hnm.files import write_json
 from hnm.slides.annotations import feature_collection
-from hnm.slides.canvas import Origin, aspects_of, canvases_of
+from hnm.slides.reading.canvas import Origin, aspects_of, canvases_of
 
 COLOURS = {"positive": [200, 0, 0], "hard_negative": [0, 90, 200]}
 
 
-def export_mined(mined: pd.DataFrame, slides: pd.DataFrame, folder: Path, origin: Origin = "bounds") -> list[Path]:
-    """Writes `<slide_id>.geojson` for each slide of a `MINED` table into `folder`; returns their paths.
+def export_mined(
+    mined: pd.DataFrame, slides: pd.DataFrame, folder: Path, origin: Origin = "bounds"
+) -> list[Path]:
+    """Writes `<slide_id>.geojson` for each slide of a `MINED` table into `folder`; returns their
+    paths.
 
-    A tile is an annotation whose class is its role and whose measurements are score and rank. A person who deletes the
-    good ones in QuPath and exports the rest has a file of vetoes, which still says what it counts from.
+    A tile is an annotation whose class is its role and whose measurements are score and rank. A
+    person who deletes the good ones in QuPath and exports the rest has a file of vetoes, which
+    still says what it counts from.
 
     Args:
         mined: the `MINED` table.
@@ -31,16 +35,25 @@ def export_mined(mined: pd.DataFrame, slides: pd.DataFrame, folder: Path, origin
     written = []
     for slide_id, tiles in mined.sort_values(["slide_id", "tile"]).groupby("slide_id"):
         path = folder / f"{slide_id}.geojson"
-        features = [_mined_feature(tile, aspects[str(slide_id)]) for tile in tiles.to_dict("records")]
-        write_json(feature_collection(features, origin, canvases[str(slide_id)].corner(origin)), path)
+        features = [
+            _mined_feature(tile, aspects[str(slide_id)]) for tile in tiles.to_dict("records")
+        ]
+        write_json(
+            feature_collection(features, origin, canvases[str(slide_id)].corner(origin)), path
+        )
         written.append(path)
     return written
 
 
 def tile_feature(
-    tile: Mapping[Any, Any], aspect: float, class_name: str, colour: Sequence[int], measurements: Mapping[str, float]
+    tile: Mapping[Any, Any],
+    aspect: float,
+    class_name: str,
+    colour: Sequence[int],
+    measurements: Mapping[str, float],
 ) -> tuple[shapely.Polygon, dict[str, Any]]:
-    """A tile as a feature that QuPath shows: its outline in level-0 pixels, and its class in `colour` (RGB) with its measurements.
+    """A tile as a feature that QuPath shows: its outline in level-0 pixels, and its class in
+    `colour` (RGB) with its measurements.
 
     `tile` has the columns `tile`, `x`, `y`, `side`; `aspect` is its height over its width.
     """
@@ -55,6 +68,14 @@ def tile_feature(
     }
 
 
-def _mined_feature(tile: Mapping[Any, Any], aspect: float) -> tuple[shapely.Polygon, dict[str, Any]]:
+def _mined_feature(
+    tile: Mapping[Any, Any], aspect: float
+) -> tuple[shapely.Polygon, dict[str, Any]]:
     role = tile["role"]
-    return tile_feature(tile, aspect, role, COLOURS[role], {"score": round(float(tile["score"]), 6), "rank": int(tile["rank"])})
+    return tile_feature(
+        tile,
+        aspect,
+        role,
+        COLOURS[role],
+        {"score": round(float(tile["score"]), 6), "rank": int(tile["rank"])},
+    )

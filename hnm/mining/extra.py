@@ -1,8 +1,10 @@
-"""Extra hard negatives: those that another project has mined, to be learnt from beside the project's own.
+"""Extra hard negatives: those that another project has mined, to be learnt from beside the
+project's own.
 
-A folder `extra/<project>/` holds `mined.parquet` (table `MINED`) and `packs/<slide_id>.h5`, as `dvc import` brings them.
-Its positives are no business of this project: a label means what its own project says. What is hard to one head is
-likely to be hard to another, and a tile of a negative slide is truly negative wherever it comes from.
+A folder `extra/<project>/` holds `mined.parquet` (table `MINED`) and `packs/<slide_id>.h5`, as `dvc
+import` brings them. Its positives are no business of this project: a label means what its own
+project says. What is hard to one head is likely to be hard to another, and a tile of a negative
+slide is truly negative wherever it comes from.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from hnm.errors import MachineError, MiningError, SlideError, TableError
-from hnm.slides.pack import TOLERANCE, Pack
+from hnm.slides.cutting.pack import TOLERANCE, Pack
 from hnm.slides.workers import each
 from hnm.tables import MINED
 
@@ -23,7 +25,9 @@ OWN = "own_slide"
 COMPARED = 16
 """How many tiles of two slides of one name are compared at most."""
 SAME = 10.0
-"""Mean difference of 8-bit pixels up to which tiles count as the same: JPEG of any quality stays below, other tissue does not."""
+"""Mean difference of 8-bit pixels up to which tiles count as the same: JPEG of any quality stays
+below, other tissue does not.
+"""
 
 PACK_SECONDS = 300.0
 """Time limit of one pack; a good one takes less than a second."""
@@ -33,10 +37,11 @@ CURE = "bring it anew from where it was made (dvc update), or take the project o
 def extra_negatives(folder: Path, projects: Sequence[str], packs: Path) -> pd.DataFrame:
     """The hard negatives of the other `projects`, as `MINED` has them, by project, slide and tile.
 
-    Three columns come before the table's: `project`; `pack`, the absolute path of the tile's pack without its suffix;
-    and `own_slide`, whether the slide is in this project under the same name with the same pixels, as far as JPEG keeps
-    them; one that shares no tile with its namesake counts as the same. Such tiles must not be learnt from: the slide may
-    be one of validation or test.
+    Three columns come before the table's: `project`; `pack`, the absolute path of the tile's pack
+    without its suffix; and `own_slide`, whether the slide is in this project under the same name
+    with the same pixels, as far as JPEG keeps them; one that shares no tile with its namesake
+    counts as the same. Such tiles must not be learnt from: the slide may be one of validation or
+    test.
 
     Args:
         folder: holds a folder a project.
@@ -44,17 +49,28 @@ def extra_negatives(folder: Path, projects: Sequence[str], packs: Path) -> pd.Da
         packs: the project's own packs.
 
     Raises:
-        MiningError: a project's table or a pack is missing, holds no hard negatives, was cut at another µm per pixel or
+        MiningError: a project's table or a pack is missing, holds no hard negatives, was cut at
+        another µm per pixel or
             size than this project's tiles, or does not fit the other.
         TableError: a table or pack cannot be read.
     """
     parts = [_negatives_of(folder / project, project, packs) for project in sorted(set(projects))]
-    found = pd.concat(parts) if parts else MINED.empty().assign(project=pd.Series(dtype=str), pack=pd.Series(dtype=str), own_slide=pd.Series(dtype=bool))
-    return found[["project", "pack", OWN, *MINED.columns]].sort_values(["project", "slide_id", "tile"], ignore_index=True)
+    found = (
+        pd.concat(parts)
+        if parts
+        else MINED.empty().assign(
+            project=pd.Series(dtype=str), pack=pd.Series(dtype=str), own_slide=pd.Series(dtype=bool)
+        )
+    )
+    return found[["project", "pack", OWN, *MINED.columns]].sort_values(
+        ["project", "slide_id", "tile"], ignore_index=True
+    )
 
 
 def counts_by_project(extra: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Project -> how many of its hard negatives are learnt from, from how many slides, and how many are left out as the project's own."""
+    """Project -> how many of its hard negatives are learnt from, from how many slides, and how many
+    are left out as the project's own.
+    """
     return {
         str(project): {
             "hard_negatives": int((~tiles[OWN]).sum()),
@@ -67,32 +83,58 @@ def counts_by_project(extra: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 def _negatives_of(folder: Path, project: str, packs: Path) -> pd.DataFrame:
     if not (folder / MINED_FILE).is_file():
-        raise MiningError(f"mining.extra names {project}, but {folder / MINED_FILE} does not exist; bring it by dvc import, or take the name away")
+        raise MiningError(
+            f"mining.extra names {project}, but {folder / MINED_FILE} does not exist; bring it by"
+            " dvc import, or take the name away"
+        )
     table = MINED.read(folder / MINED_FILE)
     table = table[table["role"] == "hard_negative"]
     if table.empty:
-        raise MiningError(f"{folder / MINED_FILE} holds no hard negatives; take {project} out of mining.extra")
+        raise MiningError(
+            f"{folder / MINED_FILE} holds no hard negatives; take {project} out of mining.extra"
+        )
     first = Pack(min(packs.glob("*.h5")))
     looks = []
     for slide_id, tiles in table.groupby("slide_id"):
         path = folder / "packs" / f"{slide_id}.h5"
         if not path.is_file():
-            raise MiningError(f"{path} does not exist, but {folder / MINED_FILE} has {len(tiles)} hard negatives of it; bring it by dvc import")
-        looks.append(_Look(path.absolute(), (packs / path.name).absolute(), tiles, (first.tile_px, first.mpp), folder / MINED_FILE))
+            raise MiningError(
+                f"{path} does not exist, but {folder / MINED_FILE} has {len(tiles)} hard negatives"
+                " of it; bring it by dvc import"
+            )
+        looks.append(
+            _Look(
+                path.absolute(),
+                (packs / path.name).absolute(),
+                tiles,
+                (first.tile_px, first.mpp),
+                folder / MINED_FILE,
+            )
+        )
     parts = []
     try:
         for look, outcome in each(_look_at, looks, seconds=PACK_SECONDS, step="tiles", here=True):
             if isinstance(outcome, SlideError):
                 raise TableError(f"{look.path} cannot be read ({outcome}); {CURE}")
-            parts.append(look.tiles.assign(project=project, pack=str(look.path.resolve().with_name(look.path.stem)), own_slide=outcome))
-    except MachineError as error:  # a file that is made to hang or to fill the memory looks like a machine that fails
+            parts.append(
+                look.tiles.assign(
+                    project=project,
+                    pack=str(look.path.resolve().with_name(look.path.stem)),
+                    own_slide=outcome,
+                )
+            )
+    except (
+        MachineError
+    ) as error:  # a file that is made to hang or to fill the memory looks like a machine that fails
         raise TableError(f"packs in {folder / 'packs'} cannot be read; {CURE}: {error}") from None
     return pd.concat(parts)
 
 
 @dataclass(frozen=True)
 class _Look:
-    """One pack of another project that a worker process looks at: its bytes are a stranger's, and may hang or crash who reads them."""
+    """One pack of another project that a worker process looks at: its bytes are a stranger's, and
+    may hang or crash who reads them.
+    """
 
     path: Path
     namesake: Path
@@ -110,30 +152,42 @@ class _Look:
 
 
 def _look_at(look: _Look) -> bool:
-    """Whether the slide is one of this project; an error where the pack does not fit the table or this project."""
+    """Whether the slide is one of this project; an error where the pack does not fit the table or
+    this project.
+    """
     pack = Pack(look.path, cure=CURE)
     if pack.slide_id != look.path.stem:
-        raise MiningError(f"{look.path} is a pack of slide_id={pack.slide_id}, not of {look.path.stem}; {CURE}")
+        raise MiningError(
+            f"{look.path} is a pack of slide_id={pack.slide_id}, not of {look.path.stem}; {CURE}"
+        )
     _check_fit(pack, look.tiles, look.cut, look.table)
     return _is_own(pack, look.namesake)
 
 
 def _check_fit(pack: Pack, tiles: pd.DataFrame, cut: tuple[int, float], table: Path) -> None:
-    """`MiningError` where the pack was cut otherwise than this project's, or is not the one that the tiles were mined from."""
-    # a level within TOLERANCE of tiles.mpp is taken as it is, so packs of one project differ by as much either way
+    """`MiningError` where the pack was cut otherwise than this project's, or is not the one that
+    the tiles were mined from.
+    """
+    # a level within TOLERANCE of tiles.mpp is taken as it is, so packs of one project differ by as
+    # much either way
     alike = abs(pack.mpp / cut[1] - 1) <= (1 + TOLERANCE) / (1 - TOLERANCE) - 1
     if pack.tile_px != cut[0] or not alike:
         raise MiningError(
-            f"{pack.path} has tiles of {pack.tile_px} px at {pack.mpp} µm per pixel, but this project's are of {cut[0]} px at {cut[1]}; "
-            "take mined tiles of a project with the same tiles.tile_px and tiles.mpp"
+            f"{pack.path} has tiles of {pack.tile_px} px at {pack.mpp} µm per pixel, but this"
+            f" project's are of {cut[0]} px at {cut[1]}; take mined tiles of a project with the"
+            " same tiles.tile_px and tiles.mpp"
         )
     for tile, x, y in tiles[["tile", "x", "y"]].itertuples(index=False):
         if tile >= len(pack) or tuple(pack.coords[tile]) != (x, y):
-            raise MiningError(f"{table}: tile={tile} of slide_id={pack.slide_id} at x={x}, y={y} is not in {pack.path}; bring both from one revision")
+            raise MiningError(
+                f"{table}: tile={tile} of slide_id={pack.slide_id} at x={x}, y={y} is not in"
+                f" {pack.path}; bring both from one revision"
+            )
 
 
 def _is_own(pack: Pack, own: Path) -> bool:
-    """Whether `own` is a pack of the same slide: tiles at the same places show the same, whatever their numbers and their JPEG quality.
+    """Whether `own` is a pack of the same slide: tiles at the same places show the same, whatever
+    their numbers and their JPEG quality.
 
     Packs that share no place cannot be told apart, and count as of one slide.
     """
@@ -141,8 +195,15 @@ def _is_own(pack: Pack, own: Path) -> bool:
         return False
     other = Pack(own)
     numbers = {tuple(place): tile for tile, place in enumerate(other.coords.tolist())}
-    shared = [(tile, numbers[place]) for tile, place in enumerate(map(tuple, pack.coords.tolist())) if place in numbers][:COMPARED]
+    shared = [
+        (tile, numbers[place])
+        for tile, place in enumerate(map(tuple, pack.coords.tolist()))
+        if place in numbers
+    ][:COMPARED]
     if not shared:
         return True
-    theirs, ours = (of.tiles(list(tiles)).astype(np.int64) for of, tiles in zip((pack, other), zip(*shared, strict=True), strict=True))
+    theirs, ours = (
+        of.tiles(list(tiles)).astype(np.int64)
+        for of, tiles in zip((pack, other), zip(*shared, strict=True), strict=True)
+    )
     return bool(np.abs(theirs - ours).mean() < SAME)

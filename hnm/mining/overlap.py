@@ -32,12 +32,28 @@ def overlap_of(before: pd.DataFrame, after: pd.DataFrame) -> Overlap:
 
 
 def overlap_by_slide(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """slide_id, role, and the numbers of its tiles that were `kept`, `came` and `went`, for each slide in either `MINED` table."""
-    counts = _moves(before, after).groupby(["slide_id", "role"])["move"].value_counts().unstack(fill_value=0)
-    return counts.reindex(columns=["kept", "came", "went"], fill_value=0).astype("int64").rename_axis(columns=None).reset_index()
+    """slide_id, role, and the numbers of its tiles that were `kept`, `came` and `went`, for each
+    slide in either `MINED` table.
+    """
+    counts = (
+        _moves(before, after)
+        .groupby(["slide_id", "role"])["move"]
+        .value_counts()
+        .unstack(fill_value=0)
+    )
+    return (
+        counts.reindex(columns=["kept", "came", "went"], fill_value=0)
+        .astype("int64")
+        .rename_axis(columns=None)
+        .reset_index()
+    )
 
 
 def _moves(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     key = ["slide_id", "role", "tile"]
     both = before[key].merge(after[key], on=key, how="outer", indicator="move")
-    return both.assign(move=both["move"].astype(str).replace({"both": "kept", "right_only": "came", "left_only": "went"}))
+    return both.assign(
+        move=both["move"]
+        .astype(str)
+        .replace({"both": "kept", "right_only": "came", "left_only": "went"})
+    )

@@ -1,4 +1,6 @@
-"""Artefacts on the pixels of a tile: out of focus, under a pen, folded. Simple measures, each in [0, 1], on 8-bit RGB tiles."""
+"""Artefacts on the pixels of a tile: out of focus, under a pen, folded. Simple measures, each in
+[0, 1], on 8-bit RGB tiles.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -24,36 +26,70 @@ FOLD_SMOOTHING = 1 / 32
 
 
 def flaws_of(tiles: npt.NDArray[np.uint8], section: params.Screen) -> list[str]:
-    """Why each of `tiles` (tiles, tile_px, tile_px, 3) is no good: `pen`, `blur`, `fold`, the first whose limit it exceeds; "" where it is good.
+    """Why each of `tiles` (tiles, tile_px, tile_px, 3) is no good: `pen`, `blur`, `fold`, the first
+    whose limit it exceeds; "" where it is good.
 
     A measure whose limit is 1 is not taken.
     """
-    measures = {"pen": (pen_share, section.max_pen_share), "blur": (blur, section.max_blur), "fold": (fold_share, section.max_fold_share)}
-    return [next((name for name, (measure, limit) in measures.items() if limit < 1 and measure(tile) > limit), "") for tile in tiles]
+    measures = {
+        "pen": (pen_share, section.max_pen_share),
+        "blur": (blur, section.max_blur),
+        "fold": (fold_share, section.max_fold_share),
+    }
+    return [
+        next(
+            (
+                name
+                for name, (measure, limit) in measures.items()
+                if limit < 1 and measure(tile) > limit
+            ),
+            "",
+        )
+        for tile in tiles
+    ]
 
 
 def pen_share(tile: Tile) -> float:
-    """Share of the pixels of `tile` (tile_px, tile_px, 3) in a pen's colour: green to blue, or a red that is more saturated than eosin."""
+    """Share of the pixels of `tile` (tile_px, tile_px, 3) in a pen's colour: green to blue, or a
+    red that is more saturated than eosin.
+    """
     hue, saturation, value = np.moveaxis(rgb2hsv(tile), 2, 0)
     green_to_blue = (hue > PEN_HUES[0]) & (hue < PEN_HUES[1]) & (saturation > PEN_SATURATION)
-    red = ((hue > RED_HUES[0]) | (hue < RED_HUES[1])) & (saturation > RED_SATURATION) & (value > RED_VALUE)
+    red = (
+        ((hue > RED_HUES[0]) | (hue < RED_HUES[1]))
+        & (saturation > RED_SATURATION)
+        & (value > RED_VALUE)
+    )
     return float((green_to_blue | red).mean())
 
 
 def blur(tile: Tile) -> float:
-    """How little of the grey edges of `tile` (tile_px, tile_px, 3) a further blur takes away: 0 is sharp, 1 has no edges left.
+    """How little of the grey edges of `tile` (tile_px, tile_px, 3) a further blur takes away: 0 is
+    sharp, 1 has no edges left.
 
-    Crété-Roffet et al., *The blur effect: perception and estimation with a new no-reference perceptual blur metric*, 2007.
+    Crété-Roffet et al., *The blur effect: perception and estimation with a new no-reference
+    perceptual blur metric*, 2007.
     """
     grey = rgb2gray(tile)
     return 1.0 if np.ptp(grey) == 0 else float(blur_effect(grey))  # type: ignore[no-untyped-call]
 
 
 def fold_share(tile: Tile) -> float:
-    """Share of `tile` (tile_px, tile_px, 3) that is doubled tissue: dense, and much denser than the rest of the tile.
+    """Share of `tile` (tile_px, tile_px, 3) that is doubled tissue: dense, and much denser than the
+    rest of the tile.
 
     A tile that lies wholly in a fold has nothing to compare with, and passes.
     """
-    density = -np.log(np.clip(ndimage.gaussian_filter(rgb2gray(tile), len(tile) * FOLD_SMOOTHING, mode="nearest"), 1e-3, 1))
+    density = -np.log(
+        np.clip(
+            ndimage.gaussian_filter(rgb2gray(tile), len(tile) * FOLD_SMOOTHING, mode="nearest"),
+            1e-3,
+            1,
+        )
+    )
     tissue = density[density > TISSUE_DENSITY]
-    return float((density > max(FOLD_DENSITY, FOLD_FACTOR * float(np.median(tissue)))).mean()) if len(tissue) else 0.0
+    return (
+        float((density > max(FOLD_DENSITY, FOLD_FACTOR * float(np.median(tissue)))).mean())
+        if len(tissue)
+        else 0.0
+    )

@@ -1,4 +1,6 @@
-"""Which tiles of the train slides are mined: the surest tiles of positive slides, the hard negatives of negative ones."""
+"""Which tiles of the train slides are mined: the surest tiles of positive slides, the hard
+negatives of negative ones.
+"""
 
 import hashlib
 import math
@@ -9,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from hnm import params
-from hnm.draws import seed_of
 from hnm.errors import MiningError
 from hnm.mining.screen import flaws_of
 from hnm.mining.similarity import TileReader, likest, read_tiles
 from hnm.mining.vetoes import without
 from hnm.mining.walk import Caps, Guards, Walk
+from hnm.seeds import seed_of
 from hnm.tables import MINED, PASSED_OVER
 
 BEST_FIRST = ["score", "logit", "slide_id", "tile"]
@@ -27,7 +29,9 @@ class Mined(NamedTuple):
     tiles: pd.DataFrame
     """The table `MINED`."""
     passed_over: pd.DataFrame
-    """The table `PASSED_OVER`: better tiles than some mined ones, or positives that are like a hard negative."""
+    """The table `PASSED_OVER`: better tiles than some mined ones, or positives that are like a hard
+    negative.
+    """
 
 
 def mine(
@@ -43,17 +47,19 @@ def mine(
 ) -> Mined:
     """The mined tiles of one round.
 
-    *Positives* are the best `positive_fraction` of the positive slides' tiles whose score exceeds `threshold`; *hard
-    negatives* are drawn from the negative slides' tiles, all of which are truly negative, by `policy`: the paper's
-    takes the best-scoring `negative_fraction`. No slide supplies more than `max_slide_share` of a role's budget and no
-    patient more than `max_patient_share`, so that a few odd slides cannot supply most of it; where that leaves a budget
-    short, the mined set is smaller. Ties go by slide id, then tile.
+    *Positives* are the best `positive_fraction` of the positive slides' tiles whose score exceeds
+    `threshold`; *hard negatives* are drawn from the negative slides' tiles, all of which are truly
+    negative, by `policy`: the paper's takes the best-scoring `negative_fraction`. No slide supplies
+    more than `max_slide_share` of a role's budget and no patient more than `max_patient_share`, so
+    that a few odd slides cannot supply most of it; where that leaves a budget short, the mined set
+    is smaller. Ties go by slide id, then tile.
 
-    In that order a hard negative whose feature has a cosine above `max_similarity` to one already taken is passed over
-    as its near-duplicate, and the next takes its place. A positive whose feature has a cosine above
-    `max_positive_similarity` to any mined hard negative is struck out, and nothing takes its place: what looks like a
-    tile that is truly negative is no sure positive. A tile of either role that `screen` refuses for its pixels is passed
-    over, and the next takes its place.
+    In that order a hard negative whose feature has a cosine above `max_similarity` to one already
+    taken is passed over as its near-duplicate, and the next takes its place. A positive whose
+    feature has a cosine above `max_positive_similarity` to any mined hard negative is struck out,
+    and nothing takes its place: what looks like a tile that is truly negative is no sure positive.
+    A tile of either role that `screen` refuses for its pixels is passed over, and the next takes
+    its place.
 
     Args:
         scores: a `TILE_SCORES` table; its tiles of slides without a label here are never mined.
@@ -62,8 +68,8 @@ def mine(
         round_: the round that the mined tiles are for, from 1.
         patients: slide id -> patient id; where None, each slide is another patient's.
         vetoed: slide_id and tile of the tiles that must not be mined, in either role.
-        features: reads features of the encoder that made the scores; where both similarities are 1, it is not called.
-        pixels: reads pixels; where `screen` is off, it is not called.
+        features: reads features of the encoder that made the scores; where both similarities are 1,
+        it is not called. pixels: reads pixels; where `screen` is off, it is not called.
 
     Raises:
         MiningError: a role has no tile; the message says which param would let some in.
@@ -72,24 +78,40 @@ def mine(
     if section.policy == "none":
         return Mined(MINED.empty(), PASSED_OVER.empty())
     tiles = (scores if vetoed is None else without(scores, vetoed)).reset_index(drop=True)
-    tiles = tiles.assign(patient_id=tiles["slide_id"] if patients is None else tiles["slide_id"].map(patients))
+    tiles = tiles.assign(
+        patient_id=tiles["slide_id"] if patients is None else tiles["slide_id"].map(patients)
+    )
     positive, negative = (tiles_labelled(label, tiles, labels) for label in (1, 0))
     if negative.empty:
         raise MiningError(
-            "no negative train slide has tiles that may be mined, so there are no hard negatives; add negative slides to the train split or lift vetoes"
+            "no negative train slide has tiles that may be mined, so there are no hard negatives;"
+            " add negative slides to the train split or lift vetoes"
         )
     sure = positive[positive["score"] > section.threshold]
     if sure.empty:
         best = "there is none" if positive.empty else f"best: {positive['score'].max():.3g}"
-        raise MiningError(f"no tile of a positive train slide scores above mining.threshold={section.threshold:g} ({best}); lower it or train the head longer")
+        raise MiningError(
+            f"no tile of a positive train slide scores above mining.threshold={section.threshold:g}"
+            f" ({best}); lower it or train the head longer"
+        )
     hard, hard_refused = negatives(negative, section, round_, features, pixels)
     surest, sure_refused = positives(sure, hard, section, round_, features, pixels)
-    table = pd.concat([surest.assign(role="positive"), hard.assign(role="hard_negative")], ignore_index=True)
-    table = table.assign(round=round_, policy=section.policy, scorer=scorer_of(scores[scores["slide_id"].isin(labels["slide_id"])])).astype(
-        {"round": "int32", "rank": "int32", "role": "str"}
+    table = pd.concat(
+        [surest.assign(role="positive"), hard.assign(role="hard_negative")], ignore_index=True
     )
-    passed_over = pd.concat([sure_refused.assign(role="positive"), hard_refused.assign(role="hard_negative")], ignore_index=True)
-    return Mined(table[list(MINED.columns)], passed_over.astype({"role": "str", "reason": "str"})[list(PASSED_OVER.columns)])
+    table = table.assign(
+        round=round_,
+        policy=section.policy,
+        scorer=scorer_of(scores[scores["slide_id"].isin(labels["slide_id"])]),
+    ).astype({"round": "int32", "rank": "int32", "role": "str"})
+    passed_over = pd.concat(
+        [sure_refused.assign(role="positive"), hard_refused.assign(role="hard_negative")],
+        ignore_index=True,
+    )
+    return Mined(
+        table[list(MINED.columns)],
+        passed_over.astype({"role": "str", "reason": "str"})[list(PASSED_OVER.columns)],
+    )
 
 
 def tiles_labelled(label: int, tiles: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
@@ -98,10 +120,11 @@ def tiles_labelled(label: int, tiles: pd.DataFrame, labels: pd.DataFrame) -> pd.
 
 
 def scorer_of(scores: pd.DataFrame) -> str:
-    """The first 16 digits of the SHA-256 of what the encoder and head said: slide id, tile and logit of every tile of a `TILE_SCORES` table.
+    """The first 16 digits of the SHA-256 of what the encoder and head said: slide id, tile and
+    logit of every tile of a `TILE_SCORES` table.
 
-    It names the scorer by its work, so that another head, another encoder or other tiles give another digest, and the
-    same ones give the same, whatever file they were written to.
+    It names the scorer by its work, so that another head, another encoder or other tiles give
+    another digest, and the same ones give the same, whatever file they were written to.
     """
     ordered = scores.sort_values(["slide_id", "tile"], kind="stable")
     digest = hashlib.sha256("\n".join(ordered["slide_id"]).encode())
@@ -111,14 +134,20 @@ def scorer_of(scores: pd.DataFrame) -> str:
 
 
 def negatives(
-    tiles: pd.DataFrame, section: params.Mining, round_: int, features: TileReader | None = None, pixels: TileReader | None = None
+    tiles: pd.DataFrame,
+    section: params.Mining,
+    round_: int,
+    features: TileReader | None = None,
+    pixels: TileReader | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The mined ones of the negative slides' tiles, by policy, with their `rank` by score from 1; and those passed over, with the `reason`.
+    """The mined ones of the negative slides' tiles, by policy, with their `rank` by score from 1;
+    and those passed over, with the `reason`.
 
-    `hard` takes the best-scoring; `semi_hard` the best-scoring below the top `skip_fraction`; `random` any, drawn
-    anew in each round; `mixed` a `hard_share` of the budget by `hard` and the rest by `random` from what is left; `all`
-    every tile, whatever the fraction, the caps and the guards. At one budget `random` is the control that a claim for
-    the others must beat, and `all` the one for its cost.
+    `hard` takes the best-scoring; `semi_hard` the best-scoring below the top `skip_fraction`;
+    `random` any, drawn anew in each round; `mixed` a `hard_share` of the budget by `hard` and the
+    rest by `random` from what is left; `all` every tile, whatever the fraction, the caps and the
+    guards. At one budget `random` is the control that a claim for the others must beat, and `all`
+    the one for its cost.
 
     Args:
         tiles: the candidates, with `patient_id`.
@@ -133,8 +162,14 @@ def negatives(
     count = budget(section.negative_fraction, section.growth, round_, len(tiles))
     ordered = best_first(tiles)
     # by place, not by score, so that one seed draws the same tiles whatever the head
-    shuffled = tiles.sort_values(["slide_id", "tile"]).iloc[np.random.default_rng(seed_of(section.seed, "mining", round_)).permutation(len(ordered))]
-    guards = Guards(_screen(section, pixels), features if section.max_similarity < 1 else None, section.max_similarity)
+    shuffled = tiles.sort_values(["slide_id", "tile"]).iloc[
+        np.random.default_rng(seed_of(section.seed, "mining", round_)).permutation(len(ordered))
+    ]
+    guards = Guards(
+        _screen(section, pixels),
+        features if section.max_similarity < 1 else None,
+        section.max_similarity,
+    )
     walk = Walk(tiles, caps_of(count, section), guards)
     match section.policy:
         case "hard":
@@ -148,13 +183,27 @@ def negatives(
             walk.go(shuffled, count)
         case _:
             return ranked(ordered), walk.refused
-    _check_taken(walk, "hard negatives", "lower mining.skip_fraction" if section.policy == "semi_hard" else "raise mining.negative_fraction")
+    _check_taken(
+        walk,
+        "hard negatives",
+        (
+            "lower mining.skip_fraction"
+            if section.policy == "semi_hard"
+            else "raise mining.negative_fraction"
+        ),
+    )
     return ranked(walk.taken), walk.refused
 
 
 def below_the_top(ordered: pd.DataFrame, section: params.Mining) -> pd.DataFrame:
-    """What is left of the negatives, the best first, when `semi_hard` has skipped its `skip_fraction`; all of them under the other policies."""
-    return ordered.iloc[math.ceil(round(section.skip_fraction * len(ordered), 6)) :] if section.policy == "semi_hard" else ordered
+    """What is left of the negatives, the best first, when `semi_hard` has skipped its
+    `skip_fraction`; all of them under the other policies.
+    """
+    return (
+        ordered.iloc[math.ceil(round(section.skip_fraction * len(ordered), 6)) :]
+        if section.policy == "semi_hard"
+        else ordered
+    )
 
 
 def positives(
@@ -165,7 +214,8 @@ def positives(
     features: TileReader | None = None,
     pixels: TileReader | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The mined ones of the positive slides' tiles, with their `rank` by score from 1; and those passed over or struck out, with the `reason`.
+    """The mined ones of the positive slides' tiles, with their `rank` by score from 1; and those
+    passed over or struck out, with the `reason`.
 
     Args:
         tiles: the candidates, which score above the threshold, with `patient_id`.
@@ -188,21 +238,31 @@ def positives(
     struck = likeness > section.max_positive_similarity
     if struck.all():
         raise MiningError(
-            f"each of the {len(struck)} positives is more like a hard negative than mining.max_positive_similarity={section.max_positive_similarity:g}"
-            f" (the least like: {likeness.min():.3g}); raise it"
+            f"each of the {len(struck)} positives is more like a hard negative than"
+            f" mining.max_positive_similarity={section.max_positive_similarity:g} (the least like:"
+            f" {likeness.min():.3g}); raise it"
         )
-    return ranked(walk.taken[~struck]), pd.concat([walk.refused, walk.taken[struck].assign(reason=LIKE_HARD_NEGATIVE)])
+    return ranked(walk.taken[~struck]), pd.concat(
+        [walk.refused, walk.taken[struck].assign(reason=LIKE_HARD_NEGATIVE)]
+    )
 
 
 def budget(fraction: float, growth: float, round_: int, candidates: int) -> int:
-    """How many of the candidates round `round_` mines at most: `fraction` of them in round 1, times `growth` in each round after (self-paced), rounded up."""
+    """How many of the candidates round `round_` mines at most: `fraction` of them in round 1, times
+    `growth` in each round after (self-paced), rounded up.
+    """
     share = min(1.0, fraction * growth ** (round_ - 1))
     return math.ceil(round(share * candidates, 6))  # 0.07 * 100 is 7.000000000000001
 
 
 def caps_of(budget: int, section: params.Mining) -> Caps:
     """The caps of a role with this budget, rounded up."""
-    return Caps(*(math.ceil(round(share * budget, 6)) for share in (section.max_slide_share, section.max_patient_share)))
+    return Caps(
+        *(
+            math.ceil(round(share * budget, 6))
+            for share in (section.max_slide_share, section.max_patient_share)
+        )
+    )
 
 
 def best_first(tiles: pd.DataFrame) -> pd.DataFrame:
@@ -215,25 +275,45 @@ def ranked(tiles: pd.DataFrame) -> pd.DataFrame:
     return best_first(tiles).assign(rank=range(1, len(tiles) + 1))
 
 
-def _screen(section: params.Mining, pixels: TileReader | None) -> Callable[[pd.DataFrame], list[str]] | None:
+def _screen(
+    section: params.Mining, pixels: TileReader | None
+) -> Callable[[pd.DataFrame], list[str]] | None:
     """What refuses tiles for their pixels; None where the screen is off."""
     if pixels is None or section.screen == params.Screen():
         return None
     return lambda tiles: flaws_of(read_tiles(tiles, pixels), section.screen)
 
 
-def _check_readers(section: params.Mining, features: TileReader | None, pixels: TileReader | None) -> None:
-    compared = [f"mining.{name}={limit:g}" for name in ("max_similarity", "max_positive_similarity") if (limit := getattr(section, name)) < 1]
+def _check_readers(
+    section: params.Mining, features: TileReader | None, pixels: TileReader | None
+) -> None:
+    compared = [
+        f"mining.{name}={limit:g}"
+        for name in ("max_similarity", "max_positive_similarity")
+        if (limit := getattr(section, name)) < 1
+    ]
     if compared and features is None:
-        raise MiningError(f"{' and '.join(compared)} compare features, but none can be read here; pass a reader of features, or set 1")
+        raise MiningError(
+            f"{' and '.join(compared)} compare features, but none can be read here; pass a reader"
+            " of features, or set 1"
+        )
     screened = [f"mining.screen.{name}={limit:g}" for name, limit in section.screen if limit < 1]
     if screened and pixels is None:
-        raise MiningError(f"{' and '.join(screened)} look at pixels, but none can be read here; pass a reader of pixels, or set 1")
+        raise MiningError(
+            f"{' and '.join(screened)} look at pixels, but none can be read here; pass a reader of"
+            " pixels, or set 1"
+        )
 
 
 def _check_taken(walk: Walk, what: str, cure: str) -> None:
     if walk.taken.empty and walk.refused.empty:
         raise MiningError(f"no tile is left to be {what}; {cure}")
     if walk.taken.empty:
-        counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(walk.refused["reason"].value_counts().items()))
-        raise MiningError(f"mining.screen refuses each of the {len(walk.refused)} tiles that could be {what} ({counts}); raise its limits")
+        counts = ", ".join(
+            f"{reason}: {count}"
+            for reason, count in sorted(walk.refused["reason"].value_counts().items())
+        )
+        raise MiningError(
+            f"mining.screen refuses each of the {len(walk.refused)} tiles that could be {what}"
+            f" ({counts}); raise its limits"
+        )

@@ -1,4 +1,6 @@
-"""How alike features are: their cosine, block by block, so that memory holds two blocks and not every pair."""
+"""How alike features are: their cosine, block by block, so that memory holds two blocks and not
+every pair.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -8,49 +10,68 @@ import numpy.typing as npt
 import pandas as pd
 
 TileReader = Callable[[str, npt.NDArray[np.int64]], npt.NDArray[Any]]
-"""(slide id, tiles) -> what belongs to those tiles of the slide, in that order: `(tiles, features)`, or pixels `(tiles, tile_px, tile_px, 3)`."""
+"""(slide id, tiles) -> what belongs to those tiles of the slide, in that order: `(tiles,
+features)`, or pixels `(tiles, tile_px, tile_px, 3)`.
+"""
 Units = npt.NDArray[np.float32]
 BLOCK = 4096
 """Tiles whose features are in memory at once, of either side."""
 
 
 def units(features: npt.NDArray[np.floating[Any]]) -> Units:
-    """`features` (tiles, features), each of length 1; a feature of zeros stays one, and is like no other."""
+    """`features` (tiles, features), each of length 1; a feature of zeros stays one, and is like no
+    other.
+    """
     lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
-    unit: npt.NDArray[np.float64] = np.divide(features, lengths, out=np.zeros(features.shape), where=lengths > 0)
+    unit: npt.NDArray[np.float64] = np.divide(
+        features, lengths, out=np.zeros(features.shape), where=lengths > 0
+    )
     return unit.astype(np.float32)
 
 
 def cosines(one: Units, other: Units) -> npt.NDArray[np.float64]:
     """(one's tiles, other's tiles): the cosine of each pair of `units`.
 
-    In double precision: what is near a limit must not fall on either side of it by the number of threads.
+    In double precision: what is near a limit must not fall on either side of it by the number of
+    threads.
     """
     pairs: npt.NDArray[np.float64] = one.astype(np.float64) @ other.astype(np.float64).T
     return pairs
 
 
 def highest_cosine(tiles: Units, blocks: Iterable[Units]) -> npt.NDArray[np.float64]:
-    """(tiles,): the cosine of each of `tiles` to what is most like it in any of `blocks`; -1 where there is none."""
+    """(tiles,): the cosine of each of `tiles` to what is most like it in any of `blocks`; -1 where
+    there is none.
+    """
     highest = np.full(len(tiles), -1.0)
     for block in blocks:
         highest = np.maximum(highest, cosines(tiles, block).max(axis=1, initial=-1.0))
     return highest
 
 
-def likest(tiles: pd.DataFrame, others: pd.DataFrame, features: TileReader) -> npt.NDArray[np.float64]:
-    """(tiles,): the cosine of each tile's feature to that of the one of `others` that is most like it; -1 where there are none.
+def likest(
+    tiles: pd.DataFrame, others: pd.DataFrame, features: TileReader
+) -> npt.NDArray[np.float64]:
+    """(tiles,): the cosine of each tile's feature to that of the one of `others` that is most like
+    it; -1 where there are none.
 
     Args:
         tiles: slide_id and tile.
         others: slide_id and tile.
         features: reads features.
     """
-    return np.concatenate([np.empty(0), *(highest_cosine(own, _blocks(others, features)) for own in _blocks(tiles, features))])
+    return np.concatenate(
+        [
+            np.empty(0),
+            *(highest_cosine(own, _blocks(others, features)) for own in _blocks(tiles, features)),
+        ]
+    )
 
 
 def read_tiles(tiles: pd.DataFrame, reader: TileReader) -> npt.NDArray[Any]:
-    """What `reader` knows of `tiles` (slide_id, tile; at least one), in the order of their rows; a slide is opened once."""
+    """What `reader` knows of `tiles` (slide_id, tile; at least one), in the order of their rows; a
+    slide is opened once.
+    """
     numbers, parts = tiles["tile"].to_numpy(np.int64), []
     rows_of = tiles.groupby("slide_id", sort=True).indices
     for slide_id, rows in rows_of.items():

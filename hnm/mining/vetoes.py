@@ -1,8 +1,9 @@
 """Vetoes: tiles that a person does not want mined, from a table or from polygons drawn on slides.
 
-A folder holds `vetoes.csv` (table `VETOES`: a line a tile, by its number or by a point in it) and, where somebody drew
-areas, `<slide_id>.geojson` as QuPath exports it (the class is the reason). The table's points are level-0 pixels, as in
-every table of hnm; a file of areas counts from what it says, or from `cohort.origin`.
+A folder holds `vetoes.csv` (table `VETOES`: a line a tile, by its number or by a point in it) and,
+where somebody drew areas, `<slide_id>.geojson` as QuPath exports it (the class is the reason). The
+table's points are level-0 pixels, as in every table of hnm; a file of areas counts from what it
+says, or from `cohort.origin`.
 """
 
 from pathlib import Path
@@ -13,18 +14,19 @@ import shapely
 
 from hnm.errors import MiningError
 from hnm.slides.annotations import Region, covered_shares
-from hnm.slides.canvas import aspects_of, canvases_of
 from hnm.slides.drawings import Drawing, read_drawings
+from hnm.slides.reading.canvas import aspects_of, canvases_of
 from hnm.tables import VETOES
 
 LISTED = "vetoes.csv"
 
 
 def vetoed_tiles(folder: Path, tiles: pd.DataFrame, slides: pd.DataFrame) -> pd.DataFrame:
-    """slide_id, tile, `reason` of each tile that the vetoes in `folder` forbid; the first reason of several.
+    """slide_id, tile, `reason` of each tile that the vetoes in `folder` forbid; the first reason of
+    several.
 
-    A polygon forbids the tiles whose centre, or more than half of whose area, lies in it. A slide whose tiling put
-    it into quarantine has no tiles, and its vetoes forbid nothing.
+    A polygon forbids the tiles whose centre, or more than half of whose area, lies in it. A slide
+    whose tiling put it into quarantine has no tiles, and its vetoes forbid nothing.
 
     Args:
         folder: the vetoes.
@@ -32,40 +34,72 @@ def vetoed_tiles(folder: Path, tiles: pd.DataFrame, slides: pd.DataFrame) -> pd.
         slides: the `SLIDES` table.
 
     Raises:
-        MiningError: a slide or a tile is unknown, a line names a tile in no way or in two, or a file is none of these.
-        CohortError: GeoJSON files hold no polygons, or they lie outside their slide; all are named.
+        MiningError: a slide or a tile is unknown, a line names a tile in no way or in two, or a
+        file is none of these. CohortError: GeoJSON files hold no polygons, or they lie outside
+        their slide; all are named.
     """
     if not folder.is_dir():
-        raise MiningError(f"{folder} is no folder; make it, with a file {LISTED} whose only line is {','.join(VETOES.columns)}")
+        raise MiningError(
+            f"{folder} is no folder; make it, with a file {LISTED} whose only line is"
+            f" {','.join(VETOES.columns)}"
+        )
     if not (folder / LISTED).exists():
-        raise MiningError(f"{folder / LISTED} does not exist; make it, with the line {','.join(VETOES.columns)} alone where no tile is listed")
+        raise MiningError(
+            f"{folder / LISTED} does not exist; make it, with the line {','.join(VETOES.columns)}"
+            " alone where no tile is listed"
+        )
     vetoes = VETOES.read(folder / LISTED)
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))  # desktops leave .DS_Store and the like
+    files = sorted(
+        path for path in folder.iterdir() if not path.name.startswith(".")
+    )  # desktops leave .DS_Store and the like
     drawn = {path.stem: path for path in files if path.suffix == ".geojson"}
     if strange := [path for path in files if path.suffix != ".geojson" and path.name != LISTED]:
-        raise MiningError(f"{strange[0]} is neither {LISTED} nor <slide_id>.geojson; rename or remove it")
+        raise MiningError(
+            f"{strange[0]} is neither {LISTED} nor <slide_id>.geojson; rename or remove it"
+        )
     known = set(slides["slide_id"])
-    for slide_id, where in [*((slide_id, folder / LISTED) for slide_id in vetoes["slide_id"]), *drawn.items()]:
+    for slide_id, where in [
+        *((slide_id, folder / LISTED) for slide_id in vetoes["slide_id"]),
+        *drawn.items(),
+    ]:
         if slide_id not in known:
             raise MiningError(
-                f"{where}: slide_id={slide_id} is not among the cohort's slides; correct it, or remove its veto "
-                "(of a slide whose file cannot be opened too: data/cohort/quarantine.csv)"
+                f"{where}: slide_id={slide_id} is not among the cohort's slides; correct it, or"
+                " remove its veto (of a slide whose file cannot be opened too:"
+                " data/cohort/quarantine.csv)"
             )
     rows = {str(slide_id): own for slide_id, own in tiles.groupby("slide_id", sort=False)}
     aspects = aspects_of(slides)
     canvases = canvases_of(slides)
     found = [
-        rows[slide_id].loc[_listed(rows[slide_id], aspects[slide_id], tile, x, y, folder / LISTED), ["slide_id", "tile"]].assign(reason=reason)
+        rows[slide_id]
+        .loc[
+            _listed(rows[slide_id], aspects[slide_id], tile, x, y, folder / LISTED),
+            ["slide_id", "tile"],
+        ]
+        .assign(reason=reason)
         for slide_id, tile, x, y, reason in vetoes.itertuples(index=False)
         if slide_id in rows
     ]
-    drawings = [Drawing(slide_id, path.absolute(), canvases[slide_id], "veto", "; export it again, or remove it") for slide_id, path in drawn.items()]
+    drawings = [
+        Drawing(
+            slide_id, path.absolute(), canvases[slide_id], "veto", "; export it again, or remove it"
+        )
+        for slide_id, path in drawn.items()
+    ]
     for slide_id, regions in sorted(read_drawings(drawings).items()):
         if slide_id in rows:
             own = rows[slide_id]
-            found += [own.loc[_inside(own, aspects[slide_id], region), ["slide_id", "tile"]].assign(reason=region.name) for region in regions]
+            found += [
+                own.loc[_inside(own, aspects[slide_id], region), ["slide_id", "tile"]].assign(
+                    reason=region.name
+                )
+                for region in regions
+            ]
     table = pd.concat(found) if found else tiles.iloc[:0][["slide_id", "tile"]].assign(reason="")
-    return table.drop_duplicates(["slide_id", "tile"]).sort_values(["slide_id", "tile"], ignore_index=True)
+    return table.drop_duplicates(["slide_id", "tile"]).sort_values(
+        ["slide_id", "tile"], ignore_index=True
+    )
 
 
 def without(tiles: pd.DataFrame, vetoed: pd.DataFrame) -> pd.DataFrame:
@@ -74,18 +108,29 @@ def without(tiles: pd.DataFrame, vetoed: pd.DataFrame) -> pd.DataFrame:
     return tiles[~pd.MultiIndex.from_frame(tiles[["slide_id", "tile"]]).isin(forbidden)]
 
 
-def _listed(tiles: pd.DataFrame, aspect: float, tile: int | None, x: int | None, y: int | None, where: Path) -> "pd.Series[bool]":
+def _listed(
+    tiles: pd.DataFrame, aspect: float, tile: int | None, x: int | None, y: int | None, where: Path
+) -> "pd.Series[bool]":
     """Which of a slide's tiles one line of the table means."""
     slide_id = tiles["slide_id"].iloc[0]
     if pd.isna(x) != pd.isna(y) or pd.isna(tile) == pd.isna(x):
-        raise MiningError(f"{where}: a veto of slide_id={slide_id} must name either a tile or a point x, y, but has tile={tile}, x={x}, y={y}; fill in one")
+        raise MiningError(
+            f"{where}: a veto of slide_id={slide_id} must name either a tile or a point x, y, but"
+            f" has tile={tile}, x={x}, y={y}; fill in one"
+        )
     if not pd.isna(tile):
         chosen, name = tiles["tile"] == tile, f"tile={tile}"
     else:
         right, lower = tiles["x"] + tiles["side"], tiles["y"] + tiles["side"] * aspect
-        chosen, name = (tiles["x"] <= x) & (right > x) & (tiles["y"] <= y) & (lower > y), f"tile at x={x}, y={y}"
+        chosen, name = (
+            (tiles["x"] <= x) & (right > x) & (tiles["y"] <= y) & (lower > y),
+            f"tile at x={x}, y={y}",
+        )
     if not chosen.any():
-        raise MiningError(f"{where}: slide_id={slide_id} has no {name}; correct or remove the veto (tiles are numbered anew when the section tiles changes)")
+        raise MiningError(
+            f"{where}: slide_id={slide_id} has no {name}; correct or remove the veto (tiles are"
+            " numbered anew when the section tiles changes)"
+        )
     return chosen
 
 

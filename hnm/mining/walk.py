@@ -1,4 +1,6 @@
-"""Candidates taken in an order, until a budget is full: past caps of slides and patients, and past what guards refuse."""
+"""Candidates taken in an order, until a budget is full: past caps of slides and patients, and past
+what guards refuse.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -31,11 +33,15 @@ class Guards:
     features: TileReader | None = None
     """Reads features; where None, no candidate is a near-duplicate."""
     max_similarity: float = 1.0
-    """A candidate whose feature has a higher cosine than this to one already taken is a near-duplicate."""
+    """A candidate whose feature has a higher cosine than this to one already taken is a
+    near-duplicate.
+    """
 
 
 class Walk:
-    """Takes candidates one after the other; pixels and features are read of those alone that it comes to."""
+    """Takes candidates one after the other; pixels and features are read of those alone that it
+    comes to.
+    """
 
     def __init__(self, candidates: pd.DataFrame, caps: Caps, guards: Guards) -> None:
         """`candidates` with slide_id, patient_id and tile, and an index without repeats."""
@@ -53,8 +59,12 @@ class Walk:
 
     @property
     def refused(self) -> pd.DataFrame:
-        """The candidates that a guard refused, with the `reason`; not those that a full slide or patient kept out."""
-        return self._candidates.loc[list(self._refused)].assign(reason=pd.Series(self._refused, dtype="str"))
+        """The candidates that a guard refused, with the `reason`; not those that a full slide or
+        patient kept out.
+        """
+        return self._candidates.loc[list(self._refused)].assign(
+            reason=pd.Series(self._refused, dtype="str")
+        )
 
     def go(self, ordered: pd.DataFrame, count: int) -> None:
         """Takes from `ordered`, rows of the candidates, until `count` are taken in all."""
@@ -64,7 +74,15 @@ class Walk:
             length = min(LONGEST_STEP, max(SHORTEST_STEP, count - len(self._taken)))
             step = ordered.iloc[start : start + length]
             start += length
-            self._step(step[[self._has_room(*row) for row in step[["slide_id", "patient_id"]].itertuples(index=False)]], count)
+            self._step(
+                step[
+                    [
+                        self._has_room(*row)
+                        for row in step[["slide_id", "patient_id"]].itertuples(index=False)
+                    ]
+                ],
+                count,
+            )
 
     def _step(self, step: pd.DataFrame, count: int) -> None:
         if step.empty:
@@ -77,7 +95,9 @@ class Walk:
             alike = cosines(features, features) > self._guards.max_similarity
             near = highest_cosine(features, self._features) > self._guards.max_similarity
         taken: list[int] = []
-        for row, (label, slide_id, patient_id) in enumerate(zip(step.index, step["slide_id"], step["patient_id"], strict=True)):
+        for row, (label, slide_id, patient_id) in enumerate(
+            zip(step.index, step["slide_id"], step["patient_id"], strict=True)
+        ):
             if len(self._taken) == count:
                 break
             if not self._has_room(slide_id, patient_id):
@@ -93,4 +113,7 @@ class Walk:
             self._features.append(features[taken])
 
     def _has_room(self, slide_id: str, patient_id: str) -> bool:
-        return self._of_slide[slide_id] < self._caps.slide and self._of_patient[patient_id] < self._caps.patient
+        return (
+            self._of_slide[slide_id] < self._caps.slide
+            and self._of_patient[patient_id] < self._caps.patient
+        )

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 
-from hnm.evidence.heatmap import COLOURS
-from hnm.slides.reader import RGB, Thumbnail
+from hnm.evidence.pages.heatmap import COLOURS
+from hnm.slides.reading.reader import RGB, Thumbnail
 
 OPACITY = 0.55
 """Of the colours over tissue; at 1 nothing of it shows."""
@@ -22,7 +22,9 @@ def heat_over(overview: Thumbnail, tiles: pd.DataFrame, aspect: float) -> RGB:
         aspect: height of a tile over its width, in level-0 pixels.
     """
     pixels = overview.pixels.copy()
-    colours = LinearSegmentedColormap.from_list("scores", COLOURS)(tiles["score"].to_numpy())[:, :3] * 255
+    colours = (
+        LinearSegmentedColormap.from_list("scores", COLOURS)(tiles["score"].to_numpy())[:, :3] * 255
+    )
     corners = tiles[["x", "y"]].to_numpy()
     size = np.array([1, aspect]) * int(tiles["side"].iloc[0])
     scale, origin = np.array(overview.scale), (overview.x, overview.y)

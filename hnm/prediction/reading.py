@@ -6,12 +6,12 @@ from pathlib import Path
 
 from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
-from hnm.slides.canvas import Canvas, OriginParam
-from hnm.slides.cohort import OBJECTIVE_MPP, PLAUSIBLE_MPP
-from hnm.slides.cutting import Cutting, Layout, cut, opened
-from hnm.slides.masks import Placement, mask_bytes, placement_of
-from hnm.slides.reader import OpenSlideReader, Thumbnail, thumbnail
-from hnm.slides.remote import fetched
+from hnm.slides.cohort.cohort import OBJECTIVE_MPP, PLAUSIBLE_MPP
+from hnm.slides.cutting.cut import Cutting, Layout, cut, opened
+from hnm.slides.cutting.masks import Placement, mask_bytes, placement_of
+from hnm.slides.reading.canvas import Canvas, OriginParam
+from hnm.slides.reading.reader import OpenSlideReader, Thumbnail, thumbnail
+from hnm.slides.reading.remote import fetched
 
 OVERVIEW_PX = 1200
 """Longest side of the overview."""
@@ -36,7 +36,9 @@ class Reading:
     origin: OriginParam = "auto"
     """What a mask counts from that does not say so."""
     done: str | None = None
-    """Fingerprint of the file that was predicted before; it is not cut again while it has that one."""
+    """Fingerprint of the file that was predicted before; it is not cut again while it has that
+    one.
+    """
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,25 @@ def read_slide(reading: Reading) -> SlideRead | None:
             mask = mask_bytes(reading.mask)
             mask_digest = hashlib.sha256(mask).hexdigest()
             placement = placement_of(mask, reading.mask, canvas, f"slide {reading.slide_id}")
-        layout = Layout(reading.slide_id, str(path), mpp, fingerprint, reading.mask, mask_digest, reading.tissue, reading.tiles, reading.origin)
+        layout = Layout(
+            reading.slide_id,
+            str(path),
+            mpp,
+            fingerprint,
+            reading.mask,
+            mask_digest,
+            reading.tissue,
+            reading.tiles,
+            reading.origin,
+        )
         cut(Cutting(layout, reading.pack))
         with opened(layout) as slide_of_any_kind:
             bounds = slide_of_any_kind.bounds
-            overview = thumbnail(slide_of_any_kind, max(bounds.width * mpp[0], bounds.height * mpp[1]) / OVERVIEW_PX, mpp)
+            overview = thumbnail(
+                slide_of_any_kind,
+                max(bounds.width * mpp[0], bounds.height * mpp[1]) / OVERVIEW_PX,
+                mpp,
+            )
     return SlideRead(mpp, fingerprint, overview, canvas, placement)
 
 
@@ -91,7 +107,8 @@ def _mpp_of(slide: OpenSlideReader, reading: Reading) -> tuple[float, float]:
         raise SlideError("its file states no µm per pixel; give them by --mpp", step="mpp")
     if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in known):
         raise SlideError(
-            f"{known[0]:.4g} x {known[1]:.4g} µm per pixel are not within {PLAUSIBLE_MPP[0]:g} and {PLAUSIBLE_MPP[1]:g}; give the true value by --mpp",
+            f"{known[0]:.4g} x {known[1]:.4g} µm per pixel are not within {PLAUSIBLE_MPP[0]:g} and"
+            f" {PLAUSIBLE_MPP[1]:g}; give the true value by --mpp",
             step="mpp",
         )
     return known

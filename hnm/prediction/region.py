@@ -1,4 +1,6 @@
-"""From tile scores to areas: the smoothed region that a model takes for positive, and GeoJSON of it and of the top tiles."""
+"""From tile scores to areas: the smoothed region that a model takes for positive, and GeoJSON of it
+and of the top tiles.
+"""
 
 from typing import Any
 
@@ -12,25 +14,37 @@ from hnm.mining.export import tile_feature
 from hnm.slides.annotations import feature_collection
 
 REACH = 1.0
-"""Standard deviation in tiles of the Gaussian that smooths scores: a single tile among low ones makes no region."""
+"""Standard deviation in tiles of the Gaussian that smooths scores: a single tile among low ones
+makes no region.
+"""
 ROUNDING = 0.25
 """How far corners are rounded, in tiles."""
 COLOUR = [200, 0, 0]
 TOP_TILES = 20
 TILE_CALLED = 0.5
-"""The smoothed tile score from which a place belongs to the region: where the head's tile logit is 0."""
+"""The smoothed tile score from which a place belongs to the region: where the head's tile logit is
+0.
+"""
 
 
-def smoothed(scores: NDArray[np.float32], columns: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(tiles,): the mean of each tile's neighbourhood, weighted by a Gaussian of `REACH` tiles; places without a tile weigh nothing."""
+def smoothed(
+    scores: NDArray[np.float32], columns: NDArray[np.int64], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """(tiles,): the mean of each tile's neighbourhood, weighted by a Gaussian of `REACH` tiles;
+    places without a tile weigh nothing.
+    """
     grid, weight = np.zeros((2, int(rows.max()) + 1, int(columns.max()) + 1))
     grid[rows, columns], weight[rows, columns] = scores, 1
-    blurred, weights = (ndimage.gaussian_filter(values, REACH, mode="constant", truncate=3) for values in (grid, weight))
+    blurred, weights = (
+        ndimage.gaussian_filter(values, REACH, mode="constant", truncate=3)
+        for values in (grid, weight)
+    )
     return np.asarray(blurred[rows, columns] / weights[rows, columns])
 
 
 def positive_region(tiles: pd.DataFrame, aspect: float) -> shapely.MultiPolygon:
-    """Where the smoothed tile scores are at least `TILE_CALLED`: rounded, in whole level-0 pixels; empty where nothing is.
+    """Where the smoothed tile scores are at least `TILE_CALLED`: rounded, in whole level-0 pixels;
+    empty where nothing is.
 
     Args:
         tiles: the table `TILE_SCORES` of one slide.
@@ -45,15 +59,19 @@ def positive_region(tiles: pd.DataFrame, aspect: float) -> shapely.MultiPolygon:
     union = shapely.union_all(shapely.box(*chosen.T, *(chosen + np.ceil(size) + 1).T))
     reach = ROUNDING * side
     rounded = union.buffer(reach).buffer(-2 * reach).buffer(reach)
-    polygons = [part for part in shapely.get_parts(shapely.set_precision(rounded, 1.0)) if part.geom_type == "Polygon" and not part.is_empty]
+    polygons = [
+        part
+        for part in shapely.get_parts(shapely.set_precision(rounded, 1.0))
+        if part.geom_type == "Polygon" and not part.is_empty
+    ]
     return shapely.MultiPolygon([shapely.geometry.polygon.orient(part) for part in polygons])
 
 
 def places(corners: NDArray[np.int64], step: float) -> NDArray[np.int64]:
     """(tiles,): the column (or row) of each tile from its corner along one axis.
 
-    `step` may be off by the rounding of corners to whole pixels. A moved-in last column is one of its own, however
-    little it lies behind the one before.
+    `step` may be off by the rounding of corners to whole pixels. A moved-in last column is one of
+    its own, however little it lies behind the one before.
     """
     distinct = np.unique(corners)
     gaps = np.maximum(np.rint(np.diff(distinct) / step), 1)
@@ -61,8 +79,11 @@ def places(corners: NDArray[np.int64], step: float) -> NDArray[np.int64]:
     return np.asarray(numbers[np.searchsorted(distinct, corners)])
 
 
-def prediction_geojson(tiles: pd.DataFrame, aspect: float, class_name: str, corner: tuple[int, int] = (0, 0)) -> dict[str, Any]:
-    """A FeatureCollection that QuPath opens: each part of the positive region, then the `TOP_TILES` best-scoring tiles.
+def prediction_geojson(
+    tiles: pd.DataFrame, aspect: float, class_name: str, corner: tuple[int, int] = (0, 0)
+) -> dict[str, Any]:
+    """A FeatureCollection that QuPath opens: each part of the positive region, then the `TOP_TILES`
+    best-scoring tiles.
 
     Args:
         tiles: the table `TILE_SCORES` of one slide.
@@ -71,10 +92,25 @@ def prediction_geojson(tiles: pd.DataFrame, aspect: float, class_name: str, corn
         corner: the upper left one of the scan, in level-0 pixels, from where QuPath counts.
     """
     features: list[tuple[shapely.Geometry, dict[str, Any]]] = [
-        (part, {"objectType": "annotation", "name": f"region {number}", "classification": {"name": class_name, "color": COLOUR}})
+        (
+            part,
+            {
+                "objectType": "annotation",
+                "name": f"region {number}",
+                "classification": {"name": class_name, "color": COLOUR},
+            },
+        )
         for number, part in enumerate(shapely.get_parts(positive_region(tiles, aspect)), 1)
     ]
     best = tiles.sort_values(["score", "tile"], ascending=[False, True]).head(TOP_TILES)
     for rank, tile in enumerate(best.to_dict("records"), 1):
-        features.append(tile_feature(tile, aspect, "top tile", COLOUR, {"score": round(float(tile["score"]), 6), "rank": rank}))
+        features.append(
+            tile_feature(
+                tile,
+                aspect,
+                "top tile",
+                COLOUR,
+                {"score": round(float(tile["score"]), 6), "rank": rank},
+            )
+        )
     return feature_collection(features, "bounds", corner)

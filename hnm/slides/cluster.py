@@ -1,7 +1,8 @@
-"""Slides on many machines: one dask task a slide. Each is read in a process of its own beside dask's worker, as on one machine.
+"""Slides on many machines: one dask task a slide. Each is read in a process of its own beside
+dask's worker, as on one machine.
 
-Workers must see slides and store at the same paths as the stage does, and be started without a nanny: dask lets a
-worker under a nanny start no processes.
+Workers must see slides and store at the same paths as the stage does, and be started without a
+nanny: dask lets a worker under a nanny start no processes.
 """
 
 import time
@@ -24,24 +25,30 @@ AWAY = "the cluster went away while it was read; start its scheduler again"
 SECONDS_TO_LOOK = 5.0
 """After so long without an outcome it is looked whether the cluster still has workers."""
 SECONDS_WITHOUT = 300.0
-"""A cluster that has had no worker for so long is given up; a batch system may take any time to start its first."""
-NO_WORKER = "the cluster has had no worker for {:g} s; start workers, and look into the log of those that ended"
+"""A cluster that has had no worker for so long is given up; a batch system may take any time to
+start its first.
+"""
+NO_WORKER = (
+    "the cluster has had no worker for {:g} s; start workers, and look into the log of those that"
+    " ended"
+)
 
 
 @contextmanager
 def cluster_runner(
     function: Callable[[Task, Job], Outcome], *, executor: str, workers: int
 ) -> Iterator[Callable[..., Iterator[tuple[Job, Outcome | MachineError]]]]:
-    """What gives each of some jobs with `function(task, job)`, in order of completion, by the workers of `executor`; where each is to be `alone`, one by one.
+    """What gives each of some jobs with `function(task, job)`, in order of completion, by the
+    workers of `executor`; where each is to be `alone`, one by one.
 
     A job whose worker dies is done by another; one that several workers die of (dask's
-    `distributed.scheduler.allowed-failures`) is a `MachineError`, and so are all jobs that are left where the scheduler
-    goes away, or has no workers for `SECONDS_WITHOUT`.
+    `distributed.scheduler.allowed-failures`) is a `MachineError`, and so are all jobs that are left
+    where the scheduler goes away, or has no workers for `SECONDS_WITHOUT`.
 
     Args:
         function: is pickled.
-        executor: a scheduler's address, or one of `QUEUES`, of which the worker processes are given back when the block ends.
-        workers: worker processes that are asked for.
+        executor: a scheduler's address, or one of `QUEUES`, of which the worker processes are given
+        back when the block ends. workers: worker processes that are asked for.
 
     Raises:
         ParamsError: there is no such cluster.
@@ -49,11 +56,16 @@ def cluster_runner(
     try:
         dask: Any = import_module("distributed")
     except ImportError:
-        raise ParamsError(f"the environment variable HNM_EXECUTOR={executor!r} needs dask; install it: pip install 'hnm[dask]'") from None
+        raise ParamsError(
+            f"the environment variable HNM_EXECUTOR={executor!r} needs dask; install it: pip"
+            " install 'hnm[dask]'"
+        ) from None
     with _client(dask, executor, workers) as client:
         watch = _Watch(client, had_worker=executor not in QUEUES)
 
-        def run(task: Task, jobs: Sequence[Job], *, alone: bool) -> Iterator[tuple[Job, Outcome | MachineError]]:
+        def run(
+            task: Task, jobs: Sequence[Job], *, alone: bool
+        ) -> Iterator[tuple[Job, Outcome | MachineError]]:
             for together in [[job] for job in jobs] if alone else [jobs]:
                 if reason := watch.given_up:  # what is handed to it now never comes back
                     yield from ((job, MachineError(reason)) for job in together)
@@ -90,8 +102,13 @@ class _Watch:
         if time.monotonic() - self._looked_at < SECONDS_TO_LOOK:
             return
         try:
-            workers = self._client.sync(self._client.scheduler.ncores, callback_timeout=SECONDS_TO_ANSWER)
-        except (OSError, AttributeError):  # it is away, or hangs; while the client connects again it has no scheduler
+            workers = self._client.sync(
+                self._client.scheduler.ncores, callback_timeout=SECONDS_TO_ANSWER
+            )
+        except (
+            OSError,
+            AttributeError,
+        ):  # it is away, or hangs; while the client connects again it has no scheduler
             workers = {}
         self._looked_at = time.monotonic()
         self._had_worker = self._had_worker or bool(workers)
@@ -116,34 +133,45 @@ def _outcome(dask: Any, future: Any, watch: _Watch) -> Any:
     while True:
         try:
             return future.result(timeout=SECONDS_TO_LOOK)
-        except TimeoutError:  # its worker died before it gave the outcome away, which is made again where there are workers
+        # its worker died before it gave the outcome away, which is made again where there are
+        # workers
+        except TimeoutError:
             if watch.given_up:
                 return MachineError(watch.given_up)
             watch.look()
         except dask.KilledWorker as error:
-            return MachineError(f"the workers that read it died (the last: {error.last_worker.address}); give each more memory, or look into its log")
+            return MachineError(
+                f"the workers that read it died (the last: {error.last_worker.address}); give each"
+                " more memory, or look into its log"
+            )
         except CancelledError:
             return MachineError(AWAY)
 
 
 @contextmanager
 def _client(dask: Any, executor: str, workers: int) -> Iterator[Any]:
-    """A client of the cluster; where it is of a batch system, `workers` worker processes are asked for, and given back."""
+    """A client of the cluster; where it is of a batch system, `workers` worker processes are asked
+    for, and given back.
+    """
     if executor not in QUEUES:
         try:
             client = dask.Client(executor, set_as_default=False, timeout=SECONDS_TO_ANSWER)
         except (OSError, ValueError) as error:
             raise ParamsError(
-                f"the environment variable HNM_EXECUTOR={executor!r} is neither local, nor one of {', '.join(QUEUES)}, nor the address of a dask scheduler"
-                f" that answers: {error}"
+                f"the environment variable HNM_EXECUTOR={executor!r} is neither local, nor one of"
+                f" {', '.join(QUEUES)}, nor the address of a dask scheduler that answers: {error}"
             ) from None
         with client:
             yield client
         return
     try:
-        cluster = getattr(import_module("dask_jobqueue"), QUEUES[executor])(nanny=False, scheduler_options={"dashboard": False})
+        cluster = getattr(import_module("dask_jobqueue"), QUEUES[executor])(
+            nanny=False, scheduler_options={"dashboard": False}
+        )
     except (TypeError, ValueError) as error:
-        raise ParamsError(f"dask's configuration jobqueue.{executor} is not whole: {error}; see docs/machines.md") from None
+        raise ParamsError(
+            f"dask's configuration jobqueue.{executor} is not whole: {error}; see docs/machines.md"
+        ) from None
     with cluster, dask.Client(cluster, set_as_default=False) as client:
         cluster.scale(workers)
         yield client

@@ -1,4 +1,6 @@
-"""The GeoJSON files of many slides, read in worker processes: one that hangs or crashes its reader ends neither the stage nor the others."""
+"""The GeoJSON files of many slides, read in worker processes: one that hangs or crashes its reader
+ends neither the stage nor the others.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,7 +10,7 @@ from pathlib import Path
 from hnm.errors import CohortError, SlideError
 from hnm.files import read_bounded
 from hnm.slides.annotations import MOST_BYTES, Drawn, Region, check_inside, drawn_in
-from hnm.slides.canvas import By, Canvas
+from hnm.slides.reading.canvas import By, Canvas
 from hnm.slides.workers import each
 
 SECONDS = 300.0
@@ -34,13 +36,17 @@ class Drawing:
 def read_drawings(drawings: Sequence[Drawing]) -> dict[str, list[Region]]:
     """The regions of each slide, by its id, in level-0 pixels, checked against its scan.
 
-    Warns where a region reaches beyond the scan, and where nothing but its looks, or nothing at all, tells what a file
-    counts from, although that makes a difference on its slide.
+    Warns where a region reaches beyond the scan, and where nothing but its looks, or nothing at
+    all, tells what a file counts from, although that makes a difference on its slide.
 
-    Raises `CohortError` naming all files that cannot be used, the first 20 with their faults: none is left out in
-    silence, as a slide whose lesions cannot be read is not one without. Raises `MachineError` where the machine failed.
+    Raises `CohortError` naming all files that cannot be used, the first 20 with their faults: none
+    is left out in silence, as a slide whose lesions cannot be read is not one without. Raises
+    `MachineError` where the machine failed.
     """
-    outcomes = {drawing.slide_id: outcome for drawing, outcome in each(_read, drawings, seconds=SECONDS, step="open", here=True)}
+    outcomes = {
+        drawing.slide_id: outcome
+        for drawing, outcome in each(_read, drawings, seconds=SECONDS, step="open", here=True)
+    }
     faults = {}
     for drawing in drawings:
         outcome = outcomes[drawing.slide_id]
@@ -51,42 +57,83 @@ def read_drawings(drawings: Sequence[Drawing]) -> dict[str, list[Region]]:
     if faults:
         listed = [faults[slide_id] for slide_id in sorted(faults)]
         more = f"\n  and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
-        opening = f"{len(listed)} of {len(drawings)} files of regions cannot be used:\n  " if len(listed) > 1 else ""
+        opening = (
+            f"{len(listed)} of {len(drawings)} files of regions cannot be used:\n  "
+            if len(listed) > 1
+            else ""
+        )
         raise CohortError(opening + "\n  ".join(listed[:NAMED]) + more)
-    read = {slide_id: outcome for slide_id, outcome in sorted(outcomes.items()) if isinstance(outcome, tuple)}
+    read = {
+        slide_id: outcome
+        for slide_id, outcome in sorted(outcomes.items())
+        if isinstance(outcome, tuple)
+    }
     warn_of_places([note for _, notes in read.values() for note in notes])
     canvases = {drawing.slide_id: drawing.canvas for drawing in drawings}
     for what in sorted({drawing.what for drawing in drawings}):
         of_kind = {drawing.slide_id for drawing in drawings if drawing.what == what}
-        warn_of_origins(what, {slide_id: (drawn.by, canvases[slide_id]) for slide_id, (drawn, _) in read.items() if slide_id in of_kind})
+        warn_of_origins(
+            what,
+            {
+                slide_id: (drawn.by, canvases[slide_id])
+                for slide_id, (drawn, _) in read.items()
+                if slide_id in of_kind
+            },
+        )
     return {slide_id: drawn.regions for slide_id, (drawn, _) in read.items()}
 
 
 def warn_of_places(notes: Sequence[str]) -> None:
-    """Warns of regions that lie partly beside their scan, each told by a sentence of `check_inside`."""
+    """Warns of regions that lie partly beside their scan, each told by a sentence of
+    `check_inside`.
+    """
     if notes:
         more = [f"and {len(notes) - NAMED} more"] if len(notes) > NAMED else []
-        logging.getLogger(__name__).warning("%d regions reach beyond their scan:\n  %s", len(notes), "\n  ".join([*notes[:NAMED], *more]))
+        logging.getLogger(__name__).warning(
+            "%d regions reach beyond their scan:\n  %s",
+            len(notes),
+            "\n  ".join([*notes[:NAMED], *more]),
+        )
 
 
 def warn_of_origins(what: str, files: Mapping[str, tuple[By, Canvas]]) -> None:
-    """Warns of files that do not say what they count from, where that makes a difference on their slide.
+    """Warns of files that do not say what they count from, where that makes a difference on their
+    slide.
 
     Args:
         what: the files are to the user.
         files: slide id -> what decided it, and the slide's canvas.
     """
     for by, sentence in (
-        ("nothing", "files of kind {what} do not say what they count from, and were read as level-0 pixels"),
-        ("qupath", "files of kind {what} look as QuPath exports them, and were read as counting from their slide's bounds, as QuPath does"),
+        (
+            "nothing",
+            "files of kind {what} do not say what they count from, and were read as level-0 pixels",
+        ),
+        (
+            "qupath",
+            (
+                "files of kind {what} look as QuPath exports them, and were read as counting from"
+                " their slide's bounds, as QuPath does"
+            ),
+        ),
     ):
-        of_kind = {slide_id: canvas.bounds for slide_id, (decided, canvas) in sorted(files.items()) if decided == by}
+        of_kind = {
+            slide_id: canvas.bounds
+            for slide_id, (decided, canvas) in sorted(files.items())
+            if decided == by
+        }
         named = [f"{slide_id} ({bounds.x}, {bounds.y})" for slide_id, bounds in of_kind.items()]
         if named:
-            listed = ", ".join([*named[:NAMED], *([f"and {len(named) - NAMED} more"] if len(named) > NAMED else [])])
+            listed = ", ".join(
+                [
+                    *named[:NAMED],
+                    *([f"and {len(named) - NAMED} more"] if len(named) > NAMED else []),
+                ]
+            )
             logging.getLogger(__name__).warning(
-                "%s; the scans lie elsewhere on level 0: %s. Say which it is: set cohort.origin (of hnm predict --origin) to bounds where they were drawn"
-                " in QuPath, to level_0 where their tool counts as OpenSlide does",
+                "%s; the scans lie elsewhere on level 0: %s. Say which it is: set cohort.origin (of"
+                " hnm predict --origin) to bounds where they were drawn in QuPath, to level_0 where"
+                " their tool counts as OpenSlide does",
                 sentence.format(what=what),
                 listed,
             )
@@ -96,7 +143,9 @@ def _read(drawing: Drawing) -> tuple[Drawn, list[str]] | str:
     """The regions and what is to be told of them, or what is wrong with them."""
     where = f"{drawing.what} {drawing.path}"
     try:
-        content = read_bounded(drawing.path, CohortError, what=where, cure=drawing.cure, most=MOST_BYTES)
+        content = read_bounded(
+            drawing.path, CohortError, what=where, cure=drawing.cure, most=MOST_BYTES
+        )
         drawn = drawn_in(content, where, drawing.canvas, named=True, cure=drawing.cure)
         return drawn, check_inside(drawn, drawing.canvas, where, f"slide {drawing.slide_id}")
     except CohortError as error:

@@ -1,7 +1,9 @@
-"""Mutated files through the functions that really read them: each is used, or refused in one sentence that names it, within bounds.
+"""Mutated files through the functions that really read them: each is used, or refused in one
+sentence that names it, within bounds.
 
-`make fuzz` runs it whole; a slice with a fixed seed runs in the suite. Each input is read in a worker process with a
-limit of time and of memory, so that no input can end the run, and what a worker may not survive is told with its seed.
+`make fuzz` runs it whole; a slice with a fixed seed runs in the suite. Each input is read in a
+worker process with a limit of time and of memory, so that no input can end the run, and what a
+worker may not survive is told with its seed.
 """
 
 import argparse
@@ -24,19 +26,25 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 20.0
-"""Processor time that one input may take, so that a loaded machine finds nothing; the stages allow more, but the files here are tiny."""
+"""Processor time that one input may take, so that a loaded machine finds nothing; the stages allow
+more, but the files here are tiny.
+"""
 WAITS = 15
-"""Of so many times `SECONDS` by the clock, after which an input hangs that takes no processor time."""
+"""Of so many times `SECONDS` by the clock, after which an input hangs that takes no processor
+time.
+"""
 MEMORY_BYTES = 1 << 30
 """What one input may ask for, beside what the worker's libraries take."""
 LONGEST_MESSAGE = 2000
 READ_APART = frozenset({"slide", "mask"})
-"""Kinds that the stages read in processes of their own, because a native library may crash: there a dead worker costs one slide."""
+"""Kinds that the stages read in processes of their own, because a native library may crash: there a
+dead worker costs one slide.
+"""
 
 
 def _slide(path: Path, folder: Path) -> None:
     from hnm.prediction.reading import Reading, read_slide
-    from hnm.slides.cohort import Opening, identify
+    from hnm.slides.cohort.cohort import Opening, identify
 
     identify(Opening("a", str(path), None))
     read_slide(Reading("a", str(path), None, True, None, *_sections(), folder / "scratch" / "a.h5"))
@@ -44,17 +52,26 @@ def _slide(path: Path, folder: Path) -> None:
 
 def _mask(path: Path, folder: Path) -> None:
     from hnm.files import digest_of
-    from hnm.slides.cutting import Cutting, Layout, cut
+    from hnm.slides.cutting.cut import Cutting, Layout, cut
 
     cut(
         Cutting(
-            Layout("a", str(folder / "seeds" / "slide.svs"), (1.0, 1.0), _fingerprint(folder), path, digest_of(path), *_sections()), folder / "scratch" / "a.h5"
+            Layout(
+                "a",
+                str(folder / "seeds" / "slide.svs"),
+                (1.0, 1.0),
+                _fingerprint(folder),
+                path,
+                digest_of(path),
+                *_sections(),
+            ),
+            folder / "scratch" / "a.h5",
         )
     )
 
 
 def _fingerprint(folder: Path) -> str:
-    from hnm.slides.reader import OpenSlideReader
+    from hnm.slides.reading.reader import OpenSlideReader
 
     with OpenSlideReader(folder / "seeds" / "slide.svs") as slide:
         return slide.fingerprint()
@@ -70,7 +87,7 @@ def _annotation(path: Path, folder: Path) -> None:
     import numpy as np
 
     from hnm.slides.annotations import check_inside, covered_shares, drawn_in, write_annotation
-    from hnm.slides.canvas import Box, Canvas
+    from hnm.slides.reading.canvas import Box, Canvas
 
     canvas = Canvas(600, 600, Box(20, 30, 512, 512))
     drawn = drawn_in(path.read_bytes(), str(path), canvas, named=True)
@@ -83,21 +100,23 @@ def _annotation(path: Path, folder: Path) -> None:
 
 def _outline(path: Path, folder: Path) -> None:
     from hnm.slides.annotations import write_annotation
-    from hnm.slides.sources import outlined
+    from hnm.slides.cohort.sources import outlined
 
     write_annotation(outlined(path), folder / "scratch" / "a.geojson")
 
 
 def _manifest(path: Path, folder: Path) -> None:
     from hnm.params import Split
-    from hnm.slides.cohort import check_classes, read_manifest, splits_of
+    from hnm.slides.cohort.cohort import check_classes, read_manifest, splits_of
 
     entries = read_manifest(path)
-    check_classes({entry.slide_id: entry.label for entry in entries}, splits_of(entries, Split()), str(path))
+    check_classes(
+        {entry.slide_id: entry.label for entry in entries}, splits_of(entries, Split()), str(path)
+    )
 
 
 def _pack(path: Path, folder: Path) -> None:
-    from hnm.slides.pack import Pack
+    from hnm.slides.cutting.pack import Pack
     from hnm.tables import TILES
 
     pack = Pack(path)
@@ -128,7 +147,7 @@ def _table(path: Path, folder: Path) -> None:
 
 
 def _ledger(path: Path, folder: Path) -> None:
-    from hnm.evidence.openings import read_openings
+    from hnm.evidence.test_ledger import read_openings
 
     read_openings(path)
 
@@ -145,7 +164,9 @@ def _vetoes(path: Path, folder: Path) -> None:
         old.unlink()
     shutil.copy(folder / "seeds" / "vetoes" / "vetoes.csv", vetoes / "vetoes.csv")
     shutil.copy(path, vetoes / ("vetoes.csv" if path.suffix == ".csv" else "a.geojson"))
-    tiles = pd.DataFrame({"slide_id": "a", "tile": range(16), "x": [32 * n for n in range(16)], "y": 0, "side": 32})
+    tiles = pd.DataFrame(
+        {"slide_id": "a", "tile": range(16), "x": [32 * n for n in range(16)], "y": 0, "side": 32}
+    )
     vetoed_tiles(vetoes, tiles, SLIDES.read(folder / "seeds" / "slides.parquet"))
 
 
@@ -158,11 +179,23 @@ def _model(path: Path, folder: Path) -> None:
     whole = folder / "scratch" / "model"
     shutil.rmtree(whole, ignore_errors=True)
     shutil.copytree(folder / "seeds" / "model", whole)
-    part = {"model": ".", "encoder": "encoder", "head": "head", "encoder-weights": "encoder", "head-weights": "head"}[path.stem]
-    shutil.copy(path, whole / part / ("weights.safetensors" if path.suffix == ".safetensors" else path.name))
+    part = {
+        "model": ".",
+        "encoder": "encoder",
+        "head": "head",
+        "encoder-weights": "encoder",
+        "head-weights": "head",
+    }[path.stem]
+    shutil.copy(
+        path, whole / part / ("weights.safetensors" if path.suffix == ".safetensors" else path.name)
+    )
     model = read_model(whole, "a")
     with torch.inference_mode():
-        model.head(model.encoder(to_input(torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.device("cpu"))))
+        model.head(
+            model.encoder(
+                to_input(torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.device("cpu"))
+            )
+        )
 
 
 def _params(path: Path, folder: Path) -> None:
@@ -172,7 +205,7 @@ def _params(path: Path, folder: Path) -> None:
 
 
 def _lock(path: Path, folder: Path) -> None:
-    from hnm.experiments.state import current_stages, locked_stages
+    from hnm.repository.stages import current_stages, locked_stages
 
     states = locked_stages(path.parent)
     for state in current_stages(states).values():
@@ -224,8 +257,9 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     from hnm import tables
     from hnm.files import digest_of
     from hnm.learning import features
-    from hnm.slides.pack import Pack, PackTile, encode, write_pack
-    from tests import tiny_evidence, tiny_model
+    from hnm.slides.cutting.pack import Pack, PackTile, encode, write_pack
+    from tests.support import evidence as tiny_evidence
+    from tests.support import model as tiny_model
 
     folder.mkdir(parents=True)
     pixels = tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA), (90, 80, 40, 40, tiny.NUCLEI))
@@ -236,46 +270,125 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     ]
     Image.fromarray((pixels[..., 0] < 230).astype(np.uint8) * 255).save(folder / "mask.png")
     ring = [[50, 40], [230, 40], [230, 210], [50, 210], [50, 40]]
-    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {"classification": {"name": "tumour"}}}
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": "tumour"}},
+    }
     (folder / "drawn.geojson").write_text(
-        json.dumps({"type": "FeatureCollection", "features": [feature, feature | {"geometry": {"type": "MultiPolygon", "coordinates": [[ring]]}}]})
+        json.dumps(
+            {
+                "type": "FeatureCollection",
+                "features": [
+                    feature,
+                    feature | {"geometry": {"type": "MultiPolygon", "coordinates": [[ring]]}},
+                ],
+            }
+        )
     )
-    corners = "".join(f'<Coordinate Order="{n}" X="{x}" Y="{y}" />' for n, (x, y) in enumerate(ring))
-    shape = f'<Annotation Name="a" Type="Polygon" PartOfGroup="{{}}" Color="#F4FA58"><Coordinates>{corners}</Coordinates></Annotation>'
+    corners = "".join(
+        f'<Coordinate Order="{n}" X="{x}" Y="{y}" />' for n, (x, y) in enumerate(ring)
+    )
+    shape = (
+        '<Annotation Name="a" Type="Polygon" PartOfGroup="{}"'
+        f' Color="#F4FA58"><Coordinates>{corners}</Coordinates></Annotation>'
+    )
     (folder / "tumor_001.xml").write_text(
-        f'<?xml version="1.0" encoding="utf-8"?><ASAP_Annotations><Annotations>{shape.format("_0")}{shape.format("_2")}</Annotations></ASAP_Annotations>'
+        '<?xml version="1.0"'
+        f' encoding="utf-8"?><ASAP_Annotations><Annotations>{shape.format("_0")}{shape.format("_2")}</Annotations></ASAP_Annotations>'
     )
-    (folder / "tumor_002.json").write_text(json.dumps({"positive": [{"name": "a", "vertices": ring}], "negative": []}))
-    rows = [f"s{n},slides/s{n}.svs,{n % 2},p{n},{('train', 'validation', 'test')[n // 2 % 3]},0.5,a.geojson,m.png" for n in range(12)]
-    (folder / "manifest.csv").write_text("\n".join(["slide_id,path,label,patient_id,split,mpp,annotation,mask", *rows]) + "\n")
-    packed = [PackTile(32 * n, 0, 0.75, encode(pixels[40 + n : 72 + n, 60:92], 90)) for n in range(5)]
+    (folder / "tumor_002.json").write_text(
+        json.dumps({"positive": [{"name": "a", "vertices": ring}], "negative": []})
+    )
+    rows = [
+        f"s{n},slides/s{n}.svs,{n % 2},p{n},{('train', 'validation', 'test')[n // 2 % 3]},0.5,a.geojson,m.png"
+        for n in range(12)
+    ]
+    (folder / "manifest.csv").write_text(
+        "\n".join(["slide_id,path,label,patient_id,split,mpp,annotation,mask", *rows]) + "\n"
+    )
+    packed = [
+        PackTile(32 * n, 0, 0.75, encode(pixels[40 + n : 72 + n, 60:92], 90)) for n in range(5)
+    ]
     write_pack(folder / "pack.h5", packed, slide_id="a", mpp=1.0, tile_px=32, side=32, planned=5)
-    features.write(np.random.default_rng(0).random((5, 8), np.float32).astype(np.float16), np.zeros((5, 2), np.int64), folder / "features.h5")
+    features.write(
+        np.random.default_rng(0).random((5, 8), np.float32).astype(np.float16),
+        np.zeros((5, 2), np.int64),
+        folder / "features.h5",
+    )
     tables.TILES.write(Pack(folder / "pack.h5").index(), folder / "index.parquet")
-    slide = {"slide_id": "a", "path": "a.svs", "patient_id": "p", "split": "train", "vendor": "aperio", "mpp_x": 1.0, "mpp_y": 1.0}
-    scan = {"width": 512, "height": 512, "bounds_x": 0, "bounds_y": 0, "bounds_width": 512, "bounds_height": 512, "origin": "auto"}
-    tables.SLIDES.write(pd.DataFrame([{**slide, **scan, "fingerprint": "f", "mask": "", "mask_digest": ""}]), folder / "slides.parquet")
+    slide = {
+        "slide_id": "a",
+        "path": "a.svs",
+        "patient_id": "p",
+        "split": "train",
+        "vendor": "aperio",
+        "mpp_x": 1.0,
+        "mpp_y": 1.0,
+    }
+    scan = {
+        "width": 512,
+        "height": 512,
+        "bounds_x": 0,
+        "bounds_y": 0,
+        "bounds_width": 512,
+        "bounds_height": 512,
+        "origin": "auto",
+    }
+    tables.SLIDES.write(
+        pd.DataFrame([{**slide, **scan, "fingerprint": "f", "mask": "", "mask_digest": ""}]),
+        folder / "slides.parquet",
+    )
     tables.MINED.write(tiny_evidence.mined(1), folder / "mined.parquet")
     tables.TILE_SCORES.write(tiny_evidence.rounds(1)[0].tile_scores, folder / "scores.parquet")
-    tables.LABELS.write(pd.DataFrame({"slide_id": ["a", "b"], "label": [0, 1]}), folder / "labels.csv")
-    tables.QUARANTINE.write(pd.DataFrame({"slide_id": ["a"], "step": ["open"], "reason": ["it is torn"]}), folder / "quarantine.csv")
+    tables.LABELS.write(
+        pd.DataFrame({"slide_id": ["a", "b"], "label": [0, 1]}), folder / "labels.csv"
+    )
+    tables.QUARANTINE.write(
+        pd.DataFrame({"slide_id": ["a"], "step": ["open"], "reason": ["it is torn"]}),
+        folder / "quarantine.csv",
+    )
     (folder / "vetoes").mkdir()
-    (folder / "vetoes" / "vetoes.csv").write_text("slide_id,tile,x,y,reason\na,1,,,blur\na,,70,5,pen\n")
+    (folder / "vetoes" / "vetoes.csv").write_text(
+        "slide_id,tile,x,y,reason\na,1,,,blur\na,,70,5,pen\n"
+    )
     _make_ledger(folder / "test_ledger.csv")
     model = tiny_model.make_model(folder / "parts").rename(folder / "model")
-    named = [shutil.copy(model / name, folder) for name in ("model.json", "encoder/encoder.json", "head/head.json")]
-    weights = [shutil.copy(model / part / "weights.safetensors", folder / f"{part}-weights.safetensors") for part in ("encoder", "head")]
+    named = [
+        shutil.copy(model / name, folder)
+        for name in ("model.json", "encoder/encoder.json", "head/head.json")
+    ]
+    weights = [
+        shutil.copy(model / part / "weights.safetensors", folder / f"{part}-weights.safetensors")
+        for part in ("encoder", "head")
+    ]
     shutil.copy(ROOT / "params.yaml", folder)
     md5 = "0" * 32
     stage = {
-        "cmd": "python -m pipelines.head --features data/features/0 --folder data/heads/0 --round 0",
-        "deps": [{"path": "data/features/0", "hash": "md5", "md5": f"{md5}.dir", "size": 3, "nfiles": 1}],
+        "cmd": (
+            "python -m pipelines.head --features data/features/0 --folder data/heads/0 --round 0"
+        ),
+        "deps": [
+            {"path": "data/features/0", "hash": "md5", "md5": f"{md5}.dir", "size": 3, "nfiles": 1}
+        ],
         "params": {"params.yaml": {"head": {"epochs": 4}, "rounds": {"0": {}}}},
-        "outs": [{"path": "data/heads/0", "hash": "md5", "md5": f"{md5}.dir", "size": 3, "nfiles": 1}],
+        "outs": [
+            {"path": "data/heads/0", "hash": "md5", "md5": f"{md5}.dir", "size": 3, "nfiles": 1}
+        ],
     }
     with (folder / "dvc.lock").open("w") as stream:
         YAML().dump(
-            {"schema": "2.0", "stages": {"head@0": stage, "evaluate": {**stage, "cmd": "python -m pipelines.evaluate --metrics results/metrics.json"}}}, stream
+            {
+                "schema": "2.0",
+                "stages": {
+                    "head@0": stage,
+                    "evaluate": {
+                        **stage,
+                        "cmd": "python -m pipelines.evaluate --metrics results/metrics.json",
+                    },
+                },
+            },
+            stream,
         )
     assert digest_of(folder / "mask.png")
     return {
@@ -286,7 +399,17 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         "manifest": [folder / "manifest.csv"],
         "pack": [folder / "pack.h5"],
         "features": [folder / "features.h5"],
-        "table": [folder / name for name in ("index.parquet", "slides.parquet", "mined.parquet", "scores.parquet", "labels.csv", "quarantine.csv")],
+        "table": [
+            folder / name
+            for name in (
+                "index.parquet",
+                "slides.parquet",
+                "mined.parquet",
+                "scores.parquet",
+                "labels.csv",
+                "quarantine.csv",
+            )
+        ],
         "ledger": [folder / "test_ledger.csv"],
         "vetoes": [folder / "vetoes" / "vetoes.csv", folder / "drawn.geojson"],
         "model": [Path(path) for path in (*named, *weights)],
@@ -296,7 +419,7 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
 
 
 def _make_ledger(path: Path) -> None:
-    from hnm.evidence.openings import Opening, enter_opening
+    from hnm.evidence.test_ledger import Opening, enter_opening
 
     for state in ("a" * 64, "b" * 64):
         enter_opening(path, Opening(state, "c" * 64, "d" * 40, "false", "evaluate"))
@@ -325,7 +448,9 @@ class Tally:
 
 
 class Worker:
-    """A process that reads one input after the other, and is started anew where one has ended it."""
+    """A process that reads one input after the other, and is started anew where one has ended
+    it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -384,18 +509,28 @@ def problem_of(kind: str, path: Path, answer: dict[str, Any]) -> str | None:
         return None
     if outcome != "refused":
         return f"{outcome}: {message}"
-    names = {path.name, path.stem, {"params": "params.yaml", "vetoes": "vetoes", "model": "model"}.get(kind, path.name)}
+    names = {
+        path.name,
+        path.stem,
+        {"params": "params.yaml", "vetoes": "vetoes", "model": "model"}.get(kind, path.name),
+    }
     if kind not in READ_APART and not any(name in message for name in names):
         return f"the message does not name the file: {message[:300]!r}"
     if len(message) > LONGEST_MESSAGE:
         return f"the message has {len(message)} characters: {message[:200]!r}"
-    if not message.strip() or any(character not in "\n\t" and not character.isprintable() for character in message):
+    if not message.strip() or any(
+        character not in "\n\t" and not character.isprintable() for character in message
+    ):
         return f"the message is empty or holds what a terminal obeys: {message[:300]!r}"
     return None
 
 
-def inputs(seeds: dict[str, list[Path]], seed: int, count: int, kinds: Iterable[str]) -> Iterable[tuple[int, str, Path, bytes]]:
-    """(number, kind, seed file, content) of each input; a number and a seed always make the same one."""
+def inputs(
+    seeds: dict[str, list[Path]], seed: int, count: int, kinds: Iterable[str]
+) -> Iterable[tuple[int, str, Path, bytes]]:
+    """(number, kind, seed file, content) of each input; a number and a seed always make the same
+    one.
+    """
     from tests.faults.mutations import mutated
 
     order = [kind for kind in kinds for _ in range(SHARES[kind])]
@@ -406,8 +541,17 @@ def inputs(seeds: dict[str, list[Path]], seed: int, count: int, kinds: Iterable[
         yield number, kind, path, mutated(path.read_bytes(), path.suffix, dice)
 
 
-def run(folder: Path, *, seed: int, count: int, kinds: Iterable[str] = tuple(SHARES), seconds: float = 1e9) -> Tally:
-    """Reads `count` inputs, or as many as `seconds` allow; `folder` gets the files of the findings."""
+def run(
+    folder: Path,
+    *,
+    seed: int,
+    count: int,
+    kinds: Iterable[str] = tuple(SHARES),
+    seconds: float = 1e9,
+) -> Tally:
+    """Reads `count` inputs, or as many as `seconds` allow; `folder` gets the files of the
+    findings.
+    """
     seeds = make_seeds(folder / "seeds")
     (folder / "scratch").mkdir()
     (folder / "findings").mkdir()
@@ -416,7 +560,9 @@ def run(folder: Path, *, seed: int, count: int, kinds: Iterable[str] = tuple(SHA
         for path in paths:
             if kind in kinds:
                 answer = worker.read(kind, path)
-                assert answer["outcome"] == "used", f"the whole {kind} {path.name} cannot be read: {answer}"
+                assert answer["outcome"] == "used", (
+                    f"the whole {kind} {path.name} cannot be read: {answer}"
+                )
     try:
         for number, kind, path, content in inputs(seeds, seed, count, kinds):
             if time.monotonic() > end:
@@ -429,10 +575,14 @@ def run(folder: Path, *, seed: int, count: int, kinds: Iterable[str] = tuple(SHA
                 kept = folder / "findings" / f"{kind}-{number}{path.suffix}"
                 shutil.copy(target, kept)
                 tally.findings.append(Finding(kind, number, problem, kept))
-            {"used": tally.used, "refused": tally.refused}.get(answer["outcome"], tally.apart)[kind] += 1
+            {"used": tally.used, "refused": tally.refused}.get(answer["outcome"], tally.apart)[
+                kind
+            ] += 1
     finally:
         worker.stop()
-    if (pwned := [place for place in (ROOT, folder) if (place / "PWNED").exists()]) or (folder / "scratch" / "PWNED").exists():
+    if (pwned := [place for place in (ROOT, folder) if (place / "PWNED").exists()]) or (
+        folder / "scratch" / "PWNED"
+    ).exists():
         raise AssertionError(f"an input ran a command: {pwned}")
     return tally
 
@@ -462,9 +612,20 @@ def _work(folder: Path) -> None:
         except HnmError as error:
             answer = {"outcome": "refused", "message": str(error), "error": type(error).__name__}
         except BaseException as error:
-            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/hnm/" in frame.filename]
-            place = f"{Path(frames[-1].filename).relative_to(ROOT)}:{frames[-1].lineno}" if frames else "?"
-            answer = {"outcome": "raised", "message": f"{type(error).__name__} at {place}: {str(error)[:200]}"}
+            frames = [
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if "/hnm/" in frame.filename
+            ]
+            place = (
+                f"{Path(frames[-1].filename).relative_to(ROOT)}:{frames[-1].lineno}"
+                if frames
+                else "?"
+            )
+            answer = {
+                "outcome": "raised",
+                "message": f"{type(error).__name__} at {place}: {str(error)[:200]}",
+            }
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -484,11 +645,23 @@ def main() -> int:
         return 0
     folder = arguments.out or Path(tempfile.mkdtemp(prefix="fuzz-"))
     begin = time.monotonic()
-    tally = run(folder, seed=arguments.seed, count=arguments.inputs, kinds=arguments.kinds, seconds=arguments.seconds)
+    tally = run(
+        folder,
+        seed=arguments.seed,
+        count=arguments.inputs,
+        kinds=arguments.kinds,
+        seconds=arguments.seconds,
+    )
     for kind in arguments.kinds:
-        print(f"{kind:<11}{tally.used[kind]:>5} used {tally.refused[kind]:>5} refused {tally.apart[kind]:>4} ended their worker or were found")
+        print(
+            f"{kind:<11}{tally.used[kind]:>5} used {tally.refused[kind]:>5} refused"
+            f" {tally.apart[kind]:>4} ended their worker or were found"
+        )
     for finding in tally.findings:
-        print(f"FOUND {finding.kind} (seed {arguments.seed}, input {finding.number}): {finding.problem}\n      {finding.file}")
+        print(
+            f"FOUND {finding.kind} (seed {arguments.seed}, input {finding.number}):"
+            f" {finding.problem}\n      {finding.file}"
+        )
     total = sum((tally.used + tally.refused + tally.apart).values())
     print(f"{total} inputs in {time.monotonic() - begin:.0f} s, {len(tally.findings)} findings")
     return 1 if tally.findings else 0

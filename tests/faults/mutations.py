@@ -1,4 +1,6 @@
-"""Damaged and hostile versions of a file: bytes -> bytes, by a seeded generator, blindly or by the file's own structure."""
+"""Damaged and hostile versions of a file: bytes -> bytes, by a seeded generator, blindly or by the
+file's own structure.
+"""
 
 import io
 import json
@@ -142,20 +144,34 @@ def flip(content: bytes, dice: random.Random) -> bytes:
     for _ in range(dice.choice([1, 1, 2, 4, 16, 64])):
         if changed:
             end = dice.choice([len(changed), min(len(changed), 64), min(len(changed), 1024)])
-            place = dice.randrange(end) if dice.random() < 0.8 else len(changed) - 1 - dice.randrange(end)
-            changed[place] = dice.choice([0, 255, 127, 128, dice.randrange(256), changed[place] ^ (1 << dice.randrange(8))])
+            place = (
+                dice.randrange(end)
+                if dice.random() < 0.8
+                else len(changed) - 1 - dice.randrange(end)
+            )
+            changed[place] = dice.choice(
+                [0, 255, 127, 128, dice.randrange(256), changed[place] ^ (1 << dice.randrange(8))]
+            )
     return bytes(changed)
 
 
 def cut_short(content: bytes, dice: random.Random) -> bytes:
-    return content[: dice.choice([0, 1, 8, len(content) // 2, max(0, len(content) - 1), dice.randrange(len(content) + 1)])]
+    return content[
+        : dice.choice(
+            [0, 1, 8, len(content) // 2, max(0, len(content) - 1), dice.randrange(len(content) + 1)]
+        )
+    ]
 
 
 def splice(content: bytes, dice: random.Random) -> bytes:
     """A part of it stands elsewhere too, or in the place of another part."""
     if not content:
         return content
-    start, length, place = dice.randrange(len(content)), dice.randrange(1, 4096), dice.randrange(len(content))
+    start, length, place = (
+        dice.randrange(len(content)),
+        dice.randrange(1, 4096),
+        dice.randrange(len(content)),
+    )
     part = content[start : start + length]
     return content[:place] + part + content[place + (len(part) if dice.random() < 0.5 else 0) :]
 
@@ -163,7 +179,11 @@ def splice(content: bytes, dice: random.Random) -> bytes:
 def blank(content: bytes, dice: random.Random) -> bytes:
     start = dice.randrange(len(content) + 1)
     length = dice.choice([4, 64, 4096])
-    return content[:start] + dice.choice([b"\0", b"\xff", b" "]) * len(content[start : start + length]) + content[start + length :]
+    return (
+        content[:start]
+        + dice.choice([b"\0", b"\xff", b" "]) * len(content[start : start + length])
+        + content[start + length :]
+    )
 
 
 def other_file(content: bytes, dice: random.Random) -> bytes:
@@ -183,7 +203,9 @@ def other_file(content: bytes, dice: random.Random) -> bytes:
 
 
 def tiff_tag(content: bytes, dice: random.Random) -> bytes:
-    """One entry of one of the first directories has another value, type or count; or the next directory is an odd one."""
+    """One entry of one of the first directories has another value, type or count; or the next
+    directory is an odd one.
+    """
     order = "<" if content[:2] == b"II" else ">"
     if len(content) < 16 or content[2:4] not in (b"*\0", b"\0*", b"+\0", b"\0+"):
         return flip(content, dice)
@@ -196,9 +218,25 @@ def tiff_tag(content: bytes, dice: random.Random) -> bytes:
         following = struct.unpack_from(f"{order}{word}", content, place + head + count * size)[0]
         place = following or place
     count = struct.unpack_from(f"{order}{'Q' if big else 'H'}", content, place)[0]
-    value = dice.choice([0, 1, 3, 255, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2_000_000, len(content), len(content) - 1, dice.randrange(2**20)])
+    value = dice.choice(
+        [
+            0,
+            1,
+            3,
+            255,
+            2**16 - 1,
+            2**31 - 1,
+            2**32 - 1,
+            2_000_000,
+            len(content),
+            len(content) - 1,
+            dice.randrange(2**20),
+        ]
+    )
     if dice.random() < 0.1:
-        struct.pack_into(f"{order}{word}", changed, place + head + count * size, dice.choice([place, 4, value]))
+        struct.pack_into(
+            f"{order}{word}", changed, place + head + count * size, dice.choice([place, 4, value])
+        )
         return bytes(changed)
     entry = place + head + size * dice.randrange(count)
     part = dice.random()
@@ -225,31 +263,73 @@ def tiff_text(content: bytes, dice: random.Random) -> bytes:
         return flip(content, dice)
     hit = dice.choice(found)
     new = dice.choice(
-        [b"\xff" * 20, b"MPP = 0", b"MPP = -1", b"MPP = nan", b"MPP = 1e999", b"MPP = inf", b"AppMag = nan", b"9" * 20, b"\0" * 20, b"|=|=|=|=", b"-99999x-9"]
+        [
+            b"\xff" * 20,
+            b"MPP = 0",
+            b"MPP = -1",
+            b"MPP = nan",
+            b"MPP = 1e999",
+            b"MPP = inf",
+            b"AppMag = nan",
+            b"9" * 20,
+            b"\0" * 20,
+            b"|=|=|=|=",
+            b"-99999x-9",
+        ]
     )
-    return content[: hit.start()] + new[: hit.end() - hit.start()].ljust(hit.end() - hit.start()) + content[hit.end() :]
+    return (
+        content[: hit.start()]
+        + new[: hit.end() - hit.start()].ljust(hit.end() - hit.start())
+        + content[hit.end() :]
+    )
 
 
 def png_chunk(content: bytes, dice: random.Random) -> bytes:
-    """Another size, depth or colour in a header with a right checksum, or a chunk that should not be there."""
+    """Another size, depth or colour in a header with a right checksum, or a chunk that should not
+    be there.
+    """
 
     def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
 
     if content[:8] != b"\x89PNG\r\n\x1a\n":
         return flip(content, dice)
     width, height, depth, colour = struct.unpack_from(">IIBB", content, 16)
     what = dice.randrange(4)
     if what == 0:
-        width, height = dice.choice([(2**31 - 1, 1), (1, 2**31 - 1), (100_000, 100_000), (0, height), (60_000, 3), (13_000, 13_000), (width + 1, height)])
+        width, height = dice.choice(
+            [
+                (2**31 - 1, 1),
+                (1, 2**31 - 1),
+                (100_000, 100_000),
+                (0, height),
+                (60_000, 3),
+                (13_000, 13_000),
+                (width + 1, height),
+            ]
+        )
     elif what == 1:
-        depth, colour = dice.choice([(16, 0), (1, 0), (8, 3), (8, 6), (16, 6), (3, 0), (8, 9), (4, 3)])
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, dice.choice([0, 0, 1, 7])))
+        depth, colour = dice.choice(
+            [(16, 0), (1, 0), (8, 3), (8, 6), (16, 6), (3, 0), (8, 9), (4, 3)]
+        )
+    header = chunk(
+        b"IHDR",
+        struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, dice.choice([0, 0, 1, 7])),
+    )
     more = b""
     if what == 2:
         name = dice.choice([b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
         bomb = zlib.compress(b"\0" * 80_000_000, 1)
-        more = chunk(name, {b"zTXt": b"a\0\0" + bomb, b"iTXt": b"a\0\1\0\0\0" + bomb, b"iCCP": b"a\0\0" + bomb}.get(name, b"a\0" + b"x" * 3_000_000))
+        more = chunk(
+            name,
+            {
+                b"zTXt": b"a\0\0" + bomb,
+                b"iTXt": b"a\0\1\0\0\0" + bomb,
+                b"iCCP": b"a\0\0" + bomb,
+            }.get(name, b"a\0" + b"x" * 3_000_000),
+        )
     elif what == 3:
         more = chunk(
             dice.choice([b"acTL", b"tRNS", b"PLTE", b"gAMA", b"eXIf", b"pHYs", b"abcd"]),
@@ -268,7 +348,13 @@ def json_value(content: bytes, dice: random.Random) -> bytes:
     places: list[tuple[Any, Any]] = []
 
     def walk(value: Any) -> None:
-        for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        for key in (
+            value
+            if isinstance(value, dict)
+            else range(len(value))
+            if isinstance(value, list)
+            else ()
+        ):
             places.append((value, key))
             walk(value[key])
 
@@ -297,35 +383,80 @@ def geojson_ring(content: bytes, dice: random.Random) -> bytes:
     size = dice.choice([3, 40, 300, 1000])
     reach = dice.choice([100.0, 1e-300, 1e17, 1e300, 1e9, 512.0])
     ring = [[dice.uniform(0, reach), dice.uniform(0, reach)] for _ in range(size)]
-    ring = dice.choice([[*ring, ring[0]], ring, [ring[0]] * 5, ring[:2], [[*point, 1.0, 2.0] for point in [*ring, ring[0]]], []])
-    kind = dice.choice(["Polygon", "MultiPolygon", "Point", "GeometryCollection", "LineString"])
-    coordinates: Any = {"Polygon": [ring] * dice.choice([1, 2, 9]), "MultiPolygon": [[ring]] * dice.choice([1, 3]), "Point": [1, 2], "LineString": ring}.get(
-        kind
+    ring = dice.choice(
+        [
+            [*ring, ring[0]],
+            ring,
+            [ring[0]] * 5,
+            ring[:2],
+            [[*point, 1.0, 2.0] for point in [*ring, ring[0]]],
+            [],
+        ]
     )
-    feature = {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, "properties": {"classification": {"name": "tumour"}}}
-    return json.dumps({"type": "FeatureCollection", "features": [feature] * dice.choice([1, 1, 30])}).encode()
+    kind = dice.choice(["Polygon", "MultiPolygon", "Point", "GeometryCollection", "LineString"])
+    coordinates: Any = {
+        "Polygon": [ring] * dice.choice([1, 2, 9]),
+        "MultiPolygon": [[ring]] * dice.choice([1, 3]),
+        "Point": [1, 2],
+        "LineString": ring,
+    }.get(kind)
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": kind, "coordinates": coordinates},
+        "properties": {"classification": {"name": "tumour"}},
+    }
+    return json.dumps(
+        {"type": "FeatureCollection", "features": [feature] * dice.choice([1, 1, 30])}
+    ).encode()
 
 
 def xml_node(content: bytes, dice: random.Random) -> bytes:
     text = content.decode("latin-1")
     entities = (
-        '<!DOCTYPE a [<!ENTITY x "' + "y" * 100 + '">' + "".join(f'<!ENTITY x{n} "{("&x" + (str(n - 1) if n else "") + ";") * 10}">' for n in range(9)) + "]>"
+        '<!DOCTYPE a [<!ENTITY x "'
+        + "y" * 100
+        + '">'
+        + "".join(
+            f'<!ENTITY x{n} "{("&x" + (str(n - 1) if n else "") + ";") * 10}">' for n in range(9)
+        )
+        + "]>"
     )
     outside = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
     choice = dice.randrange(6)
     if choice == 0:
-        text = re.sub(r'[XY]="[^"]*"', lambda hit: hit[0][:2] + f'"{dice.choice(NASTY_CELLS)}"' if dice.random() < 0.3 else hit[0], text)
+        text = re.sub(
+            r'[XY]="[^"]*"',
+            lambda hit: (
+                hit[0][:2] + f'"{dice.choice(NASTY_CELLS)}"' if dice.random() < 0.3 else hit[0]
+            ),
+            text,
+        )
     elif choice == 1:
-        text = entities + re.sub("<Annotation ", "<Annotation>&x8;</Annotation><Annotation ", re.sub(r"<\?xml.*?\?>", "", text), count=1)
+        text = entities + re.sub(
+            "<Annotation ",
+            "<Annotation>&x8;</Annotation><Annotation ",
+            re.sub(r"<\?xml.*?\?>", "", text),
+            count=1,
+        )
     elif choice == 2:
         text = outside + re.sub(r"<\?xml.*?\?>", "", text).replace("tumor", "&x;")
     elif choice == 3:
         text = "<a>" * dice.choice([300, 20_000, 200_000]) + text
     elif choice == 4:
-        text = re.sub(r'PartOfGroup="[^"]*"', f'PartOfGroup="{dice.choice(["", "x" * 9999, "&#0;", "_2", "é"])}"', text)
+        text = re.sub(
+            r'PartOfGroup="[^"]*"',
+            f'PartOfGroup="{dice.choice(["", "x" * 9999, "&#0;", "_2", "é"])}"',
+            text,
+        )
     else:
-        text = text.replace('encoding="', f'encoding="{dice.choice(["utf-16", "utf-7", "rot13", "idna", "x"])}" x="')
-    return text.encode("utf-8", "surrogateescape") if dice.random() < 0.9 else text.encode("utf-16", "surrogatepass")
+        text = text.replace(
+            'encoding="', f'encoding="{dice.choice(["utf-16", "utf-7", "rot13", "idna", "x"])}" x="'
+        )
+    return (
+        text.encode("utf-8", "surrogateescape")
+        if dice.random() < 0.9
+        else text.encode("utf-16", "surrogatepass")
+    )
 
 
 def csv_cell(content: bytes, dice: random.Random) -> bytes:
@@ -340,19 +471,29 @@ def csv_cell(content: bytes, dice: random.Random) -> bytes:
     elif choice == 3:
         rows[row] = dice.choice([rows[row][:-1], rows[row] + ["x"], rows[row] * 400, [], rows[0]])
     elif choice == 4:
-        rows = [cells[:column] + cells[column + 1 :] if dice.random() < 0.9 else cells for cells in rows]
+        rows = [
+            cells[:column] + cells[column + 1 :] if dice.random() < 0.9 else cells for cells in rows
+        ]
     elif choice == 5:
         rows += [rows[row]] * dice.choice([1, 3000])
     elif choice == 6:
         ends = dice.choice(["\r\n", "\r", "\n\n", "\x00\n", "\x0b\n"])
     text = ends.join(",".join(cells) for cells in rows) + ends
-    coding = dice.choice(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "cp1252"]) if choice == 7 else "utf-8"
-    return text.encode(coding, "surrogateescape" if coding == "utf-8" else "replace") + (b"\xe9" if choice == 7 else b"")
+    coding = (
+        dice.choice(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "cp1252"])
+        if choice == 7
+        else "utf-8"
+    )
+    return text.encode(coding, "surrogateescape" if coding == "utf-8" else "replace") + (
+        b"\xe9" if choice == 7 else b""
+    )
 
 
 def yaml_value(content: bytes, dice: random.Random) -> bytes:
     lines = content.decode("utf-8").splitlines()
-    places = [number for number, line in enumerate(lines) if ":" in line or line.lstrip().startswith("-")]
+    places = [
+        number for number, line in enumerate(lines) if ":" in line or line.lstrip().startswith("-")
+    ]
     if not places:
         return dice.choice(NASTY_YAML).encode()
     number = dice.choice(places)
@@ -361,13 +502,23 @@ def yaml_value(content: bytes, dice: random.Random) -> bytes:
     if choice <= 2:
         lines[number] = f"{key}{colon} {dice.choice(NASTY_YAML)}"
     elif choice == 3:
-        lines[number] = lines[number].replace(key.strip(), dice.choice(["x", "'a; b'", "1", "? ", "<<", "é", "", "x" * 2000, "!!python/name:os.system"]), 1)
+        lines[number] = lines[number].replace(
+            key.strip(),
+            dice.choice(
+                ["x", "'a; b'", "1", "? ", "<<", "é", "", "x" * 2000, "!!python/name:os.system"]
+            ),
+            1,
+        )
     elif choice == 4:
         lines.insert(number, lines[number])
     elif choice == 5:
         lines[number] = dice.choice(["\t", "  ", "        "]) + lines[number]
     else:
-        return ("a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)) + "\n".join(lines)).encode()
+        return (
+            "a0: &a0 [x, x]\n"
+            + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
+            + "\n".join(lines)
+        ).encode()
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 
@@ -383,7 +534,21 @@ def hdf5_member(content: bytes, dice: random.Random) -> bytes:
             if attributes and dice.random() < 0.25:
                 chosen = dice.choice(sorted(attributes))
                 file.attrs[chosen] = dice.choice(
-                    [-1, 0, 2**62, float("nan"), float("inf"), "", "x" * 3000, "../x", np.zeros((3, 3)), np.zeros(0), h5py.Empty("f"), b"\xff\xfe", 1e308]
+                    [
+                        -1,
+                        0,
+                        2**62,
+                        float("nan"),
+                        float("inf"),
+                        "",
+                        "x" * 3000,
+                        "../x",
+                        np.zeros((3, 3)),
+                        np.zeros(0),
+                        h5py.Empty("f"),
+                        b"\xff\xfe",
+                        1e308,
+                    ]
                 )
                 return _closed(file, path)
             del file[name]
@@ -392,9 +557,19 @@ def hdf5_member(content: bytes, dice: random.Random) -> bytes:
             if kind == 0:
                 file.create_dataset(name, data=old, chunks=True, compression="gzip")
             elif kind == 1:
-                file.create_dataset(name, shape=(2**33, 2) if old.ndim == 2 else (2**33,), dtype=old.dtype, chunks=(2**10, 2) if old.ndim == 2 else (2**10,))
+                file.create_dataset(
+                    name,
+                    shape=(2**33, 2) if old.ndim == 2 else (2**33,),
+                    dtype=old.dtype,
+                    chunks=(2**10, 2) if old.ndim == 2 else (2**10,),
+                )
             elif kind == 2:
-                file.create_dataset(name, shape=shape, dtype=old.dtype, external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
+                file.create_dataset(
+                    name,
+                    shape=shape,
+                    dtype=old.dtype,
+                    external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)],
+                )
             elif kind == 3:
                 file[name] = h5py.ExternalLink("/etc/hostname", "/")
             elif kind == 4:
@@ -410,20 +585,43 @@ def hdf5_member(content: bytes, dice: random.Random) -> bytes:
             elif kind == 8:
                 file.create_dataset(name, data=np.array(["a", "b"], dtype=h5py.string_dtype()))
             elif kind == 9:
-                file.create_dataset(name, data=np.zeros(max(1, shape[0]), np.dtype([("a", "f4"), ("b", "i8")])))
+                file.create_dataset(
+                    name, data=np.zeros(max(1, shape[0]), np.dtype([("a", "f4"), ("b", "i8")]))
+                )
             elif kind == 10:
-                file.create_dataset(name, data=old.astype(dice.choice(["float64", "complex64", "bool", "uint8", ">i8", "float16"])))
+                file.create_dataset(
+                    name,
+                    data=old.astype(
+                        dice.choice(["float64", "complex64", "bool", "uint8", ">i8", "float16"])
+                    ),
+                )
             elif kind == 11:
-                file.create_dataset(name, data=np.full(shape, dice.choice([-1, 2**31 - 1, np.nan, np.inf, -np.inf, 1e30]), "float64"))
+                file.create_dataset(
+                    name,
+                    data=np.full(
+                        shape,
+                        dice.choice([-1, 2**31 - 1, np.nan, np.inf, -np.inf, 1e30]),
+                        "float64",
+                    ),
+                )
             elif kind == 12:
-                file.create_dataset(name, data=old.reshape(*shape, 1) if dice.random() < 0.5 else old.ravel()[: max(0, len(old.ravel()) - 1)])
+                file.create_dataset(
+                    name,
+                    data=(
+                        old.reshape(*shape, 1)
+                        if dice.random() < 0.5
+                        else old.ravel()[: max(0, len(old.ravel()) - 1)]
+                    ),
+                )
             elif kind == 13:
                 file.create_dataset(name, shape=(0, *shape[1:]), dtype=old.dtype)
             elif kind == 14:
                 changed = old.copy()
                 flat = changed.reshape(-1)
                 if len(flat):
-                    flat[dice.randrange(len(flat))] = dice.choice([0, 1, 255, 127] if old.dtype == np.uint8 else [0, -1, 10**6, 2**31 - 1])
+                    flat[dice.randrange(len(flat))] = dice.choice(
+                        [0, 1, 255, 127] if old.dtype == np.uint8 else [0, -1, 10**6, 2**31 - 1]
+                    )
                 file.create_dataset(name, data=changed)
             else:
                 plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -484,15 +682,30 @@ def parquet_column(content: bytes, dice: random.Random) -> bytes:
                 "1",
                 "{}",
                 '[{"name": 5}]',
-                '[{"name": "x", "field_name": "x", "pandas_type": "datetimetz", "numpy_type": "x", "metadata": {"timezone": "x"}}]',
+                (
+                    '[{"name": "x", "field_name": "x", "pandas_type": "datetimetz", "numpy_type":'
+                    ' "x", "metadata": {"timezone": "x"}}]'
+                ),
             ]
         )
         text = '{{"index_columns": {}, "columns": {}, "column_indexes": {}, "pandas_version": "9"}}'.format(
-            dice.choice(["[]", '["x"]', '[{"kind": "range", "name": null, "start": 0, "stop": 9999999999, "step": 1}]', "5"]),
+            dice.choice(
+                [
+                    "[]",
+                    '["x"]',
+                    (
+                        '[{"kind": "range", "name": null, "start": 0, "stop": 9999999999,'
+                        ' "step": 1}]'
+                    ),
+                    "5",
+                ]
+            ),
             columns,
             dice.choice(["[]", "5"]),
         )
-        table = table.replace_schema_metadata({b"pandas": dice.choice([text.encode(), b"x", b"\xff", b"[]"])})
+        table = table.replace_schema_metadata(
+            {b"pandas": dice.choice([text.encode(), b"x", b"\xff", b"[]"])}
+        )
     stream = io.BytesIO()
     pq.write_table(table, stream, compression=dice.choice(["snappy", "none", "gzip", "zstd"]))
     changed = stream.getvalue()
@@ -502,7 +715,10 @@ def parquet_column(content: bytes, dice: random.Random) -> bytes:
 def safetensors_header(content: bytes, dice: random.Random) -> bytes:
     (length,) = struct.unpack_from("<Q", content)
     if dice.random() < 0.2:
-        return struct.pack("<Q", dice.choice([0, 2**63, 2**40, length + 1, length - 1, len(content)])) + content[8:]
+        return (
+            struct.pack("<Q", dice.choice([0, 2**63, 2**40, length + 1, length - 1, len(content)]))
+            + content[8:]
+        )
     header = json_value(content[8 : 8 + length], dice)
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
 

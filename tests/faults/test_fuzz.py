@@ -8,7 +8,9 @@ from tests.faults.fuzzing import SHARES, run
 
 
 def said(findings: object) -> str:
-    return "\n".join(f"{finding.kind}, input {finding.number}: {finding.problem}" for finding in findings)  # type: ignore[attr-defined]
+    return "\n".join(
+        f"{finding.kind}, input {finding.number}: {finding.problem}" for finding in findings
+    )  # type: ignore[attr-defined]
 
 
 def test_a_slice(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Services that hang: whatever speaks to MLflow's server, or to the database of runs or studies, ends or goes on in time, in a line."""
+"""Services that hang: whatever speaks to MLflow's server, or to the database of runs or studies,
+ends or goes on in time, in a line.
+"""
 
 import time
 from collections.abc import Callable
@@ -6,11 +8,13 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from hnm.experiments.record import Record, waiting_records
-from tests.tiny_hanging import black_hole, silent, silent_after_login
-from tests.tiny_stages import Project
+from hnm.tracking.record import Record, waiting_records
+from tests.support.hanging import black_hole, silent, silent_after_login
+from tests.support.stages import Project
 
-POSTGRESQL = "postgresql+psycopg://someone:geheim1@127.0.0.1:{}/runs?sslmode=disable&gssencmode=disable"
+POSTGRESQL = (
+    "postgresql+psycopg://someone:geheim1@127.0.0.1:{}/runs?sslmode=disable&gssencmode=disable"
+)
 HTTP = "http://someone:geheim1@127.0.0.1:{}"
 Double = Callable[[], AbstractContextManager[int]]
 SLOW = pytest.mark.soak
@@ -21,7 +25,12 @@ CASES = {
     "postgresql-black-hole": (black_hole, POSTGRESQL),
     "postgresql-after-login": (silent_after_login, POSTGRESQL),
 }
-QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "PGCONNECT_TIMEOUT": "2", "HNM_TRACKING": "on"}
+QUICK = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "PGCONNECT_TIMEOUT": "2",
+    "HNM_TRACKING": "on",
+}
 SECONDS = 40.0
 """Within which each ends; its limits are two seconds a call, on a machine that may be loaded."""
 
@@ -50,13 +59,23 @@ def test_commands(project: Project, double: Double, url: str) -> None:
             done = project.wait(process)
             assert time.monotonic() - began < SECONDS, command
             assert len(done.err.splitlines()) == 1, (command, done.err)
-            assert done.code == 1 and done.err.startswith(commands[command]) and f"://***@127.0.0.1:{port}" in done.err, (command, done.err)
+            assert (
+                done.code == 1
+                and done.err.startswith(commands[command])
+                and f"://***@127.0.0.1:{port}" in done.err
+            ), (command, done.err)
             assert "geheim1" not in done.err + done.out
     assert len(waiting_records(project.folder)) == 1
 
 
 @pytest.mark.parametrize(
-    ("double", "url"), [pytest.param(*case, id=name, marks=[] if name in ("http-black-hole", "postgresql") else SLOW) for name, case in CASES.items()]
+    ("double", "url"),
+    [
+        pytest.param(
+            *case, id=name, marks=[] if name in ("http-black-hole", "postgresql") else SLOW
+        )
+        for name, case in CASES.items()
+    ],
 )
 def test_a_stage_goes_on(project: Project, undisturbed: Project, double: Double, url: str) -> None:
     """Its outputs are what they always are; its run waits, and is brought later."""
@@ -65,8 +84,12 @@ def test_a_stage_goes_on(project: Project, undisturbed: Project, double: Double,
         began = time.monotonic()
         done = project.run("mine@1", **(QUICK | {"MLFLOW_TRACKING_URI": url.format(port)}))
         assert time.monotonic() - began < SECONDS
-    assert done.code == 0 and "Traceback" not in done.err and "geheim1" not in done.err + done.out, done.err
+    assert (
+        done.code == 0 and "Traceback" not in done.err and "geheim1" not in done.err + done.out
+    ), done.err
     (line,) = [line for line in done.err.splitlines() if line.startswith("tracking: ")]
-    assert "waits in .hnm/spool" in line and line.endswith("the next stage or `hnm track sync` brings it to MLflow")
+    assert "waits in .hnm/spool" in line and line.endswith(
+        "the next stage or `hnm track sync` brings it to MLflow"
+    )
     assert len(waiting_records(project.folder)) == 1
     assert project.bytes_of("data/mined") == undisturbed.bytes_of("data/mined")

@@ -1,4 +1,6 @@
-"""What learning is given: features, weights and mined sets that are not what they should be, and a machine that is too small."""
+"""What learning is given: features, weights and mined sets that are not what they should be, and a
+machine that is too small.
+"""
 
 import shutil
 from pathlib import Path
@@ -15,14 +17,16 @@ from hnm.files import write_json
 from hnm.learning import features as feature_files
 from hnm.learning.embed import embed
 from hnm.tables import LABELS, MINED, TILE_SCORES
-from tests.tiny_stages import Project, outs_of
+from tests.support.stages import Project, outs_of
 
 
 def told(project: Project, stage: str) -> str:
     """The one line of a stage that fails."""
     done = project.run(stage)
     lines = [line for line in done.err.splitlines() if line.strip()]
-    assert done.code == 1 and lines[-1].startswith("error: ") and "Traceback" not in done.err, done.err
+    assert done.code == 1 and lines[-1].startswith("error: ") and "Traceback" not in done.err, (
+        done.err
+    )
     return lines[-1]
 
 
@@ -51,27 +55,41 @@ def test_bad_features(project: Project, undisturbed: Project, how: str) -> None:
     assert "demo-001" in told(project, "head@0")
     project.clear("embed@0")
     project.succeed("embed@0", "head@0")
-    assert project.bytes_of("data/features/0", "data/scores/0") == undisturbed.bytes_of("data/features/0", "data/scores/0")
+    assert project.bytes_of("data/features/0", "data/scores/0") == undisturbed.bytes_of(
+        "data/features/0", "data/scores/0"
+    )
 
 
 def test_bad_features_in_the_store(project: Project, undisturbed: Project) -> None:
-    """A kept file that is damaged is never linked: `embed` makes it again, and `head` is what it was."""
+    """A kept file that is damaged is never linked: `embed` makes it again, and `head` is what it
+    was.
+    """
     for path in (project.folder / ".hnm" / "store" / "features").rglob("[!.]*.h5"):
         replace(path, path.read_bytes()[:-100])
     project.clear("embed@0")
     project.succeed("embed@0", "head@0")
-    assert project.bytes_of("data/features/0", "data/scores/0") == undisturbed.bytes_of("data/features/0", "data/scores/0")
+    assert project.bytes_of("data/features/0", "data/scores/0") == undisturbed.bytes_of(
+        "data/features/0", "data/scores/0"
+    )
 
 
 def test_weights_changed_under_one_name(project: Project, undisturbed: Project) -> None:
-    """A file of weights that is replaced by another of the same name gives other features, never those of the old one."""
+    """A file of weights that is replaced by another of the same name gives other features, never
+    those of the old one.
+    """
     weights = project.folder / "weights" / "mine.safetensors"
     shutil.copy(project.folder / "data" / "encoders" / "0" / "weights.safetensors", weights)
     project.set(encoder={"weights": "weights/mine.safetensors"})
     project.succeed("encoder", "embed@0")
     first = project.bytes_of("data/features/0")
     state = load_file(weights)
-    save_file({name: tensor + 0.5 if tensor.is_floating_point() else tensor for name, tensor in state.items()}, weights)
+    save_file(
+        {
+            name: tensor + 0.5 if tensor.is_floating_point() else tensor
+            for name, tensor in state.items()
+        },
+        weights,
+    )
     for stage in ("encoder", "embed@0"):
         project.clear(stage)
     project.succeed("encoder", "embed@0")
@@ -84,12 +102,17 @@ def test_empty_mined_set(project: Project) -> None:
     line = told(project, "mine@1")
     assert "mining.threshold=0.999999" in line and "best" in line
     MINED.write(MINED.empty(), project.folder / "data" / "mined" / "1" / "empty.parquet")
-    replace(project.folder / "data" / "mined" / "1" / "mined.parquet", (project.folder / "data" / "mined" / "1" / "empty.parquet").read_bytes())
+    replace(
+        project.folder / "data" / "mined" / "1" / "mined.parquet",
+        (project.folder / "data" / "mined" / "1" / "empty.parquet").read_bytes(),
+    )
     assert "mined.parquet is empty" in told(project, "finetune@1")
 
 
 def test_ties_and_k_too_large(project: Project, undisturbed: Project) -> None:
-    """All scores equal: the tiles go by slide and number, whatever the rows' order; K beyond a slide's tiles takes them all."""
+    """All scores equal: the tiles go by slide and number, whatever the rows' order; K beyond a
+    slide's tiles takes them all.
+    """
     project.set(ranking={"top_k": 100_000}, head={"top_k": 100_000})
     project.succeed("head@0")
     for name in ("tiles", "cross_fitted"):
@@ -109,11 +132,18 @@ def test_ties_and_k_too_large(project: Project, undisturbed: Project) -> None:
 
 
 def test_mining_outside_train(project: Project) -> None:
-    """Neither a label nor a score outside train is mined: every mined slide is of train, with the role of its label."""
-    train = LABELS.read(project.folder / "data" / "cohort" / "labels" / "train.csv").set_index("slide_id")["label"]
+    """Neither a label nor a score outside train is mined: every mined slide is of train, with the
+    role of its label.
+    """
+    train = LABELS.read(project.folder / "data" / "cohort" / "labels" / "train.csv").set_index(
+        "slide_id"
+    )["label"]
     mined = MINED.read(project.folder / "data" / "mined" / "1" / "mined.parquet")
     assert set(mined["slide_id"]) <= set(train.index)
-    assert all(train[slide_id] == (role == "positive") for slide_id, role in zip(mined["slide_id"], mined["role"], strict=True))
+    assert all(
+        train[slide_id] == (role == "positive")
+        for slide_id, role in zip(mined["slide_id"], mined["role"], strict=True)
+    )
     before = project.bytes_of("data/mined/1/mined.parquet")
     path = project.folder / "data" / "scores" / "0" / "tiles.parquet"
     table = TILE_SCORES.read(path)
@@ -126,7 +156,9 @@ def test_mining_outside_train(project: Project) -> None:
     project.succeed("mine@1")
     after = MINED.read(project.folder / "data" / "mined" / "1" / "mined.parquet")
     assert set(after["slide_id"]) <= set(train.index)
-    assert after.drop(columns="scorer").equals(pd.DataFrame(mined.drop(columns="scorer"))) and before
+    assert (
+        after.drop(columns="scorer").equals(pd.DataFrame(mined.drop(columns="scorer"))) and before
+    )
 
 
 @pytest.mark.parametrize("section", ["head", "finetune"])
@@ -136,11 +168,15 @@ def test_nan_loss(project: Project, section: str) -> None:
     project.clear(stage)
     line = told(project, stage)
     assert ("finite" in line or "nan" in line) and f"{section}.learning_rate" in line
-    assert not [out for out in outs_of(stage) if (project.folder / out / "weights.safetensors").exists()]
+    assert not [
+        out for out in outs_of(stage) if (project.folder / out / "weights.safetensors").exists()
+    ]
 
 
 def test_out_of_gpu_memory() -> None:
-    """As a GPU says it; a batch is halved until it fits, and a single tile that does not fit is an error of the machine or of the encoder."""
+    """As a GPU says it; a batch is halved until it fits, and a single tile that does not fit is an
+    error of the machine or of the encoder.
+    """
     from hnm.learning.compute import CPU
     from hnm.learning.encoder import make_encoder
     from hnm.params import Encoder
@@ -156,17 +192,44 @@ def test_out_of_gpu_memory() -> None:
 
     encoder.forward = small  # type: ignore[method-assign]
     tiles = np.random.default_rng(0).integers(0, 255, (7, 32, 32, 3), np.uint8)
-    (rows,) = embed(encoder, [7], lambda slide, first, end: tiles[first:end], batch_tiles=7, machine=CPU, compiled=False)
+    (rows,) = embed(
+        encoder,
+        [7],
+        lambda slide, first, end: tiles[first:end],
+        batch_tiles=7,
+        machine=CPU,
+        compiled=False,
+    )
     assert rows.shape == (7, encoder.record.features) and seen[0] == 7 and min(seen) <= 2
-    encoder.forward = lambda tiles: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("CUDA out of memory"))  # type: ignore[method-assign]
+    encoder.forward = lambda tiles: (_ for _ in ()).throw(
+        torch.cuda.OutOfMemoryError("CUDA out of memory")
+    )  # type: ignore[method-assign]
     with pytest.raises((MachineError, EncoderError), match="memory"):
-        list(embed(encoder, [7], lambda slide, first, end: tiles[first:end], batch_tiles=7, machine=CPU, compiled=False))
+        list(
+            embed(
+                encoder,
+                [7],
+                lambda slide, first, end: tiles[first:end],
+                batch_tiles=7,
+                machine=CPU,
+                compiled=False,
+            )
+        )
 
 
 def test_an_encoder_whose_record_and_weights_do_not_fit(project: Project) -> None:
     """Half of one training and half of another, as two writers would leave it."""
     folder = project.folder / "data" / "encoders" / "1"
-    write_json({"name": "test_vit", "weights": "random", "mean": [0.5] * 3, "std": [0.5] * 3, "features": 64}, folder / "encoder.json")
+    write_json(
+        {
+            "name": "test_vit",
+            "weights": "random",
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+            "features": 64,
+        },
+        folder / "encoder.json",
+    )
     assert "encoders/1" in told(project, "embed@1")
 
 
@@ -180,4 +243,6 @@ def test_a_table_of_another_index(project: Project) -> None:
         MINED.read(path.with_name("none.parquet"))
     assert "error: " in told(project, "finetune@1")
     with pytest.raises(TableError):
-        feature_files.read(project.folder / "data" / "features" / "0" / "demo-001.h5", np.array([100_000]))
+        feature_files.read(
+            project.folder / "data" / "features" / "0" / "demo-001.h5", np.array([100_000])
+        )

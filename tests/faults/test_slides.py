@@ -1,4 +1,6 @@
-"""Slides that are broken, missing or strange: each costs itself, and the others come out byte for byte as without it."""
+"""Slides that are broken, missing or strange: each costs itself, and the others come out byte for
+byte as without it.
+"""
 
 import csv
 import os
@@ -12,9 +14,9 @@ import psutil
 import pytest
 
 import tests.conftest as tiny
-from hnm.slides.pack import Pack
+from hnm.slides.cutting.pack import Pack
 from hnm.tables import QUARANTINE, SLIDES
-from tests.tiny_stages import Launcher, Project, make_project
+from tests.support.stages import Launcher, Project, make_project
 
 
 def page() -> object:
@@ -33,14 +35,37 @@ def write_strange_slides(folder: Path, whole: Path) -> list[str]:
     tiny.write_aperio(folder / "glass.svs", tiny.painted(256, 320, seed=8))
     tiny.damage(tiny.write_aperio(folder / "zeroed.svs", page(), tile=64), *range(20))
     for name, mpp in (("mpp_zero", 0.0), ("mpp_absurd", 1000.0), ("mpp_none", None)):
-        path = tiny.write_aperio(folder / f"{name}.svs", tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA), seed=len(name)), mpp=mpp or None, power=None)
+        path = tiny.write_aperio(
+            folder / f"{name}.svs",
+            tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA), seed=len(name)),
+            mpp=mpp or None,
+            power=None,
+        )
         if mpp == 0.0:
             tiny.write_aperio(path, page(), mpp=1.0, power=None)
             path.write_bytes(path.read_bytes().replace(b"MPP = 1.0", b"MPP = 0.0"))
-    bomb = bytearray(tiny.write_aperio(folder / "bomb.svs", tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA), seed=77)).read_bytes())
+    bomb = bytearray(
+        tiny.write_aperio(
+            folder / "bomb.svs", tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA), seed=77)
+        ).read_bytes()
+    )
     claim(bomb, 2_000_000)
     (folder / "bomb.svs").write_bytes(bomb)
-    return ["truncated", "no_header", "text", "empty", "circle", "folder", "glass", "zeroed", "mpp_zero", "mpp_absurd", "mpp_none", "bomb", "missing"]
+    return [
+        "truncated",
+        "no_header",
+        "text",
+        "empty",
+        "circle",
+        "folder",
+        "glass",
+        "zeroed",
+        "mpp_zero",
+        "mpp_absurd",
+        "mpp_none",
+        "bomb",
+        "missing",
+    ]
 
 
 def claim(content: bytearray, pixels: int) -> None:
@@ -59,7 +84,10 @@ def done(tmp_path_factory: pytest.TempPathFactory, cohort: Path, launcher: Launc
     project = make_project(tmp_path_factory.mktemp("strange") / "project", cohort, launcher)
     project.set(cohort={"max_quarantined_share": 0.9})
     manifest = project.folder / "in" / "slides.csv"
-    names = write_strange_slides(project.folder / "in" / "slides", sorted((project.folder / "in" / "slides").glob("*.svs"))[0])
+    names = write_strange_slides(
+        project.folder / "in" / "slides",
+        sorted((project.folder / "in" / "slides").glob("*.svs"))[0],
+    )
     with manifest.open("a") as stream:
         stream.writelines(f"{name},slides/{name}.svs,0,{name},train,\n" for name in names)
     project.succeed("cohort", "tiles")
@@ -95,7 +123,9 @@ def test_whole_slides_do_not_notice(done: Project, undisturbed: Project) -> None
         ("bomb", "", []),
     ],
 )
-def test_a_strange_slide_is_named_with_its_step_and_reason(done: Project, slide: str, step: str, words: list[str]) -> None:
+def test_a_strange_slide_is_named_with_its_step_and_reason(
+    done: Project, slide: str, step: str, words: list[str]
+) -> None:
     seen = lost(done)[slide]
     assert seen[0] == step or not step, seen
     assert seen[1] and all(word in seen[1] for word in words), seen
@@ -103,11 +133,16 @@ def test_a_strange_slide_is_named_with_its_step_and_reason(done: Project, slide:
 
 
 def test_truncated_slide(done: Project) -> None:
-    assert "truncated" in lost(done) and not (done.folder / "data" / "tiles" / "packs" / "truncated.h5").exists()
+    assert (
+        "truncated" in lost(done)
+        and not (done.folder / "data" / "tiles" / "packs" / "truncated.h5").exists()
+    )
 
 
 def test_per_axis_mpp(tmp_path: Path, fresh: Project) -> None:
-    """A slide of other µm per pixel along x than along y is cut into tiles that are square in µm."""
+    """A slide of other µm per pixel along x than along y is cut into tiles that are square in
+    µm.
+    """
     manifest = fresh.folder / "in" / "slides.csv"
     rows = list(csv.DictReader(manifest.open()))
     path = fresh.folder / "in" / rows[0]["path"]
@@ -115,13 +150,27 @@ def test_per_axis_mpp(tmp_path: Path, fresh: Project) -> None:
 
     with tifffile.TiffWriter(path.with_suffix(".tif")) as file:
         pixels = tiny.painted(256, 512, (0, 0, 512, 256, tiny.STROMA))
-        file.write(pixels, tile=(64, 64), photometric="rgb", compression="deflate", resolution=(20_000, 10_000), resolutionunit="CENTIMETER", metadata=None)
-    manifest.write_text(manifest.read_text().replace(rows[0]["path"], rows[0]["path"].replace(".svs", ".tif")))
+        file.write(
+            pixels,
+            tile=(64, 64),
+            photometric="rgb",
+            compression="deflate",
+            resolution=(20_000, 10_000),
+            resolutionunit="CENTIMETER",
+            metadata=None,
+        )
+    manifest.write_text(
+        manifest.read_text().replace(rows[0]["path"], rows[0]["path"].replace(".svs", ".tif"))
+    )
     fresh.succeed("cohort", "tiles")
     slides = SLIDES.read(fresh.folder / "data" / "cohort" / "slides.parquet").set_index("slide_id")
     assert slides.loc[rows[0]["slide_id"], ["mpp_x", "mpp_y"]].tolist() == [0.5, 1.0]
     pack = Pack(fresh.folder / "data" / "tiles" / "packs" / f"{rows[0]['slide_id']}.h5")
-    assert (pack.side, sorted(set(pack.coords[:, 0]))[:2], sorted(set(pack.coords[:, 1]))[:2]) == (128, [0, 128], [0, 64])
+    assert (pack.side, sorted(set(pack.coords[:, 0]))[:2], sorted(set(pack.coords[:, 1]))[:2]) == (
+        128,
+        [0, 128],
+        [0, 64],
+    )
 
 
 def test_duplicate_slide(fresh: Project) -> None:
@@ -132,28 +181,40 @@ def test_duplicate_slide(fresh: Project) -> None:
     with manifest.open("a") as stream:
         stream.write("copy,slides/copy.svs,1,somebody,train,\n")
     failed = fresh.run("cohort")
-    assert (failed.code, "copies of one file" in failed.err, "Traceback" in failed.err) == (1, True, False), failed.err
+    assert (failed.code, "copies of one file" in failed.err, "Traceback" in failed.err) == (
+        1,
+        True,
+        False,
+    ), failed.err
     assert "copy" in failed.err and first["slide_id"] in failed.err
 
 
 def test_a_slide_that_is_replaced_between_cohort_and_tiles(fresh: Project) -> None:
-    """What is cut is what the cohort saw, or nothing: no other slide's tiles are kept under its key."""
+    """What is cut is what the cohort saw, or nothing: no other slide's tiles are kept under its
+    key.
+    """
     fresh.succeed("cohort")
     slides = sorted((fresh.folder / "in" / "slides").glob("*.svs"))
     original = slides[0].read_bytes()
     slides[0].write_bytes(slides[1].read_bytes())
     failed = fresh.run("tiles")
     kept = {path.name for path in (fresh.folder / ".hnm" / "store" / "tiles").rglob("[!.]*.h5")}
-    assert failed.code == 1 and "Traceback" not in failed.err and slides[0].stem in failed.err, failed.err
+    assert failed.code == 1 and "Traceback" not in failed.err and slides[0].stem in failed.err, (
+        failed.err
+    )
     assert len(kept) == len(slides) - 1
     slides[0].write_bytes(original)
     fresh.succeed("tiles")
-    assert len({path.name for path in (fresh.folder / ".hnm" / "store" / "tiles").rglob("[!.]*.h5")}) == len(slides)
+    assert len(
+        {path.name for path in (fresh.folder / ".hnm" / "store" / "tiles").rglob("[!.]*.h5")}
+    ) == len(slides)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
 def test_native_crash(fresh: Project, undisturbed: Project, how: signal.Signals) -> None:
-    """Workers that the machine kills cost no slide: their slides are cut after all, or the stage fails and names them."""
+    """Workers that the machine kills cost no slide: their slides are cut after all, or the stage
+    fails and names them.
+    """
     fresh.succeed("cohort")
     pid = fresh.start("tiles", HNM_WORKERS="2")
     end = time.monotonic() + 20
@@ -171,7 +232,9 @@ def test_native_crash(fresh: Project, undisturbed: Project, how: signal.Signals)
     first = fresh.wait(pid)
     assert "Traceback" not in first.err
     if first.code == 0:
-        assert QUARANTINE.read(fresh.folder / "data" / "tiles" / "quarantine.csv").empty, "a slide is lost to the machine"
+        assert QUARANTINE.read(fresh.folder / "data" / "tiles" / "quarantine.csv").empty, (
+            "a slide is lost to the machine"
+        )
     else:
         assert first.code == 1 and "demo-" in first.err, first.err
         fresh.clear("tiles")
@@ -181,24 +244,32 @@ def test_native_crash(fresh: Project, undisturbed: Project, how: signal.Signals)
 
 @pytest.mark.timeout(60)
 def test_hanging_read(fresh: Project) -> None:
-    """A named pipe in the place of a slide, which no one writes to: it is refused at once, and the manifest's other slides are opened."""
+    """A named pipe in the place of a slide, which no one writes to: it is refused at once, and the
+    manifest's other slides are opened.
+    """
     manifest = fresh.folder / "in" / "slides.csv"
     os.mkfifo(fresh.folder / "in" / "slides" / "pipe.svs")
     with manifest.open("a") as stream:
         stream.write("pipe,slides/pipe.svs,1,somebody,train,\n")
     fresh.set(cohort={"max_quarantined_share": 0.5})
     fresh.succeed("cohort")
-    assert QUARANTINE.read(fresh.folder / "data" / "cohort" / "quarantine.csv")["slide_id"].tolist() == ["pipe"]
+    assert QUARANTINE.read(fresh.folder / "data" / "cohort" / "quarantine.csv")[
+        "slide_id"
+    ].tolist() == ["pipe"]
 
 
 @pytest.mark.soak
 def test_vanishing_mount(fresh: Project, undisturbed: Project) -> None:
-    """A folder of slides that stays away longer than it is waited for: the stage fails and names them, no slide goes to quarantine."""
+    """A folder of slides that stays away longer than it is waited for: the stage fails and names
+    them, no slide goes to quarantine.
+    """
     fresh.succeed("cohort")
     slides = fresh.folder / "in" / "slides"
     slides.rename(slides.with_name("away"))
     failed = fresh.run("tiles", HNM_WORKERS="8")
-    assert failed.code == 1 and "demo-001" in failed.err and "Traceback" not in failed.err, failed.err
+    assert failed.code == 1 and "demo-001" in failed.err and "Traceback" not in failed.err, (
+        failed.err
+    )
     slides.with_name("away").rename(slides)
     fresh.succeed("tiles")
     assert fresh.bytes_of("data/tiles") == undisturbed.bytes_of("data/tiles")

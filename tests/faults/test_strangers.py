@@ -1,4 +1,6 @@
-"""Files that somebody made in order to harm: none runs, none is believed further than its bounds, each is one error that names it."""
+"""Files that somebody made in order to harm: none runs, none is believed further than its bounds,
+each is one error that names it.
+"""
 
 import json
 import os
@@ -18,11 +20,11 @@ from hnm.learning import features
 from hnm.learning.encoder import load_encoder
 from hnm.prediction.model import read_model
 from hnm.slides.annotations import read_annotation
-from hnm.slides.pack import Pack
-from hnm.slides.sources import outlined
+from hnm.slides.cohort.sources import outlined
+from hnm.slides.cutting.pack import Pack
 from hnm.tables import LABELS, TILES
-from tests import tiny_model
 from tests.faults.fuzzing import READERS, make_seeds
+from tests.support import model as tiny_model
 
 
 class Harm:
@@ -68,7 +70,13 @@ def test_hostile_pickles(tmp_path: Path, name: str) -> None:
 def test_hostile_npz(tmp_path: Path) -> None:
     """Nothing reads npz; under any name that is read it is none of ours."""
     np.savez(tmp_path / "a.npz", a=np.array([Harm(tmp_path / "PWNED")], dtype=object))
-    for name, reader in (("a.h5", Pack), ("b.h5", features.read), ("a.parquet", TILES.read), ("a.csv", LABELS.read), ("a.geojson", read_annotation)):
+    for name, reader in (
+        ("a.h5", Pack),
+        ("b.h5", features.read),
+        ("a.parquet", TILES.read),
+        ("a.csv", LABELS.read),
+        ("a.geojson", read_annotation),
+    ):
         (tmp_path / name).write_bytes((tmp_path / "a.npz").read_bytes())
         assert name in refused(reader, tmp_path / name)
     assert not (tmp_path / "PWNED").exists()
@@ -79,11 +87,18 @@ def test_hostile_npz(tmp_path: Path) -> None:
     [
         '<!DOCTYPE a [<!ENTITY x "yy"><!ENTITY x1 "&x;&x;&x;&x;&x;&x;&x;&x;&x;&x;">'
         + "".join(f'<!ENTITY x{n} "{f"&x{n - 1};" * 10}">' for n in range(2, 10))
-        + "]><ASAP_Annotations><Annotations><Annotation PartOfGroup='&x9;'/></Annotations></ASAP_Annotations>",
-        "<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><ASAP_Annotations>&x;</ASAP_Annotations>",
+        + "]><ASAP_Annotations><Annotations><Annotation"
+        " PartOfGroup='&x9;'/></Annotations></ASAP_Annotations>",
+        (
+            "<!DOCTYPE a [<!ENTITY x SYSTEM"
+            " 'file:///etc/passwd'>]><ASAP_Annotations>&x;</ASAP_Annotations>"
+        ),
         "<a>" * 100_000,
-        "<ASAP_Annotations><Annotations><Annotation PartOfGroup='_0'><Coordinates><Coordinate X='NaN' Y='1'/><Coordinate X='2' Y='1e999'/>"
-        "<Coordinate X='2' Y='3'/></Coordinates></Annotation></Annotations></ASAP_Annotations>",
+        (
+            "<ASAP_Annotations><Annotations><Annotation PartOfGroup='_0'><Coordinates><Coordinate"
+            " X='NaN' Y='1'/><Coordinate X='2' Y='1e999'/><Coordinate X='2'"
+            " Y='3'/></Coordinates></Annotation></Annotations></ASAP_Annotations>"
+        ),
     ],
     ids=["a bomb", "a file of this machine", "a hundred thousand levels", "no numbers"],
 )
@@ -120,7 +135,11 @@ def test_hostile_json(tmp_path: Path, text: str) -> None:
 def test_a_ring_that_crosses_itself_a_thousand_times(tmp_path: Path) -> None:
     dice = np.random.default_rng(0)
     ring = [list(point) for point in dice.random((1000, 2)) * 1e5]
-    shape = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}, "properties": {"classification": {"name": "tumour"}}}
+    shape = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]},
+        "properties": {"classification": {"name": "tumour"}},
+    }
     path = tmp_path / "a.geojson"
     path.write_text(json.dumps(shape))
     begin = time.monotonic()
@@ -133,7 +152,9 @@ def test_a_ring_that_crosses_itself_a_thousand_times(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["external", "virtual", "link", "soft", "chunked", "huge", "text"])
 def test_hostile_hdf5(tmp_path: Path, how: str) -> None:
-    """Features that would read another file of this machine, or ask for more memory than there is."""
+    """Features that would read another file of this machine, or ask for more memory than there
+    is.
+    """
     path = tmp_path / "a.h5"
     (tmp_path / "secret").write_bytes(b"\x3c" * 4096)
     with h5py.File(tmp_path / "other.h5", "w") as file:
@@ -141,7 +162,9 @@ def test_hostile_hdf5(tmp_path: Path, how: str) -> None:
     with h5py.File(path, "w") as file:
         file["coords"] = np.zeros((4, 2), np.int64)
         if how == "external":
-            file.create_dataset("features", shape=(4, 8), dtype="f2", external=[(str(tmp_path / "secret"), 0, 64)])
+            file.create_dataset(
+                "features", shape=(4, 8), dtype="f2", external=[(str(tmp_path / "secret"), 0, 64)]
+            )
         elif how == "virtual":
             layout = h5py.VirtualLayout((4, 8), "f2")
             layout[...] = h5py.VirtualSource(str(tmp_path / "other.h5"), "features", (4, 8))
@@ -155,12 +178,16 @@ def test_hostile_hdf5(tmp_path: Path, how: str) -> None:
         elif how == "huge":
             file.create_dataset("features", shape=(2**33, 8), dtype="f2", chunks=(1024, 8))
         else:
-            file.create_dataset("features", data=np.array([["a"] * 8] * 4, dtype=h5py.string_dtype()))
+            file.create_dataset(
+                "features", data=np.array([["a"] * 8] * 4, dtype=h5py.string_dtype())
+            )
     assert "a.h5" in refused(features.read, path)
     assert "a.h5" in refused(Pack, path)
 
 
-@pytest.mark.parametrize("how", ["postscript", "text bomb", "a large claim", "torn", "a folder", "apng"])
+@pytest.mark.parametrize(
+    "how", ["postscript", "text bomb", "a large claim", "torn", "a folder", "apng"]
+)
 def test_hostile_png(tmp_path_factory: pytest.TempPathFactory, how: str) -> None:
     """A mask costs its slide, whatever it is."""
     folder = tmp_path_factory.mktemp("png")
@@ -169,7 +196,10 @@ def test_hostile_png(tmp_path_factory: pytest.TempPathFactory, how: str) -> None
     path = folder / "mask.png"
     content = (folder / "seeds" / "mask.png").read_bytes()
     if how == "postscript":
-        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(PWNED) (w) file closefile\nshowpage\n")
+        path.write_bytes(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(PWNED) (w) file"
+            b" closefile\nshowpage\n"
+        )
     elif how == "text bomb":
         from tests.faults.mutations import png_chunk
 
@@ -200,7 +230,9 @@ def test_hostile_tiff(tmp_path: Path) -> None:
 
     from tests.faults.test_slides import claim
 
-    path = tiny.write_aperio(tmp_path / "a.svs", tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA)))
+    path = tiny.write_aperio(
+        tmp_path / "a.svs", tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA))
+    )
     content = bytearray(path.read_bytes())
     claim(content, 2**31 - 1)
     path.write_bytes(content)

@@ -1,4 +1,6 @@
-"""MLflow that is away, slow, broken, or of another version: no training fails for it, and nothing is lost."""
+"""MLflow that is away, slow, broken, or of another version: no training fails for it, and nothing
+is lost.
+"""
 
 import http.server
 import shutil
@@ -12,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from hnm.errors import TrackingError
-from hnm.experiments.record import waiting_records
-from hnm.experiments.tracking import connect
-from tests.tiny_stages import Project
+from hnm.tracking.record import waiting_records
+from hnm.tracking.runs import connect
+from tests.support.stages import Project
 
 STATED_SECONDS = 60.0
 """Within which `hnm track sync` ends, whatever the server does."""
@@ -42,7 +44,7 @@ def server(how: str) -> Iterator[str]:
                         return
                     time.sleep(1)
 
-        do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815  # the names that http.server calls
+        do_POST = do_PUT = do_PATCH = do_GET  # the names that http.server calls
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass
@@ -55,9 +57,18 @@ def server(how: str) -> Iterator[str]:
         listening.shutdown()
 
 
-@pytest.mark.parametrize("how", ["500", pytest.param("slow", marks=pytest.mark.soak), pytest.param("cut", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "500",
+        pytest.param("slow", marks=pytest.mark.soak),
+        pytest.param("cut", marks=pytest.mark.soak),
+    ],
+)
 def test_mlflow_500_and_slow(project: Project, undisturbed: Project, how: str) -> None:
-    """The stage writes what it always does, in time; `hnm track sync` says in one line that it could not, without the password; the run waits."""
+    """The stage writes what it always does, in time; `hnm track sync` says in one line that it
+    could not, without the password; the run waits.
+    """
     project.clear("mine@1")
     with server(how) as url:
         begin = time.monotonic()
@@ -85,8 +96,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("how", ["newer", "torn", "text", "empty"])
-def test_mlflow_newer_schema(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """A store that a later MLflow has made, or a file that is none, is named with a cure and stays as it is."""
+def test_mlflow_newer_schema(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A store that a later MLflow has made, or a file that is none, is named with a cure and stays
+    as it is.
+    """
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(store, tmp_path / "mlflow.db")
     database = tmp_path / "mlflow.db"
@@ -107,12 +122,18 @@ def test_mlflow_newer_schema(store: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert database.stat().st_size == before
     if how == "newer":
         with sqlite3.connect(database) as connection:
-            assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("ffffffffffff",)]
+            assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
+                ("ffffffffffff",)
+            ]
 
 
-def test_a_garbage_record_in_the_spool_blocks_no_other(project: Project, undisturbed: Project) -> None:
+def test_a_garbage_record_in_the_spool_blocks_no_other(
+    project: Project, undisturbed: Project
+) -> None:
     """Set aside and named; a stage's own record is not held up by it."""
-    for number, content in enumerate((b"\xff\xfe not a record", b"{}", b'{"event": "start"}', b"[" * 100_000, b"")):
+    for number, content in enumerate(
+        (b"\xff\xfe not a record", b"{}", b'{"event": "start"}', b"[" * 100_000, b"")
+    ):
         folder = project.folder / ".hnm" / "spool" / f"0000000{number}-head-r1"
         folder.mkdir(parents=True)
         (folder / "events.jsonl").write_bytes(content)
@@ -125,11 +146,15 @@ def test_a_garbage_record_in_the_spool_blocks_no_other(project: Project, undistu
 
 
 def test_a_spool_and_a_cost_that_cannot_be_written(project: Project, undisturbed: Project) -> None:
-    """A finished training is never lost to its record: files in the place of folders stop neither."""
+    """A finished training is never lost to its record: files in the place of folders stop
+    neither.
+    """
     for name in ("spool", "cost"):
         shutil.rmtree(project.folder / ".hnm" / name, ignore_errors=True)
         (project.folder / ".hnm" / name).write_text("in the way")
     project.clear("head@0")
     done = project.run("head@0", HNM_TRACKING="on", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert done.code == 0 and "Traceback" not in done.err, done.err
-    assert project.bytes_of("data/heads/0", "data/scores/0") == undisturbed.bytes_of("data/heads/0", "data/scores/0")
+    assert project.bytes_of("data/heads/0", "data/scores/0") == undisturbed.bytes_of(
+        "data/heads/0", "data/scores/0"
+    )

@@ -12,12 +12,16 @@ GPU = torch.device("cuda")
 
 
 @pytest.mark.parametrize("available", [True, False])
-def test_a_gpu_that_is_left_idle_is_told_once(available: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gpu_that_is_left_idle_is_told_once(
+    available: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: available)
     compute._tell_of_an_idle_gpu.cache_clear()
     section = params.Compute(device="cpu", threads=torch.get_num_threads())
     assert compute.set_up_torch(section) == compute.set_up_torch(section) == CPU
-    assert [record.getMessage() for record in caplog.records] == ["compute.device=cpu leaves this machine's GPU idle; set it to auto to use it"] * available
+    assert [record.getMessage() for record in caplog.records] == [
+        "compute.device=cpu leaves this machine's GPU idle; set it to auto to use it"
+    ] * available
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -29,9 +33,17 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "capability", "precision"),
-    [("auto", (9, 0), "bfloat16"), ("auto", (8, 0), "bfloat16"), ("auto", (7, 5), "float32"), ("float32", (9, 0), "float32"), ("bfloat16", (8, 6), "bfloat16")],
+    [
+        ("auto", (9, 0), "bfloat16"),
+        ("auto", (8, 0), "bfloat16"),
+        ("auto", (7, 5), "float32"),
+        ("float32", (9, 0), "float32"),
+        ("bfloat16", (8, 6), "bfloat16"),
+    ],
 )
-def test_auto_is_bfloat16_on_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch, asked: str, capability: tuple[int, int], precision: str) -> None:
+def test_auto_is_bfloat16_on_a_gpu_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, asked: str, capability: tuple[int, int], precision: str
+) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
     assert pick_precision(asked, GPU) == precision
 
@@ -39,12 +51,22 @@ def test_auto_is_bfloat16_on_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch, 
 def test_a_gpu_without_bfloat16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
-    with pytest.raises(EncoderError, match=r"compute.precision=bfloat16, but Tesla T4 has no bfloat16; set compute.precision to auto or float32"):
+    with pytest.raises(
+        EncoderError,
+        match=(
+            r"compute.precision=bfloat16, but Tesla T4 has no bfloat16; set compute.precision to"
+            r" auto or float32"
+        ),
+    ):
         pick_precision("bfloat16", GPU)
 
 
 def test_on_a_cpu_auto_is_float32_and_bfloat16_must_be_asked_for() -> None:
-    assert [pick_precision(asked, CPU.device) for asked in ("auto", "float32", "bfloat16")] == ["float32", "float32", "bfloat16"]
+    assert [pick_precision(asked, CPU.device) for asked in ("auto", "float32", "bfloat16")] == [
+        "float32",
+        "float32",
+        "bfloat16",
+    ]
 
 
 def test_autocast_computes_products_in_the_machine_s_precision() -> None:

@@ -11,22 +11,42 @@ from hnm.learning.embed import embed
 from hnm.learning.encoder import make_encoder, to_input
 
 ENCODER = make_encoder(params.Encoder(name="test_resnet", weights="random"))
-SLIDES = [np.random.default_rng(i).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8) for i, count in enumerate((3, 11, 1, 6))]
+SLIDES = [
+    np.random.default_rng(i).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    for i, count in enumerate((3, 11, 1, 6))
+]
 
 
-def features_of(slides: list[np.ndarray], batch_tiles: int = 4, machine: Machine = CPU) -> list[np.ndarray]:
-    return list(embed(ENCODER, [len(tiles) for tiles in slides], lambda slide, first, end: slides[slide][first:end], batch_tiles=batch_tiles, machine=machine))
+def features_of(
+    slides: list[np.ndarray], batch_tiles: int = 4, machine: Machine = CPU
+) -> list[np.ndarray]:
+    return list(
+        embed(
+            ENCODER,
+            [len(tiles) for tiles in slides],
+            lambda slide, first, end: slides[slide][first:end],
+            batch_tiles=batch_tiles,
+            machine=machine,
+        )
+    )
 
 
 def test_features_are_the_encoder_s_of_each_tile_in_order() -> None:
     with torch.inference_mode():
         for tiles, features in zip(SLIDES, features_of(SLIDES), strict=True):
-            one_by_one = torch.cat([ENCODER(to_input(torch.from_numpy(tile[None]), torch.device("cpu"))) for tile in tiles])
+            one_by_one = torch.cat(
+                [
+                    ENCODER(to_input(torch.from_numpy(tile[None]), torch.device("cpu")))
+                    for tile in tiles
+                ]
+            )
             assert features == pytest.approx(one_by_one.numpy(), abs=1e-4)
 
 
 def test_features_do_not_depend_on_the_slides_beside() -> None:
-    """A tile has another place in its batch then, where another kernel may round its last bits otherwise."""
+    """A tile has another place in its batch then, where another kernel may round its last bits
+    otherwise.
+    """
     together = features_of(SLIDES)
     for number, tiles in enumerate(SLIDES):
         assert features_of([tiles])[0] == pytest.approx(together[number], rel=1e-5, abs=1e-5)
@@ -34,7 +54,10 @@ def test_features_do_not_depend_on_the_slides_beside() -> None:
 
 
 def test_the_same_slides_give_the_same_bits() -> None:
-    assert all(np.array_equal(one, same) for one, same in zip(features_of(SLIDES), features_of(SLIDES), strict=True))
+    assert all(
+        np.array_equal(one, same)
+        for one, same in zip(features_of(SLIDES), features_of(SLIDES), strict=True)
+    )
 
 
 def test_no_slides_give_no_features() -> None:
@@ -42,7 +65,10 @@ def test_no_slides_give_no_features() -> None:
 
 
 def test_bfloat16_gives_the_same_features_to_its_precision() -> None:
-    plain, brief = (np.concatenate(features_of(SLIDES, machine=machine)) for machine in (CPU, Machine(CPU.device, "bfloat16")))
+    plain, brief = (
+        np.concatenate(features_of(SLIDES, machine=machine))
+        for machine in (CPU, Machine(CPU.device, "bfloat16"))
+    )
     assert brief.dtype == np.float32 and not np.array_equal(plain, brief)
     assert brief == pytest.approx(plain, abs=0.03 * float(np.abs(plain).max()))
 
@@ -62,7 +88,13 @@ class Small(torch.nn.Module):
 
 
 def embedded_by(encoder: Small, batch_tiles: int) -> np.ndarray:
-    made = embed(encoder, [len(tiles) for tiles in SLIDES], lambda slide, first, end: SLIDES[slide][first:end], batch_tiles=batch_tiles, machine=CPU)  # type: ignore[arg-type]
+    made = embed(
+        encoder,
+        [len(tiles) for tiles in SLIDES],
+        lambda slide, first, end: SLIDES[slide][first:end],
+        batch_tiles=batch_tiles,
+        machine=CPU,
+    )  # type: ignore[arg-type]
     return np.concatenate(list(made))
 
 
@@ -75,17 +107,36 @@ def test_a_batch_that_does_not_fit_is_taken_in_halves(capsys: pytest.CaptureFixt
 
 
 def test_a_tile_that_does_not_fit() -> None:
-    with pytest.raises(EncoderError, match=r"not even one tile of \(3, 32, 32\) fits into the memory of cpu; use a smaller encoder or device: cpu"):
+    with pytest.raises(
+        EncoderError,
+        match=(
+            r"not even one tile of \(3, 32, 32\) fits into the memory of cpu; use a smaller encoder"
+            r" or device: cpu"
+        ),
+    ):
         embedded_by(Small(takes=0), 4)
 
 
-def test_a_compiled_encoder_gives_the_same_features_and_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_encoder_gives_the_same_features_and_is_compiled_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = []
-    monkeypatch.setattr(torch, "compile", lambda module: asked.append(module) or (lambda tiles: module(tiles)))
-    compiled = list(
-        embed(ENCODER, [len(tiles) for tiles in SLIDES], lambda slide, first, end: SLIDES[slide][first:end], batch_tiles=4, machine=CPU, compiled=True)
+    monkeypatch.setattr(
+        torch, "compile", lambda module: asked.append(module) or (lambda tiles: module(tiles))
     )
-    assert asked == [ENCODER] and all(np.array_equal(a, b) for a, b in zip(compiled, features_of(SLIDES), strict=True))
+    compiled = list(
+        embed(
+            ENCODER,
+            [len(tiles) for tiles in SLIDES],
+            lambda slide, first, end: SLIDES[slide][first:end],
+            batch_tiles=4,
+            machine=CPU,
+            compiled=True,
+        )
+    )
+    assert asked == [ENCODER] and all(
+        np.array_equal(a, b) for a, b in zip(compiled, features_of(SLIDES), strict=True)
+    )
 
 
 def test_an_encoder_that_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +145,19 @@ def test_an_encoder_that_cannot_be_compiled_is_refused(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch, "compile", lambda module: refuse)
     with pytest.raises(
-        EncoderError, match=r"embed.compile=true, but torch cannot compile the encoder here \(.*\); install a C\+\+ compiler, or set it to false"
+        EncoderError,
+        match=(
+            r"embed.compile=true, but torch cannot compile the encoder here \(.*\); install a C\+\+"
+            r" compiler, or set it to false"
+        ),
     ):
-        list(embed(ENCODER, [3], lambda slide, first, end: SLIDES[0][first:end], batch_tiles=4, machine=CPU, compiled=True))
+        list(
+            embed(
+                ENCODER,
+                [3],
+                lambda slide, first, end: SLIDES[0][first:end],
+                batch_tiles=4,
+                machine=CPU,
+                compiled=True,
+            )
+        )

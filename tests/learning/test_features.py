@@ -18,7 +18,9 @@ def test_some_tiles_in_any_order(tmp_path: Path) -> None:
 
 
 def test_a_feature_that_is_not_finite_is_named_by_its_tile(tmp_path: Path) -> None:
-    features.write(np.float32([[1, 2], [3, 4], [np.inf, 0]]), np.zeros((3, 2), np.int64), tmp_path / "s.h5")
+    features.write(
+        np.float32([[1, 2], [3, 4], [np.inf, 0]]), np.zeros((3, 2), np.int64), tmp_path / "s.h5"
+    )
     assert features.read(tmp_path / "s.h5", np.array([1, 0])).tolist() == [[3, 4], [1, 2]]
     with pytest.raises(TableError, match=r"s.h5: the feature of tile 2 is not finite"):
         features.read(tmp_path / "s.h5", np.array([1, 2]))
@@ -26,7 +28,13 @@ def test_a_feature_that_is_not_finite_is_named_by_its_tile(tmp_path: Path) -> No
 
 def test_a_tile_that_the_file_does_not_hold_is_an_error(tmp_path: Path) -> None:
     features.write(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.int64), tmp_path / "s.h5")
-    with pytest.raises(TableError, match=r"s.h5 holds 3 tiles, not tile 3; it is of another index of tiles, run the stage embed again"):
+    with pytest.raises(
+        TableError,
+        match=(
+            r"s.h5 holds 3 tiles, not tile 3; it is of another index of tiles, run the stage embed"
+            r" again"
+        ),
+    ):
         features.read(tmp_path / "s.h5", np.array([0, 3]))
 
 

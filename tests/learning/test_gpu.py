@@ -1,4 +1,6 @@
-"""What only a GPU can show: that it computes what the CPU does, the same way each time, and what its memory does not hold in parts."""
+"""What only a GPU can show: that it computes what the CPU does, the same way each time, and what
+its memory does not hold in parts.
+"""
 
 import copy
 
@@ -10,14 +12,19 @@ from hnm import params
 from hnm.learning.compute import CPU, Machine, set_up_torch
 from hnm.learning.embed import embed
 from hnm.learning.encoder import TileEncoder, make_encoder
-from hnm.learning.fit_encoder import NEGATIVE, POSITIVE, fit_encoder, role_losses
-from hnm.learning.fit_simclr import fit_simclr
-from hnm.learning.losses import nt_xent_loss
-from hnm.learning.views import random_views
+from hnm.learning.training.fit_encoder import NEGATIVE, POSITIVE, fit_encoder, role_losses
+from hnm.learning.training.fit_simclr import fit_simclr
+from hnm.learning.training.losses import nt_xent_loss
+from hnm.learning.training.views import random_views
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
-TILES = np.random.default_rng(0).integers(0, 256, (48, 8, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+TILES = (
+    np.random.default_rng(0)
+    .integers(0, 256, (48, 8, 8, 3), dtype=np.uint8)
+    .repeat(8, axis=1)
+    .repeat(8, axis=2)
+)
 ROLES = np.array([NEGATIVE, POSITIVE] * 24)
 
 
@@ -27,22 +34,39 @@ def encoder(request: pytest.FixtureRequest) -> TileEncoder:
 
 
 def machine(precision: str = "float32") -> Machine:
-    return set_up_torch(params.Compute.model_validate({"device": "auto", "precision": precision, "threads": torch.get_num_threads()}))
+    return set_up_torch(
+        params.Compute.model_validate(
+            {"device": "auto", "precision": precision, "threads": torch.get_num_threads()}
+        )
+    )
 
 
-def features_of(encoder: TileEncoder, machine: Machine, batch_tiles: int = 16, compiled: bool = False) -> np.ndarray:
-    made = embed(encoder, [30, 18], lambda slide, first, end: TILES[30 * slide :][first:end], batch_tiles=batch_tiles, machine=machine, compiled=compiled)
+def features_of(
+    encoder: TileEncoder, machine: Machine, batch_tiles: int = 16, compiled: bool = False
+) -> np.ndarray:
+    made = embed(
+        encoder,
+        [30, 18],
+        lambda slide, first, end: TILES[30 * slide :][first:end],
+        batch_tiles=batch_tiles,
+        machine=machine,
+        compiled=compiled,
+    )
     return np.concatenate(list(made))
 
 
 def test_auto_is_the_gpu_in_bfloat16_where_it_has_it() -> None:
     found = machine("auto")
     assert found.device.type == "cuda"
-    assert found.precision == ("bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32")
+    assert found.precision == (
+        "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+    )
 
 
 @pytest.mark.parametrize(("precision", "share"), [("float32", 5e-3), ("auto", 5e-2)])
-def test_features_are_the_cpu_s_to_the_precision(encoder: TileEncoder, precision: str, share: float) -> None:
+def test_features_are_the_cpu_s_to_the_precision(
+    encoder: TileEncoder, precision: str, share: float
+) -> None:
     """`float32` convolutions on a GPU are of TF32, which keeps ten bits."""
     on_cpu = features_of(encoder, CPU)
     on_gpu = features_of(encoder, machine(precision))
@@ -50,13 +74,23 @@ def test_features_are_the_cpu_s_to_the_precision(encoder: TileEncoder, precision
     assert np.array_equal(on_gpu, features_of(encoder, machine(precision)))
 
 
-def test_a_batch_that_the_gpu_s_memory_does_not_hold_is_taken_in_parts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_that_the_gpu_s_memory_does_not_hold_is_taken_in_parts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     encoder = make_encoder(params.Encoder(name="resnet18_instance_norm", weights="random"))
     whole, tiles = features_of(encoder, machine()), TILES.repeat(40, axis=0)
     torch.cuda.empty_cache()
     try:
-        torch.cuda.set_per_process_memory_fraction(0.6e9 / torch.cuda.get_device_properties(0).total_memory)
-        (parts,) = embed(encoder, [len(tiles)], lambda slide, first, end: tiles[first:end], batch_tiles=len(tiles), machine=machine())
+        torch.cuda.set_per_process_memory_fraction(
+            0.6e9 / torch.cuda.get_device_properties(0).total_memory
+        )
+        (parts,) = embed(
+            encoder,
+            [len(tiles)],
+            lambda slide, first, end: tiles[first:end],
+            batch_tiles=len(tiles),
+            machine=machine(),
+        )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "out of memory: the encoder now takes " in capsys.readouterr().out
@@ -65,7 +99,9 @@ def test_a_batch_that_the_gpu_s_memory_does_not_hold_is_taken_in_parts(capsys: p
 
 def test_a_compiled_encoder_gives_the_same_features() -> None:
     encoder = make_encoder(params.Encoder(name="test_resnet", weights="random"))
-    plain, compiled = (features_of(encoder, machine(), compiled=compiled) for compiled in (False, True))
+    plain, compiled = (
+        features_of(encoder, machine(), compiled=compiled) for compiled in (False, True)
+    )
     assert np.linalg.norm(compiled - plain) < 5e-3 * np.linalg.norm(plain)
 
 
@@ -75,7 +111,9 @@ def test_losses_and_their_gradients_are_the_cpu_s() -> None:
     found = []
     for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
         features = rows.detach().to(device, dtype).requires_grad_()
-        loss = role_losses(features, roles.to(device), temperature=0.07).sum() + nt_xent_loss(features, tiles.to(device), temperature=0.5)
+        loss = role_losses(features, roles.to(device), temperature=0.07).sum() + nt_xent_loss(
+            features, tiles.to(device), temperature=0.5
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         assert features.grad is not None
         found.append((loss.item(), features.grad.cpu().double()))
@@ -100,15 +138,31 @@ def test_training_gives_the_same_weights_each_time(encoder: TileEncoder, precisi
         made = copy.deepcopy(encoder)
         if kind == "simclr":
             section = params.Simclr(epochs=2, batch_tiles=16)
-            return made, fit_simclr(made, lambda rows: TILES[rows], len(TILES), section, machine(precision), lambda epoch, metrics: None)
+            return made, fit_simclr(
+                made,
+                lambda rows: TILES[rows],
+                len(TILES),
+                section,
+                machine(precision),
+                lambda epoch, metrics: None,
+            )
         finetune = params.Finetune(epochs=2, batch_tiles=16, freeze_layers=0)
-        return made, fit_encoder(made, lambda rows: TILES[rows], ROLES, finetune, machine(precision), lambda epoch, metrics: None)
+        return made, fit_encoder(
+            made,
+            lambda rows: TILES[rows],
+            ROLES,
+            finetune,
+            machine(precision),
+            lambda epoch, metrics: None,
+        )
 
     for kind in ("simclr", "finetune"):
         (one, history), (other, again) = trained(kind), trained(kind)
         assert history == again and np.isfinite(history[-1]["loss"])
         moved = 0
-        for (name, weight), repeated, start in zip(one.named_parameters(), other.parameters(), encoder.parameters(), strict=True):
+        for (name, weight), repeated, start in zip(
+            one.named_parameters(), other.parameters(), encoder.parameters(), strict=True
+        ):
             assert weight.device.type == "cpu" and torch.equal(weight, repeated), name
             moved += not torch.equal(weight, start)
         assert moved

@@ -48,7 +48,10 @@ def safetensors_of(header: dict[str, Any], content: bytes = b"") -> bytes:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "hf-hub:stranger/model"}, r"name='hf-hub:stranger/model'; a plain name of timm's"),
+        (
+            {"name": "hf-hub:stranger/model"},
+            r"name='hf-hub:stranger/model'; a plain name of timm's",
+        ),
         ({"name": "local-dir:/tmp/model"}, r"name='local-dir:/tmp/model'; a plain name of timm's"),
         ({"name": "../model"}, r"name='\.\./model'; a plain name of timm's"),
         ({"name": "no_such_model"}, r"encoder\.json: name='no_such_model' is no timm model"),
@@ -62,18 +65,28 @@ def safetensors_of(header: dict[str, Any], content: bytes = b"") -> bytes:
         ({"features": 3}, r"features=3, but test_resnet gives \d+; bring it anew"),
         ({"weights": 7}, r"weights='7'; text of at most 255 characters"),
         ({"more": 1}, r"is no encoder record: it holds \[.*'more'.*\]"),
-        ({"name": "vit_giant_patch14_224"}, r"the weights of .*encoder do not fit: \d+ tensors missing"),
+        (
+            {"name": "vit_giant_patch14_224"},
+            r"the weights of .*encoder do not fit: \d+ tensors missing",
+        ),
     ],
 )
-def test_a_record_that_no_encoder_has_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_record_that_no_encoder_has_is_refused(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
     with_record(folder / "encoder" / "encoder.json", **changes)
     with pytest.raises(EncoderError, match=message):
         load_encoder(folder / "encoder")
 
 
-@pytest.mark.parametrize("text", ["[]", "null", '{"mean": 1e999}', '{"mean": NaN}', "[" * 100_000, "", "\xff"])
+@pytest.mark.parametrize(
+    "text", ["[]", "null", '{"mean": 1e999}', '{"mean": NaN}', "[" * 100_000, "", "\xff"]
+)
 def test_a_record_that_is_no_json_object_is_one_error(folder: Path, text: str) -> None:
-    for part, name, load in (("encoder", "encoder.json", load_encoder), ("head", "head.json", load_head)):
+    for part, name, load in (
+        ("encoder", "encoder.json", load_encoder),
+        ("head", "head.json", load_head),
+    ):
         (folder / part / name).write_bytes(text.encode("latin-1"))
         with pytest.raises(HnmError, match=rf"{name} (is|holds).*; bring it anew"):
             load(folder / part)
@@ -95,7 +108,9 @@ def test_a_record_that_is_no_json_object_is_one_error(folder: Path, text: str) -
         ({"code": "x"}, r"is no head record: it holds \['code', 'features', 'head'\]"),
     ],
 )
-def test_a_record_that_no_head_has_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_record_that_no_head_has_is_refused(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
     with_record(folder / "head" / "head.json", **changes)
     with pytest.raises(HeadError, match=message):
         load_head(folder / "head")
@@ -112,15 +127,26 @@ def test_a_record_that_no_head_has_is_refused(folder: Path, changes: dict[str, A
         safetensors_of({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)),
         safetensors_of({"w": {"dtype": "X99", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
         safetensors_of({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4)),
-        safetensors_of({"v": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+        safetensors_of(
+            {
+                "v": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+                "w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            },
+            bytes(4),
+        ),
         safetensors_of({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, bytes(4)),
         safetensors_of({"w": 3}, bytes(4)),
     ],
 )
 def test_a_safetensors_file_whose_header_lies_is_one_error(folder: Path, content: bytes) -> None:
-    for part, load, kind in (("encoder", load_encoder, EncoderError), ("head", load_head, HeadError)):
+    for part, load, kind in (
+        ("encoder", load_encoder, EncoderError),
+        ("head", load_head, HeadError),
+    ):
         (folder / part / "weights.safetensors").write_bytes(content)
-        with pytest.raises(kind, match=rf"{part}/weights\.safetensors is no safetensors file \(.+\); bring it anew"):
+        with pytest.raises(
+            kind, match=rf"{part}/weights\.safetensors is no safetensors file \(.+\); bring it anew"
+        ):
             load(folder / part)
 
 
@@ -128,7 +154,10 @@ def test_a_safetensors_file_whose_header_lies_is_one_error(folder: Path, content
     ("tensor", "message"),
     [
         (torch.tensor([1.0, float("nan")]), "the tensor w holds numbers that are not finite"),
-        (torch.tensor([1.0, float("-inf")], dtype=torch.bfloat16), "the tensor w holds numbers that are not finite"),
+        (
+            torch.tensor([1.0, float("-inf")], dtype=torch.bfloat16),
+            "the tensor w holds numbers that are not finite",
+        ),
         (torch.tensor([1 + 2j]), r"the tensor w holds torch\.complex64, not plain numbers"),
     ],
 )
@@ -140,13 +169,17 @@ def test_numbers_that_are_none_are_named(tensor: torch.Tensor, message: str) -> 
 def test_whole_numbers_are_no_weights(folder: Path) -> None:
     weights = folder / "head" / "weights.safetensors"
     state = tensors_of(weights.read_bytes(), HeadError, what="", cure="")
-    weights.write_bytes(save({name: tensor.long() if name == "mean" else tensor for name, tensor in state.items()}))
+    weights.write_bytes(
+        save({name: tensor.long() if name == "mean" else tensor for name, tensor in state.items()})
+    )
     with pytest.raises(HeadError, match=r"1 of another sort of number \['mean'\]"):
         load_head(folder / "head")
 
 
 @pytest.mark.parametrize("name", ["encoder.json", "weights.safetensors"])
-def test_a_folder_or_a_named_pipe_in_the_place_of_a_file_is_refused_and_does_not_hang(folder: Path, name: str) -> None:
+def test_a_folder_or_a_named_pipe_in_the_place_of_a_file_is_refused_and_does_not_hang(
+    folder: Path, name: str
+) -> None:
     path = folder / "encoder" / name
     path.unlink()
     os.mkfifo(path)
@@ -173,12 +206,19 @@ class Canary:
         return Path.touch, (self.path,)
 
 
-def zipped(compression: int = zipfile.ZIP_STORED, change: Callable[[str, bytes], bytes] = lambda name, content: content) -> bytes:
+def zipped(
+    compression: int = zipfile.ZIP_STORED,
+    change: Callable[[str, bytes], bytes] = lambda name, content: content,
+) -> bytes:
     stream, packed = io.BytesIO(), io.BytesIO()
     torch.save({"w": torch.zeros(500_000)}, stream)
     with zipfile.ZipFile(stream) as source, zipfile.ZipFile(packed, "w", compression) as target:
         for member in source.infolist():
-            target.writestr(member.filename, change(member.filename, source.read(member)), compress_type=compression)
+            target.writestr(
+                member.filename,
+                change(member.filename, source.read(member)),
+                compress_type=compression,
+            )
     return packed.getvalue()
 
 
@@ -191,7 +231,9 @@ def strided(name: str, content: bytes) -> bytes:
     return content[:size] + b"\x8a\x06" + (2**40).to_bytes(6, "little") + content[size + 5 :]
 
 
-def test_what_is_no_checkpoint_of_tensors_is_refused_without_running_anything(tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_of_tensors_is_refused_without_running_anything(
+    tmp_path: Path,
+) -> None:
     canary = tmp_path / "canary"
     hostile = pickle.dumps(Canary(canary))
     pickle.loads(hostile)  # the canary sings
@@ -208,7 +250,9 @@ def test_what_is_no_checkpoint_of_tensors_is_refused_without_running_anything(tm
         "legacy": legacy.getvalue(),
         "tar": tar.getvalue(),
         "packed": zipped(zipfile.ZIP_DEFLATED),
-        "hostile pickle in a checkpoint": zipped(change=lambda name, content: hostile if name.endswith("data.pkl") else content),
+        "hostile pickle in a checkpoint": zipped(
+            change=lambda name, content: hostile if name.endswith("data.pkl") else content
+        ),
         "claims more": zipped(change=strided),
         "one number a million million times": _saved({"w": torch.zeros(1).expand(2**40)}),
         "names that are numbers": _saved({1: torch.zeros(2)}),
@@ -217,7 +261,13 @@ def test_what_is_no_checkpoint_of_tensors_is_refused_without_running_anything(tm
     }
     for what, content in contents.items():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with pytest.raises(EncoderError, match=rf"{what} is neither a safetensors file nor a checkpoint of tensors alone \(.+\); other pickles are not read"):
+        with pytest.raises(
+            EncoderError,
+            match=(
+                rf"{what} is neither a safetensors file nor a checkpoint of tensors alone \(.+\);"
+                r" other pickles are not read"
+            ),
+        ):
             checkpoint_of(content, EncoderError, what=what)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10, what
     assert not canary.exists()

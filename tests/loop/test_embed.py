@@ -1,4 +1,6 @@
-"""Tiles to features: what the store holds is believed only undamaged, and only of the same causes."""
+"""Tiles to features: what the store holds is believed only undamaged, and only of the same
+causes.
+"""
 
 import os
 import shutil
@@ -11,24 +13,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_study import make_upstream, tiny_params
 
 from hnm.errors import TableError
-from hnm.experiments.trial import Loop, Upstream
 from hnm.learning import features as feature_files
 from hnm.loop.embed import embed_slides
+from hnm.loop.rounds import Loop, Upstream
 from hnm.store import Store
 from hnm.tables import PACKS
+from tests.support.study import make_upstream, tiny_params
 
 
-def test_damaged_features_are_made_again_and_those_of_others_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_features_are_made_again_and_those_of_others_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     make_upstream(tmp_path / "data")
     upstream, store, params = Upstream(tmp_path / "data"), Store(tmp_path / "store"), tiny_params()
 
     def embedded(name: str) -> tuple[int, dict[str, bytes]]:
         folder = tmp_path / name
         packs = (upstream.packs, upstream.pack_digests, upstream.index)
-        made, _ = embed_slides(*packs, upstream.encoder, folder, store, embed=params.embed, compute=params.compute)
+        made, _ = embed_slides(
+            *packs, upstream.encoder, folder, store, embed=params.embed, compute=params.compute
+        )
         return made, {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
     slides, first = embedded("first")
@@ -41,7 +47,9 @@ def test_damaged_features_are_made_again_and_those_of_others_stay(tmp_path: Path
     (store.root / ".hnm-sums" / recordless.relative_to(store.root)).unlink()
     recordless.write_bytes(b"no features")
     assert embedded("second") == (3, first)
-    assert caplog.text.count("the store holds a damaged result, which is removed and made again") == 3
+    assert (
+        caplog.text.count("the store holds a damaged result, which is removed and made again") == 3
+    )
     assert embedded("third") == (0, first)
 
 
@@ -53,12 +61,21 @@ def embedded(tmp_path: Path) -> Callable[[], int]:
 
     def embed() -> int:
         packs = (upstream.packs, upstream.pack_digests, upstream.index)
-        return embed_slides(*packs, upstream.encoder, tmp_path / "features", store, embed=params.embed, compute=params.compute)[0]
+        return embed_slides(
+            *packs,
+            upstream.encoder,
+            tmp_path / "features",
+            store,
+            embed=params.embed,
+            compute=params.compute,
+        )[0]
 
     return embed
 
 
-def test_another_torch_or_processor_embeds_anew_and_another_pandas_does_not(embedded: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_torch_or_processor_embeds_anew_and_another_pandas_does_not(
+    embedded: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     said, true = {}, metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: said.get(name) or true(name))
     slides = embedded()
@@ -73,25 +90,42 @@ def test_another_torch_or_processor_embeds_anew_and_another_pandas_does_not(embe
     assert embedded() == 0
 
 
-def test_no_pack_is_read_to_learn_that_its_features_are_there(embedded: Callable[[], int], tmp_path: Path) -> None:
+def test_no_pack_is_read_to_learn_that_its_features_are_there(
+    embedded: Callable[[], int], tmp_path: Path
+) -> None:
     embedded()
     pack = tmp_path / "data" / "tiles" / "packs" / "train_0.h5"
     pack.write_bytes(bytes(pack.stat().st_size))
     assert embedded() == 0
 
 
-def test_packs_that_are_not_those_of_the_table_are_refused(embedded: Callable[[], int], tmp_path: Path) -> None:
-    pack, table = tmp_path / "data" / "tiles" / "packs" / "train_0.h5", tmp_path / "data" / "tiles" / "packs.csv"
+def test_packs_that_are_not_those_of_the_table_are_refused(
+    embedded: Callable[[], int], tmp_path: Path
+) -> None:
+    pack, table = (
+        tmp_path / "data" / "tiles" / "packs" / "train_0.h5",
+        tmp_path / "data" / "tiles" / "packs.csv",
+    )
     content = pack.read_bytes()
     pack.write_bytes(content[:-1])
-    with pytest.raises(TableError, match=rf"train_0\.h5 has {len(content) - 1} bytes, not {len(content)} as .*packs\.csv says; give `hnm verify --remove`"):
+    with pytest.raises(
+        TableError,
+        match=(
+            rf"train_0\.h5 has {len(content) - 1} bytes, not {len(content)} as .*packs\.csv says;"
+            r" give `hnm verify --remove`"
+        ),
+    ):
         embedded()
     pack.unlink()
-    with pytest.raises(TableError, match=r"train_0\.h5 does not exist; run the stage tiles \(dvc repro\)"):
+    with pytest.raises(
+        TableError, match=r"train_0\.h5 does not exist; run the stage tiles \(dvc repro\)"
+    ):
         embedded()
     pack.write_bytes(content)
     PACKS.write(PACKS.read(table).query("slide_id != 'train_0'"), table)
-    with pytest.raises(TableError, match=r"packs\.csv does not name the pack of train_0; run the stage tiles"):
+    with pytest.raises(
+        TableError, match=r"packs\.csv does not name the pack of train_0; run the stage tiles"
+    ):
         embedded()
 
 
@@ -125,7 +159,9 @@ def in_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store]:
     ],
     ids=["threads", "precision", "dtype", "batch"],
 )
-def test_another_cause_gives_other_results(in_store: tuple[Path, Store], changes: dict[str, Any]) -> None:
+def test_another_cause_gives_other_results(
+    in_store: tuple[Path, Store], changes: dict[str, Any]
+) -> None:
     data, store = in_store
     before = count_embedded(data, store)
     assert count_embedded(data, store, **changes) == before + SLIDES
@@ -143,16 +179,28 @@ print(count_embedded(Path({data!r}), Store(Path({store!r}))))
 """
 
 
-def test_another_version_of_the_code_gives_other_results(in_store: tuple[Path, Store], tmp_path: Path) -> None:
+def test_another_version_of_the_code_gives_other_results(
+    in_store: tuple[Path, Store], tmp_path: Path
+) -> None:
     """A copy of the package, in which the module that embeds has another statement."""
     data, store = in_store
     before = count_embedded(data, store)
     root, copy = Path(__file__).parents[2], tmp_path / "copy"
     for package in ("hnm", "pipelines"):
-        shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     with (copy / "hnm" / "learning" / "embed.py").open("a") as module:
         module.write("\n\nANOTHER_VERSION = True\n")
-    code = ELSEWHERE.format(tests=str(root / "tests"), copy=str(copy), data=str(data), store=str(store.root))
-    done = subprocess.run([sys.executable, "-c", code], cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True)
+    code = ELSEWHERE.format(
+        tests=str(root / "tests"), copy=str(copy), data=str(data), store=str(store.root)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.splitlines()[-1]) == before + SLIDES

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import tiny_evidence as tiny
 from PIL import Image
 
 from hnm.mining.gallery import GAP, HEADING, LINE, LINES, TILE_SIDE, contact_sheet, write_gallery
 from hnm.tables import PASSED_OVER
+from tests.support import evidence as tiny
 
 
 def shown(sheet: Path | Image.Image, number: int, columns: int = 4) -> tuple[int, ...]:
@@ -24,27 +24,53 @@ def near(colour: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 def test_a_sheet_a_role_with_the_best_first(tmp_path: Path) -> None:
     tiny.write_packs(tmp_path / "packs")
-    hard, positive = write_gallery(tiny.mined(1), PASSED_OVER.empty(), tmp_path / "packs", tmp_path / "out", 2)
+    hard, positive = write_gallery(
+        tiny.mined(1), PASSED_OVER.empty(), tmp_path / "packs", tmp_path / "out", 2
+    )
     assert (hard.name, positive.name) == ("hard_negative.png", "positive.png")
-    # slides in alphabetical order are te1..te4, tr1 (4), tr2, tr3 (6), tr4 (7): the colour of tile n is (200 - 9 n, 90 + 10 slide, 40 + 15 n)
-    assert near(shown(hard, 0), (155, 150, 115)) and near(shown(hard, 1), (173, 160, 85))  # tr3's 5, tr4's 3; tr3's 6 is the third of two
+    # slides in alphabetical order are te1..te4, tr1 (4), tr2, tr3 (6), tr4 (7): the colour of tile
+    # n is (200 - 9 n, 90 + 10 slide, 40 + 15 n)
+    assert near(shown(hard, 0), (155, 150, 115)) and near(
+        shown(hard, 1), (173, 160, 85)
+    )  # tr3's 5, tr4's 3; tr3's 6 is the third of two
     assert near(shown(positive, 0), (200, 130, 40)) and near(shown(positive, 1), (182, 130, 70))
     assert near(shown(hard, 2), (255, 255, 255))
-    again = write_gallery(tiny.mined(1), PASSED_OVER.empty(), tmp_path / "packs", tmp_path / "again", 2)
+    again = write_gallery(
+        tiny.mined(1), PASSED_OVER.empty(), tmp_path / "packs", tmp_path / "again", 2
+    )
     assert [path.read_bytes() for path in again] == [hard.read_bytes(), positive.read_bytes()]
 
 
 def test_what_was_passed_over_has_a_sheet_too(tmp_path: Path) -> None:
     tiny.write_packs(tmp_path / "packs")
-    refused = tiny.mined(1).query("slide_id == 'tr3'").assign(reason=["pen", "blur"])[list(PASSED_OVER.columns)]
+    refused = (
+        tiny.mined(1)
+        .query("slide_id == 'tr3'")
+        .assign(reason=["pen", "blur"])[list(PASSED_OVER.columns)]
+    )
     *_, sheet = write_gallery(tiny.mined(2), refused, tmp_path / "packs", tmp_path / "out", 60)
-    assert sheet.name == "passed_over.png" and near(shown(sheet, 0), (155, 150, 115)) and near(shown(sheet, 1), (146, 150, 130))
+    assert (
+        sheet.name == "passed_over.png"
+        and near(shown(sheet, 0), (155, 150, 115))
+        and near(shown(sheet, 1), (146, 150, 130))
+    )
 
 
 def test_eleven_tiles_take_two_rows_and_long_captions_are_cut() -> None:
     pictures = [Image.new("RGB", (32, 32), (20 * number, 0, 0)) for number in range(11)]
-    sheet = contact_sheet(pictures, [["a-slide-with-a-name-that-is-longer-than-a-tile-is-wide"] for _ in pictures], "eleven")
-    assert sheet.size == (10 * (TILE_SIDE + 2 * GAP), HEADING + 2 * (TILE_SIDE + 2 * GAP + LINES * LINE))
-    assert [shown(sheet, number, 10)[0] for number in range(11)] == [20 * number for number in range(11)]
-    first_gap = np.asarray(sheet)[HEADING + GAP + TILE_SIDE :, TILE_SIDE + GAP : TILE_SIDE + 2 * GAP][:LINE]
+    sheet = contact_sheet(
+        pictures,
+        [["a-slide-with-a-name-that-is-longer-than-a-tile-is-wide"] for _ in pictures],
+        "eleven",
+    )
+    assert sheet.size == (
+        10 * (TILE_SIDE + 2 * GAP),
+        HEADING + 2 * (TILE_SIDE + 2 * GAP + LINES * LINE),
+    )
+    assert [shown(sheet, number, 10)[0] for number in range(11)] == [
+        20 * number for number in range(11)
+    ]
+    first_gap = np.asarray(sheet)[
+        HEADING + GAP + TILE_SIDE :, TILE_SIDE + GAP : TILE_SIDE + 2 * GAP
+    ][:LINE]
     assert (first_gap == 255).all()

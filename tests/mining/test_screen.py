@@ -52,7 +52,10 @@ def test_the_share_of_a_pen_is_that_of_its_pixels() -> None:
 
 def test_blur_grows_as_focus_is_lost() -> None:
     tile = tissue(1)
-    values = [screen.blur(tile), *(screen.blur(ndimage.gaussian_filter(tile, (sigma, sigma, 0))) for sigma in (1, 2, 4))]
+    values = [
+        screen.blur(tile),
+        *(screen.blur(ndimage.gaussian_filter(tile, (sigma, sigma, 0))) for sigma in (1, 2, 4)),
+    ]
     assert values == sorted(values) and values[0] < 0.35 and values[-1] > 0.6
     assert screen.blur(plain(STROMA)) == 1.0
 
@@ -86,9 +89,14 @@ def test_drawn_artefacts_are_found_and_good_tiles_pass() -> None:
         tile[20:40] = tile[20:40] * (40 / 255, 160 / 255, 120 / 255)
     blurred = [ndimage.gaussian_filter(tile, (3, 3, 0)) for tile in good]
     darker = [(tile * 0.7).astype(np.uint8) for tile in good]
-    found = {name: screen.flaws_of(np.stack(tiles), LIMITS) for name, tiles in {"": good, "pen": inked, "blur": blurred, "dark": darker}.items()}
+    found = {
+        name: screen.flaws_of(np.stack(tiles), LIMITS)
+        for name, tiles in {"": good, "pen": inked, "blur": blurred, "dark": darker}.items()
+    }
     assert found == {"": [""] * 12, "pen": ["pen"] * 12, "blur": ["blur"] * 12, "dark": [""] * 12}
-    assert screen.flaws_of(np.stack([doubled(tile, 32) for tile in darker]), LIMITS) == ["fold"] * 12
+    assert (
+        screen.flaws_of(np.stack([doubled(tile, 32) for tile in darker]), LIMITS) == ["fold"] * 12
+    )
 
 
 def test_a_limit_of_1_takes_no_measure(monkeypatch: pytest.MonkeyPatch) -> None:

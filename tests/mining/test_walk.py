@@ -17,12 +17,23 @@ LIMIT = 0.8765  # no cosine of small whole numbers
 
 @st.composite
 def walks(draw: st.DrawFn) -> tuple[pd.DataFrame, np.ndarray, Caps, int]:
-    """Candidates with an index of their own, a whole-number feature and a flaw each, caps, and how many to take."""
+    """Candidates with an index of their own, a whole-number feature and a flaw each, caps, and how
+    many to take.
+    """
     count = draw(st.integers(1, 24))
     slides = draw(st.lists(st.sampled_from("abcde"), min_size=count, max_size=count))
     flaws = draw(st.lists(st.sampled_from(["", "", "", "pen"]), min_size=count, max_size=count))
-    features = np.array(draw(st.lists(st.tuples(*[st.integers(-2, 3)] * 3), min_size=count, max_size=count)), float)
-    frame = pd.DataFrame({"slide_id": slides, "patient_id": [{"a": "x", "b": "x"}.get(s, s) for s in slides], "tile": range(count), "flaw": flaws})
+    features = np.array(
+        draw(st.lists(st.tuples(*[st.integers(-2, 3)] * 3), min_size=count, max_size=count)), float
+    )
+    frame = pd.DataFrame(
+        {
+            "slide_id": slides,
+            "patient_id": [{"a": "x", "b": "x"}.get(s, s) for s in slides],
+            "tile": range(count),
+            "flaw": flaws,
+        }
+    )
     caps = Caps(draw(st.integers(1, 8)), draw(st.integers(1, 12)))
     return frame.set_index(np.arange(count) * 7 % 25), features, caps, draw(st.integers(0, 24))
 
@@ -38,12 +49,23 @@ def test_against_plain_loops(case: tuple[pd.DataFrame, np.ndarray, Caps, int], f
     frame, features, caps, count = case
     expected: list[int] = []
     refused: dict[int, str] = {}
-    for goal in (min(first, count), count):  # as the policy `mixed` goes: a part, then the rest in another order
-        for tile in range(len(frame)) if goal != count or first >= count else reversed(range(len(frame))):
-            slides, patients = (Counter(frame[column].iloc[t] for t in expected) for column in ("slide_id", "patient_id"))
+    for goal in (
+        min(first, count),
+        count,
+    ):  # as the policy `mixed` goes: a part, then the rest in another order
+        for tile in (
+            range(len(frame)) if goal != count or first >= count else reversed(range(len(frame)))
+        ):
+            slides, patients = (
+                Counter(frame[column].iloc[t] for t in expected)
+                for column in ("slide_id", "patient_id")
+            )
             if len(expected) == goal or tile in expected or tile in refused:
                 continue
-            if slides[frame["slide_id"].iloc[tile]] == caps.slide or patients[frame["patient_id"].iloc[tile]] == caps.patient:
+            if (
+                slides[frame["slide_id"].iloc[tile]] == caps.slide
+                or patients[frame["patient_id"].iloc[tile]] == caps.patient
+            ):
                 continue
             if frame["flaw"].iloc[tile]:
                 refused[tile] = "pen"
@@ -51,7 +73,11 @@ def test_against_plain_loops(case: tuple[pd.DataFrame, np.ndarray, Caps, int], f
                 refused[tile] = "near_duplicate"
             else:
                 expected.append(tile)
-    going = Walk(frame, caps, Guards(lambda tiles: tiles["flaw"].tolist(), lambda _, tiles: features[tiles], LIMIT))
+    going = Walk(
+        frame,
+        caps,
+        Guards(lambda tiles: tiles["flaw"].tolist(), lambda _, tiles: features[tiles], LIMIT),
+    )
     going.go(frame, min(first, count))
     going.go(frame if first >= count else frame.iloc[::-1], count)
     assert going.taken["tile"].tolist() == expected
@@ -63,27 +89,43 @@ def plain(count: int) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(("longest", "shortest"), [(1, 1), (5, 2), (1024, 32)])
-def test_the_length_of_a_step_changes_nothing(monkeypatch: pytest.MonkeyPatch, longest: int, shortest: int) -> None:
+def test_the_length_of_a_step_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, longest: int, shortest: int
+) -> None:
     monkeypatch.setattr(walk, "LONGEST_STEP", longest)
     monkeypatch.setattr(walk, "SHORTEST_STEP", shortest)
     features = np.random.default_rng(5).normal(size=(60, 3))
-    going = Walk(plain(60), Caps(60, 60), Guards(features=lambda _, tiles: features[tiles], max_similarity=0.9))
+    going = Walk(
+        plain(60),
+        Caps(60, 60),
+        Guards(features=lambda _, tiles: features[tiles], max_similarity=0.9),
+    )
     going.go(plain(60), 20)
     expected: list[int] = []
     for tile in range(60):
         if len(expected) < 20 and all(cosine(features[tile], features[t]) <= 0.9 for t in expected):
             expected.append(tile)
     assert len(expected) == 20 and going.taken["tile"].tolist() == expected
-    assert going.refused["tile"].tolist() == [tile for tile in range(expected[-1]) if tile not in expected]
+    assert going.refused["tile"].tolist() == [
+        tile for tile in range(expected[-1]) if tile not in expected
+    ]
 
 
 @pytest.mark.parametrize("longest", [1, 1024])
-def test_a_candidate_as_like_a_taken_one_as_the_limit_says_is_no_near_duplicate(monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
-    """The cosine of (2, 0, 0, 0) and (1, 1, 1, 1) is one half, exactly; they are looked at together, and one after the other."""
+def test_a_candidate_as_like_a_taken_one_as_the_limit_says_is_no_near_duplicate(
+    monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    """The cosine of (2, 0, 0, 0) and (1, 1, 1, 1) is one half, exactly; they are looked at
+    together, and one after the other.
+    """
     monkeypatch.setattr(walk, "LONGEST_STEP", longest)
     features = np.array([[2.0, 0, 0, 0], [1, 1, 1, 1]])
     for limit, taken in ((0.5, [0, 1]), (0.4999, [0])):
-        going = Walk(plain(2), Caps(2, 2), Guards(features=lambda _, tiles: features[tiles], max_similarity=limit))
+        going = Walk(
+            plain(2),
+            Caps(2, 2),
+            Guards(features=lambda _, tiles: features[tiles], max_similarity=limit),
+        )
         going.go(plain(2), 2)
         assert going.taken["tile"].tolist() == taken
 
@@ -102,7 +144,9 @@ def test_no_more_is_read_than_the_walk_comes_to() -> None:
 
 
 def test_tiles_of_full_slides_are_not_read() -> None:
-    frame = pd.concat([plain(200), plain(3).assign(slide_id="b", patient_id="y")], ignore_index=True)
+    frame = pd.concat(
+        [plain(200), plain(3).assign(slide_id="b", patient_id="y")], ignore_index=True
+    )
     read: list[tuple[str, int]] = []
 
     def features_of(slide_id: str, tiles: np.ndarray) -> np.ndarray:
@@ -111,8 +155,15 @@ def test_tiles_of_full_slides_are_not_read() -> None:
 
     going = Walk(frame, Caps(2, 2), Guards(features=features_of, max_similarity=0.99))
     going.go(frame, 4)
-    assert going.taken["slide_id"].tolist() == ["a", "a", "b"] and going.refused["tile"].tolist() == [0, 1]  # b's first two are a's
-    assert len([slide_id for slide_id, _ in read if slide_id == "a"]) == 32  # the first step, no further one
+    assert going.taken["slide_id"].tolist() == ["a", "a", "b"] and going.refused[
+        "tile"
+    ].tolist() == [
+        0,
+        1,
+    ]  # b's first two are a's
+    assert (
+        len([slide_id for slide_id, _ in read if slide_id == "a"]) == 32
+    )  # the first step, no further one
 
 
 def test_the_likest_is_found_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,13 +171,26 @@ def test_the_likest_is_found_block_by_block(monkeypatch: pytest.MonkeyPatch) -> 
     features = {"a": draw.normal(size=(7, 4)), "b": draw.normal(size=(5, 4))}
     tiles = pd.DataFrame({"slide_id": ["b", "a", "b", "a", "a"], "tile": [4, 0, 1, 6, 2]})
     others = pd.DataFrame({"slide_id": ["a", "b", "a", "b"], "tile": [1, 3, 5, 0]})
-    expected = [max(cosine(features[s][t], features[z][u]) for z, u in others.itertuples(index=False)) for s, t in tiles.itertuples(index=False)]
+    expected = [
+        max(cosine(features[s][t], features[z][u]) for z, u in others.itertuples(index=False))
+        for s, t in tiles.itertuples(index=False)
+    ]
     for block in (1, 2, 100):
         monkeypatch.setattr(similarity, "BLOCK", block)
-        assert similarity.likest(tiles, others, lambda slide_id, numbers: features[slide_id][numbers]) == pytest.approx(expected, abs=1e-6)
-    assert similarity.likest(tiles, others.iloc[:0], lambda slide_id, numbers: features[slide_id][numbers]).tolist() == [-1.0] * 5
+        assert similarity.likest(
+            tiles, others, lambda slide_id, numbers: features[slide_id][numbers]
+        ) == pytest.approx(expected, abs=1e-6)
+    assert (
+        similarity.likest(
+            tiles, others.iloc[:0], lambda slide_id, numbers: features[slide_id][numbers]
+        ).tolist()
+        == [-1.0] * 5
+    )
 
 
 def test_a_feature_of_zeros_is_like_no_other() -> None:
-    alike = similarity.cosines(similarity.units(np.array([[0.0, 0.0], [3.0, 4.0]])), similarity.units(np.array([[0.0, 0.0], [4.0, 3.0], [-6.0, -8.0]])))
+    alike = similarity.cosines(
+        similarity.units(np.array([[0.0, 0.0], [3.0, 4.0]])),
+        similarity.units(np.array([[0.0, 0.0], [4.0, 3.0], [-6.0, -8.0]])),
+    )
     assert alike == pytest.approx(np.array([[0, 0, 0], [0, 0.96, -1]]), abs=1e-6)

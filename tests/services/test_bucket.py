@@ -1,4 +1,6 @@
-"""Slides in a bucket and on a web server: moto's S3 and a server of this file, both real ones on loopback."""
+"""Slides in a bucket and on a web server: moto's S3 and a server of this file, both real ones on
+loopback.
+"""
 
 import hashlib
 import threading
@@ -13,15 +15,25 @@ import pytest
 
 from hnm.errors import MachineError, SlideError
 from hnm.params import Cohort, Split, Tiles, Tissue
-from hnm.slides.remote import fetched, version_of
-from hnm.slides.storage import StorageError
+from hnm.slides.reading.failures import StorageError
+from hnm.slides.reading.remote import fetched, version_of
 from hnm.tables import QUARANTINE
 from pipelines import cohort, tiles
 
 pytestmark = pytest.mark.services
-moto_server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'hnm[services]'")
+moto_server = pytest.importorskip(
+    "moto.server", reason="moto is not installed: pip install 'hnm[services]'"
+)
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'hnm[cloud]'")
-OUTPUTS = ("slides.parquet", "patients.csv", "labels/train.csv", "labels/validation.csv", "labels/test.csv", "annotations", "quarantine.csv")
+OUTPUTS = (
+    "slides.parquet",
+    "patients.csv",
+    "labels/train.csv",
+    "labels/validation.csv",
+    "labels/test.csv",
+    "annotations",
+    "quarantine.csv",
+)
 
 
 @pytest.fixture
@@ -61,21 +73,38 @@ def run(folder: Path, name: str) -> dict[str, bytes]:
         out / "index.parquet",
         out / "quarantine.csv",
     )
-    tiles.main(*paths, cohort=section, tissue=Tissue(min_area_um2=1000.0), tiles=Tiles(mpp=1.0, tile_px=32))
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file() and path.name != "slides.parquet"}
+    tiles.main(
+        *paths, cohort=section, tissue=Tissue(min_area_um2=1000.0), tiles=Tiles(mpp=1.0, tile_px=32)
+    )
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name != "slides.parquet"
+    }
 
 
 def cached(folder: Path) -> int:
-    return sum(path.stat().st_size for path in (folder / "cache").iterdir() if path.suffix != ".lock" and path.name != ".hnm-slides")
+    return sum(
+        path.stat().st_size
+        for path in (folder / "cache").iterdir()
+        if path.suffix != ".lock" and path.name != ".hnm-slides"
+    )
 
 
-def test_a_cohort_in_a_bucket_gives_the_bytes_of_a_cohort_on_disk(bucket, tmp_path, tiny, monkeypatch):
+def test_a_cohort_in_a_bucket_gives_the_bytes_of_a_cohort_on_disk(
+    bucket, tmp_path, tiny, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     rows = []
     for number in range(12):
-        path = tiny.aperio(tmp_path / f"s{number:02d}.svs", tiny.painted(128, 384, (32, 32, 32 + 16 * number, 64, tiny.STROMA), seed=number))
+        path = tiny.aperio(
+            tmp_path / f"s{number:02d}.svs",
+            tiny.painted(128, 384, (32, 32, 32 + 16 * number, 64, tiny.STROMA), seed=number),
+        )
         bucket.upload_file(str(path), "slides", f"deep/{path.name}")
-        rows.append((path.stem, path.name, number % 2, ("train", "validation", "test")[number // 4]))
+        rows.append(
+            (path.stem, path.name, number % 2, ("train", "validation", "test")[number // 4])
+        )
     table = pd.DataFrame(rows, columns=["slide_id", "path", "label", "split"])
     table.to_csv("disk.csv", index=False)
     table.assign(path="s3://slides/deep/" + table["path"]).to_csv("bucket.csv", index=False)
@@ -83,13 +112,19 @@ def test_a_cohort_in_a_bucket_gives_the_bytes_of_a_cohort_on_disk(bucket, tmp_pa
     assert sum(name.endswith(".h5") for name in known) == 12
     monkeypatch.setenv("HNM_STORE", str(tmp_path / "other-store"))
     assert run(tmp_path, "bucket") == known
-    assert sum(path.stat().st_size for path in tmp_path.glob("*.svs")) > 100_000  # more than the cache may hold
+    assert (
+        sum(path.stat().st_size for path in tmp_path.glob("*.svs")) > 100_000
+    )  # more than the cache may hold
     assert cached(tmp_path) == 0
 
     assert run(tmp_path, "bucket") == known
-    assert cached(tmp_path) == 0  # nothing was fetched: what the files state, and their tiles, are kept
+    assert (
+        cached(tmp_path) == 0
+    )  # nothing was fetched: what the files state, and their tiles, are kept
 
-    changed = tiny.aperio(tmp_path / "s03.svs", tiny.painted(128, 384, (32, 32, 192, 64, tiny.STROMA), seed=99))
+    changed = tiny.aperio(
+        tmp_path / "s03.svs", tiny.painted(128, 384, (32, 32, 192, 64, tiny.STROMA), seed=99)
+    )
     bucket.upload_file(str(changed), "slides", "deep/s03.svs")
     bucket.delete_object(Bucket="slides", Key="deep/s08.svs")
     after = run(tmp_path, "bucket")
@@ -104,7 +139,9 @@ def test_a_cohort_in_a_bucket_gives_the_bytes_of_a_cohort_on_disk(bucket, tmp_pa
         "packs/s03.h5",
         "packs/s08.h5",
     }
-    assert QUARANTINE.read(tmp_path / "bucket" / "quarantine.csv").to_numpy().tolist() == [["s08", "open", "s08.svs does not exist"]]
+    assert QUARANTINE.read(tmp_path / "bucket" / "quarantine.csv").to_numpy().tolist() == [
+        ["s08", "open", "s08.svs does not exist"]
+    ]
 
 
 def test_a_bucket_that_is_not_there_or_not_ours(bucket):
@@ -126,7 +163,7 @@ def test_what_a_bucket_refuses_is_told_apart(bucket, monkeypatch, code, kind, me
             self.send_response(code)
             self.end_headers()
 
-        do_GET = do_HEAD  # noqa: N815
+        do_GET = do_HEAD
 
         def log_message(self, *_: object) -> None:
             pass

@@ -1,4 +1,6 @@
-"""Slides on a real dask cluster: a scheduler and workers that are processes of their own, one of which is killed."""
+"""Slides on a real dask cluster: a scheduler and workers that are processes of their own, one of
+which is killed.
+"""
 
 import os
 import shutil
@@ -17,7 +19,7 @@ import pytest
 import hnm.slides.cluster
 from hnm.errors import MachineError, ParamsError, SlideError
 from hnm.params import Cohort, Tiles, Tissue
-from hnm.slides.reader import OpenSlideReader
+from hnm.slides.reading.reader import OpenSlideReader
 from hnm.slides.workers import each
 from hnm.tables import QUARANTINE, SLIDES
 from pipelines import tiles
@@ -29,7 +31,11 @@ SLIDE_COUNT = 16
 
 
 def start(*command: str, **environment: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, *command], env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        start_new_session=True,
+    )
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -39,7 +45,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 class Cluster:
-    """A scheduler that loses patience with a job as soon as one worker dies of it, and workers, all of them processes."""
+    """A scheduler that loses patience with a job as soon as one worker dies of it, and workers, all
+    of them processes.
+    """
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as free:
@@ -50,12 +58,29 @@ class Cluster:
         self.scheduler = self.start_scheduler()
 
     def start_scheduler(self) -> subprocess.Popen[bytes]:
-        command = ("-m", "distributed.cli.dask_scheduler", "--host", self.address, "--no-dashboard", "--no-show")
+        command = (
+            "-m",
+            "distributed.cli.dask_scheduler",
+            "--host",
+            self.address,
+            "--no-dashboard",
+            "--no-show",
+        )
         return self._start(*command, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
 
     def start_workers(self, count: int) -> list[subprocess.Popen[bytes]]:
         scratch = str(self._folder / "scratch")
-        command = ("-m", "distributed.cli.dask_worker", self.address, "--no-nanny", "--nthreads", "1", "--no-dashboard", "--local-directory", scratch)
+        command = (
+            "-m",
+            "distributed.cli.dask_worker",
+            self.address,
+            "--no-nanny",
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+            "--local-directory",
+            scratch,
+        )
         return [self._start(*command) for _ in range(count)]
 
     def _start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -88,7 +113,21 @@ def slides(tmp_path: Path, tiny, monkeypatch) -> Path:
         tiny.aperio(path, tiny.painted(700, 1000, *patches, seed=number), tile=256)
         with OpenSlideReader(path) as slide:
             scan = (1000, 700, 0, 0, 1000, 700, "auto")
-            rows.append((path.stem, path.name, path.stem, "train", "aperio", 1.0, 1.0, *scan, slide.fingerprint(), "", ""))
+            rows.append(
+                (
+                    path.stem,
+                    path.name,
+                    path.stem,
+                    "train",
+                    "aperio",
+                    1.0,
+                    1.0,
+                    *scan,
+                    slide.fingerprint(),
+                    "",
+                    "",
+                )
+            )
     SLIDES.write(pd.DataFrame(rows, columns=list(SLIDES.columns)), tmp_path / "slides.parquet")
     QUARANTINE.write(QUARANTINE.empty(), tmp_path / "unopened.csv")
     return tmp_path
@@ -97,14 +136,27 @@ def slides(tmp_path: Path, tiny, monkeypatch) -> Path:
 def cut_all(folder: Path, out: str, monkeypatch, executor: str) -> dict[str, bytes]:
     monkeypatch.setenv("HNM_EXECUTOR", executor)
     monkeypatch.setenv("HNM_STORE", str(folder / f"store-{out}"))
-    sections = {"cohort": Cohort(name="c", manifest="in/slides.csv"), "tissue": Tissue(min_area_um2=1000.0), "tiles": Tiles(mpp=1.0, tile_px=32)}
+    sections = {
+        "cohort": Cohort(name="c", manifest="in/slides.csv"),
+        "tissue": Tissue(min_area_um2=1000.0),
+        "tiles": Tiles(mpp=1.0, tile_px=32),
+    }
     tiles.main(
-        folder / "slides.parquet", folder / "unopened.csv", *(folder / out / name for name in ("packs", "packs.csv", "index.parquet", "q.csv")), **sections
+        folder / "slides.parquet",
+        folder / "unopened.csv",
+        *(folder / out / name for name in ("packs", "packs.csv", "index.parquet", "q.csv")),
+        **sections,
     )
-    return {str(path.relative_to(folder / out)): path.read_bytes() for path in sorted((folder / out).rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder / out)): path.read_bytes()
+        for path in sorted((folder / out).rglob("*"))
+        if path.is_file()
+    }
 
 
-def test_a_cluster_of_which_a_worker_dies_gives_the_same_bytes(slides, cluster, monkeypatch, capsys):
+def test_a_cluster_of_which_a_worker_dies_gives_the_same_bytes(
+    slides, cluster, monkeypatch, capsys
+):
     address, workers = cluster
     known = cut_all(slides, "local", monkeypatch, "local")
     assert len(known) == SLIDE_COUNT - 1 + 3  # packs, and the tables of tiles, packs and quarantine
@@ -137,7 +189,13 @@ def test_a_crash_costs_one_slide_and_a_hang_fails_all_after_the_others(cluster, 
     address, workers = cluster
     monkeypatch.setenv("HNM_EXECUTOR", address)
     result = {}
-    with pytest.raises(MachineError, match=r"^1 of 2 slides could not be read .*\n  30: it took longer than 2 s and was given up; raise tiles.slide_seconds$"):
+    with pytest.raises(
+        MachineError,
+        match=(
+            r"^1 of 2 slides could not be read .*\n  30: it took longer than 2 s and was given up;"
+            r" raise tiles.slide_seconds$"
+        ),
+    ):
         result.update(each(time.sleep, [30, 0.01], seconds=2, step="tiles"))
     assert result == {0.01: None}
     result = dict(each(crash, [3, 4], seconds=30, step="tiles"))
@@ -148,19 +206,29 @@ def test_a_crash_costs_one_slide_and_a_hang_fails_all_after_the_others(cluster, 
 
 
 def crash_cluster(job: int) -> int:
-    """Kills the worker of dask that has this process read a slide: the parent of the server that it is forked from."""
+    """Kills the worker of dask that has this process read a slide: the parent of the server that it
+    is forked from.
+    """
     if job == 3:
         server = os.getppid()
-        os.kill(int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+        os.kill(
+            int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1]),
+            signal.SIGKILL,
+        )
         time.sleep(60)
     return job
 
 
-def test_a_slide_that_kills_every_worker_fails_the_stage_by_name_after_the_others(a_cluster, monkeypatch):
+def test_a_slide_that_kills_every_worker_fails_the_stage_by_name_after_the_others(
+    a_cluster, monkeypatch
+):
     workers = a_cluster.start_workers(3)
     monkeypatch.setenv("HNM_EXECUTOR", a_cluster.address)
     result = {}
-    says = r"^1 of 4 slides could not be read for causes of the machine, .*\n  3: the workers that read it died \(the last: tcp://"
+    says = (
+        r"^1 of 4 slides could not be read for causes of the machine, .*\n  3: the workers that"
+        r" read it died \(the last: tcp://"
+    )
     with pytest.raises(MachineError, match=says):
         result.update(each(crash_cluster, [1, 2, 3, 4], seconds=60, step="tiles"))
     assert result == {1: 1, 2: 2, 4: 4}
@@ -181,25 +249,31 @@ def test_when_all_workers_are_dead_the_stage_ends(a_cluster, monkeypatch):
             result[job] = outcome
     assert began is None or time.monotonic() - began < 20
     causes = str(raised.value).splitlines()[1:]
-    assert [cause.partition(":")[0].strip() for cause in causes] == [str(job) for job in (1, 3, 4) if job not in result]
+    assert [cause.partition(":")[0].strip() for cause in causes] == [
+        str(job) for job in (1, 3, 4) if job not in result
+    ]
     assert all("the cluster has had no worker for 2 s; start workers" in cause for cause in causes)
     assert worker.wait(10) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
 def test_a_scheduler_that_goes_away_while_slides_are_cut(slides, a_cluster, monkeypatch, signal_):
-    """The stage ends in time, names each slide that is left, keeps what was cut, and the same command goes on."""
+    """The stage ends in time, names each slide that is left, keeps what was cut, and the same
+    command goes on.
+    """
     known = cut_all(slides, "local", monkeypatch, "local")
     monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_ANSWER", "3s")
     monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_LOOK", 0.2)
     a_cluster.start_workers(1)
-    packs = lambda: {path.name for path in (slides / "store-dask").rglob("[!.]*.h5")}  # noqa: E731
+    packs = lambda: {path.name for path in (slides / "store-dask").rglob("[!.]*.h5")}
     gone_at = []
 
     def away() -> None:
         while len(packs()) < 4:
             time.sleep(0.005)
-        monkeypatch.setattr(hnm.slides.cluster, "SECONDS_WITHOUT", 3.0)  # not before: a worker may take as long to start
+        monkeypatch.setattr(
+            hnm.slides.cluster, "SECONDS_WITHOUT", 3.0
+        )  # not before: a worker may take as long to start
         os.killpg(a_cluster.scheduler.pid, signal_)
         gone_at.append(time.monotonic())
 
@@ -212,7 +286,10 @@ def test_a_scheduler_that_goes_away_while_slides_are_cut(slides, a_cluster, monk
     assert "All others are done, and what was finished is kept" in causes[0]
     named = {cause.partition(":")[0].strip() for cause in causes[1:]}
     assert 1 <= len(named) <= SLIDE_COUNT - 4 and all(name.startswith("s") for name in named)
-    assert all("start its scheduler again" in cause or "has had no worker for 3 s" in cause for cause in causes[1:])
+    assert all(
+        "start its scheduler again" in cause or "has had no worker for 3 s" in cause
+        for cause in causes[1:]
+    )
     assert len(packs()) >= 4 and not (slides / "dask" / "index.parquet").exists()
     end(a_cluster.scheduler)
     before = {path: path.stat().st_mtime_ns for path in (slides / "store-dask").rglob("[!.]*.h5")}
@@ -228,7 +305,11 @@ def test_an_executor_that_is_not_there(monkeypatch):
     monkeypatch.setattr("hnm.slides.cluster.SECONDS_TO_ANSWER", "1s")
     monkeypatch.setenv("HNM_EXECUTOR", "tcp://127.0.0.1:1")
     with pytest.raises(
-        ParamsError, match=r"HNM_EXECUTOR='tcp://127.0.0.1:1' is neither local, nor one of slurm, pbs, lsf, nor the address of a dask scheduler"
+        ParamsError,
+        match=(
+            r"HNM_EXECUTOR='tcp://127.0.0.1:1' is neither local, nor one of slurm, pbs, lsf, nor"
+            r" the address of a dask scheduler"
+        ),
     ):
         list(each(abs, [-3], seconds=60, step="tiles"))
 
@@ -236,7 +317,10 @@ def test_an_executor_that_is_not_there(monkeypatch):
 def test_a_batch_system(tmp_path, monkeypatch):
     """SLURM is two scripts here: `sbatch` runs what it is given, `scancel` ends it."""
     (tmp_path / "bin").mkdir()
-    run = f'cp "${{@: -1}}" {tmp_path}/script.sh\nsetsid bash {tmp_path}/script.sh >{tmp_path}/job.log 2>&1 &\necho $! >{tmp_path}/job'
+    run = (
+        f'cp "${{@: -1}}" {tmp_path}/script.sh\nsetsid bash {tmp_path}/script.sh'
+        f" >{tmp_path}/job.log 2>&1 &\necho $! >{tmp_path}/job"
+    )
     submit = f'#!/bin/bash\n{run}\necho "Submitted batch job 7"\n'
     cancel = f'#!/bin/bash\necho "$@" >{tmp_path}/cancelled\nkill -9 -- -$(cat {tmp_path}/job)\n'
     for name, text in (("sbatch", submit), ("scancel", cancel)):
@@ -248,12 +332,21 @@ def test_a_batch_system(tmp_path, monkeypatch):
     monkeypatch.setenv("HNM_EXECUTOR", "slurm")
     import dask
 
-    with dask.config.set({"jobqueue.slurm.cores": 1, "jobqueue.slurm.memory": "1GiB", "jobqueue.slurm.walltime": "00:10:00"}):
+    with dask.config.set(
+        {
+            "jobqueue.slurm.cores": 1,
+            "jobqueue.slurm.memory": "1GiB",
+            "jobqueue.slurm.walltime": "00:10:00",
+        }
+    ):
         assert dict(each(abs, [-3, 4], seconds=60, step="tiles")) == {-3: 3, 4: 4}
     script = (tmp_path / "script.sh").read_text()
     assert "#SBATCH -t 00:10:00" in script
     assert "--no-nanny" in script
     assert (tmp_path / "cancelled").read_text().split() == ["7"]
-    with dask.config.set({"jobqueue.slurm.cores": None}), pytest.raises(ParamsError, match=r"dask's configuration jobqueue.slurm is not whole: "):
+    with (
+        dask.config.set({"jobqueue.slurm.cores": None}),
+        pytest.raises(ParamsError, match=r"dask's configuration jobqueue.slurm is not whole: "),
+    ):
         list(each(abs, [-3], seconds=60, step="tiles"))
     assert shutil.which("sbatch") == str(tmp_path / "bin" / "sbatch")

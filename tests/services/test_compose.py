@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-pytestmark = [pytest.mark.services, pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")]
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.skipif(
+        shutil.which("docker-compose") is None, reason="docker-compose is not installed"
+    ),
+]
 FILE = Path(__file__).parents[2] / "docker-compose.yml"
 
 
@@ -23,9 +28,22 @@ def test_the_file_is_valid_and_every_port_is_open_on_this_machine_alone() -> Non
     done = config(HNM_PASSWORD="s3cret")
     assert done.returncode == 0, done.stderr
     services = YAML(typ="safe").load(done.stdout)["services"]
-    ports = {name: [(port.split(":")[0] if isinstance(port, str) else port["host_ip"]) for port in own.get("ports", [])] for name, own in services.items()}
-    assert ports == {"bucket": [], "minio": ["127.0.0.1"], "mlflow": ["127.0.0.1"], "postgres": ["127.0.0.1"]}
-    assert {name for name, own in services.items() if "s3cret" in own["environment"].values()} == set(services)
+    ports = {
+        name: [
+            (port.split(":")[0] if isinstance(port, str) else port["host_ip"])
+            for port in own.get("ports", [])
+        ]
+        for name, own in services.items()
+    }
+    assert ports == {
+        "bucket": [],
+        "minio": ["127.0.0.1"],
+        "mlflow": ["127.0.0.1"],
+        "postgres": ["127.0.0.1"],
+    }
+    assert {
+        name for name, own in services.items() if "s3cret" in own["environment"].values()
+    } == set(services)
 
 
 def test_without_a_password_it_says_where_to_set_one() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hnm.evidence.metrics import Predictions, delong, delong_p
+from hnm.evidence.numbers.metrics import Predictions, delong, delong_p
 
 pytestmark = pytest.mark.services
 SCRIPT = """
@@ -21,16 +21,25 @@ cat(sprintf("[%.15g, %.15g, %.15g, %.15g, %.15g, %.15g]", auc(first), auc(second
 """
 
 
-@pytest.mark.skipif(shutil.which("Rscript") is None, reason="no R; `make test-services` installs it where it may")
+@pytest.mark.skipif(
+    shutil.which("Rscript") is None, reason="no R; `make test-services` installs it where it may"
+)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_delong_is_that_of_proc(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = np.array([1] * 17 + [0] * 31)
     scores = np.round(np.clip(rng.normal(0.45 + 0.15 * labels, 0.2, (2, 48)), 0, 1), 1)
-    rows = [f"{label},{first},{second}" for label, first, second in zip(labels, *scores, strict=True)]
+    rows = [
+        f"{label},{first},{second}" for label, first, second in zip(labels, *scores, strict=True)
+    ]
     (tmp_path / "slides.csv").write_text("\n".join(["label,first,second", *rows]) + "\n")
     (tmp_path / "test.R").write_text(SCRIPT)
-    done = subprocess.run(["Rscript", str(tmp_path / "test.R"), str(tmp_path / "slides.csv")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["Rscript", str(tmp_path / "test.R"), str(tmp_path / "slides.csv")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     aucs, covariance = delong(labels, scores)
     first, second = (Predictions(labels, own, np.arange(48).astype(str)) for own in scores)
     mine = [*aucs, covariance[0, 0], covariance[1, 1], covariance[0, 1], delong_p(first, second)]

@@ -1,4 +1,5 @@
-"""The whole pipeline under the real `dvc repro`, killed at random moments of every stage and started again each time.
+"""The whole pipeline under the real `dvc repro`, killed at random moments of every stage and
+started again each time.
 
 `make soak KILLS=200` kills 200 times; it prints how often each stage was hit, and how long it took.
 """
@@ -16,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hnm.slides.synthetic import make_demo_cohort
+from hnm.synthetic import make_demo_cohort
+from tests.support.stages import ORDER, SMALL
 from tests.test_pipeline import change_params, environment, make_repository
-from tests.tiny_stages import ORDER, SMALL
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(4 * 3600)]
 KILLS = int(os.environ.get("KILLS", "20"))
@@ -41,9 +42,18 @@ class Repository:
     """When each result in the store was made, by its place."""
 
     def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
-        settings = environment(self.folder, HNM_WORKERS="2", OMP_WAIT_POLICY="passive", DVC_NO_ANALYTICS="1")
+        settings = environment(
+            self.folder, HNM_WORKERS="2", OMP_WAIT_POLICY="passive", DVC_NO_ANALYTICS="1"
+        )
         with (self.folder / "repro.log").open("ab") as log:
-            return subprocess.Popen(["dvc", "repro", *arguments], cwd=self.folder, env=settings, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                ["dvc", "repro", *arguments],
+                cwd=self.folder,
+                env=settings,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def finish(self) -> None:
         """The undisturbed run; how long each stage takes is seen from outside."""
@@ -64,10 +74,14 @@ class Repository:
         """Runs to the end, which must be that of the undisturbed run."""
         assert self.start().wait() == 0, self.log()
         self.check_results()
-        assert (self.folder / "dvc.lock").read_bytes() == lock, "dvc.lock is not that of the undisturbed run"
+        assert (self.folder / "dvc.lock").read_bytes() == lock, (
+            "dvc.lock is not that of the undisturbed run"
+        )
 
     def wipe(self) -> None:
-        """Back to before the first run: no outputs, no lock, no cache, no store. The ledger of openings stays."""
+        """Back to before the first run: no outputs, no lock, no cache, no store. The ledger of
+        openings stays.
+        """
         for name in ("data", "results"):
             for path in (self.folder / name).iterdir():
                 if path.name != "demo":
@@ -80,7 +94,10 @@ class Repository:
     def check_results(self) -> None:
         """No finished slide may be lost or made twice."""
         store = self.folder / ".hnm" / "store"
-        now = {path.relative_to(store).as_posix(): path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")}
+        now = {
+            path.relative_to(store).as_posix(): path.stat().st_mtime_ns
+            for path in store.rglob("[!.]*.h5")
+        }
         assert self.results.items() <= now.items(), "a finished slide was lost or made again"
         self.results = now
 
@@ -122,10 +139,16 @@ def kill(process: "subprocess.Popen[bytes]", stage: psutil.Process, victim: str)
         process.kill()
     elif victim == "the stage alone" and lived:
         stage.kill()
-    else:  # of a stage that had ended DVC is killed too, so that the stages after it have their turn
+    # of a stage that had ended DVC is killed too, so that the stages after it have their turn
+    else:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=180)
-    end = time.monotonic() + 120  # a stage that still imports notices afterwards that its parent is gone, which takes its time on a busy machine
+    end = (
+        time.monotonic() + 120
+        # a stage that still imports notices afterwards that its parent is gone, which takes its
+        # time on
+        # a busy machine
+    )
     while not all(gone(member) for member in family):
         assert time.monotonic() < end, f"{victim} was killed, and its stage goes on"
         time.sleep(0.02)
@@ -134,9 +157,13 @@ def kill(process: "subprocess.Popen[bytes]", stage: psutil.Process, victim: str)
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    cohort = make_demo_cohort(tmp_path_factory.mktemp("cohort"), slides=8, width_px=512, odd_slides=False).parent
+    cohort = make_demo_cohort(
+        tmp_path_factory.mktemp("cohort"), slides=8, width_px=512, odd_slides=False
+    ).parent
     folder = make_repository(tmp_path_factory.mktemp("soak") / "repository", cohort)
-    change_params(folder, rounds=1, **{name: values for name, values in SMALL.items() if name != "cohort"})
+    change_params(
+        folder, rounds=1, **{name: values for name, values in SMALL.items() if name != "cohort"}
+    )
     return Repository(folder)
 
 
@@ -157,8 +184,13 @@ def test_killed_at_random_moments_of_every_stage(repository: Repository) -> None
         for wanted in (stage for stage in ORDER for _ in range(HITS)):
             if is_enough():
                 break
-            # three of four times from the stage that was hit last, which spares those before, and else all
-            process = repository.start("--downstream", before) if dice.random() < 0.75 else repository.start()
+            # three of four times from the stage that was hit last, which spares those before, and
+            # else all
+            process = (
+                repository.start("--downstream", before)
+                if dice.random() < 0.75
+                else repository.start()
+            )
             found = wait_for(process, wanted)
             if found is not None:
                 time.sleep(dice.uniform(0.0, 1.0) * repository.seconds[wanted])
@@ -172,7 +204,11 @@ def test_killed_at_random_moments_of_every_stage(repository: Repository) -> None
                 missed += 1
             repository.check_results()
             before = wanted
-            print(f"{time.monotonic() - begin:.0f} s: {sum(caught.values())} kills, the last of {wanted}", flush=True)
+            print(
+                f"{time.monotonic() - begin:.0f} s: {sum(caught.values())} kills, the last of"
+                f" {wanted}",
+                flush=True,
+            )
         else:
             repository.complete(undisturbed)
             repository.wipe()
@@ -180,7 +216,7 @@ def test_killed_at_random_moments_of_every_stage(repository: Repository) -> None
     repository.complete(undisturbed)
     hits = ", ".join(f"{stage} {caught[stage]}" for stage in ORDER)
     print(
-        f"\n{sum(caught.values())} kills in {time.monotonic() - begin:.0f} s ({hits}; {missed} came too late); {cycles} whole runs;"
-        f" dvc.lock is that of the undisturbed run ({whole:.0f} s)"
+        f"\n{sum(caught.values())} kills in {time.monotonic() - begin:.0f} s ({hits}; {missed} came"
+        f" too late); {cycles} whole runs; dvc.lock is that of the undisturbed run ({whole:.0f} s)"
     )
     assert HITS * len(ORDER) > sum(caught.values()) or set(caught) == set(ORDER)

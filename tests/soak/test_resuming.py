@@ -1,4 +1,5 @@
-"""Sixty slides, real stages in processes of their own: what a change costs, and what is left when they are killed at any moment.
+"""Sixty slides, real stages in processes of their own: what a change costs, and what is left when
+they are killed at any moment.
 
 `make soak` runs it and prints what it measured.
 """
@@ -17,7 +18,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from hnm.files import digest_of
-from hnm.slides.synthetic import make_demo_cohort
+from hnm.synthetic import make_demo_cohort
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
@@ -33,9 +34,18 @@ class Project:
     folder: Path
 
     def start(self, stage: str) -> subprocess.Popen[bytes]:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(self.folder), "HNM_TRACKING": "off"}
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "DVC_ROOT": str(self.folder),
+            "HNM_TRACKING": "off",
+        }
         command = STAGES[stage].get("do", STAGES[stage])["cmd"].replace("{round}", "0").split()
-        return subprocess.Popen([sys.executable, *command[1:]], cwd=self.folder, env=environment, stdout=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, *command[1:]],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
 
     def run(self, *stages: str) -> float:
         """Seconds that the stages took."""
@@ -55,7 +65,10 @@ class Project:
 
     def kept(self, kind: str) -> dict[str, int]:
         """When each finished result was made, by its key."""
-        return {path.name: path.stat().st_mtime_ns for path in (self.folder / ".hnm" / "store" / kind).rglob("[!.]*.h5")}
+        return {
+            path.name: path.stat().st_mtime_ns
+            for path in (self.folder / ".hnm" / "store" / kind).rglob("[!.]*.h5")
+        }
 
     def digests(self) -> dict[str, str]:
         return {name: digest_of(self.folder / name) for name in OUTPUTS}
@@ -67,7 +80,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     make_demo_cohort(folder / "in", slides=SLIDES + 2, width_px=512, odd_slides=False)
     manifest = pd.read_csv(folder / "in" / "slides.csv").drop(columns="annotation")
     manifest.to_csv(folder / "in" / "slides.csv", index=False)
-    manifest.drop(manifest.index[manifest["split"] == "train"][-2:]).to_csv(folder / "in" / "sixty.csv", index=False)
+    manifest.drop(manifest.index[manifest["split"] == "train"][-2:]).to_csv(
+        folder / "in" / "sixty.csv", index=False
+    )
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     project = Project(folder)
     project.set(
@@ -76,7 +91,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         encoder={"name": "test_resnet", "weights": "random"},
         tissue={"min_area_um2": 1000.0},
     )
-    print(f"\nfirst run of {SLIDES} slides: {project.run('cohort', 'tiles', 'encoder', 'embed'):.0f} s")
+    print(
+        f"\nfirst run of {SLIDES} slides:"
+        f" {project.run('cohort', 'tiles', 'encoder', 'embed'):.0f} s"
+    )
     assert (len(project.kept("tiles")), len(project.kept("features"))) == (SLIDES, SLIDES)
     return project
 
@@ -89,7 +107,9 @@ def test_nothing_changed(project):
 
 
 def test_one_slide_more_costs_one(project):
-    manifest, every = (pd.read_csv(project.folder / "in" / name) for name in ("sixty.csv", "slides.csv"))
+    manifest, every = (
+        pd.read_csv(project.folder / "in" / name) for name in ("sixty.csv", "slides.csv")
+    )
     another = every[~every["slide_id"].isin(manifest["slide_id"])].head(1)
     before = (project.kept("tiles"), project.kept("features"))
     pd.concat([manifest, another]).to_csv(project.folder / "in" / "sixty.csv", index=False)
@@ -111,7 +131,11 @@ def test_changed_bytes_of_one_slide_cost_one(project):
         .drop(pd.read_csv(project.folder / "in" / "sixty.csv")["slide_id"])["path"]
         .iloc[-1]
     )
-    known, original, before = project.digests(), slide.read_bytes(), (project.kept("tiles"), project.kept("features"))
+    known, original, before = (
+        project.digests(),
+        slide.read_bytes(),
+        (project.kept("tiles"), project.kept("features")),
+    )
     slide.write_bytes(other.read_bytes())
     print(f"\nthe bytes of one slide changed: {project.run('cohort', 'tiles', 'embed'):.0f} s")
     for kind, old in zip(("tiles", "features"), before, strict=True):
@@ -146,9 +170,13 @@ def test_another_encoder_cuts_nothing(project):
     project.run("encoder", "embed")
 
 
-@pytest.mark.parametrize(("stage", "kind", "kills"), [("tiles", "tiles", KILLS), ("embed", "features", KILLS // 4)])
+@pytest.mark.parametrize(
+    ("stage", "kind", "kills"), [("tiles", "tiles", KILLS), ("embed", "features", KILLS // 4)]
+)
 def test_killed_at_any_moment(project, stage, kind, kills):
-    """Each kill loses no finished slide, and none is made twice; the outputs come out as if nothing had happened."""
+    """Each kill loses no finished slide, and none is made twice; the outputs come out as if nothing
+    had happened.
+    """
     known, moments = project.digests(), random.Random(SEED)
     store = project.folder / ".hnm" / "store" / kind
     aside = store.with_name(f"{kind}-aside")
@@ -175,6 +203,9 @@ def test_killed_at_any_moment(project, stage, kind, kills):
     assert len(project.kept(kind)) == SLIDES
     assert project.digests() == known
     leftovers = [path for path in store.rglob(".*") if path.is_file()]
-    print(f"\n{stage} (whole: {seconds:.0f} s) killed {caught} times, with so many slides finished: {finished}; leftovers for gc: {len(leftovers)}")
+    print(
+        f"\n{stage} (whole: {seconds:.0f} s) killed {caught} times, with so many slides finished:"
+        f" {finished}; leftovers for gc: {len(leftovers)}"
+    )
     subprocess.run(["rm", "-rf", str(store)], check=True)
     aside.rename(store)

@@ -1,4 +1,6 @@
-"""Heads: the features of one slide to its logit, its tiles' logits and their attention. One file each, one interface."""
+"""Heads: the features of one slide to its logit, its tiles' logits and their attention. One file
+each, one interface.
+"""
 
 from hnm.learning.heads.head import Head, HeadOutput
 from hnm.learning.heads.kinds import KINDS, head_of, load_head, make_head, save_head

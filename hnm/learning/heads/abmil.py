@@ -1,4 +1,6 @@
-"""ABMIL: attention-based multiple-instance learning, gated (Ilse, Tomczak and Welling, ICML 2018)."""
+"""ABMIL: attention-based multiple-instance learning, gated (Ilse, Tomczak and Welling, ICML
+2018).
+"""
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,12 @@ from hnm.learning.heads.head import Head, HeadOutput
 class ABMIL(Head):
     """A slide is the attention-weighted mean of its tiles.
 
-    Features x_i become h_i = relu(W x_i + b), the last layer of the paper's transformation, twice as wide as the gate
-    (`head.attention_features`). The attention is a_i = softmax_i(w^T (tanh(V h_i) * sigmoid(U h_i))) (equation 9, with
-    the published code's biases) and the slide logit c(sum_i a_i h_i), c linear. The tile logit is c(h_i), the slide's
-    classifier on the tile alone, so that the slide logit is the attention-weighted mean of the tile logits. The paper
-    trains the slide logit alone: `head.tile_weight` and `ranking.weight` 0.
+    Features x_i become h_i = relu(W x_i + b), the last layer of the paper's transformation, twice
+    as wide as the gate (`head.attention_features`). The attention is a_i = softmax_i(w^T (tanh(V
+    h_i) * sigmoid(U h_i))) (equation 9, with the published code's biases) and the slide logit
+    c(sum_i a_i h_i), c linear. The tile logit is c(h_i), the slide's classifier on the tile alone,
+    so that the slide logit is the attention-weighted mean of the tile logits. The paper trains the
+    slide logit alone: `head.tile_weight` and `ranking.weight` 0.
     """
 
     def __init__(self, features: int, section: params.Head) -> None:
@@ -35,4 +38,6 @@ class ABMIL(Head):
     def attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The hidden features `(tiles, hidden)` and the attention `(tiles,)` of a slide."""
         hidden = self.hidden(features)
-        return hidden, torch.softmax(self.weigh(self.content(hidden) * self.gate(hidden)).squeeze(1), dim=0)
+        return hidden, torch.softmax(
+            self.weigh(self.content(hidden) * self.gate(hidden)).squeeze(1), dim=0
+        )

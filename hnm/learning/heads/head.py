@@ -1,4 +1,6 @@
-"""What every head is: standardised features of one slide in, logits and attention out; and the loss of its tiles."""
+"""What every head is: standardised features of one slide in, logits and attention out; and the loss
+of its tiles.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +16,9 @@ class HeadOutput(NamedTuple):
     """What a head says of one slide."""
 
     slide_logit: Tensor
-    """`()`: above 0 is positive; of a head of several classes `(classes,)`, each against the rest."""
+    """`()`: above 0 is positive; of a head of several classes `(classes,)`, each against the
+    rest.
+    """
     tile_logits: Tensor
     """`(tiles,)`, or `(tiles, classes)`."""
     attention: Tensor
@@ -24,11 +28,15 @@ class HeadOutput(NamedTuple):
         """What is said of one of the head's `labels`, as a head of two classes says it."""
         if self.slide_logit.ndim == 0:
             return self
-        return HeadOutput(self.slide_logit[label], self.tile_logits[:, label], self.attention[:, label])
+        return HeadOutput(
+            self.slide_logit[label], self.tile_logits[:, label], self.attention[:, label]
+        )
 
 
 class Head(nn.Module):
-    """Base of all heads. A head takes one slide at a time: padding slides to one length changes DSMIL's answer."""
+    """Base of all heads. A head takes one slide at a time: padding slides to one length changes
+    DSMIL's answer.
+    """
 
     mean: Tensor
     scale: Tensor
@@ -47,32 +55,43 @@ class Head(nn.Module):
         return (1,) if self.classes == 2 else tuple(range(self.classes))
 
     def standardise(self, mean: Tensor, deviation: Tensor) -> None:
-        """Sets the standardisation of the features, each `(features,)`; a constant feature stays as it is."""
+        """Sets the standardisation of the features, each `(features,)`; a constant feature stays as
+        it is.
+        """
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
     def forward(self, features: Tensor) -> HeadOutput:
-        """What the head says of a slide with these features `(tiles, features)`, as the encoder gave them."""
+        """What the head says of a slide with these features `(tiles, features)`, as the encoder
+        gave them.
+        """
         return self.together([features])[0]
 
     def together(self, slides: Sequence[Tensor]) -> Sequence[HeadOutput]:
         """`forward` of several slides, such as those of a step. Each is a bag of its own."""
         features = torch.cat(list(slides)) if len(slides) > 1 else slides[0]
-        return self.pool_each(self.dropout((features - self.mean) / self.scale), [len(slide) for slide in slides])
+        return self.pool_each(
+            self.dropout((features - self.mean) / self.scale), [len(slide) for slide in slides]
+        )
 
     def pool_each(self, features: Tensor, counts: list[int]) -> Sequence[HeadOutput]:
-        """`pool` of each slide of `features` `(tiles, features)`: the first has the first of `counts` tiles, and so on. A kind may have a quicker way."""
+        """`pool` of each slide of `features` `(tiles, features)`: the first has the first of
+        `counts` tiles, and so on. A kind may have a quicker way.
+        """
         return [self.pool(own) for own in torch.split(features, counts)]
 
     def pool(self, features: Tensor) -> HeadOutput:
-        """`forward` from standardised features `(tiles, features)`; each kind of head has its own."""
+        """`forward` from standardised features `(tiles, features)`; each kind of head has its
+        own.
+        """
         raise NotImplementedError
 
     def tile_loss(self, output: HeadOutput, label: int) -> Tensor:
-        """The loss that trains the tiles' logits by their slide's label, 0 or 1: the cross-entropy of the highest one.
+        """The loss that trains the tiles' logits by their slide's label, 0 or 1: the cross-entropy
+        of the highest one.
 
-        A positive slide has a positive tile, a negative slide none. A kind whose paper trains its tiles otherwise
-        overrides this.
+        A positive slide has a positive tile, a negative slide none. A kind whose paper trains its
+        tiles otherwise overrides this.
         """
         return cross_entropy(output.tile_logits.max(), label)
 

@@ -8,14 +8,16 @@ from hnm.learning.heads.head import Head, HeadOutput, cross_entropy
 
 
 class Inherit(Head):
-    """A linear tile classifier that takes each tile's label to be its slide's, the plain baseline of weak labels.
+    """A linear tile classifier that takes each tile's label to be its slide's, the plain baseline
+    of weak labels.
 
-    With features h_i, the tile logit is w h_i + b and the slide logit the mean of the `head.top_k` highest of them; the
-    attention is uniform on those tiles. The tile loss is the mean cross-entropy of all tiles with the label of their
-    slide, so that a slide counts the same whatever its number of tiles; the classes are balanced by the steps, each of
-    one positive and one negative slide, and the weights held small by `head.weight_decay`. With `head.slide_weight` and
-    `ranking.weight` 0 this is a regularised logistic regression of tiles, whose slide logits lean to positive: the top
-    of many is high on any slide. The slide loss sets that right.
+    With features h_i, the tile logit is w h_i + b and the slide logit the mean of the `head.top_k`
+    highest of them; the attention is uniform on those tiles. The tile loss is the mean
+    cross-entropy of all tiles with the label of their slide, so that a slide counts the same
+    whatever its number of tiles; the classes are balanced by the steps, each of one positive and
+    one negative slide, and the weights held small by `head.weight_decay`. With `head.slide_weight`
+    and `ranking.weight` 0 this is a regularised logistic regression of tiles, whose slide logits
+    lean to positive: the top of many is high on any slide. The slide loss sets that right.
     """
 
     def __init__(self, features: int, section: params.Head) -> None:

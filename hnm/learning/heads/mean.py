@@ -8,10 +8,11 @@ from hnm.learning.heads.head import Head, HeadOutput
 
 
 class Mean(Head):
-    """Every tile counts the same (the mean pooling of Ilse, Tomczak and Welling, ICML 2018, on a linear classifier).
+    """Every tile counts the same (the mean pooling of Ilse, Tomczak and Welling, ICML 2018, on a
+    linear classifier).
 
-    With features h_i of N tiles, the tile logit is w h_i + b, the attention 1/N, and the slide logit
-    1/N sum_i (w h_i + b) = w mean(h) + b: pooling features or logits is the same.
+    With features h_i of N tiles, the tile logit is w h_i + b, the attention 1/N, and the slide
+    logit 1/N sum_i (w h_i + b) = w mean(h) + b: pooling features or logits is the same.
     """
 
     def __init__(self, features: int, section: params.Head) -> None:
@@ -21,4 +22,6 @@ class Mean(Head):
     def pool(self, features: Tensor) -> HeadOutput:
         """See `Head.pool`."""
         tile_logits = self.classifier(features).squeeze(1)
-        return HeadOutput(tile_logits.mean(), tile_logits, torch.full_like(tile_logits, 1 / len(tile_logits)))
+        return HeadOutput(
+            tile_logits.mean(), tile_logits, torch.full_like(tile_logits, 1 / len(tile_logits))
+        )

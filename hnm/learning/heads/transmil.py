@@ -16,16 +16,18 @@ PARTS = 8
 class TransMIL(Head):
     """A class token and the tiles exchange what they know in two layers of self-attention.
 
-    Features x_i become tokens relu(W x_i + b) of width d = `head.attention_features` (published: 512), filled up to the
-    next square number with the first ones again, behind a learnt class token. Then z + attention(LayerNorm(z)), the
-    positions by `Positions`, and z + attention(LayerNorm(z)) once more (algorithm 2). The slide logit is w LayerNorm(z)
-    + b of the class token, the tile logit the same classifier on the tile's own token: the tile as it is seen in this
-    slide. The attention is that of the class token in the second layer, exact, on the slide's own tiles alone and meant
-    over the 8 parts. The published dropout of 0.1 is left to `head.dropout`; the paper trains the slide logit alone:
+    Features x_i become tokens relu(W x_i + b) of width d = `head.attention_features` (published:
+    512), filled up to the next square number with the first ones again, behind a learnt class
+    token. Then z + attention(LayerNorm(z)), the positions by `Positions`, and z +
+    attention(LayerNorm(z)) once more (algorithm 2). The slide logit is w LayerNorm(z) + b of the
+    class token, the tile logit the same classifier on the tile's own token: the tile as it is seen
+    in this slide. The attention is that of the class token in the second layer, exact, on the
+    slide's own tiles alone and meant over the 8 parts. The published dropout of 0.1 is left to
+    `head.dropout`; the paper trains the slide logit alone:
     `head.tile_weight` and `ranking.weight` 0.
 
-    The tiles lie in the square in the order of the slide's pack, as published, not at their places on the slide: unlike
-    all other heads this one depends on that order.
+    The tiles lie in the square in the order of the slide's pack, as published, not at their places
+    on the slide: unlike all other heads this one depends on that order.
     """
 
     def __init__(self, features: int, section: params.Head) -> None:
@@ -52,34 +54,50 @@ class TransMIL(Head):
 
 
 class Layer(nn.Module):
-    """z + attention(LayerNorm(z)) with 8 parts, d/2 landmarks and the values' convolution along the tokens, as published."""
+    """z + attention(LayerNorm(z)) with 8 parts, d/2 landmarks and the values' convolution along the
+    tokens, as published.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.landmarks = width // 2
         self.norm = nn.LayerNorm(width)
         self.queries_keys_values = nn.Linear(width, 3 * width, bias=False)
-        self.neighbours = nn.Conv2d(PARTS, PARTS, (33, 1), padding=(16, 0), groups=PARTS, bias=False)
+        self.neighbours = nn.Conv2d(
+            PARTS, PARTS, (33, 1), padding=(16, 0), groups=PARTS, bias=False
+        )
         self.join = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
-        """The tokens `(tokens, width)` after this layer, and the attention `(tiles,)` of the first to the `tiles` after it."""
-        queries, keys, values = self.queries_keys_values(self.norm(tokens)).view(len(tokens), 3, 1, PARTS, -1).permute(1, 2, 3, 0, 4)
+        """The tokens `(tokens, width)` after this layer, and the attention `(tiles,)` of the first
+        to the `tiles` after it.
+        """
+        queries, keys, values = (
+            self.queries_keys_values(self.norm(tokens))
+            .view(len(tokens), 3, 1, PARTS, -1)
+            .permute(1, 2, 3, 0, 4)
+        )
         seen = nystroem_attention(queries, keys, values, self.landmarks) + self.neighbours(values)
         logits = queries[0, :, :1] @ keys[0, :, 1 : 1 + tiles].mT / queries.shape[-1] ** 0.5
-        return tokens + self.join(seen[0].transpose(0, 1).flatten(1)), torch.softmax(logits.squeeze(1), dim=1).mean(dim=0)
+        return tokens + self.join(seen[0].transpose(0, 1).flatten(1)), torch.softmax(
+            logits.squeeze(1), dim=1
+        ).mean(dim=0)
 
 
 class Positions(nn.Module):
-    """The pyramid position encoding generator (PPEG): what lies around a tile in the square tells where it lies.
+    """The pyramid position encoding generator (PPEG): what lies around a tile in the square tells
+    where it lies.
 
-    The tokens behind the class token, laid out row by row in a square, are added to their own depthwise convolutions of
-    7, 5 and 3 tokens; beyond the border of the square there are zeros. The class token passes unchanged.
+    The tokens behind the class token, laid out row by row in a square, are added to their own
+    depthwise convolutions of 7, 5 and 3 tokens; beyond the border of the square there are zeros.
+    The class token passes unchanged.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList(nn.Conv2d(width, width, size, padding=size // 2, groups=width) for size in (7, 5, 3))
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(width, width, size, padding=size // 2, groups=width) for size in (7, 5, 3)
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`(1 + side * side, width)` to the same."""
@@ -90,11 +108,13 @@ class Positions(nn.Module):
 
 
 def nystroem_attention(queries: Tensor, keys: Tensor, values: Tensor, landmarks: int) -> Tensor:
-    """Softmax attention through landmarks, in time and memory linear in the tokens (Xiong et al., AAAI 2021).
+    """Softmax attention through landmarks, in time and memory linear in the tokens (Xiong et al.,
+    AAAI 2021).
 
-    softmax(Q K'^T / sqrt(d)) softmax(Q' K'^T / sqrt(d))^+ softmax(Q' K^T / sqrt(d)) V, where Q' and K' are means of
-    neighbouring tokens. With a landmark for each token this is softmax(Q K^T / sqrt(d)) V, as A A^+ A = A, and computed
-    so. The published code fills the tokens up with zeros that are attended to; here the segments differ in length.
+    softmax(Q K'^T / sqrt(d)) softmax(Q' K'^T / sqrt(d))^+ softmax(Q' K^T / sqrt(d)) V, where Q' and
+    K' are means of neighbouring tokens. With a landmark for each token this is softmax(Q K^T /
+    sqrt(d)) V, as A A^+ A = A, and computed so. The published code fills the tokens up with zeros
+    that are attended to; here the segments differ in length.
 
     Args:
         queries: Q, `(1, parts, tokens, width)`, as are `keys` and `values`.
@@ -111,7 +131,9 @@ def nystroem_attention(queries: Tensor, keys: Tensor, values: Tensor, landmarks:
 
 
 def segment_means(tokens: Tensor, segments: int) -> Tensor:
-    """`(…, tokens, width)` to the means `(…, segments, width)` of runs whose lengths differ by 1 at most, the longer first."""
+    """`(…, tokens, width)` to the means `(…, segments, width)` of runs whose lengths differ by 1 at
+    most, the longer first.
+    """
     length, longer = divmod(tokens.shape[-2], segments)
     border = longer * (length + 1)
     long = torch.unflatten(tokens[..., :border, :], -2, (longer, length + 1))
@@ -120,15 +142,23 @@ def segment_means(tokens: Tensor, segments: int) -> Tensor:
 
 
 def pseudo_inverse(matrices: Tensor, iterations: int = 6) -> Tensor:
-    """The Moore-Penrose inverses of `(…, n, n)`, by the paper's iteration of third order (Xiong et al., equation 11).
+    """The Moore-Penrose inverses of `(…, n, n)`, by the paper's iteration of third order (Xiong et
+    al., equation 11).
 
-    Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4 from Z = A^T / (|A|_1 |A|_inf). Six iterations, the published
-    number, come near; more come nearer.
+    Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4 from Z = A^T / (|A|_1 |A|_inf). Six iterations,
+    the published number, come near; more come nearer.
     """
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    columns, rows = (matrices.abs().sum(dim=dim, keepdim=True).amax(dim=(-2, -1), keepdim=True) for dim in (-2, -1))
+    columns, rows = (
+        matrices.abs().sum(dim=dim, keepdim=True).amax(dim=(-2, -1), keepdim=True)
+        for dim in (-2, -1)
+    )
     inverse = matrices.mT / (columns * rows)
     for _ in range(iterations):
         product = matrices @ inverse
-        inverse = inverse @ (13 * identity - product @ (15 * identity - product @ (7 * identity - product))) / 4
+        inverse = (
+            inverse
+            @ (13 * identity - product @ (15 * identity - product @ (7 * identity - product)))
+            / 4
+        )
     return inverse

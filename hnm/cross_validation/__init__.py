@@ -1,0 +1,1 @@
+"""Cross-validation: the loop once for each fold and seed."""

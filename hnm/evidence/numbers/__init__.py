@@ -1,0 +1,3 @@
+"""Numbers with intervals, and what follows from them: thresholds, comparisons, pooled folds,
+verdicts.
+"""

@@ -1,1 +1,0 @@
-"""Tracking, studies, lineage and models for use: the only importers of mlflow, optuna and dvc."""

@@ -1,0 +1,82 @@
+"""Pre-training round 0's encoder on the cohort's own tiles, without labels, by SimCLR."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hnm import params
+from hnm.errors import EncoderError
+from hnm.learning.compute import Machine
+from hnm.learning.encoder import TileEncoder
+from hnm.learning.history import OnEpoch
+from hnm.learning.training.losses import nt_xent_loss
+from hnm.learning.training.trainer import ReadTiles, Rows, train_by_contrast
+from hnm.seeds import seed_of
+
+
+def fit_simclr(
+    encoder: TileEncoder,
+    read: ReadTiles,
+    count: int,
+    section: params.Simclr,
+    machine: Machine,
+    on_epoch: OnEpoch,
+) -> list[dict[str, float]]:
+    """Trains `encoder` in place by `train_by_contrast` and returns the history: one mapping an
+    epoch.
+
+    A step draws two views of each of its tiles; each view is to find the other one among all views
+    of the step (Chen et al., A Simple Framework for Contrastive Learning of Visual Representations,
+    2020). Batch normalisation learns its statistics, as the tiles are a fair sample of the cohort.
+
+    Args:
+        encoder: what to start from.
+        read: reads the RGB tiles of rows, from 0 to `count`.
+        count: how many tiles there are.
+        section: the settings.
+        machine: where, and in which precision, to train; the loss is computed in float32.
+        on_epoch: told of each epoch.
+
+    Raises:
+        EncoderError: there are fewer than two tiles.
+        FinetuneError: the loss is no longer finite.
+    """
+    if count < 2:
+        raise EncoderError(
+            f"encoder.source=simclr needs tiles of train slides, but there are {count}; set"
+            " encoder.source to pretrained"
+        )
+
+    def batches(epoch: int) -> list[Rows]:
+        return tile_batches(count, section.batch_tiles, section.seed, epoch)
+
+    def loss_of(projected: Tensor, rows: Rows, epoch: int) -> dict[str, Tensor]:
+        return {
+            "loss": nt_xent_loss(
+                projected,
+                torch.from_numpy(rows).to(projected.device),
+                temperature=section.temperature,
+            )
+        }
+
+    return train_by_contrast(
+        encoder,
+        read,
+        count,
+        batches,
+        loss_of,
+        section,
+        machine,
+        on_epoch,
+        name="simclr",
+        frozen_batch_norm=False,
+    )
+
+
+def tile_batches(count: int, batch_tiles: int, seed: int, epoch: int) -> list[Rows]:
+    """Rows of each step: all in random order, in batches of one size; what is left over waits for
+    another epoch's order.
+    """
+    order = np.random.default_rng(seed_of(seed, "simclr batches", epoch)).permutation(count)
+    size = min(batch_tiles, count)
+    return [order[first : first + size] for first in range(0, count - size + 1, size)]

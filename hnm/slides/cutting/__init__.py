@@ -1,0 +1,1 @@
+"""One slide to its pack of tiles: tissue, grid, pixels."""

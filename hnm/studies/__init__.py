@@ -1,0 +1,1 @@
+"""Studies: Optuna searches params by validation; the only importers of optuna."""

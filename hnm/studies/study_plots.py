@@ -1,0 +1,96 @@
+"""Pictures of a study: history, importance of the params, parallel coordinates, slices, and value
+against cost.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import optuna
+import pandas as pd
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial
+from optuna.visualization import matplotlib as draw
+
+from hnm.files import whole
+
+matplotlib.use("Agg")
+PNG: dict[str, Any] = {"dpi": 120, "format": "png", "metadata": {"Software": None}}
+"""The same picture is the same bytes."""
+NEEDED = 2
+"""Complete trials, of which importance and the like can say something."""
+
+
+def draw_plots(study: optuna.Study, trials: pd.DataFrame, folder: Path) -> None:
+    """Writes `history.png`, `importance.png`, `parallel_coordinate.png`, `slice.png` and
+    `pareto.png` into `folder`; nothing before two trials are complete.
+
+    Args:
+        study: the study.
+        trials: its table.
+        folder: where to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)  # DVC wants the output, even an empty one
+    if (trials["state"] == "complete").sum() < NEEDED:
+        return
+    importance = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        _save(
+            draw.plot_optimization_history(study, target=_value, target_name="value"),
+            folder / "history.png",
+        )
+        if trials.loc[trials["state"] == "complete", "value"].nunique() > 1:
+            _save(
+                draw.plot_param_importances(
+                    study, evaluator=importance, target=_value, target_name="value"
+                ),
+                folder / "importance.png",
+            )
+        _save(
+            draw.plot_parallel_coordinate(study, target=_value, target_name="value"),
+            folder / "parallel_coordinate.png",
+        )
+        _save(draw.plot_slice(study, target=_value, target_name="value"), folder / "slice.png")
+    with whole(folder / "pareto.png") as temporary:
+        draw_front(trials).savefig(temporary, **PNG)
+
+
+def draw_front(trials: pd.DataFrame) -> Figure:
+    """Value against cost of the complete trials; those that none surpasses in both are joined."""
+    complete = trials[trials["state"] == "complete"].sort_values(
+        ["value", "cost"], ascending=[False, True]
+    )
+    front = complete[complete["cost"] < complete["cost"].shift(fill_value=float("inf")).cummin()]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(complete["cost"], complete["value"], s=18, color="0.6", label="complete trials")
+    axes.plot(front["cost"], front["value"], "o-", color="tab:blue", label="surpassed by none")
+    default = complete[complete["trial"] == 0]
+    axes.scatter(
+        default["cost"],
+        default["value"],
+        marker="*",
+        s=120,
+        color="tab:orange",
+        label="params.yaml",
+        zorder=3,
+    )
+    axes.set(xlabel="cost: encoder passes of a tile", ylabel="value")
+    axes.legend()
+    return figure
+
+
+def _value(trial: FrozenTrial) -> float:
+    return float(trial.user_attrs["value"])
+
+
+def _save(drawn: Any, path: Path) -> None:
+    first = drawn.flat[0] if hasattr(drawn, "flat") else drawn
+    figure = first.get_figure()
+    figure.set_size_inches(*(max(size, 5) for size in figure.get_size_inches()))
+    with whole(path) as temporary:
+        figure.savefig(temporary, bbox_inches="tight", **PNG)
+    plt.close(figure)

@@ -1,0 +1,255 @@
+"""The demo cohort: slides drawn by `hnm.synthetic.painting`, as pyramidal TIFFs in Aperio's layout,
+with their manifest and truth.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+import shapely
+import tifffile
+from shapely import Polygon
+
+from hnm.errors import CohortError
+from hnm.files import whole, write_json
+from hnm.seeds import seed_of
+from hnm.slides.annotations import ORIGIN
+from hnm.slides.workers import worker_count
+from hnm.synthetic.fields import Bytes, Dice
+from hnm.synthetic.painting import Painting, Stain, mark_with_pen, paint_glass, paint_tissue
+
+MPP = 0.5
+MAGNIFICATION = 20
+TILE_PX = 256
+LEVEL_STEP = 4
+JPEG_QUALITY = 85
+FEWEST_SLIDES = 8
+LEAST_PX = 512
+Split: TypeAlias = Literal["train", "validation", "test"]
+MadeOf: TypeAlias = Literal["tissue", "glass", "tissue and pen"]
+ODD_SLIDES: dict[int, MadeOf] = {1: "glass", 2: "tissue and pen"}
+"""What the last negative slide is made of, and the last but one."""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One slide to be made."""
+
+    slide_id: str
+    patient_id: str
+    label: int
+    split: Split
+    made_of: MadeOf
+    tumour_share: float
+    look_alike_share: float
+
+
+def make_demo_cohort(
+    out: Path, *, seed: int = 0, slides: int = 72, width_px: int = 1568, odd_slides: bool = True
+) -> Path:
+    """Makes `slides` slides, half of them with tumour, under the folder `out` and returns its
+    manifest, `out`/slides.csv.
+
+    Args:
+        out: gets slides/<slide_id>.svs, annotations/<slide_id>.geojson and slides.csv (slide_id,
+        path, label, patient_id,
+            split, annotation; paths relative to `out`). Files that are there are overwritten.
+        seed: another seed, another cohort; equal arguments give equal bytes, whatever the machine
+        or HNM_WORKERS. slides: even, at least 8; about 2/9 each go to validation and test. Two
+        train patients have two slides. width_px: level-0 width of the widest slide at 0.5 µm per
+        pixel, at least 512; a slide of 768 takes about 0.3 s. odd_slides: whether one negative
+        train slide is empty glass (its place in a cohort is quarantine) and another has pen marks.
+
+    Annotations are GeoJSON polygons in level-0 pixels, `properties.classification.name` "tumour" or
+    "look-alike": large crowded cells, yet benign, in about half of the slides of either label. All
+    slides but the empty glass have one, if with no polygon. Raises `CohortError` where `slides` or
+    `width_px` is out of range.
+    """
+    if slides < FEWEST_SLIDES or slides % 2:
+        raise CohortError(
+            f"a demo cohort of slides={slides} cannot be split with both labels in each; ask for an"
+            f" even number from {FEWEST_SLIDES}"
+        )
+    if width_px < LEAST_PX:
+        raise CohortError(
+            f"width_px={width_px} leaves no room for tissue; ask for at least {LEAST_PX}"
+        )
+    subjects = _subjects(seed, slides, odd_slides)
+    make = partial(_make_slide, out.absolute(), seed, width_px)
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(worker_count(), context) as workers:
+        list(workers.map(make, subjects))  # raises what a worker raised
+    manifest = pd.DataFrame(
+        {
+            "slide_id": [subject.slide_id for subject in subjects],
+            "path": [f"slides/{subject.slide_id}.svs" for subject in subjects],
+            "label": [subject.label for subject in subjects],
+            "patient_id": [subject.patient_id for subject in subjects],
+            "split": [subject.split for subject in subjects],
+            "annotation": [
+                f"annotations/{subject.slide_id}.geojson" if subject.made_of != "glass" else ""
+                for subject in subjects
+            ],
+        }
+    )
+    with whole(out / "slides.csv") as temporary:
+        manifest.to_csv(temporary, index=False, lineterminator="\n")
+    return out / "slides.csv"
+
+
+def _subjects(seed: int, slides: int, odd_slides: bool) -> list[_Subject]:
+    """What is made, by slide id: labels and splits are dealt to shuffled ids; tumour is 7 to 35 %
+    of a positive slide's tissue.
+    """
+    dice = Dice(seed_of(seed, "demo", "subjects"))
+    held_out = round(slides / 9)
+    pairs = slides // 2
+    order = np.argsort(dice.many(0, 1 << 32, slides), kind="stable").tolist()
+    subjects = []
+    for place, number in enumerate(order):
+        label, pair = divmod(place, pairs)
+        owner = (
+            place - 1 if pair == pairs - 1 else place
+        )  # the last two of each label, both train, are one patient's
+        evenly = (
+            pair * 55 % 89 / 88
+            # the golden ratio's multiples: few slides, of one split, already have small and large
+            # ones
+        )
+        subjects.append(
+            _Subject(
+                slide_id=f"demo-{number + 1:03d}",
+                patient_id=f"patient-{order[owner] + 1:03d}",
+                label=label,
+                split=(
+                    "test" if pair < held_out else "validation" if pair < 2 * held_out else "train"
+                ),
+                made_of=(
+                    ODD_SLIDES.get(pairs - pair, "tissue")
+                    if odd_slides and label == 0
+                    else "tissue"
+                ),
+                tumour_share=label * (0.07 + 0.28 * evenly * evenly),
+                look_alike_share=(
+                    max(dice.one(-60, 60), 0) / 1000 if label else max(dice.one(-80, 120), 0) / 1000
+                ),
+            )
+        )
+    return sorted(subjects, key=lambda subject: subject.slide_id)
+
+
+def _make_slide(out: Path, seed: int, width_px: int, subject: _Subject) -> None:
+    """Writes one slide and, unless it is glass, its truth."""
+    painting = _paint(seed, width_px, subject)
+    with whole(out / "slides" / f"{subject.slide_id}.svs") as temporary:
+        _write_svs(painting.pixels, temporary)
+    if subject.made_of != "glass":
+        height, width, _ = painting.pixels.shape
+        scan = shapely.box(0, 0, width, height)
+        drawn = [("tumour", polygon) for polygon in painting.tumour] + [
+            ("look-alike", polygon) for polygon in painting.look_alike
+        ]
+        features = [
+            _feature(name, part)
+            for name, polygon in drawn
+            for part in shapely.get_parts(polygon.intersection(scan))
+        ]
+        write_json(
+            {"type": "FeatureCollection", ORIGIN: "level_0", "features": features},
+            out / "annotations" / f"{subject.slide_id}.geojson",
+        )
+
+
+def _paint(seed: int, width_px: int, subject: _Subject) -> Painting:
+    dice = Dice(seed_of(seed, "demo", "slide", subject.slide_id))
+    stain = Stain.drawn(Dice(seed_of(seed, "demo", "stain", subject.patient_id)))
+    height, width = width_px * dice.one(80, 96) // 100, width_px * dice.one(90, 101) // 100
+    if subject.made_of == "glass":
+        return paint_glass(dice, stain, height, width)
+    painting = paint_tissue(
+        dice,
+        stain,
+        height,
+        width,
+        tumour_share=subject.tumour_share,
+        look_alike_share=subject.look_alike_share,
+    )
+    return mark_with_pen(dice, painting) if subject.made_of == "tissue and pen" else painting
+
+
+def _feature(name: str, polygon: Polygon) -> dict[str, object]:
+    return {
+        "type": "Feature",
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [[[int(x), int(y)] for x, y in polygon.exterior.coords]],
+        },
+        "properties": {"objectType": "annotation", "classification": {"name": name}},
+    }
+
+
+def _write_svs(pixels: Bytes, path: Path) -> None:
+    """`pixels` (height, width, 3) as Aperio lays it out: level 0, a thumbnail in strips, then
+    levels each a quarter of the last.
+    """
+    height, width, _ = pixels.shape
+    levels = [pixels]
+    while min(levels[-1].shape[:2]) >= TILE_PX:
+        levels.append(_reduced(levels[-1], LEVEL_STEP))
+    head = f"Aperio Image Library v11.2.1 \r\n{width}x{height}"
+    tiled = f"[0,0 {width}x{height}] ({TILE_PX}x{TILE_PX})"
+    properties = f"AppMag = {MAGNIFICATION}|MPP = {MPP:.4f}"
+    with tifffile.TiffWriter(path, byteorder="<") as file:
+        write = partial(
+            file.write,
+            photometric="rgb",
+            subsampling=(2, 2),
+            compression="jpeg",
+            compressionargs={"level": JPEG_QUALITY},
+            metadata=None,
+            software=False,
+        )
+        for number, level in enumerate(levels):
+            shrunk = f" -> {level.shape[1]}x{level.shape[0]}" if number else ""
+            write(
+                _tiles(level),
+                shape=level.shape,
+                dtype=np.uint8,
+                tile=(TILE_PX, TILE_PX),
+                description=f"{head} {tiled}{shrunk} JPEG/RGB Q={JPEG_QUALITY}|{properties}",
+            )
+            if not number:
+                write(
+                    levels[1],
+                    rowsperstrip=len(levels[1]),
+                    description=(
+                        f"{head} -> {levels[1].shape[1]}x{levels[1].shape[0]} - |{properties}"
+                    ),
+                )
+
+
+def _tiles(pixels: Bytes) -> Iterator[Bytes]:
+    """Tiles row by row; those that reach over the border repeat its pixels, so that no black rings
+    into the image.
+    """
+    height, width, _ = pixels.shape
+    padded = np.pad(pixels, ((0, -height % TILE_PX), (0, -width % TILE_PX), (0, 0)), mode="edge")
+    for top in range(0, height, TILE_PX):
+        for left in range(0, width, TILE_PX):
+            yield np.ascontiguousarray(padded[top : top + TILE_PX, left : left + TILE_PX])
+
+
+def _reduced(pixels: Bytes, step: int) -> Bytes:
+    """Means of step x step pixels; what is left over at the border is dropped."""
+    height, width = pixels.shape[0] // step, pixels.shape[1] // step
+    blocks = pixels[: height * step, : width * step].reshape(height, step, width, step, 3)
+    return np.asarray(
+        (blocks.sum(axis=(1, 3), dtype=np.uint32) + step * step // 2) // (step * step), np.uint8
+    )

@@ -1,0 +1,1 @@
+"""Runs in MLflow: what each stage logs, and how it gets there without delaying a stage."""
