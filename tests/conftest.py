@@ -15,6 +15,9 @@ from PIL import Image
 
 from tests.support.stages import Launcher
 
+pytest_plugins = ["tests.support.tracked"]
+"""Fixtures of repositories whose stages log runs."""
+
 settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=50
 )  # a shared machine keeps no deadline
