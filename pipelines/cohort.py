@@ -9,19 +9,10 @@ from hnm.errors import SlideError
 from hnm.params import Cohort, Split
 from hnm.progress import followed
 from hnm.slides.annotations import write_annotation
-from hnm.slides.cohort.cohort import (
-    SPLITS,
-    Entry,
-    Identity,
-    Opening,
-    check_classes,
-    check_quarantine,
-    check_twins,
-    identify,
-    quarantine_frame,
-    read_manifest,
-    splits_of,
-)
+from hnm.slides.cohort.identity import Identity, SlideSource, check_twins, identify
+from hnm.slides.cohort.labels import check_classes, labels_of, splits_of
+from hnm.slides.cohort.manifest import SPLITS, ManifestRow, read_manifest
+from hnm.slides.cohort.quarantine import check_quarantine, quarantine_frame
 from hnm.slides.drawings import Drawing, read_drawings, warn_of_origins, warn_of_places
 from hnm.slides.reading.urls import kept_form, place_of
 from hnm.slides.workers import each
@@ -46,9 +37,9 @@ def main(
 ) -> None:
     """Checks the manifest, opens each slide for its fingerprint, and assigns splits."""
     manifest = project_file(Path(cohort.manifest))
-    entries = {entry.slide_id: entry for entry in read_manifest(manifest)}
-    splits = splits_of(entries.values(), split)
-    labels = {slide_id: entry.label for slide_id, entry in entries.items()}
+    entries = {row.slide_id: row for row in read_manifest(manifest)}
+    labels = labels_of(entries.values(), cohort.positive, manifest)
+    splits = splits_of(entries.values(), labels, split)
     check_classes(labels, splits, str(manifest))
     folder = manifest.parent.resolve()
     known = Store(project_store().root.absolute())
@@ -124,10 +115,10 @@ def main(
         write_annotation(regions, annotations / f"{slide_id}.geojson")
 
 
-def _opening(entry: Entry, folder: Path, cohort: Cohort, statements: Store) -> Opening:
+def _opening(entry: ManifestRow, folder: Path, cohort: Cohort, statements: Store) -> SlideSource:
     """What a worker needs to open the slide of a row of the manifest in `folder`."""
     mask = project_file(folder / entry.mask) if entry.mask else None
-    return Opening(
+    return SlideSource(
         entry.slide_id,
         place_of(entry.path, folder),
         entry.mpp,
@@ -138,7 +129,7 @@ def _opening(entry: Entry, folder: Path, cohort: Cohort, statements: Store) -> O
     )
 
 
-def _line(opened_slide: tuple[Opening, Identity | SlideError]) -> tuple[str, int]:
+def _line(opened_slide: tuple[SlideSource, Identity | SlideError]) -> tuple[str, int]:
     opening, outcome = opened_slide
     if isinstance(outcome, SlideError):
         return f"{opening.slide_id}: {outcome}", 0
@@ -149,7 +140,7 @@ def _line(opened_slide: tuple[Opening, Identity | SlideError]) -> tuple[str, int
     )
 
 
-def _row(entry: Entry, split: str, identity: Identity) -> dict[str, str | int | float]:
+def _row(entry: ManifestRow, split: str, identity: Identity) -> dict[str, str | int | float]:
     return {
         "slide_id": entry.slide_id,
         "path": kept_form(entry.path),

@@ -4,11 +4,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
-from hnm.slides.cohort.cohort import OBJECTIVE_MPP, PLAUSIBLE_MPP
 from hnm.slides.cutting.cut import Cutting, Layout, cut, opened
 from hnm.slides.cutting.masks import Placement, mask_bytes, placement_of
+from hnm.slides.mpp import mpp_of
 from hnm.slides.reading.canvas import Canvas, OriginParam
 from hnm.slides.reading.reader import OpenSlideReader, Thumbnail, thumbnail
 from hnm.slides.reading.remote import fetched
@@ -70,7 +69,12 @@ def read_slide(reading: Reading) -> SlideRead | None:
             fingerprint = slide.fingerprint()
             if fingerprint == reading.done:
                 return None
-            mpp = _mpp_of(slide, reading)
+            mpp = mpp_of(
+                slide.mpp,
+                slide.objective_power,
+                given=reading.mpp,
+                from_objective=reading.mpp_from_objective,
+            )
             canvas = Canvas(*slide.dimensions, slide.bounds, reading.origin)
         mask_digest, placement = "", Placement()
         if reading.mask is not None:
@@ -97,18 +101,3 @@ def read_slide(reading: Reading) -> SlideRead | None:
                 mpp,
             )
     return SlideRead(mpp, fingerprint, overview, canvas, placement)
-
-
-def _mpp_of(slide: OpenSlideReader, reading: Reading) -> tuple[float, float]:
-    known = slide.mpp if reading.mpp is None else (reading.mpp, reading.mpp)
-    if known is None and reading.mpp_from_objective and slide.objective_power in OBJECTIVE_MPP:
-        known = (OBJECTIVE_MPP[slide.objective_power], OBJECTIVE_MPP[slide.objective_power])
-    if known is None:
-        raise SlideError("its file states no µm per pixel; give them by --mpp", step="mpp")
-    if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in known):
-        raise SlideError(
-            f"{known[0]:.4g} x {known[1]:.4g} µm per pixel are not within {PLAUSIBLE_MPP[0]:g} and"
-            f" {PLAUSIBLE_MPP[1]:g}; give the true value by --mpp",
-            step="mpp",
-        )
-    return known

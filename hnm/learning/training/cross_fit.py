@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
-from sklearn.model_selection import StratifiedGroupKFold
 
 from hnm import params
 from hnm.errors import HeadError
 from hnm.learning.predict import predict
 from hnm.learning.training.fit_head import LabelledSlide, fit_head
-from hnm.seeds import seed_of
+from hnm.splits import folds_of
 from hnm.tables import TILE_SCORES
 
 
@@ -48,8 +47,7 @@ def cross_fitted_scores(
         ranking: the ranking loss's.
 
     Raises:
-        HeadError: fewer patients than folds have slides of a label, a fold leaves one label alone,
-        or as `fit_head`.
+        HeadError: a fold would have no slides of one label; or as `fit_head`.
     """
     if not section.score_folds:
         return TILE_SCORES.empty()
@@ -90,28 +88,14 @@ def score_folds(
     """(slides to train on, slides to score) of each fold: a patient's slides share a fold, labels
     are spread evenly.
     """
-    for label in (0, 1):
-        known = {patients[slide.slide_id] for slide in train if slide.label == label}
-        if len(known) < folds:
-            raise HeadError(
-                f"head.score_folds={folds}, but train slides with label {label} and tiles are of"
-                f" {len(known)} patients; lower it, or add slides of others"
-            )
-    splitter = StratifiedGroupKFold(
-        folds, shuffle=True, random_state=seed_of(seed, "score folds") % 2**32
-    )
-    parts = splitter.split(
-        np.zeros(len(train)),
-        [slide.label for slide in train],
-        [patients[slide.slide_id] for slide in train],
-    )
-    for others, own in parts:
-        if len({train[i].label for i in others}) < 2:
-            raise HeadError(
-                f"head.score_folds={folds}: patients with slides of both labels leave a fold's head"
-                " train slides of one label alone; change it"
-            )
-        yield [train[i] for i in others], [train[i] for i in own]
+    slides = [(patients[slide.slide_id], slide.label) for slide in train]
+    fold_of = folds_of(slides, folds, seed, "score folds", "head.score_folds", HeadError)
+    for fold in range(folds):
+        is_scored = [fold_of[patient] == fold for patient, _ in slides]
+        yield (
+            [slide for slide, scored in zip(train, is_scored, strict=True) if not scored],
+            [slide for slide, scored in zip(train, is_scored, strict=True) if scored],
+        )
 
 
 def _untold(epoch: int, metrics: Mapping[str, float]) -> None:

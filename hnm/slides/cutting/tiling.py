@@ -90,7 +90,8 @@ def grid_of(
         _starts(extent, tile, downsample)
         for extent, tile in zip((bounds.width, bounds.height), size, strict=True)
     )
-    columns, rows = len(x), len(y)
+    columns = len(x)
+    rows = len(y)
     if not columns * rows:
         raise SlideError(
             f"its scan of {bounds.width} x {bounds.height} pixels is smaller than one tile"
@@ -176,12 +177,13 @@ def _between(
     """The summed-area `table` at fractional points: bilinear is exact, since the mask is constant
     within a pixel.
     """
-    x, y = np.clip(x, 0, table.shape[1] - 1), np.clip(y, 0, table.shape[0] - 1)
-    left, top = (
-        np.minimum(x.astype(int), table.shape[1] - 2),
-        np.minimum(y.astype(int), table.shape[0] - 2),
-    )
-    fx, fy = x - left, y - top
+    rows, columns = table.shape
+    x = np.clip(x, 0, columns - 1)
+    y = np.clip(y, 0, rows - 1)
+    left = np.minimum(x.astype(int), columns - 2)
+    top = np.minimum(y.astype(int), rows - 2)
+    fx = x - left
+    fy = y - top
     upper = table[top, left] * (1 - fx) + table[top, left + 1] * fx
     lower = table[top + 1, left] * (1 - fx) + table[top + 1, left + 1] * fx
     return np.asarray(upper * (1 - fy) + lower * fy)
