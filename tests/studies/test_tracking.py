@@ -97,7 +97,7 @@ def test_a_study_that_is_deleted_and_begun_anew_has_runs_of_its_own(
         run_study(
             StudyFiles(root / "studies" / "s"),
             params,
-            Upstream(root / "data"),
+            Upstream(root),
             loop,
             Store(root / "store"),
             limits,
