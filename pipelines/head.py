@@ -1,8 +1,9 @@
 """Stage `head`: a head trained from slide labels alone, and its scores of all slides and tiles."""
 
 from hnm import params
-from hnm.loop.head import kept_epoch, train_head
+from hnm.loop.head import train_head
 from hnm.loop.paths import HeadFiles
+from hnm.selection import best_epoch
 from hnm.tracking.runs import Tracker
 from pipelines import stage
 
@@ -20,7 +21,7 @@ def main(
     the cross-fitted scores of the train slides' tiles.
     """
     history = train_head(files, head=head, ranking=ranking, compute=compute, on_epoch=tracker.epoch)
-    best = kept_epoch(history)
+    best = best_epoch(history)
     tracker.metrics(
         {"validation/auc": best["validation_auc"], "validation/loss": best["validation_loss"]}
     )

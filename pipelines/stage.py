@@ -51,17 +51,24 @@ def sections_of(main: Callable[..., None]) -> list[str]:
 def help_of(main: Callable[..., None]) -> dict[str, str]:
     """Returns what the flags of a stage mean, by name: the docstrings of the fields."""
     helps = {"round": "The number of the round."}
-    for part in inspect.signature(main).parameters.values():
-        if is_dataclass(part.annotation):
-            (tree,) = ast.parse(inspect.getsource(part.annotation)).body
-            for field, text in pairwise(getattr(tree, "body", [])):
-                match field, text:
-                    case (
-                        ast.AnnAssign(target=ast.Name(id=name)),
-                        ast.Expr(value=ast.Constant(value=str(words))),
-                    ):
-                        helps[name] = " ".join(words.split())
+    for parameter in inspect.signature(main).parameters.values():
+        if is_dataclass(parameter.annotation):
+            helps |= _field_docstrings(parameter.annotation)
     return helps
+
+
+def _field_docstrings(kind: Any) -> dict[str, str]:
+    """Returns the docstring below each field of a class."""
+    (tree,) = ast.parse(inspect.getsource(kind)).body
+    docstrings = {}
+    for statement, following in pairwise(getattr(tree, "body", [])):
+        match statement, following:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                docstrings[name] = " ".join(text.split())
+    return docstrings
 
 
 def _parts(parameter: inspect.Parameter) -> dict[str, Any]:
@@ -76,7 +83,8 @@ def _call(main: Callable[..., None], values: Mapping[str, Any]) -> None:
     """Calls `main` with the values of its flags and sections, those of a dataclass put together."""
     arguments = {}
     for name, parameter in inspect.signature(main).parameters.items():
-        if is_dataclass(kind := parameter.annotation):
+        kind: Any = parameter.annotation
+        if is_dataclass(kind):
             arguments[name] = kind(**{part: values[part] for part in _parts(parameter)})
         else:
             arguments[name] = values[name]

@@ -83,14 +83,15 @@ def evaluate(
     metrics = metrics_of(evaluation)
     write_json(metrics, files.metrics)
     write_plots(evaluation, files.plots)
-    cards = [make(evaluation, vars(settings)) for make in (model_card, data_card)]
+    model = model_card(evaluation, vars(settings))
+    data = data_card(evaluation, vars(settings))
     report = render_report(
         evaluation,
         lambda slide_id: Pack(files.packs / f"{slide_id}.h5"),
-        Origin(others, *cards, provenance.versions),
+        Origin(others, model, data, provenance.versions),
     )
-    pages = (files.model_card, files.data_card, files.report)
-    for path, text in zip(pages, (*cards, report), strict=True):
+    pages = {files.model_card: model, files.data_card: data, files.report: report}
+    for path, text in pages.items():
         with whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     _say(truth, evaluation, section)
@@ -174,5 +175,5 @@ def _say(truth: CohortTruth, evaluation: Evaluation, section: params.Evaluate) -
     for contradiction in contradictions(truth.annotations, truth.label_of, section):
         log.warning(contradiction)
     for evidence in evaluation.rounds:
-        if contradiction := lesions_among_negatives(evidence):
-            log.warning(contradiction)
+        if lesions := lesions_among_negatives(evidence):
+            log.warning(lesions)

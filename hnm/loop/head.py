@@ -1,6 +1,6 @@
 """The step `head`: a head trained from slide labels alone, and its scores of all slides."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -67,13 +67,6 @@ def slide_features(folder: Path, slide_ids: Iterable[str]) -> dict[str, torch.Te
         slide_id: torch.from_numpy(feature_files.read(folder / f"{slide_id}.h5"))
         for slide_id in slide_ids
     }
-
-
-def kept_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """Returns the epoch whose weights the head has: the highest validation AUC, then the lower log
-    loss, then the earlier.
-    """
-    return max(history, key=lambda row: (row["validation_auc"], -row["validation_loss"]))
 
 
 def _labelled(

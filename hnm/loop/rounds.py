@@ -27,11 +27,12 @@ from hnm.learning.training.fit_encoder import epoch_steps
 from hnm.learning.training.trainer import SAMPLE
 from hnm.loop.embed import embed_slides
 from hnm.loop.finetune import finetune_encoder, with_extra
-from hnm.loop.head import kept_epoch, slide_features, train_head
+from hnm.loop.head import slide_features, train_head
 from hnm.loop.mine import mine_tiles
 from hnm.loop.paths import HeadFiles, Paths
 from hnm.loop.seal import sealed
 from hnm.params import Params
+from hnm.selection import best_epoch
 from hnm.store import Store
 from hnm.tables import LABELS, MINED, PATIENTS, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
@@ -205,7 +206,7 @@ class Loop:
                     cost = self._cost(mined, params)
                     spread = _last_spread(encoder, params)
                 head = self._head(trial, encoder, mined)
-                best = kept_epoch(_epochs(head.folder))
+                best = best_epoch(_epochs(head.folder))
             yield RoundResult(
                 number,
                 best["validation_auc"],

@@ -184,9 +184,7 @@ def test_another_version_of_the_code_gives_other_results(
         )
     with (copy / "hnm" / "learning" / "embed.py").open("a") as module:
         module.write("\n\nANOTHER_VERSION = True\n")
-    code = ELSEWHERE.format(
-        root=str(root), copy=str(copy), data=str(data), store=str(store.root)
-    )
+    code = ELSEWHERE.format(root=str(root), copy=str(copy), data=str(data), store=str(store.root))
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=copy,
