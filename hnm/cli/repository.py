@@ -121,6 +121,6 @@ def lineage(
 
 def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
     """Open MLflow's pages on 127.0.0.1."""
-    from hnm.tracking.runs import serve_ui
+    from hnm.tracking.pages import serve_pages
 
-    serve_ui(port)
+    serve_pages(port)

@@ -21,7 +21,7 @@ from hnm.repository.outputs import AbsentError, Outputs, taking_apart
 from hnm.repository.revision import WORKSPACE, UnknownRevisionError, bytes_of, file_at
 from hnm.repository.stages import StageState, current_stages, stages_of
 from hnm.tables import read_frame
-from hnm.tracking.runs import connect, has_store, store_errors
+from hnm.tracking.connection import connect, has_store, store_errors
 from hnm.tracking.summary import flat_params
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hnm.tracking.record import waiting_records
-from hnm.tracking.runs import connect
+from hnm.tracking.connection import connect
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,17 +18,11 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from hnm.errors import TrackingError
 from hnm.params import load_params
 from hnm.repository.stages import StageState
+from hnm.tracking.connection import connect, tracking_uri
+from hnm.tracking.delivery import Delivery, bring_waiting
 from hnm.tracking.record import Record, refusals, refused_records, waiting_records
 from hnm.tracking.replay import sync
-from hnm.tracking.runs import (
-    Delivery,
-    Tracker,
-    bring_waiting,
-    connect,
-    run_name,
-    track_stage,
-    tracking_uri,
-)
+from hnm.tracking.runs import Tracker, run_name, track_stage
 from hnm.tracking.vocabulary import METRICS, TAGS
 
 StartStage = Callable[..., "subprocess.Popen[str]"]
@@ -289,7 +283,7 @@ def test_what_is_refused_for_good_is_set_aside_and_all_else_is_brought(root: Pat
     later.append("start", experiment="demo", name="later", tags={}, params={}, inputs=[])
     later.append("finish", status="FINISHED")
     for brought in (["later"], []):
-        assert bring_waiting(root, client) == brought
+        assert bring_waiting(root, client).names == brought
         assert waiting_records(root) == []
         (aside,) = refused_records(root)
         assert re.fullmatch(
@@ -314,7 +308,7 @@ def test_what_is_refused_for_good_is_set_aside_and_all_else_is_brought(root: Pat
         assert (aside.folder / aside.events()[4]["path"]).read_text() == "{}"
         aside.put_back()
     client.delete_run(runs["head-r1"].info.run_id)
-    assert bring_waiting(root, client) == ["head-r1"]
+    assert bring_waiting(root, client).names == ["head-r1"]
     assert refusals(root) == ""
 
 
@@ -322,7 +316,7 @@ def test_a_run_that_cannot_be_made_is_brought_when_the_cause_is_mended(root: Pat
     record, client = a_record(root), connect(root)
     experiment = client.create_experiment("demo", artifact_location=(root / "mlruns").as_uri())
     client.delete_experiment(experiment)
-    assert bring_waiting(root, client) == []
+    assert bring_waiting(root, client).names == []
     (aside,) = refused_records(root)
     assert aside.identity == record.identity
     assert (
@@ -341,7 +335,7 @@ def test_a_run_that_is_deleted_while_it_is_brought(root: Path) -> None:
     delivery.bring(record.events()[:2])
     (run,) = runs_of(root)
     client.delete_run(run.info.run_id)
-    delivery.bring(record.events()[2:])
+    delivery.bring(record.events())
     delivery.settle()
     assert waiting_records(root) == []
     assert (
@@ -365,8 +359,8 @@ class BusyClient:
 
 def test_what_may_be_taken_tomorrow_waits(root: Path) -> None:
     a_record(root)
-    with pytest.raises(MlflowException, match="database is locked"):
-        bring_waiting(root, BusyClient(connect(root)))  # type: ignore[arg-type]
+    names, (line,) = bring_waiting(root, BusyClient(connect(root)))  # type: ignore[arg-type]
+    assert names == [] and "while MLflow answers: database is locked" in line
     assert len(waiting_records(root)) == 1
     assert refused_records(root) == []
 
@@ -491,7 +485,7 @@ def test_a_run_whose_courier_was_killed_too_is_closed_by_the_next_start(root: Pa
     client = connect(root)
     Delivery(root, record, client).bring(record.events())
     assert runs_of(root)[0].info.status == "RUNNING"
-    assert bring_waiting(root, client) == ["head-r1"]
+    assert bring_waiting(root, client).names == ["head-r1"]
     (run,) = runs_of(root)
     assert (run.info.status, run.info.end_time) == ("KILLED", 1002)
     assert waiting_records(root) == []

@@ -17,8 +17,8 @@ import pytest
 
 from hnm.errors import TrackingError
 from hnm.tracking import time_limits as patience
+from hnm.tracking.connection import connect
 from hnm.tracking.record import Record, waiting_records
-from hnm.tracking.runs import connect
 from hnm.tracking.time_limits import PatientClient, StoreSilentError, within
 
 
