@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from hnm.errors import TrackingError
 from hnm.output import say
@@ -20,9 +20,6 @@ from hnm.tracking.connection import connect, store_errors
 from hnm.tracking.delivery import Delivery, bring_waiting
 from hnm.tracking.record import CURE, Record, RecordError, first_line
 from hnm.tracking.system import SystemWatch
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 COURIER_SECONDS = 60.0
 """Longest that a courier goes on alone after its stage."""
@@ -78,64 +75,49 @@ def _say_waiting(name: str, reason: str) -> None:
     )
 
 
-class _Trip:
-    """A courier's way with one record."""
-
-    def __init__(self, root: Path, record: Record) -> None:
-        self._root = root
-        self._record = record
-        self._client: MlflowClient | None = None
-        self._delivery: Delivery | None = None
-        self._others_brought = False
-
-    def go_on(self, watch: SystemWatch | None = None) -> None:
-        """Brings the events that are new, the samples of `watch`, and once the records that wait.
-
-        Of a study the waiting records are brought each time, as its trials come one by one.
-        """
-        try:
-            events = self._record.events()
-            if self._client is None or self._delivery is None:
-                self._client = connect(self._root)
-                self._delivery = Delivery(self._root, self._record, self._client)
-            self._delivery.bring(events)
-            if watch is not None and watch.due():
-                self._delivery.system(watch.sample(), watch.samples)
-            is_study = bool(events and events[0].get("identity"))
-            if is_study or not self._others_brought:
-                bring_waiting(self._root, self._client)
-                self._others_brought = True
-        except (*store_errors(), TrackingError) as error:  # type: ignore[misc]
-            self._record.say_reason(first_line(error))
-
-    def finish(self) -> bool:
-        """Whether all was brought. The last record to come may be the summary, which links the runs
-        of other stages.
-        """
-        if self._client is None or self._delivery is None or not self._delivery.is_complete:
-            return False
-        self._delivery.settle()
-        try:
-            bring_waiting(self._root, self._client, OTHERS_SECONDS)
-        except (*store_errors(), TrackingError) as error:  # type: ignore[misc]
-            say(first_line(error))
-        return True
-
-
 def follow(root: Path, record: Record, stage_pid: int) -> bool:
-    """Follows a record until its stage has ended; whether all of it was brought."""
-    trip = _Trip(root, record)
+    """Follows a record until its stage has ended; whether all of it was brought.
+
+    The records that wait from before are brought once at the start, and those of a study's trials
+    each time, as they come one by one.
+    """
     watch = SystemWatch(stage_pid)
+    delivery: Delivery | None = None
+    stage_runs = True
     with record.courier_lock(0):
-        while not _stage_ends_within(POLL_SECONDS):
-            trip.go_on(watch)
-        watchdog = threading.Timer(COURIER_SECONDS, os._exit, [1])
-        watchdog.daemon = True
-        watchdog.start()
-        with contextlib.suppress(RecordError):
-            record.close_if_killed(1.0)
-        trip.go_on()
-    return trip.finish()
+        while stage_runs:
+            stage_runs = not _stage_ends_within(POLL_SECONDS)
+            if not stage_runs:
+                _stop_after(COURIER_SECONDS)
+                with contextlib.suppress(RecordError):
+                    record.close_if_killed(1.0)
+            try:
+                events = record.events()
+                is_first = delivery is None
+                if delivery is None:
+                    delivery = Delivery(root, record, connect(root))
+                delivery.bring(events)
+                if stage_runs and watch.due():
+                    delivery.system(watch.sample(), watch.samples)
+                if is_first or (events and events[0].get("identity")):
+                    bring_waiting(root, delivery.client)
+            except (*store_errors(), TrackingError) as error:  # type: ignore[misc]
+                record.say_reason(first_line(error))
+    if delivery is None or not delivery.is_complete:
+        return False
+    delivery.settle()
+    try:  # the summary, which the stage has written last and which links the other runs
+        bring_waiting(root, delivery.client, OTHERS_SECONDS)
+    except (*store_errors(), TrackingError) as error:  # type: ignore[misc]
+        say(first_line(error))
+    return True
+
+
+def _stop_after(seconds: float) -> None:
+    """Ends this process then, whatever it waits for."""
+    watchdog = threading.Timer(seconds, os._exit, [1])
+    watchdog.daemon = True
+    watchdog.start()
 
 
 def _stage_ends_within(seconds: float) -> bool:

@@ -41,7 +41,7 @@ class Delivery:
     def __init__(self, root: Path, record: Record, client: "MlflowClient") -> None:
         self._root = root
         self._record = record
-        self._client = client
+        self.client = client
         self._run_id = ""
         self._experiment_id = ""
         self._stage_key = ""
@@ -123,20 +123,20 @@ class Delivery:
                 self._metrics(events)
             case "not_finite":
                 step = "" if event["step"] is None else f" at step {event['step']}"
-                self._client.set_tag(self._run_id, "hnm.not_finite", f"{event['name']}{step}")
+                self.client.set_tag(self._run_id, "hnm.not_finite", f"{event['name']}{step}")
             case "file":
                 place = str(self._record.folder / event["path"])
-                self._client.log_artifact(self._run_id, place)
+                self.client.log_artifact(self._run_id, place)
             case "model":
                 self._model(event)
             case "finish":
-                self._client.set_terminated(self._run_id, event["status"], event["time"])
+                self.client.set_terminated(self._run_id, event["status"], event["time"])
 
     def _start(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         self._stage_key = event["tags"].get("hnm.stage_key", "")
-        self._experiment_id = experiment_id_of(self._client, self._root, event["experiment"])
+        self._experiment_id = experiment_id_of(self.client, self._root, event["experiment"])
         identity = event.get("identity") or self._record.identity
         run = self._run_of_record(identity)
         if run is None:
@@ -144,7 +144,7 @@ class Delivery:
             if run is None:
                 return
         elif event.get("identity") and not event.get("stages"):  # a study that goes on
-            self._client.update_run(run.info.run_id, status="RUNNING")
+            self.client.update_run(run.info.run_id, status="RUNNING")
         self._run_id = run.info.run_id
         self._params(event["params"])
         inputs = [
@@ -154,7 +154,7 @@ class Delivery:
             )
             for path, md5, context in event["inputs"]
         ]
-        self._client.log_inputs(self._run_id, inputs)
+        self.client.log_inputs(self._run_id, inputs)
 
     def _new_run(self, event: Event, identity: str) -> "Run | None":
         """Makes the run; None of a summary of a state that another run has summed up."""
@@ -162,24 +162,24 @@ class Delivery:
         tags = {**event["tags"], "hnm.record": identity}
         if stages := event.get("stages"):
             key = tags.get("hnm.state_key", "")
-            if finished_run(self._client, event["experiment"], "hnm.state_key", key):
+            if finished_run(self.client, event["experiment"], "hnm.state_key", key):
                 return None
             name = self._state_name(event["params"], key)
-            tags |= links(runs_of_stages(self._client, event["experiment"], stages))
+            tags |= links(runs_of_stages(self.client, event["experiment"], stages))
         parent = self._run_of_record(event["parent"]) if event.get("parent") else None
         if parent is not None:
             tags["mlflow.parentRunId"] = parent.info.run_id
-        return self._client.create_run(
+        return self.client.create_run(
             self._experiment_id, start_time=event["time"], tags=tags, run_name=name
         )
 
     def _run_of_record(self, identity: str) -> "Run | None":
         query = f"tags.`hnm.record` = '{identity}'"
-        runs = self._client.search_runs([self._experiment_id], query, max_results=1)
+        runs = self.client.search_runs([self._experiment_id], query, max_results=1)
         return runs[0] if runs else None
 
     def _state_name(self, params: dict[str, Any], key: str) -> str:
-        summaries = self._client.search_runs(
+        summaries = self.client.search_runs(
             [self._experiment_id],
             "tags.`hnm.kind` = 'summary'",
             order_by=["attributes.start_time"],
@@ -197,13 +197,13 @@ class Delivery:
         for first in range(0, len(params), MOST_PARAMS):
             batch = params[first : first + MOST_PARAMS]
             try:
-                self._client.log_batch(self._run_id, params=batch)
+                self.client.log_batch(self._run_id, params=batch)
             except MlflowException as error:
                 if error.error_code not in FOR_GOOD:
                     raise
                 for param in batch:
                     with self._refusable():
-                        self._client.log_batch(self._run_id, params=[param])
+                        self.client.log_batch(self._run_id, params=[param])
 
     def _metrics(self, events: list[Event]) -> None:
         from mlflow.entities import Metric
@@ -215,11 +215,11 @@ class Delivery:
         ]
         for first in range(0, len(metrics), MOST_METRICS):
             batch = metrics[first : first + MOST_METRICS]
-            self._client.log_batch(self._run_id, metrics=batch)
+            self.client.log_batch(self._run_id, metrics=batch)
 
     def _model(self, event: Event) -> None:
         name = event["kind"]
-        models = self._client.search_logged_models(
+        models = self.client.search_logged_models(
             [self._experiment_id], f"source_run_id = '{self._run_id}' AND name = '{name}'"
         )
         if models and models[0].status.value == "READY":
@@ -227,12 +227,12 @@ class Delivery:
         model = (
             models[0]
             if models
-            else self._client.create_logged_model(
+            else self.client.create_logged_model(
                 self._experiment_id, name=name, source_run_id=self._run_id, model_type=name
             )
         )
-        self._client.log_model_artifacts(model.model_id, str(self._record.folder / event["path"]))
-        self._client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_model_artifacts(model.model_id, str(self._record.folder / event["path"]))
+        self.client.finalize_logged_model(model.model_id, "READY")
 
 
 def was_delivered(root: Path, stage_key: str) -> bool:

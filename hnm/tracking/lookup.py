@@ -4,9 +4,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from hnm.errors import TrackingError
+from hnm.files import Refuse, read_bounded
 from hnm.tracking.connection import connect, has_store, store_errors, tracking_uri
 from hnm.tracking.record import first_line
 from hnm.tracking.summary import in_reading_order
@@ -25,6 +27,20 @@ class StageRun:
     commit: str | None
     """Git commit of the code that ran; None of a run that was made from the files."""
     stage_key: str | None = None
+
+
+@dataclass(frozen=True)
+class StateRun:
+    """The run that sums up a state, with the run of its evaluation."""
+
+    params: dict[str, str]
+    """Dotted name -> value, of all stages."""
+    seconds: dict[str, float | None]
+    """DVC's name of each stage with a run -> what its execution took; None where nobody knows."""
+    inputs: dict[str, str]
+    """Path -> DVC's md5 of what was evaluated."""
+    file: bytes
+    """The artifact that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +119,61 @@ def _stage_run(run: "Run") -> StageRun:
     tags = run.data.tags
     commit = tags.get("mlflow.source.git.commit")
     return StageRun(run.info.run_name, run.info.run_id, commit, tags.get("hnm.stage_key"))
+
+
+def state_run(root: Path, name: str, artifact: str, refuse: Refuse) -> StateRun:
+    """The newest summary of this id or name.
+
+    Args:
+        root: the repository.
+        name: the summary's id or name.
+        artifact: the file of the evaluation's run to bring along.
+        refuse: makes the error where there is no such run, or it lacks something.
+    """
+    try:
+        client = connect(root)
+        summary = _summary(client, name, refuse)
+        runs = {
+            tag.removeprefix("hnm.run.").replace(".", "@"): client.get_run(run_id)
+            for tag, run_id in summary.data.tags.items()
+            if tag.startswith("hnm.run.")
+        }
+        if "evaluate" not in runs:
+            raise refuse(
+                f"the summary {name} of MLflow links no evaluation; name another state, or run"
+                " hnm track sync"
+            )
+        evaluate = runs["evaluate"]
+        with TemporaryDirectory(prefix="hnm-state-") as folder:
+            path = Path(client.download_artifacts(evaluate.info.run_id, artifact, folder))
+            content = read_bounded(path, refuse, what=f"{path.name} of the run {name}")
+    except store_errors() as error:
+        raise refuse(
+            f"{name} is no Git revision, no DVC experiment, and MLflow does not give it as a run:"
+            f" {error}"
+        ) from None
+    inputs = evaluate.inputs.dataset_inputs if evaluate.inputs is not None else []
+    return StateRun(
+        dict(summary.data.params),
+        {stage: run.data.metrics.get("cost/seconds") for stage, run in runs.items()},
+        {item.dataset.name: item.dataset.digest for item in inputs},
+        content,
+    )
+
+
+def _summary(client: "MlflowClient", name: str, refuse: Refuse) -> "Run":
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    summaries = client.search_runs(
+        experiments, "tags.`hnm.kind` = 'summary'", order_by=["attributes.start_time DESC"]
+    )
+    for run in summaries:
+        if name in (run.info.run_id, run.info.run_name):
+            return run
+    names = ", ".join(sorted({str(run.info.run_name) for run in summaries})) or "none"
+    raise refuse(
+        f"{name} is no Git revision, no DVC experiment and no summary run of MLflow (there:"
+        f" {names}); `dvc exp list` and `make ui` show them"
+    )
 
 
 def model_versions(root: Path, name: str) -> list[ModelVersion]:

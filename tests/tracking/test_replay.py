@@ -534,7 +534,8 @@ def test_runs_that_mlflow_refuses_to_make_are_set_aside_once_and_made_by_a_retry
         assert (done.replayed, done.summary, done.missing) == ([], None, [])
         assert refusals(repository).startswith(
             "3 in .hnm/refused, the first head-r0-dsmil-s0 (The experiment 1 must be in the"
-            " 'active' state. Current state is deleted.); mend the cause and run `hnm track sync --retry`"
+            " 'active' state. Current state is deleted.); mend the cause and run"
+            " `hnm track sync --retry`"
         )
     client.restore_experiment("1")
     done = sync(repository, retry=True)
