@@ -85,7 +85,8 @@ def _call(main: Callable[..., None], values: Mapping[str, Any]) -> None:
     for name, parameter in inspect.signature(main).parameters.items():
         kind: Any = parameter.annotation
         if is_dataclass(kind):
-            arguments[name] = kind(**{part: values[part] for part in _parts(parameter)})
+            files_of: Callable[..., Any] = parameter.annotation
+            arguments[name] = files_of(**{part: values[part] for part in _parts(parameter)})
         else:
             arguments[name] = values[name]
     main(**arguments)
