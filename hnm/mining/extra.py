@@ -163,8 +163,8 @@ def _check_fit(pack: Pack, look: _Look) -> None:
     if pack.tile_px != look.tile_px or not alike:
         raise MiningError(
             f"{pack.path} has tiles of {pack.tile_px} px at {pack.mpp} µm per pixel, but this"
-            f" project's are of {look.tile_px} px at {look.mpp}; take mined tiles of a project with the"
-            " same tiles.tile_px and tiles.mpp"
+            f" project's are of {look.tile_px} px at {look.mpp}; take mined tiles of a project with"
+            " the same tiles.tile_px and tiles.mpp"
         )
     for tile, x, y in look.tiles[["tile", "x", "y"]].itertuples(index=False):
         if tile >= len(pack) or tuple(pack.coords[tile]) != (x, y):

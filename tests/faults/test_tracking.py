@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from hnm.errors import TrackingError
+from hnm.tracking.connection import connect
 from hnm.tracking.record import waiting_records
-from hnm.tracking.runs import connect
 from tests.support.stages import Project
 
 STATED_SECONDS = 60.0
@@ -44,7 +44,7 @@ def server(how: str) -> Iterator[str]:
                         return
                     time.sleep(1)
 
-        do_POST = do_PUT = do_PATCH = do_GET  # the names that http.server calls
+        do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815  # the names that http.server calls
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass

@@ -16,7 +16,7 @@ from hnm.models import registry
 from hnm.models.registry import Promoted, model_of_run, promote, registered_model, why_not
 from hnm.prediction.model import ModelRecord, write_model
 from hnm.repository.stages import StageState
-from hnm.tracking.runs import connect
+from hnm.tracking.connection import connect
 from hnm.tracking.vocabulary import MODEL_TAGS
 from tests.support import model as tiny_model
 
@@ -27,7 +27,8 @@ model = mlflow.pyfunc.load_model("models:/hnm-tiny@champion")
 answer = model.predict(pandas.DataFrame({"path": [sys.argv[1], "glass.svs"]}))
 print(json.dumps(answer.to_dict("records")))
 from hnm.cli import app
-app(["predict", sys.argv[1], "--model", "models:/hnm-tiny@champion", "--out", "out"], standalone_mode=False)
+words = ["predict", sys.argv[1], "--model", "models:/hnm-tiny@champion", "--out", "out"]
+app(words, standalone_mode=False)
 """
 LABELS = "data/cohort/labels/validation.csv"
 HEAD = "data/heads/1"

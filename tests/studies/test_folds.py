@@ -14,7 +14,7 @@ from tests.support.study import make_upstream
 
 def test_folds_hold_train_and_validation_slides_and_are_kept(tmp_path: Path) -> None:
     make_upstream(tmp_path / "data")
-    upstream, store = Upstream(tmp_path / "data"), Store(tmp_path / "store")
+    upstream, store = Upstream(tmp_path), Store(tmp_path / "store")
     assert folds_of(upstream, 0, 0, store) == [upstream.split]
     folds = folds_of(upstream, 3, 0, store)
     every = {f"{split}_{number}" for split in ("train", "validation") for number in range(6)}

@@ -1,7 +1,13 @@
 """Folders of slides and outlines, as cohorts lie on a disk."""
 
+from pathlib import Path
 
-def asap(*annotations):
+from hnm.slides.cohort.draft import DraftManifest
+
+Corner = tuple[float, float]
+
+
+def asap(*annotations: tuple[str, list[Corner]]) -> str:
     """ASAP's XML of (group, corners)."""
     shapes = "".join(
         f'<Annotation Name="a" Type="Polygon" PartOfGroup="{group}" Color="#F4FA58"><Coordinates>'
@@ -17,11 +23,11 @@ def asap(*annotations):
     )
 
 
-def box(left, top, right, bottom):
+def box(left: float, top: float, right: float, bottom: float) -> list[Corner]:
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-def left_out(draft, folder):
+def left_out(draft: DraftManifest, folder: Path) -> dict[str, list[str]]:
     """Reason -> what was left out, by its path from `folder`."""
     return {
         reason: sorted(name.removeprefix(f"{folder}/") for name in names)
@@ -29,7 +35,7 @@ def left_out(draft, folder):
     }
 
 
-def touched(folder, *names):
+def touched(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()

@@ -7,11 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from hnm.tracking.connection import connect
 from hnm.tracking.record import waiting_records
-from hnm.tracking.runs import connect
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,9 +33,11 @@ folder.mkdir(exist_ok=True)
 (folder / "weights.safetensors").write_bytes(b"weights")
 arguments = {"features": Path(f"data/features/{round_}"), "folder": folder, "round": round_}
 started = time.monotonic()
-with track_stage("head", arguments, {"head": params.head, "ranking": params.ranking}, params) as tracker:
+sections = {"head": params.head, "ranking": params.ranking}
+with track_stage("head", arguments, sections, params) as tracker:
     for epoch, auc in ((1, 0.625), (2, 0.75), (3, 0.6875)):
-        tracker.epoch(epoch, {"epoch": epoch, "loss": 1 / epoch, "validation_auc": auc, "learning_rate": 2e-4})
+        row = {"epoch": epoch, "loss": 1 / epoch, "validation_auc": auc, "learning_rate": 2e-4}
+        tracker.epoch(epoch, row)
     print("training", flush=True)
     time.sleep(seconds)
     tracker.metrics({"validation/auc": 0.75, "validation/loss": float("nan")})
@@ -67,6 +73,16 @@ def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 StartStage = Callable[..., "subprocess.Popen[str]"]
+Wait = Callable[[], None]
+
+
+def runs_of(root: Path) -> "list[Run]":
+    """The runs of the demo's experiment, by name."""
+    client = connect(root)
+    experiment = client.get_experiment_by_name("demo")
+    if experiment is None:
+        return []
+    return list(client.search_runs([experiment.experiment_id], order_by=["tags.mlflow.runName"]))
 
 
 @pytest.fixture
@@ -90,7 +106,7 @@ def start_stage(root: Path) -> StartStage:
 
 
 @pytest.fixture
-def wait_for_couriers(root: Path) -> Callable[[], None]:
+def wait_for_couriers(root: Path) -> Wait:
     """Waits until every record has been brought to MLflow."""
 
     def wait() -> None:

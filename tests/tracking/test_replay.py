@@ -21,9 +21,9 @@ from hnm.doctor import examine
 from hnm.errors import TrackingError
 from hnm.repository.outputs import Outputs, folder_md5, md5_of
 from hnm.repository.stages import current_stages, locked_stages
+from hnm.tracking.connection import connect
 from hnm.tracking.record import Record, refusals, waiting_records
 from hnm.tracking.replay import outdated, sync
-from hnm.tracking.runs import connect
 from hnm.tracking.summary import state_name
 from hnm.tracking.vocabulary import TAGS
 
@@ -37,12 +37,19 @@ from hnm.tracking.runs import Tracker
 from hnm.tracking.vocabulary import of_history
 from pipelines import stage
 
-def main(features: Path, folder: Path, scores: Path, round: int, *, head: params.Head, ranking: params.Ranking, tracker: Tracker) -> None:
+def main(
+    features: Path, folder: Path, scores: Path, round: int,
+    *, head: params.Head, ranking: params.Ranking, tracker: Tracker
+) -> None:
     folder.mkdir(parents=True)
     (folder / "head.json").write_text(f'{{"kind": "{head.kind}"}}')
     (folder / "weights.safetensors").write_bytes(b"weights %d" % round)
     aucs = [0.5, 0.6 + round / 10 + ranking.margin / 100, 0.55]
-    rows = [{"epoch": epoch, "loss": 1 / epoch, "validation_auc": auc, "validation_loss": 0.7, "learning_rate": 2e-4} for epoch, auc in enumerate(aucs, 1)]
+    rows = [
+        {"epoch": epoch, "loss": 1 / epoch, "validation_auc": auc, "validation_loss": 0.7,
+         "learning_rate": 2e-4}
+        for epoch, auc in enumerate(aucs, 1)
+    ]
     lines = [",".join(rows[0]), *(",".join(str(value) for value in row.values()) for row in rows)]
     (folder / "history.csv").write_text("\\n".join(lines) + "\\n")
     scores.parent.mkdir(parents=True, exist_ok=True)
@@ -69,10 +76,21 @@ def main(
 ) -> None:
     by_round = {}
     for name in rounds:
-        best = max(float(row["validation_auc"]) for row in csv.DictReader((heads / name / "history.csv").open()))
-        by_round[name] = {"validation": {"auc": best}, "test": {"auc": best - 0.125, "f1": 0.5}, "test_tiles": {"auc": None}}
-    chosen = {"test": {"auc": 0.625, "auc_low": 0.5, "auc_reason": "x"}, "test_tiles": {"auc": 0.875}, "gain": {"test_auc": 0.125}}
-    content = {"chosen_round": 1, "threshold": 0.25, **chosen, "rounds": by_round}
+        rows = csv.DictReader((heads / name / "history.csv").open())
+        best = max(float(row["validation_auc"]) for row in rows)
+        by_round[name] = {
+            "validation": {"auc": best},
+            "test": {"auc": best - 0.125, "f1": 0.5},
+            "test_tiles": {"auc": None},
+        }
+    content = {
+        "chosen_round": 1,
+        "threshold": 0.25,
+        "test": {"auc": 0.625, "auc_low": 0.5, "auc_reason": "x"},
+        "test_tiles": {"auc": 0.875},
+        "gain": {"test_auc": 0.125},
+        "rounds": by_round,
+    }
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(content))
     report.write_text("<html></html>")
@@ -168,7 +186,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, repro: Rep
     (root / "dvc.yaml").write_text(PIPELINE)
     (root / "pipelines").mkdir()
     (root / "pipelines" / "__init__.py").write_text(
-        f"{(ROOT / 'pipelines' / '__init__.py').read_text()}\n__path__.append({str(ROOT / 'pipelines')!r})\n"
+        (ROOT / "pipelines" / "__init__.py").read_text()
+        + f"\n__path__.append({str(ROOT / 'pipelines')!r})\n"
     )
     (root / "pipelines" / "head.py").write_text(HEAD)
     (root / "pipelines" / "evaluate.py").write_text(EVALUATE)
@@ -504,22 +523,23 @@ def test_a_run_that_waits_and_is_refused_stops_no_other(repository: Path) -> Non
     assert runs(repository)["poison"].info.status == "FINISHED"
 
 
-def test_runs_that_mlflow_refuses_to_make_are_named_and_leave_nothing(
+def test_runs_that_mlflow_refuses_to_make_are_set_aside_once_and_made_by_a_retry(
     repository: Path, empty_store: Path
 ) -> None:
     shutil.copy(empty_store, repository / "mlflow.db")
     client = connect(repository)
     client.delete_experiment(client.create_experiment("demo"))
-    refused = (
-        "MLflow refuses the run (The experiment 1 must be in the 'active' state. Current state is"
-        " deleted.); mend that, then hnm track sync"
-    )
-    assert sync(repository).missing == [
-        f"{stage}: {refused}" for stage in ("head@0", "head@1", "evaluate")
-    ]
-    assert refusals(repository) == ""
+    for _ in range(2):
+        done = sync(repository)
+        assert (done.replayed, done.summary, done.missing) == ([], None, [])
+        assert refusals(repository).startswith(
+            "3 in .hnm/refused, the first head-r0-dsmil-s0 (The experiment 1 must be in the"
+            " 'active' state. Current state is deleted.); mend the cause and run"
+            " `hnm track sync --retry`"
+        )
     client.restore_experiment("1")
-    assert sync(repository).summary == "baseline"
+    done = sync(repository, retry=True)
+    assert (len(done.brought), done.summary, refusals(repository)) == (3, "baseline", "")
 
 
 def test_a_run_that_was_deleted_is_not_made_again(repository: Path) -> None:
@@ -658,8 +678,8 @@ def test_artifacts_of_a_project_that_was_moved_or_copied_are_where_it_is(
         == (here / "mlruns" / "demo").as_uri()
     )
     program = (
-        "import sys; from pathlib import Path; from hnm.tracking.runs import connect\nclient ="
-        " connect(Path(sys.argv[1])); print(Path(client.download_artifacts(sys.argv[2],"
+        "import sys; from pathlib import Path; from hnm.tracking.connection import connect\n"
+        "client = connect(Path(sys.argv[1])); print(Path(client.download_artifacts(sys.argv[2],"
         " 'metrics.json', sys.argv[3])).read_text())\nclient.log_artifact(sys.argv[2], sys.argv[1]"
         " + '/params.yaml')"
     )

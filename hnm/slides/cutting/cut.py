@@ -18,10 +18,12 @@ from hnm.slides.cutting.pack import PackTile, encode, write_pack
 from hnm.slides.cutting.tiling import Grid, grid_of, tile_pixels, tissue_shares
 from hnm.slides.cutting.tissue import Mask, tissue_mask
 from hnm.slides.reading.canvas import Canvas, OriginParam
-from hnm.slides.reading.failures import StorageError, shown
+from hnm.slides.reading.failures import StorageError, printable_name
 from hnm.slides.reading.raw_tiles import open_slide
-from hnm.slides.reading.reader import RegionError, Slide, Thumbnail, expecting, thumbnail
+from hnm.slides.reading.reader import expecting
 from hnm.slides.reading.remote import fetched
+from hnm.slides.reading.slide import RegionError, Slide
+from hnm.slides.reading.thumbnails import Thumbnail, thumbnail
 from hnm.slides.reading.urls import place_of
 from hnm.store import project_file
 
@@ -128,8 +130,8 @@ def opened(layout: Layout, *, stays: bool = False) -> Iterator[Slide]:
         # Path.exists raises where a folder is closed.
         if not os.path.exists(path):  # noqa: PTH110
             raise StorageError(
-                f"{shown(path)} is gone since the cohort was checked; mount its folder, or run"
-                " again without it"
+                f"{printable_name(path)} is gone since the cohort was checked; mount its folder, or"
+                " run again without it"
             )
         with open_slide(path, layout.fingerprint) as slide:
             yield slide

@@ -9,8 +9,8 @@ from PIL import Image
 from hnm.errors import SlideError
 from hnm.files import digest_of
 from hnm.params import Tiles, Tissue
-from hnm.slides.cutting.cut import Cutting, Layout, cut, plan_of
 from hnm.slides.cutting import cut as cutting_module
+from hnm.slides.cutting.cut import Cutting, Layout, cut, plan_of
 from hnm.slides.cutting.pack import Pack, encode
 from hnm.slides.cutting.tiling import grid_of
 from hnm.slides.reading.canvas import Box

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from hnm.errors import CohortError
+from hnm.loop.cohort import check_cohort
+from hnm.loop.paths import CohortFiles
 from hnm.params import Cohort, Split
 from hnm.slides.annotations import read_annotation
 from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
-from pipelines import cohort
 
 COHORT = Cohort(name="c", manifest="in/slides.csv", max_quarantined_share=0.3)
 COLUMNS = ("slide_id", "path", "label", "patient_id", "split", "mpp", "annotation", "mask")
@@ -48,7 +49,8 @@ def run(rows, out: Path, section: Cohort = COHORT) -> Path:
         table = csv.DictWriter(stream, COLUMNS, restval="")
         table.writeheader()
         table.writerows(rows.values() if isinstance(rows, dict) else rows)
-    cohort.main(*(out / name for name in OUTPUTS), cohort=section, split=Split())
+    files = CohortFiles(*(out / name for name in OUTPUTS))
+    check_cohort(files, cohort=section, split=Split())
     return out
 
 
@@ -67,8 +69,10 @@ def test_the_checked_cohort(rows, tmp_path):
     slides = SLIDES.read(out / "slides.parquet").set_index("slide_id")
     assert list(slides.index) == sorted(rows)
     assert slides.loc["s02"].drop("fingerprint").to_dict() == {
-        "path": "s02.svs", "patient_id": "p", "split": "train", "vendor": "aperio", "mpp_x": 0.25, "mpp_y": 0.25, "width": 100, "height": 80,
-        "bounds_x": 0, "bounds_y": 0, "bounds_width": 100, "bounds_height": 80, "origin": "auto", "mask": "", "mask_digest": "",
+        "path": "s02.svs", "patient_id": "p", "split": "train", "vendor": "aperio",
+        "mpp_x": 0.25, "mpp_y": 0.25, "width": 100, "height": 80,
+        "bounds_x": 0, "bounds_y": 0, "bounds_width": 100, "bounds_height": 80,
+        "origin": "auto", "mask": "", "mask_digest": "",
     }  # fmt: skip
     assert slides.loc["s05", ["patient_id", "split", "mpp_x"]].tolist() == [
         "s05",
@@ -390,8 +394,8 @@ def test_a_manifest_without_splits_is_split(rows, tmp_path):
         table = csv.DictWriter(stream, ("slide_id", "path", "label"))
         table.writeheader()
         table.writerows(rows.values())
-    cohort.main(
-        *(tmp_path / "out" / name for name in OUTPUTS),
+    check_cohort(
+        CohortFiles(*(tmp_path / "out" / name for name in OUTPUTS)),
         cohort=COHORT,
         split=Split(validation_share=0.3, test_share=0.2),
     )
