@@ -46,6 +46,7 @@ from hnm.slides.cutting.pack import Pack, PackTile, encode, write_pack
 from hnm.slides.cutting.tiling import tile_pixels
 from hnm.slides.reading.raw_tiles import RawTileReader, open_slide
 from hnm.slides.reading.reader import OpenSlideReader
+from hnm.slides.reading.slide import Mpp
 from hnm.synthetic import make_demo_cohort
 from hnm.tables import QUARANTINE, SLIDES
 
@@ -178,7 +179,7 @@ def layout_of(slide: Path, mpp: float) -> Layout:
     return Layout(
         "s",
         str(slide),
-        (MPP, MPP),
+        Mpp(MPP, MPP),
         "",
         None,
         "",

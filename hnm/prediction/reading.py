@@ -7,10 +7,11 @@ from pathlib import Path
 from hnm.params import Tiles, Tissue
 from hnm.slides.cutting.cut import Cutting, Layout, cut, opened
 from hnm.slides.cutting.masks import Placement, mask_bytes, placement_of
-from hnm.slides.mpp import mpp_of
+from hnm.slides.mpp import slide_mpp
 from hnm.slides.reading.canvas import Canvas, OriginParam
 from hnm.slides.reading.reader import OpenSlideReader
 from hnm.slides.reading.remote import fetched
+from hnm.slides.reading.slide import Mpp
 from hnm.slides.reading.thumbnails import Thumbnail, thumbnail
 
 OVERVIEW_PX = 1200
@@ -45,7 +46,7 @@ class Reading:
 class SlideRead:
     """What was read of a slide, beside its pack."""
 
-    mpp: tuple[float, float]
+    mpp: Mpp
     """µm per level-0 pixel along x and y."""
     fingerprint: str
     overview: Thumbnail
@@ -70,7 +71,7 @@ def read_slide(reading: Reading) -> SlideRead | None:
             fingerprint = slide.fingerprint()
             if fingerprint == reading.done:
                 return None
-            mpp = mpp_of(
+            mpp = slide_mpp(
                 slide.mpp,
                 slide.objective_power,
                 given=reading.mpp,

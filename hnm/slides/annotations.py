@@ -128,7 +128,8 @@ def regions_of(content: bytes, where: str, *, named: bool, cure: str = _CURE) ->
 def drawn_in(
     content: bytes, where: str, canvas: Canvas, *, named: bool, cure: str = _CURE
 ) -> Drawn:
-    """Returns the regions in the bytes of a GeoJSON file in level-0 pixels, whatever it counts from.
+    """Returns the regions in the bytes of a GeoJSON file in level-0 pixels, whatever it counts
+    from.
 
     It is a FeatureCollection, a list of features or one feature. A feature is a Polygon or
     MultiPolygon with `properties.classification.name`. A ring that crosses itself, as hand-drawn

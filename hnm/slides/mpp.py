@@ -3,6 +3,7 @@ with the file's objective.
 """
 
 from hnm.errors import SlideError
+from hnm.slides.reading.slide import Mpp
 
 PLAUSIBLE_MPP = (0.05, 20.0)
 """µm per pixel: finer than any objective resolves, and coarser than any slide scanner."""
@@ -16,13 +17,13 @@ def is_plausible(mpp: float) -> bool:
     return PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]
 
 
-def mpp_of(
-    stated: tuple[float, float] | None,
+def slide_mpp(
+    stated: Mpp | None,
     objective_power: float | None,
     *,
     given: float | None,
     from_objective: bool,
-) -> tuple[float, float]:
+) -> Mpp:
     """Returns the µm per level-0 pixel along x and y.
 
     Args:
@@ -34,26 +35,26 @@ def mpp_of(
     Raises:
         SlideError: nothing tells them, or they are not plausible (step `mpp`).
     """
-    mpp = stated if given is None else (given, given)
+    mpp = stated if given is None else Mpp(given, given)
     if mpp is None:
         mpp = _mpp_of_objective(objective_power, from_objective)
     if not all(map(is_plausible, mpp)):
         raise SlideError(
-            f"{mpp[0]:.4g} x {mpp[1]:.4g} µm per pixel are not within {PLAUSIBLE_MPP[0]:g} and"
+            f"{mpp.x:.4g} x {mpp.y:.4g} µm per pixel are not within {PLAUSIBLE_MPP[0]:g} and"
             f" {PLAUSIBLE_MPP[1]:g}; give the true value {_PLACES}",
             step="mpp",
         )
     return mpp
 
 
-def _mpp_of_objective(power: float | None, allowed: bool) -> tuple[float, float]:
+def _mpp_of_objective(power: float | None, allowed: bool) -> Mpp:
     fault = "its file states no µm per pixel"
     cure = f"give them {_PLACES}"
     if power is not None and not allowed:
         cure += f", or set cohort.mpp_from_objective: its objective has power {power:g}"
     elif power in OBJECTIVE_MPP:
-        return OBJECTIVE_MPP[power], OBJECTIVE_MPP[power]
+        return Mpp(OBJECTIVE_MPP[power], OBJECTIVE_MPP[power])
     elif power is not None:
-        powers = ", ".join(f"{known_power:g}" for known_power in OBJECTIVE_MPP)
+        powers = ", ".join(f"{power_with_mpp:g}" for power_with_mpp in OBJECTIVE_MPP)
         fault += f", and its objective power {power:g} is none of {powers}"
     raise SlideError(f"{fault}; {cure}", step="mpp")

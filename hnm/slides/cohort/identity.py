@@ -13,11 +13,12 @@ from hnm.causes import keys_of
 from hnm.errors import CohortError, SlideError
 from hnm.files import read_bounded, write_json
 from hnm.slides.cutting.masks import Placement, mask_bytes, placement_of
-from hnm.slides.mpp import mpp_of
+from hnm.slides.mpp import slide_mpp
 from hnm.slides.reading.canvas import Box, Canvas, OriginParam
 from hnm.slides.reading.failures import StorageError
 from hnm.slides.reading.reader import OpenSlideReader
 from hnm.slides.reading.remote import fetched, version_of
+from hnm.slides.reading.slide import Mpp
 from hnm.slides.reading.urls import is_url
 from hnm.store import Store
 
@@ -47,7 +48,7 @@ class SlideHeader:
     """What a slide's file says of itself."""
 
     vendor: str
-    mpp: tuple[float, float] | None
+    mpp: Mpp | None
     objective_power: float | None
     dimensions: tuple[int, int]
     bounds: Box
@@ -59,7 +60,7 @@ class Identity:
     """What a cohort holds of a slide's file."""
 
     vendor: str
-    mpp: tuple[float, float]
+    mpp: Mpp
     objective_power: float | None
     """Where `mpp` comes from it, and not from the file or the manifest."""
     canvas: Canvas
@@ -77,7 +78,7 @@ def identify(slide: SlideSource) -> Identity:
         `tissue`. MachineError: the machine or the storage does not give the slide or its mask.
     """
     header = _header_of(slide)
-    mpp = mpp_of(
+    mpp = slide_mpp(
         header.mpp,
         header.objective_power,
         given=slide.mpp,

@@ -22,7 +22,7 @@ from hnm.slides.reading.failures import StorageError, printable_name
 from hnm.slides.reading.raw_tiles import open_slide
 from hnm.slides.reading.reader import expecting
 from hnm.slides.reading.remote import fetched
-from hnm.slides.reading.slide import RegionError, Slide
+from hnm.slides.reading.slide import Mpp, RegionError, Slide
 from hnm.slides.reading.thumbnails import Thumbnail, thumbnail
 from hnm.slides.reading.urls import place_of
 from hnm.store import project_file
@@ -38,7 +38,7 @@ class Layout:
     slide_id: str
     source: str
     """Absolute path or URL of its file."""
-    mpp: tuple[float, float]
+    mpp: Mpp
     """µm per level-0 pixel along x and y: the manifest's or the file's."""
     fingerprint: str
     mask: Path | None
@@ -106,7 +106,7 @@ def layouts_of(slides: "pd.DataFrame", folder: Path, tissue: Tissue, tiles: Tile
         Layout(
             row["slide_id"],
             place_of(row["path"], folder),
-            (row["mpp_x"], row["mpp_y"]),
+            Mpp(row["mpp_x"], row["mpp_y"]),
             row["fingerprint"],
             project_file(folder / row["mask"]) if row["mask"] else None,
             row["mask_digest"],

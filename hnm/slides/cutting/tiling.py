@@ -17,7 +17,7 @@ from hnm.params import Tiles
 from hnm.slides.cutting.pack import TOLERANCE
 from hnm.slides.cutting.tissue import Mask
 from hnm.slides.reading.canvas import Box
-from hnm.slides.reading.slide import MOST_REGION_PX, RGB
+from hnm.slides.reading.slide import MOST_REGION_PX, RGB, Mpp
 from hnm.slides.reading.thumbnails import Thumbnail, coarsest_sufficient_level
 
 MOST_TILES = 10_000_000
@@ -65,9 +65,7 @@ class Grid:
         return self.read_px == (self.tile_px, self.tile_px)
 
 
-def grid_of(
-    bounds: Box, slide_mpp: tuple[float, float], downsamples: tuple[float, ...], tiles: Tiles
-) -> Grid:
+def grid_of(bounds: Box, slide_mpp: Mpp, downsamples: tuple[float, ...], tiles: Tiles) -> Grid:
     """The grid over `bounds` (level-0 pixels) of a slide with `slide_mpp` µm per level-0 pixel
     along x and y.
 
