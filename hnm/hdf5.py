@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,9 +24,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hnm.errors import HnmError, error_of_machine
+from hnm.errors import error_of_machine
 from hnm.failpoints import failpoint
-from hnm.files import TEMPORARY, whole
+from hnm.files import TEMPORARY, Refuse, whole
 
 BLOCK = 1 << 24
 """Bytes that are written at once."""
@@ -36,8 +36,6 @@ MOST_TEXT = 255
 """Bytes of an attribute of text."""
 
 Attribute = int | float | str
-Refuse = Callable[[str], HnmError]
-"""Makes the error from the reason why a file cannot be believed."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,10 @@ class Contents:
 
     def array(self, name: str) -> NDArray[Any]:
         """Returns a dataset."""
-        return self._read(self._places[name])
+        place = self._places[name]
+        array = np.empty(place.shape, place.kind)
+        self._read_into(array, place.offset)
+        return array
 
     def rows(self, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:
         """Returns rows of a dataset in the order of `rows`; neighbours are one read."""
@@ -171,11 +172,6 @@ class Contents:
         borders = [0, *np.flatnonzero(np.diff(rows) != 1) + 1, len(rows)]
         for start, stop in pairwise(borders if len(rows) else []):
             self._read_into(array[start:stop], place.offset + int(rows[start]) * width)
-        return array
-
-    def _read(self, place: _Place) -> NDArray[Any]:
-        array = np.empty(place.shape, place.kind)
-        self._read_into(array, place.offset)
         return array
 
     def _read_into(self, array: NDArray[Any], offset: int) -> None:

@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -41,6 +41,10 @@ NO_PROCESS = (
 )
 CURES = {"tiles": "raise tiles.{limit}", "open": "copy it to a disk that answers sooner"}
 """Step -> the cure for a slide that takes longer than a limit."""
+
+
+Runner = Callable[..., Iterator[tuple[Any, Any]]]
+"""Yields each of some jobs with its outcome."""
 
 
 class CrashError(MachineError):
@@ -132,11 +136,7 @@ def each(
         raise _failure(failed, len(jobs))
 
 
-def _runner(
-    executor: str,
-) -> AbstractContextManager[
-    Callable[..., Iterator[tuple[Job, Result | SlideError | MachineError]]]
-]:
+def _runner(executor: str) -> AbstractContextManager[Runner]:
     if executor == LOCAL:
         return nullcontext(_run_here)
     return cluster_runner(_run_one, executor=executor, workers=worker_count())

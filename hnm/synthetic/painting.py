@@ -46,6 +46,9 @@ STRAND_PERIOD = 120
 # rounding leaves nothing of the last bits in which machines' powers differ
 TRANSMITTED = np.rint(65536 * 10.0 ** (-np.arange(4096) / 1024)).astype(np.int32)
 """Share of the light, in 65536ths, that passes an optical density, in 1024ths (Beer-Lambert)."""
+ONE_ISLAND = ((32, 36, 36),)
+TWO_ISLANDS = ((16, 22, 38), (53, 14, 36))
+"""Centre and half axes of each, in 64ths of the slide's width and height."""
 INKS = ((38, 58, 168), (28, 128, 72), (34, 32, 38))
 
 Speckles = tuple[tuple[int, int], ...]
@@ -199,7 +202,7 @@ def mark_with_pen(dice: Dice, painting: Painting) -> Painting:
             (dice.one(0, width), dice.one(0, height)),
             (dice.one(0, width), dice.one(0, height)),
         ]
-        for x, y in (curve @ bends >> 16).tolist():
+        for x, y in (curve @ np.array(bends) >> 16).tolist():
             spot = pixels[
                 max(y - thickness, 0) : y + thickness, max(x - thickness, 0) : x + thickness
             ]
@@ -209,11 +212,11 @@ def mark_with_pen(dice: Dice, painting: Painting) -> Painting:
 
 def _islands(dice: Dice, height: int, width: int) -> tuple[Polygon, ...]:
     """Returns one piece of tissue, or two."""
-    if dice.one(0, 3):
-        return (star(dice, width // 2, height // 2, width * 36 // 64, height * 36 // 64, 50),)
-    return (
-        star(dice, width * 8 // 32, height // 2, width * 22 // 64, height * 38 // 64, 50),
-        star(dice, width * 53 // 64, height // 2, width * 14 // 64, height * 36 // 64, 50),
+    return tuple(
+        star(
+            dice, width * x // 64, height // 2, width * radius_x // 64, height * radius_y // 64, 50
+        )
+        for x, radius_x, radius_y in (ONE_ISLAND if dice.one(0, 3) else TWO_ISLANDS)
     )
 
 
