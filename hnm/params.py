@@ -15,6 +15,7 @@ HNM_EXECUTOR.
 import difflib
 import math
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -54,9 +55,12 @@ LONGEST_TEXT = 1024
 REMOVED = {
     "tissue.max_hole_um2": (
         "no hole in tissue is filled, as a tile is judged by the tissue that it shows"
-    )
+    ),
+    "tune.space.*.when": "an entry of a study's space always counts; begin a study for each case",
+    "tune.pruner=hyperband": "studies prune by the median alone",
+    "tune.pruner=wilcoxon": "studies prune by the median alone",
 }
-"""Params of earlier versions, and why they went."""
+"""Params and values of earlier versions as patterns, and why they went."""
 
 
 def _checked_id(text: str) -> str:
@@ -483,10 +487,7 @@ class Dimension(Section):
     step: float | int | None = None
     """Draw `low`, `low + step`, … only."""
     choices: Annotated[tuple[bool | int | float | Text, ...], Field(strict=False)] | None = None
-    when: dict[Text, bool | int | float | Text] = {}
-    """Params of the space that have choices -> the one of them at which this entry counts; else its
-    param stays as params.yaml has it.
-    """
+    """Values to choose from, in place of an interval."""
 
     @model_validator(mode="after")
     def _is_an_interval_or_choices(self) -> "Dimension":
@@ -527,11 +528,10 @@ class Tune(Section):
     """0: trials are judged on validation. 2 or more: on each of so many parts of the train and
     validation patients, trained on the others; the mean counts.
     """
-    pruner: Literal["median", "wilcoxon", "hyperband", "none"] = "median"
+    pruner: Literal["median", "none"] = "median"
     """`median` stops a trial whose best round so far is below the median of the earlier trials at
-    the same round; `hyperband` halves the trials again and again by rounds, for many trials;
-    `wilcoxon` stops a trial that is worse than the best one on the folds and seeds that it has run
-    (signed ranks, p < 0.1)."""
+    the same round.
+    """
     cost: Literal["ignored", "objective"] = "ignored"
     """`objective`: a study searches the front between value and cost. Cost is counted in encoder
     passes of a tile; a trained view counts as three.
@@ -543,20 +543,24 @@ class Tune(Section):
     seed: Seed = 0
     """Draws the suggestions."""
     space: dict[Text, Dimension]
-    """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices; what
-    follows an @ tells several entries of one param apart. It has no default; {} where nothing is
-    searched."""
+    """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices. It has
+    no default; {} where nothing is searched.
+    """
+
+    @model_validator(mode="after")
+    def _has_an_entry_a_param(self) -> "Tune":
+        if labelled := [name for name in self.space if "@" in name]:
+            raise ValueError(
+                f"space.{labelled[0]} is gone: a study's space has one entry for each param; remove"
+                " what follows the @, and begin a study for each case"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_be_pruned(self) -> "Tune":
         if self.folds == 1:
             raise ValueError(
                 "folds=1 leaves no fold to train on; give 0 for the validation split, or 2 or more"
-            )
-        if self.pruner == "wilcoxon" and max(self.folds, 1) * self.seeds < 4:
-            raise ValueError(
-                "pruner=wilcoxon compares folds and seeds, but there are"
-                f" {max(self.folds, 1) * self.seeds}; raise folds or seeds to 4 in all"
             )
         if self.cost == "objective" and self.pruner != "none":
             raise ValueError(
@@ -728,8 +732,10 @@ def check_section(kind: type[SectionT], name: str, raw: Any, *, where: str) -> S
 def _sentence(item: Any) -> str:
     """One pydantic error as a sentence: the dotted name, the value, what is wanted."""
     name = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden" and name in REMOVED:
-        return f"{name} is no param any more: {REMOVED[name]}; remove the line"
+    for removed in (name, f"{name}={item['input']}"):
+        for pattern, reason in REMOVED.items():
+            if fnmatchcase(removed, pattern):
+                return f"{removed} is gone: {reason}; remove the line"
     if item["type"] == "extra_forbidden":
         return f"{name}={_shown(item['input'])} is not a known param{_suggestion(item['loc'])}"
     if item["type"] == "missing":
