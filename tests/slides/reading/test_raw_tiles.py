@@ -78,9 +78,16 @@ def with_common_tables(path):
     whole = b"\xff\xd8" + tables + b"\xff\xd9"
     with tifffile.TiffWriter(path) as file:
         file.write(
-            iter(short), shape=pixels.shape, dtype=np.uint8, tile=(64, 64), photometric="ycbcr", compression="jpeg", subsampling=(2, 2), jpegtables=whole,
+            iter(short),
+            shape=pixels.shape,
+            dtype=np.uint8,
+            tile=(64, 64),
+            photometric="ycbcr",
+            compression="jpeg",
+            subsampling=(2, 2),
+            jpegtables=whole,
             metadata=None,
-        )  # fmt: skip
+        )
     return path
 
 
@@ -377,7 +384,7 @@ def test_pixels_come_from_the_file_that_is_at_the_path(tmp_path):
     with open_slide(path, fingerprint) as slide:
         assert isinstance(slide, RawTileReader)
         slide.check_unchanged()
-        os.replace(copy, path)
+        os.replace(copy, path)  # noqa: PTH105
         with pytest.raises(ChangedError, match=r"^a.svs changed since its fingerprint was taken"):
             slide.check_unchanged()
     with pytest.raises(ChangedError, match=r"^a.svs changed"), open_slide(path, "another"):

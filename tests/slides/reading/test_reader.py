@@ -253,9 +253,15 @@ def test_jpeg_2000(tmp_path):
         " 40|MPP = 0.25"
     )
     tifffile.imwrite(
-        tmp_path / "j.svs", pixels, tile=(64, 64), photometric="rgb", compression="aperio_jp2000_rgb", compressionargs={"level": 0}, description=text,
+        tmp_path / "j.svs",
+        pixels,
+        tile=(64, 64),
+        photometric="rgb",
+        compression="aperio_jp2000_rgb",
+        compressionargs={"level": 0},
+        description=text,
         metadata=None,
-    )  # fmt: skip
+    )
     with open_slide(tmp_path / "j.svs") as slide:
         assert (slide.vendor, slide.mpp) == ("aperio", (0.25, 0.25))
         assert (
