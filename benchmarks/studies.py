@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -162,10 +163,11 @@ def report(
         settings = StudySettings(files, params, upstream, loop, alone, compared)
         study = measured(lambda: run_study(settings, say))
         table, names = read_trials(files)
-        trials_params = [with_values(params, row) for row in table[names].to_dict("records")]
+        rows: list[Any] = table[names].to_dict("records")
+        trials_params = [with_values(params, row) for row in rows]
         seconds = [measured(partial(bare, one, upstream, alone)) for one in trials_params]
     wall, processor = map(sum, zip(*seconds, strict=True))
-    rows = [
+    lines = [
         f"| `hnm tune --trials {trials} --workers {workers}` | {together:.1f} s | | |",
         (
             f"| {compared} trials, 1 worker, in a process that is warm | {study[0]:.1f} s |"
@@ -180,7 +182,7 @@ def report(
         "| | wall | processor | against bare |",
         "|---|---|---|---|",
     ]
-    return "\n".join([*head, *rows]) + "\n"
+    return "\n".join([*head, *lines]) + "\n"
 
 
 def write(text: str, path: Path | None, show: Callable[[str], None] = print) -> None:

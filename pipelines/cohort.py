@@ -8,6 +8,7 @@ import pandas as pd
 from hnm.errors import SlideError
 from hnm.params import Cohort, Split
 from hnm.progress import followed
+from hnm.project import project_file
 from hnm.slides.annotations import write_annotation
 from hnm.slides.cohort.cohort import (
     SPLITS,
@@ -25,7 +26,7 @@ from hnm.slides.cohort.cohort import (
 from hnm.slides.drawings import Drawing, read_drawings, warn_of_origins, warn_of_places
 from hnm.slides.reading.urls import kept_form, place_of
 from hnm.slides.workers import each
-from hnm.store import Store, project_file, project_store
+from hnm.store import Store, project_store
 from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
 from pipelines import stage
 

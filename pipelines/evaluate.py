@@ -23,10 +23,10 @@ from hnm.evidence.test_ledger import LEDGER, Looks, Opening, enter_opening, look
 from hnm.evidence.truth import contradictions, drawn_classes
 from hnm.files import digest_of, key_of, read_json, whole, write_json
 from hnm.learning.history import read_history
+from hnm.project import project_home, project_root
 from hnm.repository.stages import git_tags, locked_stages
 from hnm.slides.annotations import read_annotation
 from hnm.slides.cutting.pack import Pack
-from hnm.store import project_home, project_root
 from hnm.tables import LABELS, MINED, QUARANTINE, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 from hnm.tracking.runs import Tracker
 from pipelines import stage

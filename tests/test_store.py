@@ -51,14 +51,3 @@ def test_a_folder_without_a_record_is_believed_only_where_its_check_does(tmp_pat
     (kept / "name").write_text("torn")
     assert (results.folder("trials/heads", key, make, check) / "name").read_text() == "whole"
     assert [path.name for path in kept.parent.iterdir()] == [key]  # nothing lies beside it
-
-
-def test_what_a_living_process_uses_is_not_removed_and_one_is_told(tmp_path: Path) -> None:
-    results = Store(tmp_path / "store")
-    for key in ("a" * 64, "b" * 64):
-        with whole(results.path("tiles", key, ".h5")) as temporary:
-            temporary.write_bytes(b"pack")
-    listed = {result.path.stem[0]: result for result in results.kept()}
-    results.use([listed["a"].path])
-    assert results.in_use(listed.values()) >= {listed["a"].path}
-    assert not results.remove_unused(listed["a"]) and listed["a"].path.exists()

@@ -13,9 +13,9 @@ def rounds() -> None:
     from hnm.evidence.pages.round_table import round_table
     from hnm.evidence.test_ledger import LEDGER, looks, read_openings
     from hnm.files import read_json
+    from hnm.project import project_root
     from hnm.repository.costs import stage_seconds
     from hnm.repository.outputs import taking_apart
-    from hnm.store import project_root
 
     console = Console()
     looked = looks(read_openings(project_root() / LEDGER))
@@ -44,7 +44,7 @@ def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is ru
     from hnm.files import read_json
     from hnm.loop.rounds import check_one_process
     from hnm.params import load_params
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     root = project_root()
     params = load_params(root / "params.yaml")
@@ -75,8 +75,9 @@ def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Opt
     from hnm.evidence.test_ledger import LEDGER, Opening, enter_opening
     from hnm.files import digest_of, key_of
     from hnm.params import load_params
+    from hnm.project import project_home, project_root
     from hnm.repository.stages import git_tags
-    from hnm.store import project_home, project_root, project_store
+    from hnm.store import project_store
 
     root = project_root()
     own = run_fold(
@@ -109,7 +110,7 @@ def cv_pool(seeds: Annotated[int, typer.Option()], folds: Annotated[int, typer.O
     from hnm.evidence.numbers.pooling import pooled, read_predictions, write_predictions
     from hnm.files import write_json
     from hnm.params import load_params
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     root = project_root()
     parts = [
@@ -155,7 +156,7 @@ def compare(
     )
     from hnm.history.states import read_state
     from hnm.params import load_params
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     root = project_root()
     found = [

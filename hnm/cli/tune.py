@@ -58,7 +58,8 @@ def run(
     from hnm.loop.rounds import Loop, Upstream, check_one_process
     from hnm.params import load_params
     from hnm.processes import keep_freed_memory
-    from hnm.store import project_root, project_store
+    from hnm.project import project_root
+    from hnm.store import project_store
     from hnm.studies.files import best_values
     from hnm.studies.study import StudySettings, run_study
 
@@ -101,7 +102,7 @@ def apply(
     study: StudyName = "default",
 ) -> None:
     """Write a trial's values into params.yaml, whose comments and order stay."""
-    from hnm.store import project_root
+    from hnm.project import project_root
     from hnm.studies.apply import trial_values, write_values
 
     number, values = trial_values(_study_files(study), trial)
@@ -126,7 +127,8 @@ def report(
     _expect_trials(workers)
     from hnm.loop.rounds import Upstream, check_one_process
     from hnm.params import load_params
-    from hnm.store import project_root, project_store
+    from hnm.project import project_root
+    from hnm.store import project_store
     from hnm.studies.finalists import Race
     from hnm.studies.report import write_report
 
@@ -173,7 +175,7 @@ def _expect_trials(workers: int) -> None:
 def _study_files(name: str) -> "StudyFiles":
     """Returns the files of the study `name` of this repository."""
     from hnm.names import ID_WORDS, is_id, quoted
-    from hnm.store import project_root
+    from hnm.project import project_root
     from hnm.studies.files import StudyFiles
 
     if not is_id(name):

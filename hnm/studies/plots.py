@@ -3,6 +3,7 @@ value against cost.
 """
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def draw_plots(study: optuna.Study, trials: pd.DataFrame, folder: Path) -> None:
     values = trials.loc[trials["state"] == "complete", "value"]
     if len(values) < NEEDED:
         return
-    drawings = {
+    drawings: dict[str, Callable[..., Any]] = {
         "history": draw.plot_optimization_history,
         "parallel_coordinate": draw.plot_parallel_coordinate,
         "slice": draw.plot_slice,

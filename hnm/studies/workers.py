@@ -44,11 +44,11 @@ def run_workers(
     with ProcessPool(len(arguments), initializer=_begin, context=context) as pool:
         try:
             futures = [pool.schedule(_interruptible, (work, *each)) for each in arguments]
-            waiting = set(futures)
+            waiting: set[Future[bool]] = set(futures)
             while waiting and pool.active:
                 waiting = wait(waiting, timeout=SECONDS_TO_LOOK).not_done
         except BaseException:
-            pool.stop()
+            pool.stop()  # type: ignore[no-untyped-call]
             raise
     deaths = [_death(future) for future in futures]
     for number, death in enumerate(deaths):

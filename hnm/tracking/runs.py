@@ -30,10 +30,10 @@ from filelock import FileLock, Timeout
 from hnm.errors import TrackingError
 from hnm.files import whole
 from hnm.params import Params
+from hnm.project import project_home, project_root
 from hnm.redaction import redacted
 from hnm.repository.costs import cost_so_far, dvc_name
 from hnm.repository.stages import StageState, current_stages, git_tags, locked_stages, running_stage
-from hnm.store import project_home, project_root
 from hnm.tracking.artifact_places import mend_places
 from hnm.tracking.record import CURE, Event, Record, RecordError, first_line, now, waiting_records
 from hnm.tracking.summary import (

@@ -9,8 +9,8 @@ import pytest
 from hnm.errors import MiningError, StudyError
 from hnm.loop.rounds import Fold, RoundResult
 from hnm.params import Params
-from hnm.studies.finalists import Finalist, Race, finalists_of, run_finalists
 from hnm.studies.files import StudyFiles
+from hnm.studies.finalists import Finalist, Race, finalists_of, run_finalists
 from tests.support.loop import FormulaLoop
 from tests.support.study import tiny_params
 
