@@ -264,6 +264,6 @@ def _last_written(path: Path) -> float:
     """
     try:
         inner = path.rglob("*") if not path.is_symlink() and path.is_dir() else ()
-        return max(entry.lstat().st_mtime for entry in (path, *inner))
+        return max(float(entry.lstat().st_mtime) for entry in (path, *inner))
     except _UNSEEN:
         return time.time()

@@ -489,3 +489,42 @@ def test_what_a_living_process_uses_is_not_removed_and_one_is_told(tmp_path: Pat
     store.use([listed["a"].path])
     assert in_use(store, listed.values()) >= {listed["a"].path}
     assert not remove_unused(store, listed["a"]) and listed["a"].path.exists()
+
+
+def test_a_result_is_shared_only_where_each_of_its_files_has_another_name(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    folder = store.path("trials/heads", "a" * 64, "")
+    (folder / "inner").mkdir(parents=True)
+    for number, name in enumerate(("one", "two"), start=1):
+        (folder / "inner" / name).write_bytes(b"x" * number)
+        (stored,) = stored_results(store)
+        assert (stored.bytes, stored.shared) == (2 * number - 1, False)
+        os.link(folder / "inner" / name, tmp_path / name)
+        (stored,) = stored_results(store)
+        assert stored.shared
+
+
+def test_gc_says_what_would_go_but_is_in_use(store):
+    time.sleep(0.02)  # the other two are older than the lease, also by a clock of ticks
+    store.use([store.path("tiles", key_of(pack=1), ".h5")])
+    code, lines = run("gc", "--max-gb", "0")
+    assert code == 0 and lines[-1].startswith("2 results (")
+    assert lines[-1].endswith("1 results (0.0 MB) stay; 1 of these would go too, but are in use")
+    assert len(lines) == 3 and all(line.startswith("removed ") for line in lines[:2])
+
+
+def test_gc_by_age_lets_only_old_results_go(store):
+    assert run("gc", "--max-days", "1")[1] == [
+        "0 results (0.0 MB) and 0 leftovers go, 3 results (0.0 MB) stay"
+    ]
+    assert run("gc", "--max-days", "0")[1][-1].startswith("3 results (0.0 MB) and 0 leftovers go")
+
+
+def test_a_limit_of_days_or_gigabytes_is_counted_in_seconds_or_bytes(store, monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        "hnm.store_keeping.expired", lambda results, limit, now: limits.append(limit) or []
+    )
+    run("gc")
+    run("gc", "--max-days", "2", "--max-gb", "0.5")
+    assert limits == [Limits(), Limits(seconds=172_800.0, bytes=5e8)]

@@ -95,9 +95,9 @@ def damaged_results(*, remove: bool) -> list[Path]:
     from hnm import store_keeping
     from hnm.learning import features
     from hnm.slides.cutting.pack import Pack
-    from hnm.store import project_store
+    from hnm.store import Check, project_store
 
-    checks = {"tiles": Pack, "features": features.read}
+    checks: dict[str, Check] = {"tiles": Pack, "features": features.read}
     return store_keeping.damaged_results(project_store(), checks, remove=remove, say=typer.echo)
 
 
