@@ -16,6 +16,7 @@ from hnm.learning.heads import Head, HeadOutput, Mined, make_head
 from hnm.learning.history import OnEpoch
 from hnm.learning.training.losses import ranking_loss
 from hnm.seeds import seed_of
+from hnm.selection import best_epoch
 
 COLUMNS = 64
 """Features whose mean and deviation are taken at once."""
@@ -75,8 +76,6 @@ def fit_head(
     head = make_head(train[0].features.shape[1], section, classes)
     _standardise(head, train)
     history: list[dict[str, float]] = []
-    best_rank, best_state = (-np.inf, -np.inf), copy.deepcopy(head.state_dict())
-    best_epoch = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(section.seed, "head dropout"))
         for epoch, losses in enumerate(
@@ -98,13 +97,10 @@ def fit_head(
             row = {"epoch": epoch, **losses, "validation_auc": auc, "validation_loss": log_loss}
             history.append(row)
             on_epoch(epoch, row)
-            if (auc, -log_loss) > best_rank:
-                best_rank, best_state, best_epoch = (
-                    (auc, -log_loss),
-                    copy.deepcopy(head.state_dict()),
-                    epoch,
-                )
-            elif epoch - best_epoch >= section.patience:
+            best = int(best_epoch(history)["epoch"])
+            if best == epoch:
+                best_state = copy.deepcopy(head.state_dict())
+            elif epoch - best >= section.patience:
                 break
     head.load_state_dict(best_state)
     return head.eval(), history
