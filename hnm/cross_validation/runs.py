@@ -26,10 +26,9 @@ from hnm.files import digest_of, whole, write_json
 from hnm.loop.encoder import check_place, first_encoder, weights_path
 from hnm.loop.rounds import Loop, RoundResult, Upstream
 from hnm.params import Params
-from hnm.slides.cohort.cohort import SPLITS
 from hnm.store import Store
 from hnm.studies.space import with_seed
-from hnm.tables import LABELS, SLIDE_SCORES, SLIDES, TILES
+from hnm.tables import LABELS, SLIDE_SCORES, SLIDES, SPLITS, TILES
 
 SHARED = ("tiles", "encoders", "mined")
 """Folders of the pipeline's data that every fold sees as they are; of the encoders and mined tiles
