@@ -73,7 +73,10 @@ def test_a_space_is_sorted_and_knows_the_values_of_params_yaml() -> None:
         ),
         (
             {"ranking.margin.low": {"low": 0, "high": 9}},
-            r"tune\.space\.ranking\.margin\.low is not a known param; ranking\.margin has no params below it",
+            (
+                r"tune\.space\.ranking\.margin\.low is not a known param; ranking\.margin has no"
+                r" params below it"
+            ),
         ),
         (
             {"mining.extra": {"choices": ["a", "b"]}},
