@@ -66,7 +66,7 @@ def run(
     keep_freed_memory()
     root = project_root()
     files = _study_files(study)
-    upstream = Upstream(root / "data")
+    upstream = Upstream(root)
     store = project_store()
     winners = [best_values(_study_files(name)) for name in enqueue or ()]
     params = load_params(root / "params.yaml")
@@ -137,7 +137,7 @@ def report(
     store = project_store()
     params = load_params(root / "params.yaml")
     check_one_process(params)
-    upstream = Upstream(root / "data")
+    upstream = Upstream(root)
     race = Race(finalists, seeds, workers)
     typer.echo(write_report(files, params, upstream, store, race, storage, typer.echo))
 

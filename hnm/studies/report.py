@@ -37,7 +37,7 @@ def write_report(
     params = with_values(params, study.user_attrs["defaults"])
     folds = folds_of(upstream, params.tune.folds, params.tune.seed, store)
     finalists = run_finalists(files, params, Loop(upstream, store), folds, race, say)
-    slides = SLIDES.read(upstream.slides)
+    slides = SLIDES.read(upstream.paths.cohort.slides)
     labels = [LABELS.read(fold.validation) for fold in folds]
     reruns = [
         Finalist(

@@ -22,7 +22,7 @@ from hnm.studies.space import Values, space_of, with_values
 from hnm.studies.storage import JOURNAL, alone, close_dead, file_of, mend_journal, usable
 from hnm.studies.trials import Job, run_trials, stop_when_all_fail, work
 from hnm.studies.workers import run_workers
-from hnm.tracking.runs import StudyTracker
+from hnm.tracking.study_runs import StudyTracker
 
 WAIT_SECONDS = 1.0
 """Seconds between two looks at the trials of other machines."""

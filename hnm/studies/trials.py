@@ -21,7 +21,7 @@ from hnm.seeds import seed_of
 from hnm.studies.files import counted, finished
 from hnm.studies.space import Space, Values, plain, space_of, with_seed, with_values
 from hnm.studies.storage import STORAGE_ERRORS, file_of, heartbeat_of, open_storage, usable
-from hnm.tracking.runs import StudyTracker
+from hnm.tracking.study_runs import StudyTracker
 
 ALL_FAIL = 5
 """A study stops when so many trials have failed and none has not."""

@@ -69,7 +69,7 @@ def run_machine(
     settings = StudySettings(
         StudyFiles(folder),
         tiny_params(),
-        Upstream(data),
+        Upstream(data.parent),
         loop,
         Store(folder / "store"),
         trials,
