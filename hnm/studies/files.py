@@ -1,8 +1,8 @@
-"""The files of a study that are versioned: the table of its trials, the best one, its plots, and the
-DVC stage that makes them from Optuna's storage.
+"""The files of a study that are versioned: the table of its trials, the best one, its plots, and
+the DVC stage that makes them from Optuna's storage.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from hnm.studies.storage import JOURNAL, open_storage, usable
 from hnm.tables import Table
 from hnm.tracking.record import first_line
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 NUMBERS = {
     "value": "value",
     "validation_auc": "auc",
@@ -31,6 +30,32 @@ NUMBERS = {
     "cost": "cost",
 }
 """Column of the table -> attribute of a trial in the storage."""
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+"""State of a finished trial -> its name in the table."""
+_COLUMNS = {
+    "trial": pa.Column("int64", pa.Check.ge(0, error="must be at least 0")),
+    "state": pa.Column(
+        str,
+        pa.Check.isin(list(STATES.values()), error="must be complete, pruned or failed"),
+    ),
+    # what trials are compared by
+    "value": pa.Column("float64", nullable=True),
+    # of the best round, the mean over folds and seeds
+    "validation_auc": pa.Column("float64", nullable=True),
+    "validation_loss": pa.Column("float64", nullable=True),
+    # encoder passes of a fold and seed
+    "cost": pa.Column("float64", nullable=True),
+    # that were run, of all folds and seeds
+    "rounds": pa.Column("int64"),
+    # the best one; in a study of value and cost, each trial of the front
+    "best": pa.Column("bool"),
+    # why it failed; else empty
+    "reason": pa.Column(str),
+}
 _KINDS: dict[type, Any] = {bool: "bool", int: "int64", float: "float64", str: str}
 _MOST_YAML_BYTES = 1 << 20
 
@@ -113,7 +138,7 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
     """
     return [
         trial
-        for trial in study.get_trials(deepcopy=False, states=FINISHED)
+        for trial in study.get_trials(deepcopy=False, states=tuple(STATES))
         if trial.state != TrialState.FAIL or "reason" in trial.user_attrs
     ]
 
@@ -165,7 +190,7 @@ def defaults_of(study: optuna.Study) -> Values:
 
 def trials_table(defaults: Values) -> Table:
     """Returns the schema of `trials.parquet`, with a column for each param by its dotted name."""
-    return _table({name: pa.Column(_KINDS[type(value)]) for name, value in defaults.items()})
+    return _table({name: _KINDS[type(value)] for name, value in defaults.items()})
 
 
 def read_trials(files: StudyFiles) -> tuple[pd.DataFrame, list[str]]:
@@ -189,32 +214,13 @@ def read_trials(files: StudyFiles) -> tuple[pd.DataFrame, list[str]]:
             f" {files.name}, or bring it with dvc pull"
         ) from None
     params = [str(name) for name in frame.columns if "." in str(name)]
-    table = _table({name: pa.Column(frame[name].dtype) for name in params})
+    table = _table({name: frame[name].dtype for name in params})
     return table.check(frame, str(files.trials)), params
 
 
-def _table(params: dict[str, pa.Column]) -> Table:
-    state = pa.Check.isin(
-        ["complete", "pruned", "failed"], error="must be complete, pruned or failed"
-    )
-    columns = {
-        "trial": pa.Column("int64", pa.Check.ge(0, error="must be at least 0")),
-        "state": pa.Column(str, state),
-        # what trials are compared by
-        "value": pa.Column("float64", nullable=True),
-        # of the best round, the mean over folds and seeds
-        "validation_auc": pa.Column("float64", nullable=True),
-        "validation_loss": pa.Column("float64", nullable=True),
-        # encoder passes of a fold and seed
-        "cost": pa.Column("float64", nullable=True),
-        # that were run, of all folds and seeds
-        "rounds": pa.Column("int64"),
-        # the best one; in a study of value and cost, each trial of the front
-        "best": pa.Column("bool"),
-        # why it failed; else empty
-        "reason": pa.Column(str),
-    }
-    return Table("trials", ("trial",), {**columns, **params})
+def _table(kinds: Mapping[str, Any]) -> Table:
+    columns = {name: pa.Column(kind) for name, kind in kinds.items()}
+    return Table("trials", ("trial",), {**_COLUMNS, **columns})
 
 
 def trials_of(study: optuna.Study) -> pd.DataFrame:
@@ -302,10 +308,9 @@ def front_of(trials: pd.DataFrame) -> pd.DataFrame:
 
 def _row(number: int, trial: FrozenTrial) -> dict[str, Value | None]:
     attributes = trial.user_attrs
-    states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
     return {
         "trial": number,
-        "state": states.get(trial.state, "failed"),
+        "state": STATES[trial.state],
         **{column: attributes.get(name) for column, name in NUMBERS.items()},
         "rounds": attributes.get("rounds", 0),
         "reason": attributes.get("reason", ""),

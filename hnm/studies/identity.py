@@ -57,7 +57,8 @@ def open_study(url: str, name: str, params: Params, upstream: Upstream) -> optun
     Raises:
         StudyError: the study was begun with other data, params or code.
     """
-    identity, tune = identity_of(params, upstream), params.tune
+    identity = identity_of(params, upstream)
+    tune = params.tune
     directions = [StudyDirection.MAXIMIZE]
     if tune.cost == "objective":
         directions.append(StudyDirection.MINIMIZE)

@@ -78,7 +78,8 @@ def run_study(settings: StudySettings, say: Callable[[str], None]) -> None:
         StudyError: the study is of other data, params or code, or runs already; the storage or the
         files cannot be had; all trials fail.
     """
-    files, url = settings.files, settings.url
+    files = settings.files
+    url = settings.url
     space_of(settings.params)  # before anything is made
     with written(files.folder):
         files.folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,8 @@ def run_study(settings: StudySettings, say: Callable[[str], None]) -> None:
 
 
 def _job_of(study: optuna.Study, settings: StudySettings, say: Callable[[str], None]) -> Job:
-    attributes, tune = study.user_attrs, settings.params.tune
+    attributes = study.user_attrs
+    tune = settings.params.tune
     params = with_values(settings.params, attributes["defaults"], where="tune.space")
     space = space_of(params)
     identity = key_of(identity=attributes["identity"], begun=attributes.get("begun"))
