@@ -219,9 +219,10 @@ def processor() -> str:
         first = _CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     except OSError:  # no Linux
         return f"{platform.machine()} {platform.processor()}".strip()
-    fields = defaultdict(
-        str, (map(str.strip, line.split(":", 1)) for line in first.splitlines() if ":" in line)
-    )
+    fields: defaultdict[str, str] = defaultdict(str)
+    for line in first.splitlines():
+        name, _, value = line.partition(":")
+        fields[name.strip()] = value.strip()
     maker = fields["vendor_id"] or f"{fields['CPU implementer']} {fields['CPU part']}".strip()
     flags = (fields["flags"] or fields["Features"]).split()
     instructions = sorted({flag for flag in flags if _INSTRUCTIONS.fullmatch(flag)})

@@ -52,14 +52,14 @@ quotes, so that nothing is lost on the way back.
 
 
 def safe_cell(text: str) -> str:
-    """`text` as a cell of a CSV file for people: a quote goes before what a spreadsheet would take
-    for a formula and run. `plain_cell` takes it away.
+    """Returns `text` as a cell of a CSV file for people: a quote goes before what a spreadsheet
+    would take for a formula and run. `plain_cell` takes it away.
     """
     return f"'{text}" if _RUN_BY_SPREADSHEETS.match(text) else text
 
 
 def plain_cell(cell: str) -> str:
-    """The text that `safe_cell` made `cell` of."""
+    """Returns the text that `safe_cell` made `cell` of."""
     return cell[1:] if cell.startswith("'") and _RUN_BY_SPREADSHEETS.match(cell) else cell
 
 
@@ -90,8 +90,8 @@ def read_frame(
     cure: str = "",
     check: Callable[[list[str]], None] | None = None,
 ) -> pd.DataFrame:
-    """The columns `kinds` of a CSV file that `write_csv` wrote; each text and each number is what
-    it was.
+    """Returns the columns `kinds` of a CSV file that `write_csv` wrote; each text and each number
+    is what it was.
 
     Args:
         source: the file, or its bytes.
@@ -130,25 +130,24 @@ def read_frame(
 def read_numbers(
     path: Path, *, texts: Collection[str] = (), refuse: Refuse = TableError, cure: str = ""
 ) -> pd.DataFrame:
-    """All columns of a CSV file that hnm wrote, those named in `texts` as text and the others as
-    numbers, whole where all of a column are; as `read_frame`.
+    """Returns all columns of a CSV file that hnm wrote, those named in `texts` as text and the
+    others as numbers, whole where all of a column are; as `read_frame`.
     """
     columns, rows = text_rows(path, str(path), refuse=refuse, cure=cure, strip=False)
-    whole_ones = {
-        name
-        for name in columns
-        if rows and all("." not in row[name] and integer(row[name]) is not None for _, row in rows)
-    }
-    kinds = {
-        name: "str" if name in texts else "int64" if name in whole_ones else "float64"
-        for name in columns
-    }
+    kinds = dict.fromkeys(columns, "float64")
+    for name in columns:
+        if name in texts:
+            kinds[name] = "str"
+        elif rows and all(
+            "." not in row[name] and integer(row[name]) is not None for _, row in rows
+        ):
+            kinds[name] = "int64"
     return read_frame(path, kinds, str(path), refuse=refuse, cure=cure)
 
 
 def _value(cell: str, kind: str) -> Any:
-    """The text, number or truth value that a cell of a column of this dtype is; None where it is
-    none.
+    """Returns the text, number or truth value that a cell of a column of this dtype is; None where
+    it is none.
     """
     if kind.startswith(("str", "object")):
         return plain_cell(cell)
@@ -183,8 +182,8 @@ def _one_of(*values: str | int) -> pa.Check:
 
 
 def _all_of(pattern: str, wanted: str) -> pa.Check:
-    """That the whole text matches, a line feed at its end included, which pandera's `str_matches`
-    and `$` would pass over.
+    """Returns a check that the whole text matches, a line feed at its end included, which pandera's
+    `str_matches` and `$` would pass over.
     """
     return pa.Check(
         lambda column: column.str.fullmatch(pattern, na=False), error=f"must be {wanted}"
@@ -224,8 +223,8 @@ class Table:
     columns: dict[str, pa.Column]
 
     def check(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
-        """`frame` with this table's columns, sorted by its key; `TableError` names `where`, column,
-        row and value.
+        """Returns `frame` with this table's columns, sorted by its key; `TableError` names `where`,
+        column, row and value.
         """
         self._check_columns(list(frame.columns), where)
         schema = pa.DataFrameSchema(self.columns, strict=True, unique=list(self.key))
@@ -236,8 +235,8 @@ class Table:
         return checked.sort_values(list(self.key), kind="stable", ignore_index=True)
 
     def read(self, path: Path) -> pd.DataFrame:
-        """The checked table at `path` (.parquet or .csv), which may come from anybody; whatever is
-        wrong with it is one `TableError`.
+        """Returns the checked table at `path` (.parquet or .csv), which may come from anybody;
+        whatever is wrong with it is one `TableError`.
         """
         if not path.exists():
             raise TableError(
@@ -254,8 +253,8 @@ class Table:
         )
 
     def write(self, frame: pd.DataFrame, path: Path) -> None:
-        """`frame`, checked and sorted, to `path` (.parquet or .csv), whole or not at all; in CSV
-        text is made safe for spreadsheets by `safe_cell`.
+        """Writes `frame`, checked and sorted, to `path` (.parquet or .csv), whole or not at all; in
+        CSV text is made safe for spreadsheets by `safe_cell`.
         """
         checked = self.check(frame, str(path))
         with whole(path) as temporary:
@@ -304,8 +303,8 @@ class Table:
         raise TableError(f"{path} is no parquet table that can be read ({fault}){cure}")
 
     def _fault(self, file: pyarrow.parquet.ParquetFile, path: Path, size: int) -> str | None:
-        """What is wrong with a parquet file of `size` bytes by what it says of itself, before
-        anything of it is unpacked; None where nothing is.
+        """Returns what is wrong with a parquet file of `size` bytes by what it says of itself,
+        before anything of it is unpacked; None where nothing is.
         """
         schema = file.schema_arrow
         most = max(SMALLEST, MOST_PER_BYTE * size)
@@ -330,20 +329,20 @@ class Table:
         return None
 
     def frame(self, columns: Mapping[str, Any]) -> pd.DataFrame:
-        """Rows of this table from a column each; one value is that of all rows. They are checked
-        when they are written.
+        """Returns rows of this table from a column each; one value is that of all rows. They are
+        checked when they are written.
         """
         return pd.DataFrame(columns)
 
     def empty(self) -> pd.DataFrame:
-        """This table without rows."""
+        """Returns this table without rows."""
         return pd.DataFrame(
             {name: pd.Series(dtype=str(column.dtype)) for name, column in self.columns.items()}
         )
 
 
 def _is_plain(kind: pyarrow.DataType) -> bool:
-    """Whether a column of parquet holds text, numbers, or nothing at all."""
+    """Returns whether a column of parquet holds text, numbers, or nothing at all."""
     types = pyarrow.types
     return any(
         test(kind)
@@ -359,13 +358,13 @@ def _is_plain(kind: pyarrow.DataType) -> bool:
 
 
 def _shortened(names: Sequence[str]) -> str:
-    """The first `names` as a list, and how many more there are."""
+    """Returns the first `names` as a list, and how many more there are."""
     short = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:NAMED]]
     return f"{short}" + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _sentence(failures: pd.DataFrame, key: tuple[str, ...]) -> str:
-    """The first of pandera's failure cases as a sentence."""
+    """Returns the first of pandera's failure cases as a sentence."""
     first = failures.iloc[0]
     value = first["failure_case"]
     if isinstance(value, np.generic):
