@@ -23,27 +23,27 @@ Storage = Annotated[
         ),
     ),
 ]
+Trials = Annotated[
+    int | None,
+    typer.Option(min=1, help="Stop at so many finished trials, those of earlier runs among them."),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Processes that run trials at once; each uses compute.threads threads."
+    ),
+]
 
 
 @app.callback()
 def run(
     context: typer.Context,
     study: StudyName = "default",
-    trials: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Stop at so many finished trials, those of earlier runs among them."
-        ),
-    ] = None,
+    trials: Trials = None,
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Start no trial after so many seconds.")
     ] = None,
-    workers: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Processes that run trials at once; each uses compute.threads threads."
-        ),
-    ] = 1,
+    workers: Workers = 1,
     storage: Storage = None,
     enqueue: Annotated[
         list[str] | None,
