@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from hnm.errors import TrackingError
 from hnm.params import Params
+from hnm.project import project_home, project_root
 from hnm.repository.costs import cost_so_far, dvc_name
 from hnm.repository.stages import StageState, current_stages, git_tags, locked_stages, running_stage
-from hnm.store import project_home, project_root
 from hnm.tracking.courier import await_courier, send_courier
 from hnm.tracking.delivery import was_delivered
 from hnm.tracking.record import Record
