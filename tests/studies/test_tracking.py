@@ -9,9 +9,9 @@ from hnm.loop.rounds import Upstream
 from hnm.store import Store
 from hnm.studies.study import Limits, run_study
 from hnm.studies.study_files import StudyFiles
-from hnm.tracking.record import refusals, waiting_records
 from hnm.tracking.connection import connect
 from hnm.tracking.delivery import bring_waiting
+from hnm.tracking.record import refusals, waiting_records
 from hnm.tracking.study_runs import StudyTracker
 from tests.support.loop import FormulaLoop
 from tests.support.study import make_upstream, tiny_params
@@ -99,7 +99,7 @@ def test_a_study_that_is_deleted_and_begun_anew_has_runs_of_its_own(
         run_study(
             StudyFiles(root / "studies" / "s"),
             params,
-            Upstream(root / "data"),
+            Upstream(root),
             loop,
             Store(root / "store"),
             limits,
