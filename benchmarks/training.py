@@ -24,7 +24,7 @@ from torch import nn
 
 from hnm import params
 from hnm.learning.compute import Machine, set_up_torch
-from hnm.learning.embed import embed
+from hnm.learning.embed import embed_tiles
 from hnm.learning.encoder import TileEncoder, make_encoder, to_input
 from hnm.learning.training.fit_encoder import NEGATIVE, POSITIVE, fit_encoder, role_losses
 from hnm.learning.training.trainer import differentiate
@@ -119,7 +119,7 @@ def embedding(
     for _ in range(runs + 1):
         began = seconds(machine)
         list(
-            embed(
+            embed_tiles(
                 network,
                 counts,
                 lambda slide, first, end: supply.pack(str(slide)).tiles(range(first, end)),

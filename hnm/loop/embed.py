@@ -10,7 +10,7 @@ from hnm.causes import keys_of
 from hnm.errors import REMAKE, TableError
 from hnm.learning import features as feature_files
 from hnm.learning.compute import set_up_torch
-from hnm.learning.embed import embed as embed_tiles
+from hnm.learning.embed import embed_tiles
 from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.loop.packs import Packs
 from hnm.progress import followed

@@ -1,4 +1,4 @@
-"""Mean pooling: the baseline that looks at all tiles alike."""
+"""Mean pooling: the slide logit is the mean tile logit."""
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,5 @@ class Mean(Head):
     def pool(self, features: Tensor) -> HeadOutput:
         """See `Head.pool`."""
         tile_logits = self.classifier(features).squeeze(1)
-        return HeadOutput(
-            tile_logits.mean(), tile_logits, torch.full_like(tile_logits, 1 / len(tile_logits))
-        )
+        attention = torch.full_like(tile_logits, 1 / len(tile_logits))
+        return HeadOutput(tile_logits.mean(), tile_logits, attention)
