@@ -60,10 +60,11 @@ these sets. Written down from memory: no copy of either table was at hand to che
 look before you cite."""
 
 NOTE = """\
-Mean ± standard deviation over the repeats of the accuracy over all bags, each tested once a repeat; in brackets what the head's own paper
-reports, from memory and unchecked.
-The published DSMIL code keeps, for each fold, the epoch and the threshold that are best on the tested fold itself, which raises its figures;
-with --peek so does this table, else neither sees the tested fold.
+Mean ± standard deviation over the repeats of the accuracy over all bags, each tested once a
+repeat; in brackets what the head's own paper reports, from memory and unchecked.
+The published DSMIL code keeps, for each fold, the epoch and the threshold that are best on the
+tested fold itself, which raises its figures; with --peek so does this table, else neither sees
+the tested fold.
 """
 
 

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from hnm.files import whole
+from hnm.selection import best_row
 from hnm.tables import read_numbers
 
 Floats = NDArray[np.float64]
@@ -123,14 +124,14 @@ def control(arm: str, arms: Collection[str], against: str) -> str:
 
 
 def chosen(table: pd.DataFrame) -> pd.DataFrame:
-    """The row of each arm and seed whose round validation picks: the highest slide AUC, then the
-    lower log loss, then the earlier round.
-    """
-    ordered = table.sort_values(
-        [*ARM, "validation_auc", "validation_log_loss", "round"],
-        ascending=[True, True, True, False, True, True],
-    )
-    return ordered.drop_duplicates(ARM)
+    """The row of each arm and seed whose round validation picks."""
+    best = [
+        rounds.iloc[
+            [best_row(rounds["validation_auc"].tolist(), rounds["validation_log_loss"].tolist())]
+        ]
+        for _, rounds in table.sort_values("round").groupby(ARM)
+    ]
+    return pd.concat(best)
 
 
 def first_rounds(rows: pd.DataFrame) -> pd.DataFrame:

@@ -32,13 +32,15 @@ from hnm.loop.packs import Packs
 from hnm.processes import keep_freed_memory
 from hnm.slides.cutting.pack import PackTile, encode, write_pack
 
+PACKS = 100
+"""Over so many the tiles lie."""
+
 
 def main(
     encoder: str = "tf_efficientnet_lite0",
     tile_px: int = 96,
     batch_tiles: int = 32,
     steps: Annotated[int, typer.Option(help="Steps of an epoch.")] = 4,
-    slides: Annotated[int, typer.Option(help="Over how many packs the tiles lie.")] = 100,
     epochs: int = 6,
     precision: str = "auto",
     device: str = "cpu",
@@ -61,7 +63,7 @@ def main(
             0, 256, (count, tile_px // 8, tile_px // 8, 3), dtype=np.uint8
         )
         pixels = noise.repeat(8, axis=1).repeat(8, axis=2)
-        shares = np.array_split(pixels, min(slides, count))
+        shares = np.array_split(pixels, min(PACKS, count))
         for slide, share in enumerate(shares):
             tiles = [PackTile(0, 0, 1.0, encode(tile, 90)) for tile in share]
             write_pack(

@@ -5,7 +5,8 @@ tile.
 from pathlib import Path
 
 from hnm import params
-from hnm.loop.head import kept_epoch, train_head
+from hnm.loop.head import train_head
+from hnm.selection import best_epoch
 from hnm.tracking.runs import Tracker
 from pipelines import stage
 
@@ -43,7 +44,7 @@ def main(
     history = train_head(
         *inputs, *written, head=head, ranking=ranking, compute=compute, on_epoch=tracker.epoch
     )
-    best = kept_epoch(history)
+    best = best_epoch(history)
     tracker.metrics(
         {"validation/auc": best["validation_auc"], "validation/loss": best["validation_loss"]}
     )

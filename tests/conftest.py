@@ -15,6 +15,9 @@ from PIL import Image
 
 from tests.support.stages import Launcher
 
+pytest_plugins = ["tests.support.tracked"]
+"""Fixtures of repositories whose stages log runs."""
+
 settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=50
 )  # a shared machine keeps no deadline
@@ -143,11 +146,13 @@ def write_leica(path: Path, pixels: np.ndarray, margin: int, mpp: float = 1.0) -
 
     def image(size_x: int, size_y: int, ifd: int, view: str, objective: float) -> str:
         return (
-            f'<image><device model="Leica SCN400" version="1"/><pixels sizeX="{size_x}"'
-            f' sizeY="{size_y}"><dimension sizeX="{size_x}" sizeY="{size_y}" r="0"'
-            f' ifd="{ifd}"/></pixels><view {view}'
-            f' spacingZ="0"/><scanSettings><objectiveSettings><objective>{objective}</objective></objectiveSettings>'
-            "<illuminationSettings><numericalAperture>0.4</numericalAperture><illuminationSource>brightfield</illuminationSource></illuminationSettings>"
+            '<image><device model="Leica SCN400" version="1"/>'
+            f'<pixels sizeX="{size_x}" sizeY="{size_y}">'
+            f'<dimension sizeX="{size_x}" sizeY="{size_y}" r="0" ifd="{ifd}"/></pixels>'
+            f'<view {view} spacingZ="0"/><scanSettings>'
+            f"<objectiveSettings><objective>{objective}</objective></objectiveSettings>"
+            "<illuminationSettings><numericalAperture>0.4</numericalAperture>"
+            "<illuminationSource>brightfield</illuminationSource></illuminationSettings>"
             "</scanSettings></image>"
         )
 

@@ -25,6 +25,7 @@ from hnm.evidence.numbers.metrics import (
 from hnm.evidence.truth import LESION, UNCLEAR, detect, tile_truth
 from hnm.params import Evaluate
 from hnm.seeds import seed_of
+from hnm.selection import best_row
 from hnm.slides.annotations import Region
 from hnm.slides.reading.canvas import aspects_of
 
@@ -183,8 +184,7 @@ def evaluate_rounds(
 ) -> Evaluation:
     """What each of `rounds` is worth, in their order.
 
-    The round, and the threshold of each round, are chosen on validation alone: the highest AUC
-    there, then the lower log loss, then the earlier round.
+    The round, by `hnm.selection`, and the threshold of each round are chosen on validation alone.
 
     Raises:
         EvidenceError: a labelled slide has neither a score nor a place in quarantine.
@@ -197,7 +197,13 @@ def evaluate_rounds(
                 cohort, results, truth, evidence[-1].results.mined if evidence else None, section
             )
         )
-    chosen = max(evidence, key=_validation_rank)
+    validation = [round_evidence.numbers["validation"] for round_evidence in evidence]
+    chosen = evidence[
+        best_row(
+            [numbers["auc"].value for numbers in validation],
+            [numbers["log_loss"].value for numbers in validation],
+        )
+    ]
     before, after = predictions(evidence[0].slides["test"]), predictions(chosen.slides["test"])
     gain, gain_p = auc_gain(before, after, _resampling(section, "test")), delong_p(before, after)
     return Evaluation(
@@ -435,11 +441,6 @@ def _resampling(section: Evaluate, purpose: str) -> Resampling:
     return Resampling(
         section.resamples, section.confidence, seed_of(section.seed, "bootstrap", purpose)
     )
-
-
-def _validation_rank(evidence: RoundEvidence) -> tuple[float, float]:
-    auc, loss = (evidence.numbers["validation"][name].value for name in ("auc", "log_loss"))
-    return (-np.inf if auc is None else auc, -np.inf if loss is None else -loss)
 
 
 def flat_numbers(

@@ -1,6 +1,6 @@
 """A head trained from slide labels alone, and what it says of every slide and tile."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -72,13 +72,6 @@ def slide_features(features: Path, slide_ids: Iterable[str]) -> dict[str, torch.
         slide_id: torch.from_numpy(feature_files.read(features / f"{slide_id}.h5"))
         for slide_id in slide_ids
     }
-
-
-def kept_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """The row of the epoch whose weights were kept: the highest validation AUC, then the lower log
-    loss, then the earlier.
-    """
-    return max(history, key=lambda row: (row["validation_auc"], -row["validation_loss"]))
 
 
 def _labelled(

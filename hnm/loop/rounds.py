@@ -25,10 +25,11 @@ from hnm.learning.training.fit_encoder import epoch_steps
 from hnm.learning.training.trainer import SAMPLE
 from hnm.loop.embed import embed_slides
 from hnm.loop.finetune import finetune_encoder, with_extra
-from hnm.loop.head import kept_epoch, slide_features, train_head
+from hnm.loop.head import slide_features, train_head
 from hnm.loop.mine import mine_tiles
 from hnm.loop.seal import sealed
 from hnm.params import Params
+from hnm.selection import best_epoch
 from hnm.store import Store
 from hnm.tables import LABELS, MINED, PATIENTS, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
@@ -238,7 +239,7 @@ class Loop:
                             ]
                         )
                 head = self._head(encoder, mined, params, fold)
-                best = kept_epoch(_epochs(head / "head"))
+                best = best_epoch(_epochs(head / "head"))
             scores = (head / "slides.parquet", head / "tiles.parquet")
             yield RoundResult(
                 number,

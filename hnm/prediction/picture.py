@@ -5,7 +5,8 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 
 from hnm.evidence.pages.heatmap import COLOURS
-from hnm.slides.reading.reader import RGB, Thumbnail
+from hnm.slides.reading.slide import RGB
+from hnm.slides.reading.thumbnails import Thumbnail
 
 OPACITY = 0.55
 """Opacity of the colours over the tissue; at 1 they hide it."""

@@ -7,6 +7,8 @@ same as the run that was logged while they were made.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hnm.selection import best_epoch
+
 METRICS = {
     "epoch/loss": "training loss, the weighted sum of its parts",
     "epoch/slide_loss": "cross-entropy of the slide logit",
@@ -157,18 +159,16 @@ def of_epoch(row: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def of_history(rows: Sequence[Mapping[str, float]]) -> Iterator[Step]:
-    """A whole history; one with validation ends with the epoch that was kept: the best AUC, then
-    the lower log loss, then the earlier.
-    """
+    """A whole history; one with validation ends with the epoch that was kept."""
     for row in rows:
         yield int(row["epoch"]), of_epoch(row)
     if rows and "validation_auc" in rows[0]:
-        kept = max(rows, key=lambda row: (row["validation_auc"], -row["validation_loss"]))
+        best = best_epoch(rows)
         yield (
             None,
             {
-                "validation/auc": kept["validation_auc"],
-                "validation/loss": kept["validation_loss"],
+                "validation/auc": best["validation_auc"],
+                "validation/loss": best["validation_loss"],
             },
         )
 

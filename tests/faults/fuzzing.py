@@ -294,14 +294,15 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         f' Color="#F4FA58"><Coordinates>{corners}</Coordinates></Annotation>'
     )
     (folder / "tumor_001.xml").write_text(
-        '<?xml version="1.0"'
-        f' encoding="utf-8"?><ASAP_Annotations><Annotations>{shape.format("_0")}{shape.format("_2")}</Annotations></ASAP_Annotations>'
+        '<?xml version="1.0" encoding="utf-8"?><ASAP_Annotations><Annotations>'
+        f"{shape.format('_0')}{shape.format('_2')}</Annotations></ASAP_Annotations>"
     )
     (folder / "tumor_002.json").write_text(
         json.dumps({"positive": [{"name": "a", "vertices": ring}], "negative": []})
     )
+    splits = ("train", "validation", "test")
     rows = [
-        f"s{n},slides/s{n}.svs,{n % 2},p{n},{('train', 'validation', 'test')[n // 2 % 3]},0.5,a.geojson,m.png"
+        f"s{n},slides/s{n}.svs,{n % 2},p{n},{splits[n // 2 % 3]},0.5,a.geojson,m.png"
         for n in range(12)
     ]
     (folder / "manifest.csv").write_text(

@@ -530,111 +530,153 @@ def hdf5_member(content: bytes, dice: random.Random) -> bytes:
         with h5py.File(path, "r+") as file:
             name = dice.choice(list(file))
             old = file[name][:]
-            attributes = dict(file.attrs)
+            attributes = sorted(file.attrs)
             if attributes and dice.random() < 0.25:
-                chosen = dice.choice(sorted(attributes))
-                file.attrs[chosen] = dice.choice(
-                    [
-                        -1,
-                        0,
-                        2**62,
-                        float("nan"),
-                        float("inf"),
-                        "",
-                        "x" * 3000,
-                        "../x",
-                        np.zeros((3, 3)),
-                        np.zeros(0),
-                        h5py.Empty("f"),
-                        b"\xff\xfe",
-                        1e308,
-                    ]
-                )
-                return _closed(file, path)
-            del file[name]
-            shape = old.shape
-            kind = dice.randrange(16)
-            if kind == 0:
-                file.create_dataset(name, data=old, chunks=True, compression="gzip")
-            elif kind == 1:
-                file.create_dataset(
-                    name,
-                    shape=(2**33, 2) if old.ndim == 2 else (2**33,),
-                    dtype=old.dtype,
-                    chunks=(2**10, 2) if old.ndim == 2 else (2**10,),
-                )
-            elif kind == 2:
-                file.create_dataset(
-                    name,
-                    shape=shape,
-                    dtype=old.dtype,
-                    external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)],
-                )
-            elif kind == 3:
-                file[name] = h5py.ExternalLink("/etc/hostname", "/")
-            elif kind == 4:
-                file[name] = h5py.SoftLink("/nowhere")
-            elif kind == 5:
-                layout = h5py.VirtualLayout(shape=shape, dtype=old.dtype)
-                layout[...] = h5py.VirtualSource("/tmp/elsewhere.h5", "x", shape=shape)
-                file.create_virtual_dataset(name, layout)
-            elif kind == 6:
-                file.create_group(name)
-            elif kind == 7:
-                file.create_dataset(name, data=dice.choice([3, "text", b"\xff", h5py.Empty("f")]))
-            elif kind == 8:
-                file.create_dataset(name, data=np.array(["a", "b"], dtype=h5py.string_dtype()))
-            elif kind == 9:
-                file.create_dataset(
-                    name, data=np.zeros(max(1, shape[0]), np.dtype([("a", "f4"), ("b", "i8")]))
-                )
-            elif kind == 10:
-                file.create_dataset(
-                    name,
-                    data=old.astype(
-                        dice.choice(["float64", "complex64", "bool", "uint8", ">i8", "float16"])
-                    ),
-                )
-            elif kind == 11:
-                file.create_dataset(
-                    name,
-                    data=np.full(
-                        shape,
-                        dice.choice([-1, 2**31 - 1, np.nan, np.inf, -np.inf, 1e30]),
-                        "float64",
-                    ),
-                )
-            elif kind == 12:
-                file.create_dataset(
-                    name,
-                    data=(
-                        old.reshape(*shape, 1)
-                        if dice.random() < 0.5
-                        else old.ravel()[: max(0, len(old.ravel()) - 1)]
-                    ),
-                )
-            elif kind == 13:
-                file.create_dataset(name, shape=(0, *shape[1:]), dtype=old.dtype)
-            elif kind == 14:
-                changed = old.copy()
-                flat = changed.reshape(-1)
-                if len(flat):
-                    flat[dice.randrange(len(flat))] = dice.choice(
-                        [0, 1, 255, 127] if old.dtype == np.uint8 else [0, -1, 10**6, 2**31 - 1]
-                    )
-                file.create_dataset(name, data=changed)
+                attribute = dice.choice(attributes)
+                file.attrs[attribute] = dice.choice(ODD_ATTRIBUTES)
             else:
-                plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-                plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-                space = h5py.h5s.create_simple((2**31, *shape[1:]))
-                plist.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
-                h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(old.dtype), space, plist)
-            return _closed(file, path)
+                del file[name]
+                dice.choice(DATASETS)(file, name, old, dice)
+        return path.read_bytes()
 
 
-def _closed(file: h5py.File, path: Path) -> bytes:
-    file.close()
-    return path.read_bytes()
+ODD_ATTRIBUTES: list[Any] = [
+    -1,
+    0,
+    2**62,
+    float("nan"),
+    float("inf"),
+    "",
+    "x" * 3000,
+    "../x",
+    np.zeros((3, 3)),
+    np.zeros(0),
+    h5py.Empty("f"),
+    b"\xff\xfe",
+    1e308,
+]
+
+
+def _compressed(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    file.create_dataset(name, data=old, chunks=True, compression="gzip")
+
+
+def _huge(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    wide = (2,) if old.ndim == 2 else ()
+    file.create_dataset(name, shape=(2**33, *wide), dtype=old.dtype, chunks=(2**10, *wide))
+
+
+def _kept_in_another_file(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    place = [("/etc/passwd", 0, h5py.h5f.UNLIMITED)]
+    file.create_dataset(name, shape=old.shape, dtype=old.dtype, external=place)
+
+
+def _external_link(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    file[name] = h5py.ExternalLink("/etc/hostname", "/")
+
+
+def _soft_link(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    file[name] = h5py.SoftLink("/nowhere")
+
+
+def _virtual(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    layout = h5py.VirtualLayout(shape=old.shape, dtype=old.dtype)
+    layout[...] = h5py.VirtualSource("/tmp/elsewhere.h5", "x", shape=old.shape)
+    file.create_virtual_dataset(name, layout)
+
+
+def _group(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    file.create_group(name)
+
+
+def _scalar(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    file.create_dataset(name, data=dice.choice([3, "text", b"\xff", h5py.Empty("f")]))
+
+
+def _strings(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    file.create_dataset(name, data=np.array(["a", "b"], dtype=h5py.string_dtype()))
+
+
+def _records(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    record = np.dtype([("a", "f4"), ("b", "i8")])
+    file.create_dataset(name, data=np.zeros(max(1, old.shape[0]), record))
+
+
+def _other_type(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    kinds = ["float64", "complex64", "bool", "uint8", ">i8", "float16"]
+    file.create_dataset(name, data=old.astype(dice.choice(kinds)))
+
+
+def _one_value(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    value = dice.choice([-1, 2**31 - 1, np.nan, np.inf, -np.inf, 1e30])
+    file.create_dataset(name, data=np.full(old.shape, value, "float64"))
+
+
+def _other_shape(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    deeper = dice.random() < 0.5
+    data = old.reshape(*old.shape, 1) if deeper else old.ravel()[: max(0, old.size - 1)]
+    file.create_dataset(name, data=data)
+
+
+def _no_rows(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    file.create_dataset(name, shape=(0, *old.shape[1:]), dtype=old.dtype)
+
+
+def _one_number(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    changed = old.copy()
+    flat = changed.reshape(-1)
+    if len(flat):
+        byte = old.dtype == np.uint8
+        value = dice.choice([0, 1, 255, 127] if byte else [0, -1, 10**6, 2**31 - 1])
+        flat[dice.randrange(len(flat))] = value
+    file.create_dataset(name, data=changed)
+
+
+def _never_filled(file: h5py.File, name: str, old: np.ndarray, dice: random.Random) -> None:
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
+    space = h5py.h5s.create_simple((2**31, *old.shape[1:]))
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(old.dtype), space, plist)
+
+
+DATASETS: list[Callable[[h5py.File, str, np.ndarray, random.Random], None]] = [
+    _compressed,
+    _huge,
+    _kept_in_another_file,
+    _external_link,
+    _soft_link,
+    _virtual,
+    _group,
+    _scalar,
+    _strings,
+    _records,
+    _other_type,
+    _one_value,
+    _other_shape,
+    _no_rows,
+    _one_number,
+    _never_filled,
+]
+"""What may stand in a dataset's place; each takes the file, the name, the old values and dice."""
+
+
+ODD_COLUMNS = [
+    "[]",
+    "1",
+    "{}",
+    '[{"name": 5}]',
+    (
+        '[{"name": "x", "field_name": "x", "pandas_type": "datetimetz", "numpy_type": "x",'
+        ' "metadata": {"timezone": "x"}}]'
+    ),
+]
+ODD_INDICES = [
+    "[]",
+    '["x"]',
+    '[{"kind": "range", "name": null, "start": 0, "stop": 9999999999, "step": 1}]',
+    "5",
+]
 
 
 def parquet_column(content: bytes, dice: random.Random) -> bytes:
@@ -676,32 +718,10 @@ def parquet_column(content: bytes, dice: random.Random) -> bytes:
             ]
         )
     elif choice == 4:
-        columns: Any = dice.choice(
-            [
-                "[]",
-                "1",
-                "{}",
-                '[{"name": 5}]',
-                (
-                    '[{"name": "x", "field_name": "x", "pandas_type": "datetimetz", "numpy_type":'
-                    ' "x", "metadata": {"timezone": "x"}}]'
-                ),
-            ]
-        )
-        text = '{{"index_columns": {}, "columns": {}, "column_indexes": {}, "pandas_version": "9"}}'.format(
-            dice.choice(
-                [
-                    "[]",
-                    '["x"]',
-                    (
-                        '[{"kind": "range", "name": null, "start": 0, "stop": 9999999999,'
-                        ' "step": 1}]'
-                    ),
-                    "5",
-                ]
-            ),
-            columns,
-            dice.choice(["[]", "5"]),
+        columns = dice.choice(ODD_COLUMNS)
+        text = (
+            f'{{"index_columns": {dice.choice(ODD_INDICES)}, "columns": {columns},'
+            f' "column_indexes": {dice.choice(["[]", "5"])}, "pandas_version": "9"}}'
         )
         table = table.replace_schema_metadata(
             {b"pandas": dice.choice([text.encode(), b"x", b"\xff", b"[]"])}

@@ -44,7 +44,7 @@ def server(how: str) -> Iterator[str]:
                         return
                     time.sleep(1)
 
-        do_POST = do_PUT = do_PATCH = do_GET  # the names that http.server calls
+        do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815  # the names that http.server calls
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass

@@ -125,7 +125,7 @@ def test_all_ways_of_python_are_held(labels: Path) -> None:
     before = os.open(labels / "test.csv", os.O_RDONLY)
     ways: list[Callable[[], object]] = [
         lambda: os.open(labels / "test.csv", os.O_RDONLY),
-        lambda: open(os.fsencode(labels / "test.csv"), "rb"),
+        lambda: open(os.fsencode(labels / "test.csv"), "rb"),  # noqa: PTH123, SIM115
         lambda: os.fdopen(before, closefd=False),
         lambda: pd.read_csv(labels / "test.csv"),
         lambda: pd.read_csv(labels / "test.csv", engine="python"),

@@ -27,7 +27,8 @@ model = mlflow.pyfunc.load_model("models:/hnm-tiny@champion")
 answer = model.predict(pandas.DataFrame({"path": [sys.argv[1], "glass.svs"]}))
 print(json.dumps(answer.to_dict("records")))
 from hnm.cli import app
-app(["predict", sys.argv[1], "--model", "models:/hnm-tiny@champion", "--out", "out"], standalone_mode=False)
+words = ["predict", sys.argv[1], "--model", "models:/hnm-tiny@champion", "--out", "out"]
+app(words, standalone_mode=False)
 """
 LABELS = "data/cohort/labels/validation.csv"
 HEAD = "data/heads/1"

@@ -67,8 +67,10 @@ def test_the_checked_cohort(rows, tmp_path):
     slides = SLIDES.read(out / "slides.parquet").set_index("slide_id")
     assert list(slides.index) == sorted(rows)
     assert slides.loc["s02"].drop("fingerprint").to_dict() == {
-        "path": "s02.svs", "patient_id": "p", "split": "train", "vendor": "aperio", "mpp_x": 0.25, "mpp_y": 0.25, "width": 100, "height": 80,
-        "bounds_x": 0, "bounds_y": 0, "bounds_width": 100, "bounds_height": 80, "origin": "auto", "mask": "", "mask_digest": "",
+        "path": "s02.svs", "patient_id": "p", "split": "train", "vendor": "aperio",
+        "mpp_x": 0.25, "mpp_y": 0.25, "width": 100, "height": 80,
+        "bounds_x": 0, "bounds_y": 0, "bounds_width": 100, "bounds_height": 80,
+        "origin": "auto", "mask": "", "mask_digest": "",
     }  # fmt: skip
     assert slides.loc["s05", ["patient_id", "split", "mpp_x"]].tolist() == [
         "s05",

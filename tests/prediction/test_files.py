@@ -21,7 +21,7 @@ from hnm.prediction.reading import SlideRead
 from hnm.prediction.slide import Prediction, Refusal, Unchanged
 from hnm.slides.cutting.masks import Placement
 from hnm.slides.reading.canvas import Box, Canvas
-from hnm.slides.reading.reader import Thumbnail
+from hnm.slides.reading.thumbnails import Thumbnail
 from hnm.tables import TILE_SCORES
 from tests.support import model as tiny_model
 
@@ -325,7 +325,7 @@ def test_names_of_any_bytes_and_formulas_stand_in_the_table_and_break_nothing(
     model: Model, slides: Slides, tmp_path: Path
 ) -> None:
     names = [os.fsdecode(b"caf\xe9.svs"), "=HYPERLINK(A1).svs", "样本.svs", "标本.svs", "@a\nb.svs"]
-    folder = os.getcwd()
+    folder = os.getcwd()  # noqa: PTH109
     lines = predict(model, tmp_path / "out", *names)
     assert all(line.replace("\t", "").isprintable() for line in lines)
     table = PREDICTIONS.read(tmp_path / "out" / "predictions.csv")

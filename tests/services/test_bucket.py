@@ -163,7 +163,7 @@ def test_what_a_bucket_refuses_is_told_apart(bucket, monkeypatch, code, kind, me
             self.send_response(code)
             self.end_headers()
 
-        do_GET = do_HEAD
+        do_GET = do_HEAD  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass

@@ -265,8 +265,10 @@ def test_a_scheduler_that_goes_away_while_slides_are_cut(slides, a_cluster, monk
     monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_ANSWER", "3s")
     monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_LOOK", 0.2)
     a_cluster.start_workers(1)
-    packs = lambda: {path.name for path in (slides / "store-dask").rglob("[!.]*.h5")}
     gone_at = []
+
+    def packs() -> set[str]:
+        return {path.name for path in (slides / "store-dask").rglob("[!.]*.h5")}
 
     def away() -> None:
         while len(packs()) < 4:

@@ -52,16 +52,24 @@ ORIGIN = Origin(
     [("head@0", "data/scores/0", "0a1b.dir")],
 )
 LOOK = """<script>addEventListener("load", async () => {
-  const charts = [...document.querySelectorAll(".live")], still = document.querySelectorAll(".drawn img")[0], seen = {};
+  const charts = [...document.querySelectorAll(".live")];
+  const still = document.querySelectorAll(".drawn img")[0];
+  const seen = {};
   const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-  for (let waited = 0; waited < 100 && charts.some((chart) => !chart.querySelector(".scatterlayer .trace")); waited++) await pause(50);
+  const empty = (chart) => !chart.querySelector(".scatterlayer .trace");
+  for (let waited = 0; waited < 100 && charts.some(empty); waited++) await pause(50);
   seen.broken = [...document.images].filter((image) => !image.naturalWidth).length;
   seen.images = document.images.length;
-  seen.drawn = charts.filter((chart) => chart.querySelectorAll(".scatterlayer .trace").length && chart.getBoundingClientRect().width > 200).length;
+  const wide = (chart) => chart.getBoundingClientRect().width > 200;
+  seen.drawn = charts.filter((chart) => !empty(chart) && wide(chart)).length;
   seen.stills = getComputedStyle(still).display;
-  seen.dead = [...document.links].filter((link) => !document.getElementById(link.hash.slice(1))).length;
-  const roc = document.getElementById("chart-roc"), place = roc.querySelector(".nsewdrag").getBoundingClientRect(), { xaxis, yaxis } = roc._fullLayout;
-  const at = { clientX: place.left + xaxis.d2p(0.5), clientY: place.top + yaxis.d2p(0.5), bubbles: true };
+  const dead = (link) => !document.getElementById(link.hash.slice(1));
+  seen.dead = [...document.links].filter(dead).length;
+  const roc = document.getElementById("chart-roc");
+  const place = roc.querySelector(".nsewdrag").getBoundingClientRect();
+  const { xaxis, yaxis } = roc._fullLayout;
+  const [clientX, clientY] = [place.left + xaxis.d2p(0.5), place.top + yaxis.d2p(0.5)];
+  const at = { clientX, clientY, bubbles: true };
   roc.querySelector(".nsewdrag").dispatchEvent(new MouseEvent("mousemove", at));
   await pause(300);
   seen.label = roc.querySelector(".hoverlayer .hovertext")?.textContent ?? "none";

@@ -17,7 +17,8 @@ data <- read.csv(commandArgs(TRUE)[1])
 first <- roc(data$label, data$first, quiet = TRUE, direction = "<")
 second <- roc(data$label, data$second, quiet = TRUE, direction = "<")
 test <- roc.test(first, second, method = "delong")
-cat(sprintf("[%.15g, %.15g, %.15g, %.15g, %.15g, %.15g]", auc(first), auc(second), var(first), var(second), cov(first, second), test$p.value))
+cat(sprintf("[%.15g, %.15g, %.15g, %.15g, %.15g, %.15g]", auc(first), auc(second),
+  var(first), var(second), cov(first, second), test$p.value))
 """
 
 

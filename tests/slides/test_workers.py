@@ -136,8 +136,15 @@ def test_causes_of_the_machine_are_tried_again_at_the_end_and_named_together(tmp
     )
     kill, term, away = signal.SIGKILL, signal.SIGTERM, MachineError("its folder is away")
     result, message, order = tried(
-        tmp_path, k=(kill, kill), a=("done",), f=(full, full), m=(short, short), n=(files, "fine"), t=(term, term), o=(away, away)
-    )  # fmt: skip
+        tmp_path,
+        k=(kill, kill),
+        a=("done",),
+        f=(full, full),
+        m=(short, short),
+        n=(files, "fine"),
+        t=(term, term),
+        o=(away, away),
+    )
     assert result == {"a": "done", "n": "fine"}
     assert sorted(order[:7]) == ["a", "f", "k", "m", "n", "o", "t"]
     assert sorted(order[7:]) == ["f", "k", "m", "n", "o", "t"]

@@ -18,7 +18,8 @@ folder.mkdir(parents=True)
 features = (Path(flags["--features"]) / "a.h5").read_text()
 (folder / "head.json").write_text("{}")
 (folder / "weights.safetensors").write_text(f"weights of {features} in round {round_}")
-(folder / "history.csv").write_text("epoch,loss,validation_auc,validation_loss,learning_rate\\n1,0.5,0.75,0.625,0.001\\n")
+columns = "epoch,loss,validation_auc,validation_loss,learning_rate"
+(folder / "history.csv").write_text(columns + "\\n1,0.5,0.75,0.625,0.001\\n")
 """
 
 TILES = """
@@ -37,7 +38,8 @@ import json, sys
 from pathlib import Path
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 numbers = {"validation": {"auc": 0.75}, "test": {"auc": 0.625}, "test_tiles": {}}
-content = {"chosen_round": 1, "threshold": 0.25, "rounds": {"0": numbers, "1": numbers}, "test": {"auc": 0.625}, "test_tiles": {}, "gain": {}}
+content = {"chosen_round": 1, "threshold": 0.25, "rounds": {"0": numbers, "1": numbers}}
+content |= {"test": {"auc": 0.625}, "test_tiles": {}, "gain": {}}
 Path(flags["--metrics"]).parent.mkdir(parents=True, exist_ok=True)
 Path(flags["--metrics"]).write_text(json.dumps(content))
 """
@@ -53,7 +55,11 @@ stages:
   head:
     foreach: ${rounds}
     do:
-      cmd: python -m pipelines.head --features data/features/${key} --folder data/heads/${key} --round ${key}
+      cmd: >-
+        python -m pipelines.head
+        --features data/features/${key}
+        --folder data/heads/${key}
+        --round ${key}
       params: [head]
       deps:
         - data/features/${key}

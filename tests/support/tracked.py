@@ -29,9 +29,11 @@ folder.mkdir(exist_ok=True)
 (folder / "weights.safetensors").write_bytes(b"weights")
 arguments = {"features": Path(f"data/features/{round_}"), "folder": folder, "round": round_}
 started = time.monotonic()
-with track_stage("head", arguments, {"head": params.head, "ranking": params.ranking}, params) as tracker:
+sections = {"head": params.head, "ranking": params.ranking}
+with track_stage("head", arguments, sections, params) as tracker:
     for epoch, auc in ((1, 0.625), (2, 0.75), (3, 0.6875)):
-        tracker.epoch(epoch, {"epoch": epoch, "loss": 1 / epoch, "validation_auc": auc, "learning_rate": 2e-4})
+        row = {"epoch": epoch, "loss": 1 / epoch, "validation_auc": auc, "learning_rate": 2e-4}
+        tracker.epoch(epoch, row)
     print("training", flush=True)
     time.sleep(seconds)
     tracker.metrics({"validation/auc": 0.75, "validation/loss": float("nan")})

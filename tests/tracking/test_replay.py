@@ -37,12 +37,19 @@ from hnm.tracking.runs import Tracker
 from hnm.tracking.vocabulary import of_history
 from pipelines import stage
 
-def main(features: Path, folder: Path, scores: Path, round: int, *, head: params.Head, ranking: params.Ranking, tracker: Tracker) -> None:
+def main(
+    features: Path, folder: Path, scores: Path, round: int,
+    *, head: params.Head, ranking: params.Ranking, tracker: Tracker
+) -> None:
     folder.mkdir(parents=True)
     (folder / "head.json").write_text(f'{{"kind": "{head.kind}"}}')
     (folder / "weights.safetensors").write_bytes(b"weights %d" % round)
     aucs = [0.5, 0.6 + round / 10 + ranking.margin / 100, 0.55]
-    rows = [{"epoch": epoch, "loss": 1 / epoch, "validation_auc": auc, "validation_loss": 0.7, "learning_rate": 2e-4} for epoch, auc in enumerate(aucs, 1)]
+    rows = [
+        {"epoch": epoch, "loss": 1 / epoch, "validation_auc": auc, "validation_loss": 0.7,
+         "learning_rate": 2e-4}
+        for epoch, auc in enumerate(aucs, 1)
+    ]
     lines = [",".join(rows[0]), *(",".join(str(value) for value in row.values()) for row in rows)]
     (folder / "history.csv").write_text("\\n".join(lines) + "\\n")
     scores.parent.mkdir(parents=True, exist_ok=True)
@@ -69,10 +76,21 @@ def main(
 ) -> None:
     by_round = {}
     for name in rounds:
-        best = max(float(row["validation_auc"]) for row in csv.DictReader((heads / name / "history.csv").open()))
-        by_round[name] = {"validation": {"auc": best}, "test": {"auc": best - 0.125, "f1": 0.5}, "test_tiles": {"auc": None}}
-    chosen = {"test": {"auc": 0.625, "auc_low": 0.5, "auc_reason": "x"}, "test_tiles": {"auc": 0.875}, "gain": {"test_auc": 0.125}}
-    content = {"chosen_round": 1, "threshold": 0.25, **chosen, "rounds": by_round}
+        rows = csv.DictReader((heads / name / "history.csv").open())
+        best = max(float(row["validation_auc"]) for row in rows)
+        by_round[name] = {
+            "validation": {"auc": best},
+            "test": {"auc": best - 0.125, "f1": 0.5},
+            "test_tiles": {"auc": None},
+        }
+    content = {
+        "chosen_round": 1,
+        "threshold": 0.25,
+        "test": {"auc": 0.625, "auc_low": 0.5, "auc_reason": "x"},
+        "test_tiles": {"auc": 0.875},
+        "gain": {"test_auc": 0.125},
+        "rounds": by_round,
+    }
     metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.write_text(json.dumps(content))
     report.write_text("<html></html>")
@@ -168,7 +186,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, repro: Rep
     (root / "dvc.yaml").write_text(PIPELINE)
     (root / "pipelines").mkdir()
     (root / "pipelines" / "__init__.py").write_text(
-        f"{(ROOT / 'pipelines' / '__init__.py').read_text()}\n__path__.append({str(ROOT / 'pipelines')!r})\n"
+        (ROOT / "pipelines" / "__init__.py").read_text()
+        + f"\n__path__.append({str(ROOT / 'pipelines')!r})\n"
     )
     (root / "pipelines" / "head.py").write_text(HEAD)
     (root / "pipelines" / "evaluate.py").write_text(EVALUATE)

@@ -15,7 +15,6 @@ from sklearn.metrics import roc_auc_score
 from hnm.errors import EvidenceError
 from hnm.evidence.evaluation import DIGITS, decisions_of, flat_numbers, predictions, rounded
 from hnm.evidence.numbers.metrics import (
-    Predictions,
     Resampling,
     auc_gain,
     auc_number,
@@ -27,6 +26,7 @@ from hnm.evidence.numbers.threshold import called
 from hnm.files import whole
 from hnm.params import Evaluate
 from hnm.seeds import seed_of
+from hnm.selection import best_row
 from hnm.tables import read_frame, write_csv
 
 OUT_OF_FOLD = {
@@ -54,18 +54,20 @@ def out_of_fold(held_out: pd.DataFrame, *, seed: int, fold: int) -> pd.DataFrame
 
     Returns:
         seed, fold, slide_id, patient_id, label, `first_score` (round 0), round, threshold, score
-        and called of the round that the fold's validation picks: the highest AUC, then the lower
-        log loss, then the earlier round.
+        and called of the round that the fold's validation picks.
     """
     by_round = {int(str(number)): own for number, own in held_out.groupby("round")}
-    ranks = {
-        number: _rank(predictions(own[own["split"] == "validation"]))
-        for number, own in by_round.items()
-    }
-    chosen = max(sorted(ranks), key=lambda number: ranks[number])
-    threshold = choose_threshold(
-        predictions(by_round[chosen][by_round[chosen]["split"] == "validation"])
+    numbers = sorted(by_round)
+    validation = [
+        predictions(by_round[number][by_round[number]["split"] == "validation"])
+        for number in numbers
+    ]
+    best = best_row(
+        [float(roc_auc_score(slides.labels, slides.scores)) for slides in validation],
+        [float(log_loss(slides, np.ones((1, len(slides.labels))))[0]) for slides in validation],
     )
+    chosen = numbers[best]
+    threshold = choose_threshold(validation[best])
     first, test = (
         own[own["split"] == "test"].sort_values("slide_id", ignore_index=True)
         for own in (by_round[0], by_round[chosen])
@@ -197,11 +199,6 @@ def _components(folds: Sequence[dict[str, Any]], name: str) -> dict[str, float |
         "sd_folds": rounded(values.mean(axis=0).std(ddof=1)),
         "sd_seeds": between_seeds,
     }
-
-
-def _rank(validation: Predictions) -> tuple[float, float]:
-    auc = float(roc_auc_score(validation.labels, validation.scores))
-    return auc, -float(log_loss(validation, np.ones((1, len(validation.labels))))[0])
 
 
 def _text(value: float | None, form: str = ".3f") -> str:

@@ -16,6 +16,7 @@ from hnm.learning.heads import Head, HeadOutput, Mined, make_head
 from hnm.learning.history import OnEpoch
 from hnm.learning.training.losses import ranking_loss
 from hnm.seeds import seed_of
+from hnm.selection import best_epoch
 
 LOSSES = ("loss", "slide_loss", "tile_loss", "ranking_loss")
 """The columns of a history for the loss and its parts."""
@@ -48,9 +49,9 @@ def fit_head(
     """Returns the head of the best epoch, and the history: one mapping for each epoch.
 
     A step takes one positive and one negative slide. An epoch shows every slide: those of the
-    smaller class are drawn again until the larger one is through. The best epoch has the highest
-    validation AUC; of equal ones it has the lower validation log loss, and then it is the earlier
-    one. Training stops after `head.patience` epochs without a better one. The head `mined` is
+    smaller class are drawn again until the larger one is through. The best epoch is that of
+    `hnm.selection.best_epoch`: the highest validation AUC, then the lower log loss, then the
+    earlier. Training stops after `head.patience` epochs without a better one. The head `mined` is
     solved and not trained by steps: each of its penalties counts as an epoch.
 
     Raises:
@@ -66,9 +67,6 @@ def fit_head(
     else:
         epochs = _epochs(head, train, section, ranking)
     history: list[dict[str, float]] = []
-    best_epoch = 0
-    best_rank = (-np.inf, -np.inf)
-    best_state = head.state_dict()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(section.seed, "head dropout"))
         for epoch, losses in enumerate(epochs, 1):
@@ -77,11 +75,10 @@ def fit_head(
             row = {"epoch": epoch, **losses, "validation_auc": auc, "validation_loss": log_loss}
             history.append(row)
             on_epoch(epoch, row)
-            if (auc, -log_loss) > best_rank:
-                best_epoch = epoch
-                best_rank = (auc, -log_loss)
+            best = int(best_epoch(history)["epoch"])
+            if best == epoch:
                 best_state = copy.deepcopy(head.state_dict())
-            elif epoch - best_epoch >= section.patience:
+            elif epoch - best >= section.patience:
                 break
     head.load_state_dict(best_state)
     return head.eval(), history

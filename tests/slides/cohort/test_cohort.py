@@ -322,7 +322,8 @@ def test_shares_of_a_split_by_hand():
     entries = [entry(f"p{i}", 1) for i in range(10)] + [entry(f"n{i}", 0) for i in range(7)]
     splits = splits_of(entries, Split(test_share=0.2, validation_share=0.3))
     assert Counter((splits[e.slide_id], e.label) for e in entries) == {
-        ("test", 1): 2, ("test", 0): 1, ("validation", 1): 3, ("validation", 0): 2, ("train", 1): 5, ("train", 0): 4,
+        ("test", 1): 2, ("test", 0): 1, ("validation", 1): 3, ("validation", 0): 2,
+        ("train", 1): 5, ("train", 0): 4,
     }  # fmt: skip
 
 

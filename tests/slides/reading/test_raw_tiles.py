@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from hnm.slides.reading.failures import ChangedError
 from hnm.slides.reading.raw_tiles import RawTileReader, levels_of, open_slide
-from hnm.slides.reading.reader import OpenSlideReader, RegionError, cache_bytes
+from hnm.slides.reading.reader import OpenSlideReader, cache_bytes
+from hnm.slides.reading.slide import RegionError
 
 WIDTH, HEIGHT = 304, 208  # 5 x 4 TIFF tiles of 64 pixels, the last of each row and column cut off
 
@@ -78,9 +79,16 @@ def with_common_tables(path):
     whole = b"\xff\xd8" + tables + b"\xff\xd9"
     with tifffile.TiffWriter(path) as file:
         file.write(
-            iter(short), shape=pixels.shape, dtype=np.uint8, tile=(64, 64), photometric="ycbcr", compression="jpeg", subsampling=(2, 2), jpegtables=whole,
+            iter(short),
+            shape=pixels.shape,
+            dtype=np.uint8,
+            tile=(64, 64),
+            photometric="ycbcr",
+            compression="jpeg",
+            subsampling=(2, 2),
+            jpegtables=whole,
             metadata=None,
-        )  # fmt: skip
+        )
     return path
 
 
@@ -377,7 +385,7 @@ def test_pixels_come_from_the_file_that_is_at_the_path(tmp_path):
     with open_slide(path, fingerprint) as slide:
         assert isinstance(slide, RawTileReader)
         slide.check_unchanged()
-        os.replace(copy, path)
+        os.replace(copy, path)  # noqa: PTH105
         with pytest.raises(ChangedError, match=r"^a.svs changed since its fingerprint was taken"):
             slide.check_unchanged()
     with pytest.raises(ChangedError, match=r"^a.svs changed"), open_slide(path, "another"):

@@ -90,7 +90,8 @@ def test_the_last_of_two_readers_lets_a_slide_go(far):
 
 def test_a_slide_stays_until_it_is_cut(far, tmp_path, tiny, monkeypatch):
     monkeypatch.setenv("HNM_SLIDE_CACHE_GB", "0.01")
-    url = f"file://{tiny.aperio(far / 'a.svs', tiny.painted(128, 384, (32, 32, 64, 64, tiny.STROMA)), mpp=1.0)}"
+    pixels = tiny.painted(128, 384, (32, 32, 64, 64, tiny.STROMA))
+    url = f"file://{tiny.aperio(far / 'a.svs', pixels, mpp=1.0)}"
     identity = identify(Opening("a", url, None))
     assert len(cached(far)) == 1
     layout = Layout(

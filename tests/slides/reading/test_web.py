@@ -39,7 +39,7 @@ def server(answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             self.close_connection = True
             answers.get(self.path.partition("?")[0], status(404))(self)
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass
@@ -410,7 +410,7 @@ class TestTls:
             def do_GET(self) -> None:
                 answers[self.path](self)
 
-            do_HEAD = do_GET
+            do_HEAD = do_GET  # noqa: N815
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -430,10 +430,10 @@ class TestTls:
         address, certificate = secure
         answers["/a.svs"] = gives()
         error = refused(f"{address}/a.svs")
+        assert type(error) is MachineError
         assert (
-            type(error) is MachineError
-            and "a.svs: its server's certificate is not valid here (self-signed certificate); have it mended"
-            in str(error)
+            "a.svs: its server's certificate is not valid here (self-signed certificate);"
+            " have it mended" in str(error)
         )
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         with fetched(f"{address}/a.svs") as path:
