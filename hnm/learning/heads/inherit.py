@@ -1,13 +1,14 @@
 """Inherit: each tile is trained with the label of its slide."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hnm import params
-from hnm.learning.heads.head import Head, HeadOutput, label_loss
+from hnm.learning.heads.head import HeadOutput, label_loss
+from hnm.learning.heads.linear import LinearHead
 
 
-class Inherit(Head):
+class Inherit(LinearHead):
     """A linear tile classifier that gives each tile the label of its slide: the plain baseline of
     weak labels.
 
@@ -24,11 +25,10 @@ class Inherit(Head):
     def __init__(self, features: int, section: params.Head) -> None:
         super().__init__(features, section)
         self.top_k = section.top_k
-        self.classifier = nn.Linear(features, 1)
 
     def pool(self, features: Tensor) -> HeadOutput:
         """See `Head.pool`."""
-        tile_logits = self.classifier(features).squeeze(1)
+        tile_logits = self.tile_logits(features)
         top = tile_logits.topk(min(self.top_k, len(tile_logits)))
         attention = torch.zeros_like(tile_logits).index_fill(0, top.indices, 1 / len(top.indices))
         return HeadOutput(top.values.mean(), tile_logits, attention)

@@ -1,13 +1,13 @@
 """Max pooling: the slide logit is the highest tile logit."""
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
-from hnm import params
-from hnm.learning.heads.head import Head, HeadOutput
+from hnm.learning.heads.head import HeadOutput
+from hnm.learning.heads.linear import LinearHead
 
 
-class Max(Head):
+class Max(LinearHead):
     """The slide logit is the highest tile logit (the max pooling of Ilse, Tomczak and Welling, ICML
     2018, on a linear classifier).
 
@@ -16,13 +16,9 @@ class Max(Head):
     and tile loss are the same number.
     """
 
-    def __init__(self, features: int, section: params.Head) -> None:
-        super().__init__(features, section)
-        self.classifier = nn.Linear(features, 1)
-
     def pool(self, features: Tensor) -> HeadOutput:
         """See `Head.pool`."""
-        tile_logits = self.classifier(features).squeeze(1)
+        tile_logits = self.tile_logits(features)
         highest = tile_logits.argmax()
         attention = one_hot(highest, len(tile_logits)).to(tile_logits)
         return HeadOutput(tile_logits[highest], tile_logits, attention)

@@ -65,16 +65,20 @@ def fit_encoder(
     if section.adapter_rank:
         add_adapters(encoder.backbone, section.adapter_rank, section.seed)
 
-    def batches(epoch: int) -> list[Rows]:
-        return role_batches(roles, section, epoch)
-
     def loss_of(projected: Tensor, rows: Rows, epoch: int) -> dict[str, Tensor]:
         roles_of_rows = torch.from_numpy(roles[rows]).to(projected.device)
         losses = role_losses(projected, roles_of_rows, temperature=section.temperature)
         loss = losses @ anchor_weights(section, epoch).to(losses.device)
         return {"loss": loss, "negative_loss": losses[NEGATIVE], "positive_loss": losses[POSITIVE]}
 
-    task = ContrastTask("finetune", read, len(roles), batches, loss_of, frozen_batch_norm=True)
+    task = ContrastTask(
+        name="finetune",
+        read=read,
+        count=len(roles),
+        batches=lambda epoch: role_batches(roles, section, epoch),
+        loss_of=loss_of,
+        frozen_batch_norm=True,
+    )
     history = train_by_contrast(encoder, task, section, machine, on_epoch)
     merge_adapters(encoder.backbone)
     return history

@@ -48,14 +48,18 @@ def fit_simclr(
             " encoder.source to pretrained"
         )
 
-    def batches(epoch: int) -> list[Rows]:
-        return tile_batches(count, section.batch_tiles, section.seed, epoch)
-
     def loss_of(projected: Tensor, rows: Rows, epoch: int) -> dict[str, Tensor]:
         tiles = torch.from_numpy(rows).to(projected.device)
         return {"loss": nt_xent_loss(projected, tiles, temperature=section.temperature)}
 
-    task = ContrastTask("simclr", read, count, batches, loss_of, frozen_batch_norm=False)
+    task = ContrastTask(
+        name="simclr",
+        read=read,
+        count=count,
+        batches=lambda epoch: tile_batches(count, section.batch_tiles, section.seed, epoch),
+        loss_of=loss_of,
+        frozen_batch_norm=False,
+    )
     return train_by_contrast(encoder, task, section, machine, on_epoch)
 
 
