@@ -88,14 +88,14 @@ class Small(torch.nn.Module):
 
 
 def embedded_by(encoder: Small, batch_tiles: int) -> np.ndarray:
-    made = embed_tiles(
+    features = embed_tiles(
         encoder,
         [len(tiles) for tiles in SLIDES],
         lambda slide, first, end: SLIDES[slide][first:end],
         batch_tiles=batch_tiles,
         machine=CPU,
     )  # type: ignore[arg-type]
-    return np.concatenate(list(made))
+    return np.concatenate(list(features))
 
 
 def test_a_batch_that_does_not_fit_is_taken_in_halves(capsys: pytest.CaptureFixture[str]) -> None:

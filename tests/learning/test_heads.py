@@ -245,8 +245,8 @@ def transmil_layer(
         for i, row in enumerate(seen):
             near = [(kernel[t + 16], v[i + t]) for t in range(-16, 17) if 0 <= i + t < len(rows)]
             joined[i] += [row[j] + sum(w * other[j] for w, other in near) for j in range(d)]
-        own = softmax([dot(q[0], key) / math.sqrt(d) for key in k[1 : 1 + tiles]])
-        attention = [a + o / 8 for a, o in zip(attention, own, strict=True)]
+        of_part = softmax([dot(q[0], key) / math.sqrt(d) for key in k[1 : 1 + tiles]])
+        attention = [a + o / 8 for a, o in zip(attention, of_part, strict=True)]
     return [
         [u + w for u, w in zip(row, hand.linear(f"{name}.join", new), strict=True)]
         for row, new in zip(rows, joined, strict=True)

@@ -336,8 +336,8 @@ def test_names_of_any_bytes_and_formulas_stand_in_the_table_and_break_nothing(
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as stream:
         cells = [cell for row in csv.reader(stream) for cell in row]
     assert not any(cell.startswith(tuple("=+-@\t\r")) for cell in cells)
-    told = json.loads((tmp_path / "out" / "predictions.json").read_text())["slides"]
-    assert f"{folder}/=HYPERLINK(A1).svs" in {slide["source"] for slide in told}
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["slides"]
+    assert f"{folder}/=HYPERLINK(A1).svs" in {slide["source"] for slide in rows}
     predict(model, tmp_path / "out", *reversed(names))
     assert len(slides.predicted) == 5
 
