@@ -282,7 +282,7 @@ def row_of(outcome: Prediction | Refusal, model: Model, settings: str) -> Row:
         "score": float(outcome.score),
         "called": outcome.called,
         "tiles": len(outcome.tiles),
-        "mpp": float(outcome.read.mpp[0]),
+        "mpp": float(outcome.read.mpp.x),
         "fingerprint": outcome.read.fingerprint,
     }
 

@@ -12,6 +12,7 @@ from hnm.slides.cutting.masks import Placement, mask_bytes, placement_of
 from hnm.slides.reading.canvas import Canvas, OriginParam
 from hnm.slides.reading.reader import OpenSlideReader
 from hnm.slides.reading.remote import fetched
+from hnm.slides.reading.slide import Mpp
 from hnm.slides.reading.thumbnails import Thumbnail, thumbnail
 
 OVERVIEW_PX = 1200
@@ -46,8 +47,7 @@ class Reading:
 class SlideRead:
     """What was read of a slide beside its pack."""
 
-    mpp: tuple[float, float]
-    """µm per level-0 pixel along x and y."""
+    mpp: Mpp
     fingerprint: str
     overview: Thumbnail
     canvas: Canvas
@@ -56,7 +56,7 @@ class SlideRead:
     @property
     def aspect(self) -> float:
         """Height of a tile over its width, in level-0 pixels."""
-        return self.mpp[0] / self.mpp[1]
+        return self.mpp.x / self.mpp.y
 
 
 def read_slide(reading: Reading) -> SlideRead | None:
@@ -93,23 +93,23 @@ def read_slide(reading: Reading) -> SlideRead | None:
         cut(Cutting(layout, reading.pack))
         with opened(layout) as slide_of_any_kind:
             bounds = slide_of_any_kind.bounds
-            longest_um = max(bounds.width * mpp[0], bounds.height * mpp[1])
+            longest_um = max(bounds.width * mpp.x, bounds.height * mpp.y)
             overview = thumbnail(slide_of_any_kind, longest_um / OVERVIEW_PX, mpp)
     return SlideRead(mpp, fingerprint, overview, canvas, placement)
 
 
-def _mpp_of(slide: OpenSlideReader, reading: Reading) -> tuple[float, float]:
+def _mpp_of(slide: OpenSlideReader, reading: Reading) -> Mpp:
     """Returns the µm per level-0 pixel along x and y: those that the user gave, those that the file
     states, or those of its objective.
     """
-    mpp = slide.mpp if reading.mpp is None else (reading.mpp, reading.mpp)
+    mpp = slide.mpp if reading.mpp is None else Mpp(reading.mpp, reading.mpp)
     if mpp is None and reading.mpp_from_objective and slide.objective_power in OBJECTIVE_MPP:
-        mpp = (OBJECTIVE_MPP[slide.objective_power],) * 2
+        mpp = Mpp(OBJECTIVE_MPP[slide.objective_power], OBJECTIVE_MPP[slide.objective_power])
     if mpp is None:
         raise SlideError("its file states no µm per pixel; give them by --mpp", step="mpp")
     if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in mpp):
         raise SlideError(
-            f"{mpp[0]:.4g} x {mpp[1]:.4g} µm per pixel are not within {PLAUSIBLE_MPP[0]:g} and"
+            f"{mpp.x:.4g} x {mpp.y:.4g} µm per pixel are not within {PLAUSIBLE_MPP[0]:g} and"
             f" {PLAUSIBLE_MPP[1]:g}; give the true value by --mpp",
             step="mpp",
         )

@@ -21,6 +21,7 @@ from hnm.prediction.reading import SlideRead
 from hnm.prediction.slide import Prediction, Refusal, Unchanged
 from hnm.slides.cutting.masks import Placement
 from hnm.slides.reading.canvas import Box, Canvas
+from hnm.slides.reading.slide import Mpp
 from hnm.slides.reading.thumbnails import Thumbnail
 from hnm.tables import TILE_SCORES
 from tests.support import model as tiny_model
@@ -64,7 +65,7 @@ class Slides:
                 np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), bool), 0, 0, (4.0, 4.0), 2.0
             )
             read = SlideRead(
-                (0.1 + 0.2, 0.5),
+                Mpp(0.1 + 0.2, 0.5),
                 fingerprint,
                 overview,
                 Canvas(32, 32, Box(0, 0, 32, 32)),
