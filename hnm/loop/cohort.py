@@ -14,16 +14,17 @@ from hnm.errors import SlideError
 from hnm.loop.paths import CohortFiles
 from hnm.params import Cohort, Split
 from hnm.progress import followed
+from hnm.project import project_file
 from hnm.slides.annotations import Region, write_annotation
 from hnm.slides.cohort.identity import Identity, SlideSource, check_twins, identify
 from hnm.slides.cohort.labels import check_classes, labels_of, splits_of
-from hnm.slides.cohort.manifest import SPLITS, ManifestRow, read_manifest
+from hnm.slides.cohort.manifest import ManifestRow, read_manifest
 from hnm.slides.cohort.quarantine import check_quarantine, quarantine_frame
 from hnm.slides.drawings import Drawing, read_drawings, warn_of_origins, warn_of_places
 from hnm.slides.reading.urls import kept_form, place_of
 from hnm.slides.workers import each
-from hnm.store import Store, project_file, project_store
-from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
+from hnm.store import Store, project_store
+from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES, SPLITS
 
 OPEN_SECONDS = 300.0
 """Time limit of opening one slide."""

@@ -7,8 +7,9 @@ from hnm.errors import CohortError
 from hnm.names import quoted, shortlist
 from hnm.params import Split
 from hnm.rows import number
-from hnm.slides.cohort.manifest import SPLITS, ManifestRow
+from hnm.slides.cohort.manifest import ManifestRow
 from hnm.splits import dealing_order, size_of_share
+from hnm.tables import SPLITS
 
 NAMED = 20
 """Labels that an error names at most."""

@@ -18,10 +18,10 @@ from hnm.names import ID_WORDS, clash, is_id, is_printable, quoted, shortlist
 from hnm.rows import MOST_BYTES, is_unknown, number, text_rows
 from hnm.slides.mpp import PLAUSIBLE_MPP, is_plausible
 from hnm.slides.reading.urls import checked_url, is_url, kept_form, lacks_query
+from hnm.tables import SPLITS
 
 REQUIRED = ("slide_id", "path", "label")
 OPTIONAL = ("patient_id", "split", "mpp", "annotation", "mask")
-SPLITS = ("train", "validation", "test")
 LONGEST_PATH = 4096
 LONGEST_LABEL = 256
 NAMED_ROWS = 10
