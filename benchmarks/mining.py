@@ -51,7 +51,8 @@ from hnm.loop.rounds import Loop, RoundResult, Upstream
 from hnm.params import Params, load_params
 from hnm.processes import keep_freed_memory
 from hnm.slides.annotations import read_annotation
-from hnm.store import Store, expired
+from hnm.store import Store
+from hnm.store_keeping import Limits, expired, stored_results
 from hnm.studies.space import with_seed, with_values
 from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES, read_numbers
 
@@ -124,15 +125,15 @@ def prepare(name: str, manifest: Path, values: Mapping[str, Any], work: Path) ->
         section[leaf] = value
     yaml.dump(raw, clone / "params.yaml")
     subprocess.run(["dvc", "repro", "encoder"], cwd=clone, check=True)
-    params, upstream = load_params(clone / "params.yaml"), Upstream(clone / "data")
-    table = SLIDES.read(upstream.slides)
+    params, upstream = load_params(clone / "params.yaml"), Upstream(clone)
+    paths = upstream.paths
+    table = SLIDES.read(paths.cohort.slides)
     slides = {
-        split: LABELS.read(upstream.labels(split)).merge(table[["slide_id", "patient_id"]])
+        split: LABELS.read(paths.cohort.labels(split)).merge(table[["slide_id", "patient_id"]])
         for split in SPLITS
     }
     annotations = {
-        path.stem: read_annotation(path)
-        for path in (upstream.data / "cohort" / "annotations").glob("*.geojson")
+        path.stem: read_annotation(path) for path in paths.cohort.annotations.glob("*.geojson")
     }
     every = pd.concat(slides.values())
     labels = dict(zip(every["slide_id"], every["label"], strict=True))
@@ -141,7 +142,7 @@ def prepare(name: str, manifest: Path, values: Mapping[str, Any], work: Path) ->
         name,
         params,
         upstream,
-        tile_truth(TILES.read(upstream.index), labels, annotations, aspects, params.evaluate),
+        tile_truth(TILES.read(paths.tiles.index), labels, annotations, aspects, params.evaluate),
         slides,
     )
 
@@ -396,8 +397,9 @@ def main() -> None:
             break
         if error := fill(options.table, cohort, arm, seed, store):
             failed.append(error)
-        for kept in expired(store.kept(), now=time.time(), max_bytes=options.keep_gigabytes * 1e9):
-            store.remove(kept.path)
+        limits = Limits(bytes=options.keep_gigabytes * 1e9)
+        for result in expired(stored_results(store), limits, now=time.time()):
+            store.remove(result.path)
     for error in failed:
         print(error, flush=True)
 

@@ -22,8 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -34,9 +36,9 @@ from hnm.loop.rounds import Loop, Upstream
 from hnm.params import Params, check_params, load_params
 from hnm.processes import keep_freed_memory
 from hnm.store import Store
+from hnm.studies.files import StudyFiles, read_trials
 from hnm.studies.space import with_values
-from hnm.studies.study import Limits, run_study
-from hnm.studies.study_files import StudyFiles, read_trials
+from hnm.studies.study import StudySettings, run_study
 from hnm.tables import PATIENTS, SLIDES
 
 SPACE = {
@@ -99,36 +101,23 @@ def tune(folder: Path, store: Store, trials: int, workers: int) -> None:
 
 def bare(params: Params, upstream: Upstream, store: Store) -> None:
     """One trial's round by the steps that the stages call."""
+    paths = upstream.paths
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        packs = (upstream.packs, upstream.pack_digests, upstream.index)
-        embed_slides(
-            *packs,
-            upstream.encoder,
-            folder / "features",
-            store,
-            embed=params.embed,
-            compute=params.compute,
-        )
+        files = replace(paths.embed(0), features=folder / "features")
+        embed_slides(files, store, embed=params.embed, compute=params.compute)
         patients = folder / "patients.csv"
-        PATIENTS.write(SLIDES.read(upstream.slides)[list(PATIENTS.columns)], patients)
-        inputs = (
-            folder / "features",
-            upstream.index,
-            patients,
-            upstream.mined,
-            upstream.labels("train"),
-            upstream.labels("validation"),
-        )
-        written = (
-            folder / "head",
-            folder / "tiles.parquet",
-            folder / "slides.parquet",
-            folder / "cross_fitted.parquet",
-        )
+        PATIENTS.write(SLIDES.read(paths.cohort.slides)[list(PATIENTS.columns)], patients)
         train_head(
-            *inputs,
-            *written,
+            replace(
+                paths.head(0),
+                features=files.features,
+                patients=patients,
+                folder=folder / "head",
+                tile_scores=folder / "tiles.parquet",
+                slide_scores=folder / "slides.parquet",
+                cross_fitted=folder / "cross_fitted.parquet",
+            ),
             head=params.head,
             ranking=params.ranking,
             compute=params.compute,
@@ -144,7 +133,7 @@ def report(
     project: Path, trials: int, workers: int, compared: int, say: Callable[[str], None] = print
 ) -> str:
     """The table of both parts; `compared` trials are run twice."""
-    upstream, original = Upstream(project / "data"), load_params(project / "params.yaml")
+    upstream, original = Upstream(project), load_params(project / "params.yaml")
     params = head_only(original, threads=1)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -154,21 +143,19 @@ def report(
         together, _ = measured(lambda: tune(scratch / "project", store, trials, workers))
         say(f"{trials} trials, {workers} workers: {together:.1f} s")
 
-        files, alone = StudyFiles(scratch / "one"), Store(scratch / "alone")
+        files = StudyFiles(scratch / "one")
+        alone = Store(scratch / "alone")
         alone.root.mkdir()
         (alone.root / "features").symlink_to(store.root / "features")
         loop = Loop(upstream, alone)
-        study = measured(
-            lambda: run_study(files, params, upstream, loop, alone, Limits(compared), say=say)
-        )
+        settings = StudySettings(files, params, upstream, loop, alone, compared)
+        study = measured(lambda: run_study(settings, say))
         table, names = read_trials(files)
-        settings = [
-            with_values(params, {own: row[own] for own in names})
-            for row in table[names].to_dict("records")
-        ]
-        own = [measured(partial(bare, setting, upstream, alone)) for setting in settings]
-    wall, processor = (sum(seconds[part] for seconds in own) for part in range(2))
-    rows = [
+        rows: list[Any] = table[names].to_dict("records")
+        trials_params = [with_values(params, row) for row in rows]
+        seconds = [measured(partial(bare, one, upstream, alone)) for one in trials_params]
+    wall, processor = map(sum, zip(*seconds, strict=True))
+    lines = [
         f"| `hnm tune --trials {trials} --workers {workers}` | {together:.1f} s | | |",
         (
             f"| {compared} trials, 1 worker, in a process that is warm | {study[0]:.1f} s |"
@@ -176,14 +163,14 @@ def report(
         ),
         f"| the same rounds bare | {wall:.1f} s | {processor:.1f} s | 1 |",
     ]
-    slides = len(list(upstream.packs.glob("*.h5")))
+    slides = len(list(upstream.paths.tiles.packs.glob("*.h5")))
     head = [
         f"{slides} slides, {upstream.tile_count} tiles, one thread a process.",
         "",
         "| | wall | processor | against bare |",
         "|---|---|---|---|",
     ]
-    return "\n".join([*head, *rows]) + "\n"
+    return "\n".join([*head, *lines]) + "\n"
 
 
 def write(text: str, path: Path | None, show: Callable[[str], None] = print) -> None:

@@ -1,10 +1,11 @@
 """Slides by URL, which are fetched whole into a cache of this machine.
 
-The cache never holds more than its limit. OpenSlide reads files, and a slide's tiles are most of its bytes, so a slide is fetched as a whole.
-A file in the cache is named by its URL, size and entity tag: a slide that changed in its bucket is
-another file. It goes when its tiles are cut, and before that where another slide needs its room, but never
-while it is read. The cache is the folder HNM_SLIDE_CACHE, its limit HNM_SLIDE_CACHE_GB; with
-HNM_SLIDE_CACHE_KEEP=1 slides stay until their room is needed.
+The cache never holds more than its limit. OpenSlide reads files, and a slide's tiles are most of
+its bytes, so a slide is fetched as a whole. A file in the cache is named by its URL, size and
+entity tag: a slide that changed in its bucket is another file. It goes when its tiles are cut, and
+before that where another slide needs its room, but never while it is read. The cache is the folder
+HNM_SLIDE_CACHE, its limit HNM_SLIDE_CACHE_GB; with HNM_SLIDE_CACHE_KEEP=1 slides stay until their
+room is needed.
 
 The cache is a folder of its own with a mark, which no other user may write to. In it only names of
 32 hexadecimal digits are counted, locked or removed. Its default lies in the folder for temporary
@@ -12,6 +13,7 @@ files and not in the user's cache folder: home folders are often small, and moun
 of a cluster, but each machine has a cache of its own.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -22,7 +24,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def version_of(url: str) -> Version:
     return Version(url, int(size), etag)
 
 
-@contextmanager
+@contextlib.contextmanager
 def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
     """Yields the file of a path or URL on this machine.
 
@@ -125,13 +126,12 @@ def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
         return
     keeps = _keeps()
     version = version_of(source)
-    with _usable_cache() as cache:
-        # without a tag a file of this size may be another one, so none is used again
-        key = key_of(url=version.url, size=version.size, etag=version.etag or uuid.uuid4().hex)[:32]
-        target = cache / f"{key}{suffix_of(version.url)}"
-        lock = _open_lock(cache / f"{key}.lock")
-    try:
-        with _usable_cache():
+    # without a tag a file of this size may be another one, so none is used again
+    key = key_of(url=version.url, size=version.size, etag=version.etag or uuid.uuid4().hex)[:32]
+    with contextlib.ExitStack() as locks:
+        with _usable_cache() as cache:
+            target = cache / f"{key}{suffix_of(version.url)}"
+            lock = locks.enter_context(_lock_file(cache / f"{key}.lock"))
             while True:
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 if _is_there(target, version.size):
@@ -150,8 +150,6 @@ def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
         finally:
             if not (keeps or (stays and version.etag)):
                 _leave(target, lock)
-    finally:
-        os.close(lock)
 
 
 def _fetch(version: Version, target: Path) -> None:
@@ -257,13 +255,10 @@ def _make_room(part: Path, size: int) -> None:
             for file, status in slides:
                 if total <= limit:
                     break
-                lock = _open_lock(file.with_suffix(".lock"))
-                try:
+                with _lock_file(file.with_suffix(".lock")) as lock:
                     if _is_free(lock):
                         file.unlink()
                         total -= status.st_size
-                finally:
-                    os.close(lock)
             if total <= limit:
                 part.touch(mode=0o600, exist_ok=False)
                 os.truncate(part, size)
@@ -283,44 +278,41 @@ def _slides_in(cache: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 yield file, status
 
 
-@contextmanager
+@contextlib.contextmanager
 def _room(cache: Path) -> Iterator[None]:
     """Holds the lock of whoever makes, names or removes a file of the cache.
 
     So the sizes of its files can be summed.
     """
-    lock = _open_lock(cache / "room.lock")
-    try:
+    with _lock_file(cache / "room.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(lock)
 
 
-def _open_lock(path: Path) -> int:
-    """Returns the handle of a file that is locked and never written.
+@contextlib.contextmanager
+def _lock_file(path: Path) -> Iterator[int]:
+    """Yields the handle of a file that is locked and never written.
 
     No link is followed, nothing is emptied, and a named pipe does not hang.
     """
+    no_lock = FolderError(
+        f"{path} in the cache of slides is no file of hnm (a link, a pipe or a folder stands"
+        " there); remove it, or name another folder by HNM_SLIDE_CACHE"
+    )
     try:
         handle = os.open(
             path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
         )
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise _no_lock(path) from None
+            raise no_lock from None
         raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise no_lock
+        yield handle
+    finally:
         os.close(handle)
-        raise _no_lock(path)
-    return handle
-
-
-def _no_lock(path: Path) -> FolderError:
-    return FolderError(
-        f"{path} in the cache of slides is no file of hnm (a link, a pipe or a folder stands"
-        " there); remove it, or name another folder by HNM_SLIDE_CACHE"
-    )
 
 
 def _is_free(lock: int) -> bool:
@@ -331,7 +323,7 @@ def _is_free(lock: int) -> bool:
     return True
 
 
-@contextmanager
+@contextlib.contextmanager
 def _usable_cache() -> Iterator[Path]:
     """Yields the folder of the cache.
 
@@ -392,7 +384,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         ) from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _errors_of_cloud(name: str) -> Iterator[None]:
     """Turns errors of a cloud's client into errors of the slide `name`.
 

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from hnm.errors import ParamsError, SlideError
+from hnm.project import project_file
 from hnm.redaction import HIDDEN
-from hnm.store import project_file
 
 PROTOCOLS = ("s3", "gs", "az", "abfs", "abfss", "http", "https")
 VARIABLE = "HNM_SLIDE_PROTOCOLS"
@@ -103,7 +103,7 @@ def suffix_of(source: str) -> str:
 
 
 def place_of(path: str, folder: Path) -> str:
-    """Returns a manifest's `path` as an absolute path, counted from `folder`, or the URL as it is."""
+    """Returns a manifest's `path` as an absolute path, counted from `folder`, or as its URL."""
     return path if is_url(path) else str(project_file(folder / path))
 
 
