@@ -293,13 +293,9 @@ class Project:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def empty(self, stage: str) -> None:
-        """Back to before a stage's first run: no outputs, and what the store keeps of it is
-        gone.
-        """
+        """Goes back to before a stage's first run: its outputs and the store are gone."""
         self.clear(stage)
-        kind = {"tiles": "tiles", "embed": "features"}.get(stage.partition("@")[0])
-        if kind is not None:
-            shutil.rmtree(self.folder / ".hnm" / "store" / kind, ignore_errors=True)
+        shutil.rmtree(self.folder / ".hnm" / "store", ignore_errors=True)
 
     def copy(self, target: Path) -> "Project":
         shutil.copytree(self.folder, target, symlinks=True)
