@@ -83,8 +83,8 @@ def _call(main: Callable[..., None], values: Mapping[str, Any]) -> None:
     """Calls `main` with the values of its flags and sections, those of a dataclass put together."""
     arguments = {}
     for name, parameter in inspect.signature(main).parameters.items():
-        kind: Any = parameter.annotation
-        if is_dataclass(kind):
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
             arguments[name] = kind(**{part: values[part] for part in _parts(parameter)})
         else:
             arguments[name] = values[name]
