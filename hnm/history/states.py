@@ -9,24 +9,18 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from hnm.errors import EvidenceError
-from hnm.files import read_bounded
 from hnm.repository.costs import seconds_by_key
 from hnm.repository.outputs import AbsentError, Outputs, taking_apart
 from hnm.repository.revision import WORKSPACE, UnknownRevisionError, bytes_of, file_at
 from hnm.repository.stages import StageState, current_stages, stages_of
 from hnm.tables import read_frame
-from hnm.tracking.runs import connect, has_store, store_errors
-from hnm.tracking.summary import flat_params
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+from hnm.tracking.connection import has_store
+from hnm.tracking.lookup import state_run
+from hnm.tracking.summary import state_params
 
 TEST_SLIDES = "test_slides.csv"
 TEST_COLUMNS = {
@@ -102,7 +96,7 @@ def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> PastSta
         name,
         _slides(slides, f"{slides_path} of {name}"),
         _test_slides(test, name),
-        _params(states),
+        state_params(states),
         seconds_by_key(root, {stage: state.key for stage, state in states.items()}),
     )
 
@@ -113,34 +107,8 @@ def _of_run(root: Path, name: str) -> PastState:
             f"{name} is no Git revision and no DVC experiment, and there are no runs of MLflow"
             " here; git log and dvc exp list show what there is"
         )
-    with TemporaryDirectory(prefix="hnm-state-") as temporary:
-        try:
-            client = connect(root)
-            summary = _summary(client, name)
-            links = {
-                tag.removeprefix("hnm.run.").replace(".", "@"): client.get_run(run_id)
-                for tag, run_id in summary.data.tags.items()
-                if tag.startswith("hnm.run.")
-            }
-            if "evaluate" not in links:
-                raise EvidenceError(
-                    f"the summary {name} of MLflow links no evaluation; name another state, or run"
-                    " hnm track sync"
-                )
-            evaluate = links["evaluate"]
-            path = Path(
-                client.download_artifacts(evaluate.info.run_id, f"plots/{TEST_SLIDES}", temporary)
-            )
-        except store_errors() as error:
-            raise EvidenceError(
-                f"{name} is no Git revision, no DVC experiment, and MLflow does not give it as a"
-                f" run: {error}"
-            ) from None
-        test = read_bounded(path, EvidenceError, what=f"{TEST_SLIDES} of the run {name}")
-    cohort = {
-        item.dataset.name: item.dataset.digest
-        for item in (evaluate.inputs.dataset_inputs if evaluate.inputs is not None else [])
-    }
+    run = state_run(root, name, f"plots/{TEST_SLIDES}", EvidenceError)
+    cohort = run.inputs
     slides_path = next((path for path in cohort if path.endswith("/slides.parquet")), None)
     if slides_path is None:
         raise EvidenceError(
@@ -157,26 +125,10 @@ def _of_run(root: Path, name: str) -> PastState:
     return PastState(
         name,
         _slides(slides, f"{slides_path} of {name}"),
-        _test_slides(test, name),
-        dict(summary.data.params),
-        {stage: run.data.metrics.get("cost/seconds") for stage, run in links.items()},
+        _test_slides(run.file, name),
+        run.params,
+        run.seconds,
     )
-
-
-def _summary(client: "MlflowClient", name: str) -> "Run":
-    """The newest summary of this id or name."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    summaries = client.search_runs(
-        experiments, "tags.`hnm.kind` = 'summary'", order_by=["attributes.start_time DESC"]
-    )
-    found = next((run for run in summaries if name in (run.info.run_id, run.info.run_name)), None)
-    if found is None:
-        known = ", ".join(sorted({str(run.info.run_name) for run in summaries})) or "none"
-        raise EvidenceError(
-            f"{name} is no Git revision, no DVC experiment and no summary run of MLflow (there:"
-            f" {known}); `dvc exp list` and `make ui` show them"
-        )
-    return found
 
 
 def _slides(content: bytes, what: str) -> pd.DataFrame:
@@ -192,13 +144,3 @@ def _test_slides(content: bytes, name: str = WORKSPACE) -> pd.DataFrame:
         refuse=EvidenceError,
         cure="; run dvc repro",
     )
-
-
-def _params(states: Mapping[str, StageState]) -> dict[str, str]:
-    """The params that the stages of a state use, as MLflow holds them."""
-    return {
-        name: str(value)
-        for name, value in flat_params(
-            {name: section for state in states.values() for name, section in state.params.items()}
-        ).items()
-    }

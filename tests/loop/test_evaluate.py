@@ -14,7 +14,8 @@ from hnm.loop.paths import EvaluateFiles
 from hnm.params import Evaluate, Round
 from hnm.slides.annotations import Region, write_annotation
 from hnm.tables import MINED
-from hnm.tracking.runs import METRICS, Tracker
+from hnm.tracking.runs import Tracker
+from hnm.tracking.vocabulary import METRICS
 from pipelines.evaluate import main
 from tests.support import evidence as tiny
 
