@@ -39,6 +39,7 @@ def preview(
     """Draw the tissue mask and the grid of tiles over each slide's thumbnail, and a contact
     sheet.
     """
+    from hnm.loop.paths import Paths
     from hnm.params import load_params
     from hnm.slides.cutting.preview import preview_cohort
     from hnm.store import project_root
@@ -46,10 +47,8 @@ def preview(
     root = project_root()
     params = load_params(root / "params.yaml")
     cohort = params.cohort.model_copy(update={"manifest": str(root / params.cohort.manifest)})
-    slides, folder = (
-        root / "data" / "cohort" / "slides.parquet",
-        out or root / "results" / "preview",
-    )
+    slides = Paths(root).cohort.slides
+    folder = out or root / "results" / "preview"
     for path in preview_cohort(
         slides, slide_ids, folder, cohort=cohort, tissue=params.tissue, tiles=params.tiles
     ):

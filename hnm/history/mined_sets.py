@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from hnm.errors import MiningError
+from hnm.loop.paths import Paths
 from hnm.mining.overlap import Overlap, overlap_by_slide, overlap_of
 from hnm.params import flat
 from hnm.repository.outputs import AbsentError, Outputs, taking_apart
@@ -17,7 +18,7 @@ from hnm.repository.revision import WORKSPACE, UnknownRevisionError, bytes_of, f
 from hnm.repository.stages import lock_entries, yaml_of
 from hnm.tables import MINED
 
-FOLDER = "data/mined"
+FOLDER = str(Paths().evaluate.mined)
 
 
 @dataclass(frozen=True)
