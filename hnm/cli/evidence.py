@@ -13,9 +13,9 @@ def rounds() -> None:
     from hnm.evidence.pages.round_table import round_table
     from hnm.evidence.test_ledger import LEDGER, looks, read_openings
     from hnm.files import read_json
+    from hnm.project import project_root
     from hnm.repository.costs import stage_seconds
     from hnm.repository.outputs import taking_apart
-    from hnm.store import project_root
 
     console = Console()
     looked = looks(read_openings(project_root() / LEDGER))
@@ -40,7 +40,7 @@ def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is ru
 
     from hnm.cross_validation.stages import SLIDES, SUMMARY, cross_validate
     from hnm.evidence.numbers.pooling import pooled_table
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     Console().print(pooled_table(cross_validate(project_root(), seeds)))
     typer.echo(
@@ -58,7 +58,7 @@ def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Opt
     die_with_parent()  # before imports that take seconds, in which the parent may be killed
     keep_freed_memory()
     from hnm.cross_validation.stages import fold_stage
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     scores = fold_stage(project_root(), seed=seed, fold=fold)
     aucs = ", ".join(f"{result.auc:.3f}" for result in scores.rounds)
@@ -68,7 +68,7 @@ def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Opt
 def cv_pool(seeds: Annotated[int, typer.Option()], folds: Annotated[int, typer.Option()]) -> None:
     """Stage `pool` of cv/dvc.yaml: the folds' predictions together, and their numbers."""
     from hnm.cross_validation.stages import pool_stage
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     pool_stage(project_root(), seeds=seeds, folds=folds)
 
@@ -103,7 +103,7 @@ def compare(
     )
     from hnm.history.states import read_state
     from hnm.params import load_params
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     root = project_root()
     found = [

@@ -49,7 +49,7 @@ def export(
     """Write the mined tiles as GeoJSON for QuPath: outline, role, score."""
     from hnm.loop.paths import Paths
     from hnm.mining.export import export_mined
-    from hnm.store import project_root
+    from hnm.project import project_root
     from hnm.tables import MINED, SLIDES
 
     slides = SLIDES.read(Paths(project_root()).cohort.slides)
@@ -82,7 +82,7 @@ def gallery(
     """
     from hnm.loop.paths import Paths
     from hnm.mining.gallery import write_gallery
-    from hnm.store import project_root
+    from hnm.project import project_root
     from hnm.tables import MINED, PASSED_OVER
 
     folder = _mined_folder(round_)
@@ -112,7 +112,7 @@ def diff(
     slide.
     """
     from hnm.history.mined_sets import mined_difference
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     found = mined_difference(project_root(), before, after, round_)
     typer.echo(f"round {found.round}, {before} to {after}")
@@ -141,7 +141,7 @@ def _mined_folder(round_: int | None) -> Path:
     """The folder of a round's mined tiles; of the last round where None."""
     from hnm.errors import MiningError
     from hnm.loop.paths import Paths
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     folder = Paths(project_root()).evaluate.mined
     rounds = [

@@ -29,7 +29,6 @@ from hnm.selection import best_row
 from hnm.slides.annotations import Region
 from hnm.slides.reading.canvas import aspects_of
 
-SPLITS = ("train", "validation", "test")
 DECISIONS = ("accuracy", "sensitivity", "specificity")
 STEPS = ("open", "mpp", "tissue", "tiles")
 DIGITS = 6

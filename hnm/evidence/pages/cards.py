@@ -13,11 +13,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
-from hnm.evidence.evaluation import SPLITS, CohortTruth, Evaluation, mined_summary
+from hnm.evidence.evaluation import CohortTruth, Evaluation, mined_summary
 from hnm.evidence.numbers.metrics import Number
 from hnm.evidence.truth import contradictions, drawn_classes
 from hnm.files import key_of
 from hnm.params import Section, flat
+from hnm.tables import SPLITS
 
 METRIC_NAMES = {
     "auc": "AUC",
