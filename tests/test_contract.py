@@ -204,7 +204,7 @@ def test_every_key_of_the_store_holds_the_causes() -> None:
     assert {path.name for path in placing} == {
         "tiles.py",
         "embed.py",
-        "cohort.py",
+        "identity.py",
         "rounds.py",
         "folds.py",
         "runs.py",
