@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from hnm.prediction.model import Model
 
 
-def predict(
+def predict(  # noqa: PLR0913 - the options of a command
     slides: Annotated[list[str], typer.Argument(help="Files or URLs of slides.")],
     out: Annotated[Path, typer.Option(help="Folder of what is written.")],
     round_: Annotated[
@@ -71,6 +71,7 @@ def predict(
 
 
 def _model_of(round_: int | None, run: str | None, model: str | None) -> "Model":
+    """Returns the model that is named, or that of the chosen round where none is."""
     import tempfile
 
     from hnm.models.packaging import package_round
@@ -82,11 +83,9 @@ def _model_of(round_: int | None, run: str | None, model: str | None) -> "Model"
     if run is not None:
         return registered_model(root, model_of_run(root, run))
     if model is not None:
-        return (
-            registered_model(root, model)
-            if model.startswith("models:")
-            else read_model(Path(model), model)
-        )
+        if model.startswith("models:"):
+            return registered_model(root, model)
+        return read_model(Path(model), model)
     with tempfile.TemporaryDirectory(prefix="hnm-model-") as folder:
         record = package_round(root, round_, Path(folder))
         return read_model(Path(folder), f"round {record.round}")
@@ -108,12 +107,13 @@ def promote(
 
     if alias not in ("champion", "challenger"):
         raise PredictionError(f"--alias {alias} is neither champion nor challenger")
-    done = registry.promote(
+    promoted = registry.promote(
         project_root(), round_, "champion" if alias == "champion" else "challenger", force=force
     )
-    before = f"; it was version {done.was}" if done.was else ""
+    before = f"; it was version {promoted.was}" if promoted.was else ""
     typer.echo(
-        f"models:/{done.name}@{done.alias} is version {done.version}, round {done.round}{before}"
+        f"models:/{promoted.name}@{promoted.alias} is version {promoted.version}, round"
+        f" {promoted.round}{before}"
     )
 
 

@@ -129,7 +129,7 @@ def track_stage(
         sections: the sections of params.yaml that the stage uses; the run's params.
         params: the whole of params.yaml.
     """
-    if not is_on():
+    if not tracking_is_on():
         yield Tracker(stage, None)
         return
     began = time.monotonic()
@@ -153,7 +153,7 @@ def track_stage(
             _record_summary(root, folder, state, params.cohort.name, tracker.summary)
 
 
-def is_on() -> bool:
+def tracking_is_on() -> bool:
     """Whether stages and studies log runs."""
     return os.environ.get("HNM_TRACKING") != "off"
 
