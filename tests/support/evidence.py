@@ -17,7 +17,8 @@ from hnm.slides.annotations import Region, write_annotation
 from hnm.slides.cutting.pack import PackTile, encode, write_pack
 from hnm.tables import LABELS, MINED, QUARANTINE, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
-SIDE, TILE_PX = 64, 32
+SIDE = 64
+TILE_PX = 32
 GRID = [(SIDE * column, SIDE * row) for row in range(3) for column in range(4)][:11]
 
 # slide -> split, patient, label, score of the slide in rounds 0, 1, 2
