@@ -134,8 +134,8 @@ def report(
     better.
     """
     _expect_trials(workers)
-    from hnm.evidence.numbers.metrics import Resampling
-    from hnm.evidence.numbers.verdict import Finalist, Reruns, judged, report_markdown
+    from hnm.evidence.numbers.intervals import Resampling
+    from hnm.evidence.numbers.winner import Finalist, Reruns, judged, report_markdown
     from hnm.files import whole
     from hnm.loop.rounds import Loop, Upstream, check_one_process
     from hnm.params import load_params

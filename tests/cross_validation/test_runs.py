@@ -199,7 +199,7 @@ def test_causes_are_a_dependency_as_the_pipelines_are(
         "code"
     ].keys() and "hnm.store" not in loop["code"]
     assert {"torch", "timm", "scikit-learn"} < loop["libraries"].keys() and loop["machine"]
-    assert [pooling] == causes_of_stage("pool") and "hnm.evidence.numbers.metrics" in pooling[
+    assert [pooling] == causes_of_stage("pool") and "hnm.evidence.numbers.areas" in pooling[
         "code"
     ]
     true = metadata.version

@@ -24,16 +24,13 @@ def round_table(metrics: Mapping[str, Any], seconds: Mapping[str, float | None])
         ),
         caption=f"Validation picks round {metrics['chosen_round']} (*). AUC with interval.",
         box=box.SIMPLE_HEAD,
+        collapse_padding=True,
     )
-    for header in (
-        "round",
-        "validation slide AUC",
-        "test slide AUC",
-        "test tile AUC",
-        "mined negatives",
-        "seconds",
-    ):
-        table.add_column(header, justify="left" if header == "round" else "right")
+    table.add_column("round")
+    for header in ("validation slide AUC", "test slide AUC"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for header in ("test tile\nAUC", "mined\nnegatives", "seconds"):
+        table.add_column(header, justify="right")
     for name, entry in metrics["rounds"].items():
         of_stages = [
             value

@@ -12,12 +12,54 @@ from hnm.evidence.numbers.intervals import (
     Number,
     Resamples,
     Resampling,
+    flat_numbers,
     newcombe_bounds,
     wilson_bounds,
 )
 from hnm.evidence.numbers.predictions import Predictions
 from hnm.evidence.numbers.slide_metrics import slide_metrics
 from tests.support.predictions import RESAMPLING, predictions
+
+
+class TestNumber:
+    def test_formats(self) -> None:
+        number = Number(0.8125, -0.25, 1.0)
+        assert number.text() == "0.812"
+        assert number.text("+.1f") == "+0.8"
+        assert number.interval() == "-0.25 to 1.00"
+        assert number.interval("+.1f") == "-0.2 to +1.0"
+        assert number.with_interval() == "0.812 (-0.250 to 1.000)"
+        assert number.with_interval("+.4f") == "+0.8125 (-0.2500 to +1.0000)"
+        assert number.with_interval(".3f", ".2f") == "0.812 (-0.25 to 1.00)"
+        assert number.above_interval() == "0.812\n-0.25 to 1.00"
+        assert number.above_interval("+.3f") == "+0.812\n-0.25 to 1.00"
+
+    def test_without_an_interval_it_is_the_value_and_without_a_value_a_dash(self) -> None:
+        assert Number(0.5, reason="all resamples agree").interval() == ""
+        assert Number(0.5, reason="all resamples agree").with_interval(".2f") == "0.50"
+        assert Number(0.5).above_interval() == "0.500"
+        for missing in (Number(None, reason="there is no positive"), Number(float("nan"))):
+            assert missing.text() == missing.with_interval() == missing.above_interval() == "–"
+
+    def test_comes_back_from_json(self) -> None:
+        numbers = {
+            "auc": Number(0.5, 0.25, 0.75),
+            "f1": Number(1.0, reason="all resamples agree"),
+            "ece": Number(None, reason="there is nothing to evaluate"),
+        }
+        flat = flat_numbers(numbers)
+        assert list(flat) == [
+            *("auc", "auc_low", "auc_high"),
+            *("f1", "f1_low", "f1_high", "f1_reason"),
+            *("ece", "ece_low", "ece_high", "ece_reason"),
+        ]
+        assert {name: Number.from_json(flat, name) for name in numbers} == numbers
+
+    def test_bounds_may_be_left_out_of_json(self) -> None:
+        numbers = {"auc": Number(0.1234567, 0.1, 0.2), "f1": Number(1.0, reason="why")}
+        flat = flat_numbers(numbers, bounds_of=("auc",))
+        assert flat == {"auc": 0.123457, "auc_low": 0.1, "auc_high": 0.2, "f1": 1.0}
+        assert Number.from_json(flat, "f1") == Number(1.0)
 
 
 class TestIntervals:
@@ -130,8 +172,9 @@ class TestIntervals:
         patients = np.repeat(np.arange(40), 2).astype(str)
         truth, by_patient, by_slide = 0.8145, 0, 0  # Phi(d / sqrt(2)) with d = 1.265
         for run in range(200):
-            shared, own = np.repeat(rng.normal(size=40), 2), rng.normal(size=80)
-            scores = (shared + own) / np.sqrt(2) + 1.265 * labels
+            shared = np.repeat(rng.normal(size=40), 2)
+            of_slide = rng.normal(size=80)
+            scores = (shared + of_slide) / np.sqrt(2) + 1.265 * labels
             for names in (patients, np.arange(80).astype(str)):
                 number = auc_number(Predictions(labels, scores, names), Resampling(200, 0.9, run))
                 covered = number.low <= truth <= number.high

@@ -10,7 +10,6 @@ from hnm.evidence.numbers.areas import auc_gain
 from hnm.evidence.numbers.intervals import Number
 from hnm.evidence.numbers.predictions import Predictions
 from hnm.evidence.numbers.slide_metrics import (
-    SLIDE_METRICS,
     accuracy,
     brier,
     choose_threshold,
@@ -136,7 +135,18 @@ class TestOneClass:
     ) -> None:
         slides = predictions(labels, [0.2, 0.7][: len(labels)])
         numbers = slide_metrics(slides, 0.5, RESAMPLING)
-        assert list(numbers) == list(SLIDE_METRICS)
+        assert list(numbers) == [
+            "auc",
+            "average_precision",
+            "sensitivity_at_specificity_90",
+            "accuracy",
+            "f1",
+            "sensitivity",
+            "specificity",
+            "brier",
+            "log_loss",
+            "ece",
+        ]
         for name in (
             "auc",
             "average_precision",

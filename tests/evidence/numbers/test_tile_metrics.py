@@ -13,61 +13,63 @@ from tests.support.predictions import RESAMPLING
 class TestFroc:
     def test_worked_example(self) -> None:
         # two slides: 1/4, 1/2, 1, 2, 4, 8 false detections a slide are 0, 1, 2, 4, 8, 16 in all
-        found = detections(
+        peaks = detections(
             [0.95, 0.75, 0.5, 0.5, -np.inf], "aabbb", [0.9, 0.6, 0.5, 0.5, 0.2], "abbbb", "ab"
         )
         # none: above 0.9; one: above 0.6; two: above 0.5; four: above 0.2; all five: whatever was
         # found
-        assert froc(found).tolist() == [0.2, 0.4, 0.4, 0.8, 0.8, 0.8]
+        assert froc(peaks).tolist() == [0.2, 0.4, 0.4, 0.8, 0.8, 0.8]
 
     def test_without_false_detections_all_that_was_found_counts(self) -> None:
         assert froc(detections([0.1, -np.inf], "ab", [], "", "abc")).tolist() == [0.5] * 6
 
 
 class TestLesionMetrics:
-    found = detections(
+    peaks = detections(
         [0.95, 0.75, 0.5, 0.5, -np.inf], "aabbc", [0.9, 0.6, 0.5, 0.5, 0.2, 0.1], "abddde", "abcdde"
     )
 
     def test_worked_example(self) -> None:
         # of five lesions 0.95 and 0.75 lie above 0.55, as do 0.9 and 0.6 of the false detections on
         # six slides
-        numbers = lesion_metrics(self.found, 0.55, RESAMPLING)
+        numbers = lesion_metrics(self.peaks, 0.55, RESAMPLING)
         assert numbers["lesions_hit"].value == 0.4 and numbers[
             "false_detections"
         ].value == pytest.approx(2 / 6)
         # 1.5 (one), 3, 6, 12, 24, 48 false ones: above 0.6; above 0.5 (0.5 itself comes fourth);
         # then whatever was found
         assert numbers["froc"].value == pytest.approx((0.4 + 0.4 + 4 * 0.8) / 6)
-        assert [(own.low, own.high) != (None, None) for own in numbers.values()] == [True] * 3
+        assert [(number.low, number.high) != (None, None) for number in numbers.values()] == [
+            True
+        ] * 3
 
     def test_a_score_at_the_threshold_is_a_hit(self) -> None:
-        numbers = lesion_metrics(self.found, 0.5, RESAMPLING)
+        numbers = lesion_metrics(self.peaks, 0.5, RESAMPLING)
         assert numbers["lesions_hit"].value == 0.8 and numbers[
             "false_detections"
         ].value == pytest.approx(4 / 6)
 
     def test_a_resample_takes_a_patient_with_all_slides_and_lesions(self) -> None:
         """The interval from values that plain loops find in every resample."""
-        found, resampling = self.found, Resampling(40, 0.9, 5)
-        with_lesion = np.isin(found.slide_patients, list("abc")).astype(np.int64)
+        peaks, resampling = self.peaks, Resampling(40, 0.9, 5)
+        with_lesion = np.isin(peaks.slide_patients, list("abc")).astype(np.int64)
         resamples = Resamples(
-            Predictions(with_lesion, np.zeros(6), found.slide_patients), resampling
+            Predictions(with_lesion, np.zeros(6), peaks.slide_patients), resampling
         )
 
         def values(weights: np.ndarray) -> dict[str, float]:
             times = dict(zip(resamples.patients, weights.astype(int), strict=True))
             lesions = [
                 score
-                for score, owner in zip(found.lesion_scores, found.lesion_patients, strict=True)
+                for score, owner in zip(peaks.lesion_scores, peaks.lesion_patients, strict=True)
                 for _ in range(times[owner])
             ]
             beside = [
                 score
-                for score, owner in zip(found.false_scores, found.false_patients, strict=True)
+                for score, owner in zip(peaks.false_scores, peaks.false_patients, strict=True)
                 for _ in range(times[owner])
             ]
-            slides = sum(times[owner] for owner in found.slide_patients)
+            slides = sum(times[owner] for owner in peaks.slide_patients)
             cuts = [
                 [*sorted(beside, reverse=True), -np.inf][min(int(rate * slides), len(beside))]
                 for rate in FROC_RATES
@@ -81,9 +83,9 @@ class TestLesionMetrics:
         resampled, left_out = (
             [values(row) for row in rows] for rows in (resamples.bootstrap, resamples.jackknife)
         )
-        for name, number in lesion_metrics(found, 0.55, resampling).items():
-            acceleration = resamples._acceleration(np.array([own[name] for own in left_out]))
-            values_of_all = np.array([own[name] for own in resampled]).round(12)
+        for name, number in lesion_metrics(peaks, 0.55, resampling).items():
+            acceleration = resamples._acceleration(np.array([row[name] for row in left_out]))
+            values_of_all = np.array([row[name] for row in resampled]).round(12)
             assert (number.low, number.high) == pytest.approx(
                 bca_bounds(round(number.value, 12), values_of_all, acceleration, 0.9)
             )
