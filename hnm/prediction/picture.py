@@ -5,7 +5,8 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 
 from hnm.evidence.pages.heatmap import COLOURS
-from hnm.slides.reading.reader import RGB, Thumbnail
+from hnm.slides.reading.slide import RGB
+from hnm.slides.reading.thumbnails import Thumbnail
 
 OPACITY = 0.55
 """Of the colours over tissue; at 1 nothing of it shows."""

@@ -10,8 +10,9 @@ from hnm.slides.cohort.cohort import OBJECTIVE_MPP, PLAUSIBLE_MPP
 from hnm.slides.cutting.cut import Cutting, Layout, cut, opened
 from hnm.slides.cutting.masks import Placement, mask_bytes, placement_of
 from hnm.slides.reading.canvas import Canvas, OriginParam
-from hnm.slides.reading.reader import OpenSlideReader, Thumbnail, thumbnail
+from hnm.slides.reading.reader import OpenSlideReader
 from hnm.slides.reading.remote import fetched
+from hnm.slides.reading.thumbnails import Thumbnail, thumbnail
 
 OVERVIEW_PX = 1200
 """Longest side of the overview."""

@@ -21,7 +21,7 @@ from hnm.prediction.reading import SlideRead
 from hnm.prediction.slide import Prediction, Refusal, Unchanged
 from hnm.slides.cutting.masks import Placement
 from hnm.slides.reading.canvas import Box, Canvas
-from hnm.slides.reading.reader import Thumbnail
+from hnm.slides.reading.thumbnails import Thumbnail
 from hnm.tables import TILE_SCORES
 from tests.support import model as tiny_model
 

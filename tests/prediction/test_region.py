@@ -7,7 +7,7 @@ import shapely
 
 from hnm.prediction.picture import OPACITY, heat_over
 from hnm.prediction.region import TOP_TILES, places, positive_region, prediction_geojson, smoothed
-from hnm.slides.reading.reader import Thumbnail
+from hnm.slides.reading.thumbnails import Thumbnail
 
 
 def grid(

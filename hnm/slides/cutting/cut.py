@@ -18,10 +18,12 @@ from hnm.slides.cutting.pack import PackTile, encode, write_pack
 from hnm.slides.cutting.tiling import Grid, grid_of, tile_pixels, tissue_shares
 from hnm.slides.cutting.tissue import Mask, tissue_mask
 from hnm.slides.reading.canvas import Canvas, OriginParam
-from hnm.slides.reading.failures import StorageError, shown
+from hnm.slides.reading.failures import StorageError, printable_name
 from hnm.slides.reading.raw_tiles import open_slide
-from hnm.slides.reading.reader import RegionError, Slide, Thumbnail, expecting, thumbnail
+from hnm.slides.reading.reader import expecting
 from hnm.slides.reading.remote import fetched
+from hnm.slides.reading.slide import RegionError, Slide
+from hnm.slides.reading.thumbnails import Thumbnail, thumbnail
 from hnm.slides.reading.urls import place_of
 from hnm.store import project_file
 
@@ -131,7 +133,7 @@ def opened(layout: Layout, *, stays: bool = False) -> Iterator[Slide]:
     with fetched(layout.source, stays=stays) as path, expecting(path, layout.fingerprint):
         if not os.path.exists(path):  # Path.exists raises where a folder is closed
             raise StorageError(
-                f"{shown(path)} is gone since the cohort was checked; mount its folder, or run"
+                f"{printable_name(path)} is gone since the cohort was checked; mount its folder, or run"
                 " again without it"
             )
         with open_slide(path, layout.fingerprint) as slide:

@@ -27,8 +27,8 @@ from hnm.files import read_bounded
 from hnm.slides.annotations import Region, check_inside, drawn_in, joined, unmended_in
 from hnm.slides.cutting.tissue import Mask
 from hnm.slides.reading.canvas import Box, By, Canvas
-from hnm.slides.reading.failures import ChangedError, check_file, error_of, shown
-from hnm.slides.reading.reader import Thumbnail
+from hnm.slides.reading.failures import ChangedError, check_file, error_of, printable_name
+from hnm.slides.reading.thumbnails import Thumbnail
 
 GEOJSON = frozenset({".geojson", ".json"})
 FORMATS = ("PNG", "TIFF", "JPEG")
@@ -70,7 +70,7 @@ def mask_bytes(path: Path, digest: str | None = None) -> bytes:
         ChangedError: it has another digest.
         MachineError: the machine or the storage does not give it.
     """
-    thing = f"its mask {shown(path)}"
+    thing = f"its mask {printable_name(path)}"
     check_file(path, thing, step="tissue", cure=CURE)
 
     def refused(message: str) -> HnmError:
@@ -104,7 +104,9 @@ def read_mask(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Ma
         else _of_image(content, path, canvas, view)
     )
     if not mask.any():
-        raise SlideError(f"its mask {shown(path)} has no tissue within the scan", step="tissue")
+        raise SlideError(
+            f"its mask {printable_name(path)} has no tissue within the scan", step="tissue"
+        )
     return mask
 
 
@@ -112,7 +114,7 @@ def placement_of(content: bytes, path: Path, canvas: Canvas, slide: str) -> Plac
     """Where the mask in `content` lies on `slide`; of one that `read_mask` will refuse it tells
     nothing.
     """
-    where = f"mask {shown(path)}"
+    where = f"mask {printable_name(path)}"
     try:
         if not _is_geojson(path):
             return Placement(
@@ -201,7 +203,7 @@ def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
 
 
 def _of_polygons(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Mask:
-    where = f"its mask {shown(path)}"
+    where = f"its mask {printable_name(path)}"
     try:
         drawn = drawn_in(content, where, canvas, named=False, cure=CURE)
         check_inside(drawn, canvas, where)
@@ -211,7 +213,7 @@ def _of_polygons(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) ->
 
 
 def _of_image(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Mask:
-    thing = f"its mask {shown(path)}"
+    thing = f"its mask {printable_name(path)}"
     pixels = _image_of(content, thing)
     rows, columns = pixels.shape
     covered, _ = covered_box((columns, rows), canvas, thing)

@@ -17,7 +17,8 @@ from hnm.params import Tiles
 from hnm.slides.cutting.pack import TOLERANCE
 from hnm.slides.cutting.tissue import Mask
 from hnm.slides.reading.canvas import Box
-from hnm.slides.reading.reader import MOST_REGION_PX, RGB, Thumbnail, finest_sufficient_level
+from hnm.slides.reading.slide import MOST_REGION_PX, RGB
+from hnm.slides.reading.thumbnails import Thumbnail, coarsest_sufficient_level
 
 MOST_TILES = 10_000_000
 """Of the grid of one slide, which takes some 150 bytes for each; 75 x 50 mm of glass in tiles of
@@ -80,7 +81,7 @@ def grid_of(
             step="tiles",
         )
     wanted = (tiles.mpp / slide_mpp[0], tiles.mpp / slide_mpp[1])
-    level = finest_sufficient_level(downsamples, min(wanted), TOLERANCE)
+    level = coarsest_sufficient_level(downsamples, min(wanted), TOLERANCE)
     downsample = downsamples[level]
     as_is = all(abs(pixels / downsample - 1) <= TOLERANCE for pixels in wanted)
     if as_is:

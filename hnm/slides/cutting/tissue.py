@@ -17,7 +17,7 @@ from skimage.filters import threshold_otsu
 
 from hnm.errors import SlideError
 from hnm.params import Tissue
-from hnm.slides.reading.reader import RGB
+from hnm.slides.reading.slide import RGB
 
 Mask = npt.NDArray[np.bool_]
 Density = npt.NDArray[np.float32]

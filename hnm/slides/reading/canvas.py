@@ -1,9 +1,9 @@
-"""From where coordinates count: the corner of level 0, or that of the scan on it.
+"""The canvas of a slide, and the corner that coordinates count from: level 0's or the scan's.
 
 OpenSlide and hnm count from the corner of level 0. QuPath counts from the corner of the scan
 (`openslide.bounds-x` and `-y`), which lies elsewhere on slides of MIRAX and Leica. Every coordinate
-inside of hnm is a level-0 pixel: what people draw is shifted by `hnm.slides.annotations` on its way
-in and on its way out, and images by `hnm.slides.cutting.masks`.
+inside of hnm is a level-0 pixel. `hnm.slides.annotations` shifts what people draw on its way in and
+out, and `hnm.slides.cutting.masks` shifts images.
 """
 
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Origin = Literal["level_0", "bounds"]
-"""What coordinates count from."""
+"""The corner that coordinates count from."""
 OriginParam = Literal["auto", "level_0", "bounds"]
-"""As `cohort.origin`; `auto` leaves it to what a file says, or looks like."""
+"""A value of `cohort.origin`; `auto` follows what a file says of itself, or looks like."""
 By = Literal["file", "shape", "param", "qupath", "nothing"]
-"""What decides from where a file counts: itself, a shape that leaves no choice, `cohort.origin`,
-its looks, or nothing (then it is level 0).
+"""The reason for the origin of a file: its own word, a shape that leaves no choice,
+`cohort.origin`, the looks of QuPath's files, or none (then it is level 0).
 """
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in level-0 pixels."""
+    """A rectangle in pixels: those of level 0, where nothing else is said."""
 
     x: int
     y: int
@@ -33,7 +33,7 @@ class Box:
 
     @property
     def ends(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom."""
+        """The left, top, right and bottom edge."""
         return self.x, self.y, self.x + self.width, self.y + self.height
 
 
@@ -44,9 +44,9 @@ class Canvas:
     width: int
     height: int
     bounds: Box
-    """Of the scan: `openslide.bounds-*`, or all of level 0 where the slide has none."""
+    """The box of the scan: OpenSlide's bounds, or all of level 0 where the slide has none."""
     origin: OriginParam = "auto"
-    """What a drawing counts from that does not say so itself."""
+    """The origin of drawings that do not state theirs."""
 
     @property
     def whole(self) -> Box:
@@ -55,36 +55,32 @@ class Canvas:
 
     @property
     def is_offset(self) -> bool:
-        """Whether it makes a difference what a drawing counts from."""
+        """Whether the two origins differ."""
         return self.corner("bounds") != (0, 0)
 
     def corner(self, origin: Origin) -> tuple[int, int]:
-        """The level-0 pixel that is (0, 0) where coordinates count from `origin`."""
+        """Returns the level-0 pixel that is (0, 0) where coordinates count from `origin`."""
         return (self.bounds.x, self.bounds.y) if origin == "bounds" else (0, 0)
 
 
 def canvases_of(slides: "pd.DataFrame") -> dict[str, Canvas]:
-    """The canvas of each slide of a `SLIDES` table, by its id."""
+    """Returns the canvas of each slide of a `SLIDES` table, by its id."""
     columns = [
         "slide_id",
         "width",
         "height",
+        "origin",
         "bounds_x",
         "bounds_y",
         "bounds_width",
         "bounds_height",
-        "origin",
     ]
     return {
-        slide_id: Canvas(width, height, Box(x, y, bounds_width, bounds_height), origin)
-        for slide_id, width, height, x, y, bounds_width, bounds_height, origin in slides[
-            columns
-        ].itertuples(index=False)
+        slide_id: Canvas(width, height, Box(*bounds), origin)
+        for slide_id, width, height, origin, *bounds in slides[columns].itertuples(index=False)
     }
 
 
 def aspects_of(slides: "pd.DataFrame") -> dict[str, float]:
-    """Height of a tile over its width, in level-0 pixels, of each slide of a `SLIDES` table, by its
-    id.
-    """
+    """Returns a tile's height over its width, in level-0 pixels, by the id of a `SLIDES` slide."""
     return dict(zip(slides["slide_id"], slides["mpp_x"] / slides["mpp_y"], strict=True))

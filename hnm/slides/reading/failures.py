@@ -1,17 +1,15 @@
-"""What fails while a slide is read: whose fault it is, and what may pass.
+"""Errors while a slide is read: whose fault they are, and which of them may pass.
 
 Three kinds of error come out of reading a slide:
 
-- `SlideError` is what the slide itself is: damaged, no slide at all, without tissue. It goes to
-  quarantine.
-- `StorageError` is storage that fails for a moment, as a mount that goes and comes back.
-  `patiently` tries the slide again
-  at once, as a whole: were a region that storage did not give called damaged, a passing fault would
-  make a hole in a result that is kept.
-- `MachineError` is all else that is no property of the slide: no right to read, too little memory,
-  too many open files, a
-  full disk, a folder that is not mounted, a file that changed meanwhile (`ChangedError`).
-  `StorageError` is one of them.
+- `SlideError` says something of the slide itself: it is damaged, no slide at all, or without
+  tissue. It goes to quarantine.
+- `StorageError` is storage that fails for a moment, such as a mount that goes and comes back.
+  `patiently` tries the whole slide again. Were a region that storage did not give called damaged, a
+  passing fault would make a hole in a stored result.
+- `MachineError` is everything else that is no property of the slide: no right to read, too little
+  memory, too many open files, a full disk, a folder that is not mounted, a file that changed
+  meanwhile (`ChangedError`). `StorageError` is one of them.
 
 `hnm.slides.workers.each` tries a slide that failed for the machine once more, alone, when all
 others are done, and then fails with the names of all that failed again. None of them goes to
@@ -42,10 +40,13 @@ PASSING = frozenset(
         errno.ENETDOWN,
         errno.ENETUNREACH,
         errno.ENODEV,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.EAGAIN,
     }
-    | {errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EAGAIN}
 )
-"""Errors of an operating system that a mount which goes and comes back gives."""
+"""Errors of a mount that goes and comes back: the same request may succeed later."""
 OF_THE_MACHINE = frozenset(
     {
         errno.EACCES,
@@ -61,11 +62,18 @@ OF_THE_MACHINE = frozenset(
 OF_THE_PATH = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.EINVAL}
 )
-"""Errors of what the manifest names: there is no such file."""
+"""Errors of a path in the manifest that names no file."""
 PAUSES = (1.0, 4.0, 16.0)
 """Seconds before the second try, the third, and the last."""
-MOST_WORDS = 300
-"""Characters of a library's message that are handed on: it may quote a file."""
+MOST_CHARACTERS = 300
+"""Characters of a name or of a library's message that are handed on: either may be a stranger's."""
+KINDS_OF_FILE = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
 
 
 class StorageError(MachineError):
@@ -73,90 +81,89 @@ class StorageError(MachineError):
 
 
 class ChangedError(MachineError):
-    """A file is not the one any more whose fingerprint or digest names the result."""
-
-
-def may_pass(error: OSError) -> bool:
-    """Whether the same request may succeed later."""
-    return error.errno in PASSING
+    """A file has changed since its fingerprint or digest, which names the result, was taken."""
 
 
 def patiently(function: Callable[[Job], Result], job: Job) -> Result:
-    """`function(job)`, tried again after each of `PAUSES` while storage fails; the last failure is
-    a `StorageError`.
+    """Returns `function(job)`, tried again after each of `PAUSES` while storage fails.
+
+    Raises:
+        StorageError: the last try failed too.
     """
-    for pause in PAUSES:
+    tries = 0
+    while True:
         try:
             return function(job)
-        except StorageError:
-            time.sleep(pause)
-        except OSError as error:
-            if not may_pass(error):
-                raise
-            time.sleep(pause)
-    tries = f"tried {len(PAUSES) + 1} times"
-    try:
-        return function(job)
-    except StorageError as error:
-        raise StorageError(f"{error}; {tries}") from None
-    except OSError as error:
-        if not may_pass(error):
-            raise
-        raise StorageError(f"its storage failed: {error.strerror}; {tries}") from None
+        except (StorageError, OSError) as error:
+            if isinstance(error, OSError):
+                if error.errno not in PASSING:
+                    raise
+                error = StorageError(f"its storage failed: {error.strerror}")
+            if tries == len(PAUSES):
+                raise StorageError(f"{error}; tried {tries + 1} times") from None
+        time.sleep(PAUSES[tries])
+        tries += 1
 
 
-def check_file(path: Path, thing: str, *, step: str = "open", cure: str = "") -> None:
-    """Raises unless `path` is a regular file that may be read now; a named pipe, on which a library
-    would wait for ever, is none.
+def check_file(path: Path, thing: str = "", *, step: str = "open", cure: str = "") -> None:
+    """Raises unless `path` is a regular file that may be read now.
+
+    A named pipe is none: a library would wait on it for ever.
 
     Args:
-        path: of a slide or of what belongs to one.
-        thing: how a message calls it.
-        step: of the `SlideError`.
-        cure: ends the message of the `SlideError`.
+        path: the file of a slide or of what belongs to one.
+        thing: how a message calls the file; without it, by its name.
+        step: the step of the `SlideError`.
+        cure: the end of the message of the `SlideError`.
 
     Raises:
         SlideError: there is no such file, or it is a folder, a pipe, a device or a socket.
-        MachineError: its folder is missing or empty, as that of a mount which is away; it may not
-        be read.
+        MachineError: its folder is missing or empty, as that of a mount which is away, or it may
+            not be read.
     """
+    thing = thing or printable_name(path)
     try:
-        kind = path.stat().st_mode
-        if stat.S_ISREG(kind):
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
             return
     except ValueError:  # a null character
         raise SlideError(f"{thing} has a name that no file can have{cure}", step) from None
     except OSError as error:
         raise error_of(error, path, thing, step=step, cure=cure) from None
-    raise SlideError(f"{thing} is no regular file but a {_kind_of(kind)}{cure}", step)
+    kind = KINDS_OF_FILE.get(stat.S_IFMT(mode), "thing of another kind")
+    raise SlideError(f"{thing} is no regular file but a {kind}{cure}", step)
 
 
 def error_of(
-    error: OSError, path: Path, thing: str, *, step: str = "open", cure: str = ""
+    error: OSError, path: Path, thing: str = "", *, step: str = "open", cure: str = ""
 ) -> HnmError:
-    """What the system says of the file `path`, as an error of the slide or of the machine; the
-    arguments are those of `check_file`.
+    """Returns the system's error about the file `path` as an error of the slide or of the machine.
+
+    The arguments are those of `check_file`.
     """
+    thing = thing or printable_name(path)
     reason = error.strerror or str(error)
-    if may_pass(error):
+    if error.errno in PASSING:
         return StorageError(f"{thing} cannot be read: {reason}")
-    if error.errno in OF_THE_PATH:
-        if error.errno == errno.ENOENT and _is_away(path.parent):
+    if error.errno == errno.ENOENT:
+        if _is_away(path.parent):
             return MachineError(
                 f"{thing} is not there, and its folder is missing or empty; mount"
                 f" it{cure or ', or correct the path'}"
             )
-        said = "does not exist" if error.errno == errno.ENOENT else f"cannot be read: {reason}"
-        return SlideError(f"{thing} {said}{cure}", step)
+        return SlideError(f"{thing} does not exist{cure}", step)
+    if error.errno in OF_THE_PATH:
+        return SlideError(f"{thing} cannot be read: {reason}{cure}", step)
     return error_of_machine(OSError(error.errno, reason, thing)) or MachineError(
         f"{thing} cannot be read: {reason}"
     )
 
 
 def error_in_words(text: str) -> MachineError | None:
-    """What a library without codes says, where it hands on the words of the operating system for a
-    fault of storage or machine; None otherwise.
+    """Returns a library's message as an error of the machine, or None where it is none.
+
+    Libraries without codes hand on the operating system's words for a fault of storage or machine.
     """
     if any(words in text for words in ("I/O error", *map(os.strerror, PASSING))):
         return StorageError(text)
@@ -165,41 +172,28 @@ def error_in_words(text: str) -> MachineError | None:
     return None
 
 
-def shown(path: Path) -> str:
-    """The name of a file as any terminal and any CSV can show it: a name may hold bytes that are no
-    UTF-8, and line breaks.
+def printable_name(path: Path) -> str:
+    """Returns the name of a file as any terminal and any CSV can show it.
+
+    A name may hold bytes that are no UTF-8, and line breaks.
     """
-    return _shortened(one_line(os.fsencode(path.name).decode("utf-8", "backslashreplace")))
+    return short_line(os.fsencode(path.name).decode("utf-8", "backslashreplace"))
 
 
-def words_of(message: str) -> str:
-    """A library's message, which may quote a file, as one line that is not long."""
-    return _shortened(one_line(message))
+def short_line(text: str) -> str:
+    """Returns a stranger's text as one line that is not long."""
+    line = one_line(text)
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]}…"
 
 
 def one_line(text: str) -> str:
-    """`text` with a space for all that does not print."""
+    """Returns `text` with a space for all that does not print."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= MOST_WORDS else f"{text[:MOST_WORDS]}…"
-
-
 def _is_away(folder: Path) -> bool:
-    """Whether `folder` is missing or empty, as the place of a mount is while the mount is away."""
+    """Returns whether `folder` is missing or empty, as the place of an absent mount is."""
     try:
         return not any(folder.iterdir())
     except OSError:
         return True
-
-
-def _kind_of(mode: int) -> str:
-    kinds = (
-        (stat.S_ISDIR, "folder"),
-        (stat.S_ISFIFO, "named pipe"),
-        (stat.S_ISSOCK, "socket"),
-        (stat.S_ISCHR, "device"),
-        (stat.S_ISBLK, "device"),
-    )
-    return next((name for is_of, name in kinds if is_of(mode)), "thing of another kind")

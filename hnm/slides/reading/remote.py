@@ -1,8 +1,8 @@
-"""Slides by URL: fetched whole into a cache of this machine, which never holds more than its limit.
+"""Slides by URL, which are fetched whole into a cache of this machine.
 
-OpenSlide reads files, and a slide's tiles are most of its bytes, so a slide is fetched as a whole.
-A file in the cache is named by its URL, size and entity tag: what changed in the bucket is another
-file. It goes when its tiles are cut, and before that where another slide needs its room, but never
+The cache never holds more than its limit. OpenSlide reads files, and a slide's tiles are most of its bytes, so a slide is fetched as a whole.
+A file in the cache is named by its URL, size and entity tag: a slide that changed in its bucket is
+another file. It goes when its tiles are cut, and before that where another slide needs its room, but never
 while it is read. The cache is the folder HNM_SLIDE_CACHE, its limit HNM_SLIDE_CACHE_GB; with
 HNM_SLIDE_CACHE_KEEP=1 slides stay until their room is needed.
 
@@ -39,7 +39,8 @@ from hnm.slides.reading.web import refusal_of, web_bytes, web_version
 OF_SEVERAL_FILES = frozenset({".mrxs", ".vms", ".vmu", ".dcm"})
 DEFAULT_GB = 50.0
 MOST_BYTES = 10**13
-"""What no slide has; a server that states more does not stop the cohort."""
+"""Bytes that no slide has. A server that states more costs its slide, and does not stop the cohort.
+"""
 ROOM_PAUSE = 0.5
 """Seconds before looking for room again while every slide in the cache is being read."""
 SLOW_SECONDS = 60.0
@@ -50,27 +51,29 @@ a slide.
 CHUNK = 8 << 20
 _OF_CACHE = re.compile(r"[0-9a-f]{32}(\.[A-Za-z0-9]{1,8})?")
 _TAGS = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime")
-"""Where file systems of fsspec tell an entity tag, or the time of a change."""
+"""Names by which file systems of fsspec give an entity tag, or the time of a change."""
+_MOST_CAUSES = 20
+"""Causes of an error that are looked through for a status: they may name each other in a circle."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """What a URL holds now."""
+    """The version of a file that its server has now."""
 
     url: str
     size: int
     """Bytes."""
     etag: str
-    """Entity tag, or else time of change; "" where the server tells neither."""
+    """Entity tag, or else time of change; "" where the server gives neither."""
 
     @property
     def name(self) -> str:
-        """The last part of the URL, without query: what messages may show."""
+        """The last part of the URL, without the query, as messages may show it."""
         return file_name(self.url)
 
 
 def version_of(url: str) -> Version:
-    """What `url` holds now, by a request that fetches no pixels.
+    """Returns the version at `url`, by a request that fetches no pixels.
 
     Raises:
         SlideError: it does not exist, or may not be fetched from there.
@@ -88,10 +91,11 @@ def version_of(url: str) -> Version:
         size, etag = web_version(url)
     else:
         files, path = _file_system(url)
-        with _told(name):
+        with _errors_of_cloud(name):
             files.invalidate_cache()
             info: dict[str, Any] = files.info(path)
-        size, etag = info.get("size"), next((str(info[tag]) for tag in _TAGS if info.get(tag)), "")
+        size = info.get("size")
+        etag = next((str(info[tag]) for tag in _TAGS if info.get(tag)), "")
     if not size:
         raise SlideError(
             f"{name}: its server does not tell its size; fetch it yourself and give a path"
@@ -103,15 +107,17 @@ def version_of(url: str) -> Version:
 
 @contextmanager
 def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
-    """The file of a path or URL on this machine; a URL's goes when the block ends and nobody else
-    reads it.
+    """Yields the file of a path or URL on this machine.
+
+    The file of a URL goes when the block ends and nobody else reads it.
 
     Args:
-        stays: it is soon read again, so it goes only where the block fails or another slide needs
-        its room.
+        source: a path or a URL.
+        stays: the file is soon read again, so it goes only where the block fails or another slide
+            needs its room.
 
     Raises:
-        SlideError: it is not to be had; `StorageError` where that may pass.
+        SlideError: the file cannot be fetched; `StorageError` where that may pass.
         MachineError, FolderError, ParamsError: the cache cannot be used, or is not large enough.
     """
     if not is_url(source):
@@ -120,8 +126,7 @@ def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
     keeps = _keeps()
     version = version_of(source)
     with _usable_cache() as cache:
-        # without a tag nobody can tell whether a file of this size is still the same one, so none
-        # is used again
+        # without a tag a file of this size may be another one, so none is used again
         key = key_of(url=version.url, size=version.size, etag=version.etag or uuid.uuid4().hex)[:32]
         target = cache / f"{key}{suffix_of(version.url)}"
         lock = _open_lock(cache / f"{key}.lock")
@@ -134,8 +139,7 @@ def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not _is_there(target, version.size):
                     _fetch(version, target)
-                # sharing the lock again is not atomic: another may make room in between, so look
-                # once more
+                # sharing the lock again is not atomic, and another may make room in between
             # the time of use alone: a reader takes another time of change for another slide
             os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
         try:
@@ -153,15 +157,14 @@ def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
 def _fetch(version: Version, target: Path) -> None:
     """Brings a file into the cache, whole or not at all. The caller alone holds its lock."""
     part = target.with_suffix(".part")
-    if os.path.lexists(target):
-        target.unlink()  # a link, or of another size: whoever made it, it is not what was fetched
+    target.unlink(missing_ok=True)  # a link, or a file of another size
     _make_room(part, version.size)
     try:
-        came = _bring(version, part)
-        if came != version.size or (after := version_of(version.url)) != version:
-            there = version.size if came != version.size else after.size
+        count = _bring(version, part)
+        now = version_of(version.url) if count == version.size else version
+        if count != version.size or now != version:
             raise StorageError(
-                f"{version.name} changed while it was fetched: {came} bytes came, {there} are"
+                f"{version.name} changed while it was fetched: {count} bytes came, {now.size} are"
                 " there now"
             )
         with _room(part.parent):
@@ -174,10 +177,13 @@ def _fetch(version: Version, target: Path) -> None:
 
 
 def _bring(version: Version, part: Path) -> int:
-    """Writes the bytes of a file over the empty ones of `part`; returns their number. It ends as
-    soon as more come than are stated.
+    """Writes the bytes of a file over the empty ones of `part`, and returns their number.
+
+    It ends as soon as more come than are stated.
     """
-    came, started, before = 0, time.monotonic(), 0
+    came = 0
+    before = 0
+    started = time.monotonic()
     with part.open("r+b") as stream:
         for chunk in _bytes_of(version):
             came += len(chunk)
@@ -188,26 +194,28 @@ def _bring(version: Version, part: Path) -> int:
                 )
             failpoint("slide.fetching", part)
             stream.write(chunk)
-            if (now := time.monotonic()) - started >= SLOW_SECONDS:
-                if came - before < SLOW_BYTES * (now - started) / SLOW_SECONDS:
+            seconds = time.monotonic() - started
+            if seconds >= SLOW_SECONDS:
+                if came - before < SLOW_BYTES * seconds / SLOW_SECONDS:
                     raise StorageError(
-                        f"{version.name}: only {came - before} bytes came in {now - started:.0f} s;"
-                        " its server is too slow, or hangs"
+                        f"{version.name}: only {came - before} bytes came in {seconds:.0f} s; its"
+                        " server is too slow, or hangs"
                     )
-                started, before = now, came
+                started += seconds
+                before = came
         stream.flush()
         os.fsync(stream.fileno())
     return came
 
 
 def _bytes_of(version: Version) -> Iterator[bytes]:
-    """The bytes of a file, as they come."""
+    """Yields the bytes of a file as they come."""
     if urlsplit(version.url).scheme in WEB:
         yield from web_bytes(version.url)
         return
     files, path = _file_system(version.url)
     with (
-        _told(version.name),
+        _errors_of_cloud(version.name),
         files.open(path, "rb", block_size=CHUNK, cache_type="readahead") as stream,
     ):
         while chunk := stream.read(CHUNK):
@@ -215,7 +223,7 @@ def _bytes_of(version: Version) -> Iterator[bytes]:
 
 
 def _is_there(target: Path, size: int) -> bool:
-    """Whether a file of the cache is one, and has the size that its name stands for."""
+    """Returns whether a file of the cache is regular, and has the size that its name stands for."""
     try:
         status = target.lstat()
     except FileNotFoundError:
@@ -224,15 +232,16 @@ def _is_there(target: Path, size: int) -> bool:
 
 
 def _leave(target: Path, lock: int) -> None:
-    """Removes a file that its reader, who shares `lock`, needs no more, unless others read it."""
+    """Removes a file that its reader, who shares `lock`, no longer needs, unless others read it."""
     with _room(target.parent):
         if _is_free(lock):
             target.unlink(missing_ok=True)
 
 
 def _make_room(part: Path, size: int) -> None:
-    """Removes the least recently used files that nobody reads until `size` bytes fit, and takes
-    their place by an empty file of that size.
+    """Removes the least recently used files that nobody reads until `size` bytes fit.
+
+    An empty file of that size then takes their place.
     """
     limit = _limit()
     if size > limit:
@@ -243,45 +252,42 @@ def _make_room(part: Path, size: int) -> None:
     while True:
         with _room(part.parent):
             part.unlink(missing_ok=True)
-            there = sorted(_slides_in(part.parent), key=lambda file: file[1].st_atime_ns)
-            left = sum(status.st_size for _, status in there)
-            for file, status in there:
-                if left + size <= limit:
+            slides = sorted(_slides_in(part.parent), key=lambda slide: slide[1].st_atime_ns)
+            total = size + sum(status.st_size for _, status in slides)
+            for file, status in slides:
+                if total <= limit:
                     break
                 lock = _open_lock(file.with_suffix(".lock"))
                 try:
                     if _is_free(lock):
                         file.unlink()
-                        left -= status.st_size
+                        total -= status.st_size
                 finally:
                     os.close(lock)
-            if left + size <= limit:
-                handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-                try:
-                    os.ftruncate(handle, size)
-                finally:
-                    os.close(handle)
+            if total <= limit:
+                part.touch(mode=0o600, exist_ok=False)
+                os.truncate(part, size)
                 return
         time.sleep(ROOM_PAUSE)
 
 
 def _slides_in(cache: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The slides of a cache, and those that are being fetched: nothing else in it is ever looked
-    at.
+    """Yields the slides of a cache, and those that are being fetched.
+
+    Nothing else in it is ever looked at.
     """
     for file in cache.iterdir():
-        if (
-            _OF_CACHE.fullmatch(file.name)
-            and file.suffix != ".lock"
-            and stat.S_ISREG((status := file.lstat()).st_mode)
-        ):
-            yield file, status
+        if _OF_CACHE.fullmatch(file.name) and file.suffix != ".lock":
+            status = file.lstat()
+            if stat.S_ISREG(status.st_mode):
+                yield file, status
 
 
 @contextmanager
 def _room(cache: Path) -> Iterator[None]:
-    """Held by whoever makes, names or removes a file of the cache, so that its size can be
-    summed.
+    """Holds the lock of whoever makes, names or removes a file of the cache.
+
+    So the sizes of its files can be summed.
     """
     lock = _open_lock(cache / "room.lock")
     try:
@@ -292,8 +298,9 @@ def _room(cache: Path) -> Iterator[None]:
 
 
 def _open_lock(path: Path) -> int:
-    """A file that is locked and never written: no link is followed, nothing is emptied, and a named
-    pipe does not hang.
+    """Returns the handle of a file that is locked and never written.
+
+    No link is followed, nothing is emptied, and a named pipe does not hang.
     """
     try:
         handle = os.open(
@@ -326,8 +333,9 @@ def _is_free(lock: int) -> bool:
 
 @contextmanager
 def _usable_cache() -> Iterator[Path]:
-    """The folder of the cache; what the disk or a mount refuses while it is used is the machine's
-    error, and names the folder.
+    """Yields the folder of the cache.
+
+    What the disk or a mount refuses in the block is an error of the machine that names the folder.
     """
     named = os.environ.get("HNM_SLIDE_CACHE")
     folder = Path(named) if named else Path(tempfile.gettempdir()) / f"hnm-slides-{os.getuid()}"
@@ -339,15 +347,16 @@ def _usable_cache() -> Iterator[Path]:
             )
         yield marked_folder(folder, "slides", named_by="HNM_SLIDE_CACHE", private=True)
     except OSError as error:
-        if (told := error_of_machine(error)) is None:
+        reason = error_of_machine(error)
+        if reason is None:
             raise
         raise MachineError(
-            f"the cache of slides HNM_SLIDE_CACHE={folder} cannot be used: {told}"
+            f"the cache of slides HNM_SLIDE_CACHE={folder} cannot be used: {reason}"
         ) from None
 
 
 def _limit() -> float:
-    """Bytes that the cache may hold."""
+    """Returns the bytes that the cache may hold."""
     named = os.environ.get("HNM_SLIDE_CACHE_GB", str(DEFAULT_GB))
     try:
         limit = float(named)
@@ -361,7 +370,7 @@ def _limit() -> float:
 
 
 def _keeps() -> bool:
-    """Whether slides stay in the cache until their room is needed."""
+    """Returns whether slides stay in the cache until their room is needed."""
     named = os.environ.get("HNM_SLIDE_CACHE_KEEP", "0")
     if named not in {"0", "1"}:
         raise ParamsError(
@@ -371,44 +380,39 @@ def _keeps() -> bool:
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL that was checked, and the path in it."""
+    """Returns fsspec's file system of a URL that was checked, and the path in it."""
     try:
         from fsspec.core import url_to_fs
 
-        files, path = url_to_fs(url)
+        return url_to_fs(url)  # type: ignore[no-any-return]
     except (ImportError, ValueError) as error:
         raise ParamsError(
             f"slides at {urlsplit(url).scheme}:// cannot be fetched: {error}; install what does:"
             " pip install 'hnm[cloud]'"
         ) from None
-    return files, path
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Errors of a cloud's client as errors of the slide `name`: what may pass is a
-    `StorageError`.
+def _errors_of_cloud(name: str) -> Iterator[None]:
+    """Turns errors of a cloud's client into errors of the slide `name`.
+
+    Those that may pass become a `StorageError`.
     """
 
     def kind_of(module: str, name: str) -> type[Exception]:
         return getattr(sys.modules.get(module), name, OSError)  # only what is imported can raise
 
-    no_credentials = kind_of("botocore.exceptions", "NoCredentialsError")
-    kinds = (
+    try:
+        yield
+    except (
         OSError,
         kind_of("botocore.exceptions", "BotoCoreError"),
         kind_of("botocore.exceptions", "ClientError"),
         kind_of("aiohttp", "ClientError"),
-    )
-    try:
-        yield
-    except kinds as error:
+    ) as error:
         status = _status_of(error)
-        if (
-            isinstance(error, PermissionError)
-            or type(error) is no_credentials
-            or status in (401, 403)
-        ):
+        refused = isinstance(error, PermissionError) or status in (401, 403)
+        if refused or type(error).__name__ == "NoCredentialsError":
             raise MachineError(
                 f"{name} may not be read; give credentials that may (for s3:// AWS_PROFILE or"
                 " AWS_ACCESS_KEY_ID)"
@@ -420,27 +424,17 @@ def _told(name: str) -> Iterator[None]:
         raise StorageError(f"{name} cannot be fetched: {type(error).__name__} {error}") from None
 
 
-def _status_of(error: BaseException) -> int | None:
-    """The status of HTTP that a cloud's client was answered, of which its error may say something
-    else: s3fs finds nothing where the server fails.
+def _status_of(error: BaseException | None) -> int | None:
+    """Returns the HTTP status that a cloud's client was answered, or None where it had no answer.
+
+    The client's error may say something else: s3fs finds nothing where the server fails.
     """
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:
-        response = getattr(cause, "response", None)
-        found = (
-            response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if isinstance(response, dict)
-            else None
-        )
-        for status in (
-            found,
-            getattr(cause, "status", None),
-            getattr(cause, "status_code", None),
-            getattr(cause, "code", None),
-        ):
-            if isinstance(status, int) and not isinstance(status, bool) and 400 <= status < 600:
+    for _ in range(_MOST_CAUSES):
+        response = getattr(error, "response", None)
+        metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        attributes = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+        for status in (metadata.get("HTTPStatusCode"), *attributes):
+            if isinstance(status, int) and 400 <= status < 600:
                 return status
-        seen.append(cause)
-        cause = cause.__cause__ or cause.__context__
+        error = error and (error.__cause__ or error.__context__)
     return None

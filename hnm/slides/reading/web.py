@@ -1,8 +1,7 @@
-"""Files of web servers: asked for and brought by http and https, byte for byte, within bounds of
-size and time.
+"""Files of web servers, which are fetched byte for byte within bounds of size and time.
 
-The standard library's client serves here, and not fsspec's: that one follows each redirect, takes
-what is refused for what does not exist, and writes as many bytes as come.
+The standard library's client serves here, and not fsspec's, which follows each redirect, takes a
+refusal for a missing file, and writes as many bytes as come.
 """
 
 import http.client
@@ -15,14 +14,12 @@ from http import HTTPStatus
 from urllib.parse import quote, urljoin, urlsplit
 
 from hnm.errors import MachineError, SlideError
-from hnm.slides.reading.failures import StorageError
+from hnm.slides.reading.failures import StorageError, short_line
 from hnm.slides.reading.urls import WEB, checked_url, file_name, is_inside, is_url
 
 MOST_REDIRECTS = 5
 SILENT_SECONDS = 60.0
-"""A server that is silent for longer is given up, and so is one whose answer has not begun by
-then.
-"""
+"""A server that is silent for longer is given up, as is one whose answer has not begun by then."""
 CHUNK = 1 << 20
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _REFUSED = frozenset({401, 403, 407})
@@ -34,8 +31,9 @@ _UNQUOTED = "%/:=&?~#+!$,;'@()*[]"
 
 
 def web_version(url: str) -> tuple[int | None, str]:
-    """Size in bytes and entity tag, or else time of change, of a file; None and "" where its server
-    does not tell.
+    """Returns size in bytes and entity tag, or else time of change, of a file.
+
+    They are None and "" where its server does not state them.
 
     Raises:
         SlideError: it does not exist, or its server leads to where none may be followed.
@@ -54,7 +52,7 @@ def web_version(url: str) -> tuple[int | None, str]:
 
 
 def web_bytes(url: str) -> Iterator[bytes]:
-    """The bytes of a file, as they come. Raises as `web_version` does."""
+    """Yields the bytes of a file as they come, and raises as `web_version` does."""
     name = file_name(url)
     with _answer(url, "GET") as answer:
         if answer.status != HTTPStatus.OK:
@@ -66,31 +64,29 @@ def web_bytes(url: str) -> Iterator[bytes]:
 
 
 def refusal_of(status: int, url: str) -> SlideError | MachineError:
-    """What a server's status, other than success, means for the slide at `url`."""
+    """Returns the error of the slide at `url` for a status of its server other than success."""
     name = file_name(url)
-    said = f"{status} {http.client.responses.get(status, '')}".strip()
+    answer = f"{status} {http.client.responses.get(status, '')}".strip()
     if status in _GONE:
         return SlideError(f"{name} does not exist")
     if status in _REFUSED:
         return MachineError(
-            f"{name} may not be read (its server answers {said}); give credentials that may, or a"
+            f"{name} may not be read (its server answers {answer}); give credentials that may, or a"
             " URL whose signature is still valid"
         )
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _PASSING:
-        return StorageError(f"{name} cannot be fetched: its server answers {said}")
+        return StorageError(f"{name} cannot be fetched: its server answers {answer}")
     return SlideError(
-        f"{name} cannot be fetched: its server answers {said}; correct its URL, or fetch it"
+        f"{name} cannot be fetched: its server answers {answer}; correct its URL, or fetch it"
         " yourself and give a path"
     )
 
 
 def _check_plain(answer: http.client.HTTPResponse, url: str) -> None:
-    if (packed := answer.getheader("Content-Encoding", "identity").strip().lower()) not in (
-        "",
-        "identity",
-    ):
+    encoding = answer.getheader("Content-Encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
         raise SlideError(
-            f"{file_name(url)}: its server sends it packed (Content-Encoding {packed[:20]!r}), so"
+            f"{file_name(url)}: its server sends it packed (Content-Encoding {encoding[:20]!r}), so"
             " its size is unknown; fetch it yourself and give a path"
         )
 
@@ -102,8 +98,9 @@ def _size(answer: http.client.HTTPResponse) -> int | None:
 
 @contextmanager
 def _answer(url: str, method: str) -> Iterator[http.client.HTTPResponse]:
-    """The answer at the end of a URL's redirects, each of which is checked before its server is
-    spoken to.
+    """Yields the answer at the end of a URL's redirects.
+
+    Each of them is checked before its server is spoken to.
     """
     name = file_name(url)
     went_outside = False
@@ -114,10 +111,9 @@ def _answer(url: str, method: str) -> Iterator[http.client.HTTPResponse]:
         try:
             with _errors(name), _begun_in_time(connection.sock):
                 parts = urlsplit(url)
-                target = quote(
-                    (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_UNQUOTED
-                )
-                connection.request(method, target, headers=_HEADERS)
+                path = parts.path or "/"
+                target = f"{path}?{parts.query}" if parts.query else path
+                connection.request(method, quote(target, safe=_UNQUOTED), headers=_HEADERS)
                 answer = connection.getresponse()
             if answer.status not in _MOVED:
                 yield answer
@@ -132,7 +128,7 @@ def _answer(url: str, method: str) -> Iterator[http.client.HTTPResponse]:
 
 
 def _moved(url: str, location: str, name: str) -> str:
-    """Where a redirect leads, if it may be followed."""
+    """Returns the URL that a redirect leads to, if it may be followed."""
     try:
         target = urljoin(url, location)
         if not location or not is_url(target):
@@ -143,7 +139,8 @@ def _moved(url: str, location: str, name: str) -> str:
             f"{name}: its server redirects to where hnm does not follow ({error}); give the URL"
             " that it ends at"
         ) from None
-    before, after = urlsplit(url).scheme, urlsplit(target).scheme
+    before = urlsplit(url).scheme
+    after = urlsplit(target).scheme
     if after not in WEB or (before == "https" and after == "http"):
         raise SlideError(
             f"{name}: its server redirects from {before} to {after}, which hnm does not follow;"
@@ -155,9 +152,7 @@ def _moved(url: str, location: str, name: str) -> str:
 def _connected(
     url: str, name: str, *, may_be_inside: bool
 ) -> tuple[http.client.HTTPConnection, bool]:
-    """A connection to the very address that was checked, and whether that is one of the
-    internet.
-    """
+    """Returns a connection to the address that was checked, and whether it is of the internet."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     secure = parts.scheme == "https"
@@ -172,19 +167,14 @@ def _connected(
             " private address), which hnm does not follow"
         )
     stream = _open_stream(addresses, port)
-    connection: http.client.HTTPConnection
     if secure:
-        context = ssl.create_default_context()
         try:
-            stream = context.wrap_socket(stream, server_hostname=host)
+            stream = ssl.create_default_context().wrap_socket(stream, server_hostname=host)
         except BaseException:
             stream.close()
             raise
-        connection = http.client.HTTPSConnection(
-            host, port, timeout=SILENT_SECONDS, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=SILENT_SECONDS)
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connection = kind(host, port, timeout=SILENT_SECONDS)
     connection.sock = stream
     return connection, not inside
 
@@ -200,8 +190,9 @@ def _open_stream(addresses: list[str], port: int) -> socket.socket:
 
 @contextmanager
 def _begun_in_time(stream: socket.socket) -> Iterator[None]:
-    """Ends a request whose answer has not begun after `SILENT_SECONDS`, be it that its headers come
-    byte by byte.
+    """Ends a request whose answer has not begun after `SILENT_SECONDS`.
+
+    A server may also send its headers byte by byte.
     """
     late = threading.Event()
     timer = threading.Timer(SILENT_SECONDS, _shut, [stream, late])
@@ -221,14 +212,13 @@ def _begun_in_time(stream: socket.socket) -> Iterator[None]:
 def _shut(stream: socket.socket, late: threading.Event) -> None:
     late.set()
     with suppress(OSError):  # it has ended since
-        socket.socket.shutdown(
-            stream, socket.SHUT_RDWR
-        )  # not TLS's own, which would wait for the server
+        # not the shutdown of TLS, which would wait for the server
+        socket.socket.shutdown(stream, socket.SHUT_RDWR)
 
 
 @contextmanager
 def _errors(name: str) -> Iterator[None]:
-    """Errors of a connection as errors of the slide `name`."""
+    """Turns errors of a connection into errors of the slide `name`."""
     try:
         yield
     except ssl.SSLCertVerificationError as error:
@@ -245,11 +235,7 @@ def _errors(name: str) -> Iterator[None]:
             f"{name} cannot be fetched: its server was silent for {SILENT_SECONDS:g} s"
         ) from None
     except (OSError, http.client.HTTPException) as error:
-        said = "".join(
-            letter if letter.isprintable() else "?" for letter in str(error)[:200]
-        )  # it may quote what a server sent
-        raise StorageError(
-            f"{name} cannot be fetched: {type(error).__name__} {said}".rstrip()
-        ) from None
+        reason = short_line(f"{type(error).__name__} {error}")  # it may quote what a server sent
+        raise StorageError(f"{name} cannot be fetched: {reason.rstrip()}") from None
     except ValueError as error:  # a host that is no name, or a target that http refuses
         raise SlideError(f"{name}: its URL is malformed: {error}") from None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
 from hnm.slides.cutting.cut import Layout, Plan, plan_of
-from hnm.slides.reading.reader import Box
+from hnm.slides.reading.canvas import Box
 
 MPP, TILE_PX, SIDE = 8.0, 16, 96
 STROMA, GLASS, UNSCANNED = (225, 150, 190), (243, 241, 244), (255, 255, 255)

@@ -22,7 +22,7 @@ from hnm.slides.cutting.cut import masks
 from hnm.slides.cutting.masks import mask_bytes, rasterised, read_mask
 from hnm.slides.reading.canvas import Box, Canvas
 from hnm.slides.reading.failures import ChangedError, StorageError
-from hnm.slides.reading.reader import Thumbnail
+from hnm.slides.reading.thumbnails import Thumbnail
 
 
 def view_of(

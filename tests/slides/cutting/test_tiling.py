@@ -11,7 +11,7 @@ from hnm.errors import SlideError
 from hnm.params import Tiles
 from hnm.slides.cutting.tiling import grid_of, tile_pixels, tissue_shares
 from hnm.slides.reading.canvas import Box
-from hnm.slides.reading.reader import Thumbnail
+from hnm.slides.reading.thumbnails import Thumbnail
 
 
 def thumbnail_of(width: int, height: int, x: int, y: int, scale: tuple[float, float]) -> Thumbnail:

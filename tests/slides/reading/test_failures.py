@@ -11,7 +11,8 @@ from hnm.slides.cutting.cut import Cutting, Layout, cut
 from hnm.slides.cutting.pack import Pack
 from hnm.slides.reading import failures as storage
 from hnm.slides.reading.failures import StorageError, patiently
-from hnm.slides.reading.reader import OpenSlideReader, RegionError
+from hnm.slides.reading.reader import OpenSlideReader
+from hnm.slides.reading.slide import RegionError
 from hnm.slides.workers import each
 
 

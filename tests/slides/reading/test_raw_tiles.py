@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from hnm.slides.reading.failures import ChangedError
 from hnm.slides.reading.raw_tiles import RawTileReader, levels_of, open_slide
-from hnm.slides.reading.reader import OpenSlideReader, RegionError, cache_bytes
+from hnm.slides.reading.reader import OpenSlideReader, cache_bytes
+from hnm.slides.reading.slide import RegionError
 
 WIDTH, HEIGHT = 304, 208  # 5 x 4 TIFF tiles of 64 pixels, the last of each row and column cut off
 
