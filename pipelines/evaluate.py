@@ -19,7 +19,7 @@ from hnm.evidence.pages.cards import data_card as make_data_card
 from hnm.evidence.pages.cards import model_card as make_model_card
 from hnm.evidence.pages.plots import write_plots
 from hnm.evidence.pages.report import Origin, render_report
-from hnm.evidence.test_ledger import LEDGER, Looks, Opening, enter_opening, looks, read_openings
+from hnm.evidence.test_ledger import LEDGER, Looks, LedgerEntry, enter, looks, read_ledger
 from hnm.evidence.truth import contradictions, drawn_classes
 from hnm.files import digest_of, key_of, read_json, whole, write_json
 from hnm.learning.history import read_history
@@ -66,7 +66,7 @@ def main(
     """Writes metrics.json, the plots, the cards and the report of the rounds that params.yaml
     names; most sections are only told in the cards.
     """
-    openings, others = _open_test({name: scores / name / "slides.parquet" for name in rounds})
+    looked, others = _open_test({name: scores / name / "slides.parquet" for name in rounds})
     index_of_tiles = TILES.read(index)
     cut = [Pack(packs / f"{slide_id}.h5") for slide_id in index_of_tiles["slide_id"].unique()]
     truth = CohortTruth(
@@ -129,7 +129,7 @@ def main(
         with whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     tracker.evaluation(numbers)
-    tracker.metrics({"test/openings": openings.openings, "test/opened_states": openings.states})
+    tracker.metrics({"test/openings": looked.times, "test/opened_states": looked.states})
     for path in (metrics, plots, report, model_card, data_card):
         tracker.file(path)
     for own in drawn_classes(truth.annotations, evaluate):
@@ -159,9 +159,9 @@ def _open_test(scores: Mapping[str, Path]) -> tuple[Looks, Looks]:
     settings = digest_of(Path("params.yaml"))
     tags = git_tags(project_root())
     ledger = project_home() / LEDGER
-    enter_opening(
+    enter(
         ledger,
-        Opening(
+        LedgerEntry(
             state,
             settings,
             tags.get("mlflow.source.git.commit", ""),
@@ -169,8 +169,8 @@ def _open_test(scores: Mapping[str, Path]) -> tuple[Looks, Looks]:
             "evaluate",
         ),
     )
-    openings = read_openings(ledger)
-    return looks(openings), looks(openings, other_than=state)
+    entries = read_ledger(ledger)
+    return looks(entries), looks(entries, other_than=state)
 
 
 def _lineage(

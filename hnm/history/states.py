@@ -6,8 +6,7 @@ of its evaluation, which holds the scores of the test slides and names the cohor
 """
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from hnm.errors import EvidenceError
+from hnm.evidence.numbers.comparison import Comparison, State, compare_states
 from hnm.files import read_bounded
+from hnm.params import load_params
 from hnm.repository.costs import seconds_by_key
 from hnm.repository.outputs import AbsentError, Outputs, taking_apart
 from hnm.repository.revision import WORKSPACE, UnknownRevisionError, bytes_of, file_at
@@ -40,24 +41,19 @@ TEST_COLUMNS = {
 COHORT_COLUMNS = ["slide_id", "patient_id", "split", "fingerprint"]
 
 
-@dataclass(frozen=True)
-class PastState:
-    """One state of the pipeline."""
+def comparison_of(root: Path, names: Sequence[str]) -> Comparison:
+    """Compares the states `names` with the first of them, by the section `evaluate` of params.yaml.
 
-    name: str
-    slides: pd.DataFrame
-    """slide_id, patient_id, split, fingerprint of the cohort."""
-    test: pd.DataFrame
-    """slide_id, patient_id, label, score, called of the test slides."""
-    params: dict[str, str]
-    """Dotted name -> value, of all stages."""
-    seconds: dict[str, float | None]
-    """DVC's name of each stage -> what its execution took; None where nobody knows."""
+    Raises:
+        EvidenceError: there is no such state, or they cannot be compared.
+    """
+    section = load_params(root / "params.yaml").evaluate
+    return compare_states([read_state(root, name) for name in names], section)
 
 
-def read_state(root: Path, name: str) -> PastState:
-    """The state `name`: `workspace`, a Git revision, a DVC experiment, or the id or name of an
-    MLflow summary, in this order.
+def read_state(root: Path, name: str) -> State:
+    """Returns the state `name`: `workspace`, a Git revision, a DVC experiment, or the id or name of
+    an MLflow summary, in this order.
 
     Raises:
         EvidenceError: there is no such state, or its outputs are not in DVC's cache.
@@ -80,9 +76,10 @@ def read_state(root: Path, name: str) -> PastState:
     return _of_lock(root, name, states)
 
 
-def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> PastState:
-    """The state whose stages dvc.lock names."""
-    evaluate, outputs = states["evaluate"], Outputs(root)
+def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> State:
+    """Returns the state whose stages dvc.lock names."""
+    evaluate = states["evaluate"]
+    outputs = Outputs(root)
     slides_path = evaluate.argument("slides")
     if slides_path not in evaluate.deps:
         raise EvidenceError(
@@ -98,7 +95,7 @@ def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> PastSta
             else f"run dvc fetch --all-commits (of a DVC experiment: dvc exp pull origin {name})"
         )
         raise EvidenceError(f"{name}: {str(error).partition(';')[0]}; {cure}") from None
-    return PastState(
+    return State(
         name,
         _slides(slides, f"{slides_path} of {name}"),
         _test_slides(test, name),
@@ -107,76 +104,81 @@ def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> PastSta
     )
 
 
-def _of_run(root: Path, name: str) -> PastState:
+def _of_run(root: Path, name: str) -> State:
     if not has_store(root):
         raise EvidenceError(
             f"{name} is no Git revision and no DVC experiment, and there are no runs of MLflow"
             " here; git log and dvc exp list show what there is"
         )
-    with TemporaryDirectory(prefix="hnm-state-") as temporary:
-        try:
-            client = connect(root)
-            summary = _summary(client, name)
-            links = {
-                tag.removeprefix("hnm.run.").replace(".", "@"): client.get_run(run_id)
-                for tag, run_id in summary.data.tags.items()
-                if tag.startswith("hnm.run.")
-            }
-            if "evaluate" not in links:
-                raise EvidenceError(
-                    f"the summary {name} of MLflow links no evaluation; name another state, or run"
-                    " hnm track sync"
-                )
-            evaluate = links["evaluate"]
-            path = Path(
-                client.download_artifacts(evaluate.info.run_id, f"plots/{TEST_SLIDES}", temporary)
-            )
-        except store_errors() as error:
+    try:
+        client = connect(root)
+        summary = _summary(client, name)
+        runs = {
+            tag.removeprefix("hnm.run.").replace(".", "@"): client.get_run(run_id)
+            for tag, run_id in summary.data.tags.items()
+            if tag.startswith("hnm.run.")
+        }
+        if "evaluate" not in runs:
             raise EvidenceError(
-                f"{name} is no Git revision, no DVC experiment, and MLflow does not give it as a"
-                f" run: {error}"
-            ) from None
-        test = read_bounded(path, EvidenceError, what=f"{TEST_SLIDES} of the run {name}")
-    cohort = {
-        item.dataset.name: item.dataset.digest
-        for item in (evaluate.inputs.dataset_inputs if evaluate.inputs is not None else [])
-    }
-    slides_path = next((path for path in cohort if path.endswith("/slides.parquet")), None)
-    if slides_path is None:
+                f"the summary {name} of MLflow links no evaluation; name another state, or run"
+                " hnm track sync"
+            )
+        test = _artifact(client, runs["evaluate"], name)
+    except store_errors() as error:
+        raise EvidenceError(
+            f"{name} is no Git revision, no DVC experiment, and MLflow does not give it as a"
+            f" run: {error}"
+        ) from None
+    return State(
+        name,
+        _cohort_of(root, runs["evaluate"], name),
+        _test_slides(test, name),
+        dict(summary.data.params),
+        {stage: run.data.metrics.get("cost/seconds") for stage, run in runs.items()},
+    )
+
+
+def _artifact(client: "MlflowClient", evaluate: "Run", name: str) -> bytes:
+    """Returns the table of test slides that the run of the evaluation holds."""
+    with TemporaryDirectory(prefix="hnm-state-") as temporary:
+        path = client.download_artifacts(evaluate.info.run_id, f"plots/{TEST_SLIDES}", temporary)
+        return read_bounded(Path(path), EvidenceError, what=f"{TEST_SLIDES} of the run {name}")
+
+
+def _cohort_of(root: Path, evaluate: "Run", name: str) -> pd.DataFrame:
+    """Returns the slides of the cohort that the run of the evaluation names as its input."""
+    inputs = evaluate.inputs.dataset_inputs if evaluate.inputs is not None else []
+    digests = {item.dataset.name: item.dataset.digest for item in inputs}
+    path = next((path for path in digests if path.endswith("/slides.parquet")), None)
+    if path is None:
         raise EvidenceError(
             f"the run of the evaluation of {name} names no cohort; name another state, or run hnm"
             " track sync"
         )
     try:
-        slides = bytes_of(Outputs(root), slides_path, cohort[slides_path])
+        slides = bytes_of(Outputs(root), path, digests[path])
     except AbsentError:
         raise EvidenceError(
-            f"{name}: {slides_path} (md5 {cohort[slides_path]}), its cohort, is neither in the"
+            f"{name}: {path} (md5 {digests[path]}), its cohort, is neither in the"
             " workspace nor in DVC's cache; run dvc fetch --all-commits"
         ) from None
-    return PastState(
-        name,
-        _slides(slides, f"{slides_path} of {name}"),
-        _test_slides(test, name),
-        dict(summary.data.params),
-        {stage: run.data.metrics.get("cost/seconds") for stage, run in links.items()},
-    )
+    return _slides(slides, f"{path} of {name}")
 
 
 def _summary(client: "MlflowClient", name: str) -> "Run":
-    """The newest summary of this id or name."""
+    """Returns the newest summary of this id or name."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     summaries = client.search_runs(
         experiments, "tags.`hnm.kind` = 'summary'", order_by=["attributes.start_time DESC"]
     )
-    found = next((run for run in summaries if name in (run.info.run_id, run.info.run_name)), None)
-    if found is None:
-        known = ", ".join(sorted({str(run.info.run_name) for run in summaries})) or "none"
-        raise EvidenceError(
-            f"{name} is no Git revision, no DVC experiment and no summary run of MLflow (there:"
-            f" {known}); `dvc exp list` and `make ui` show them"
-        )
-    return found
+    for run in summaries:
+        if name in (run.info.run_id, run.info.run_name):
+            return run
+    names = ", ".join(sorted({str(run.info.run_name) for run in summaries})) or "none"
+    raise EvidenceError(
+        f"{name} is no Git revision, no DVC experiment and no summary run of MLflow (there:"
+        f" {names}); `dvc exp list` and `make ui` show them"
+    )
 
 
 def _slides(content: bytes, what: str) -> pd.DataFrame:
@@ -195,10 +197,6 @@ def _test_slides(content: bytes, name: str = WORKSPACE) -> pd.DataFrame:
 
 
 def _params(states: Mapping[str, StageState]) -> dict[str, str]:
-    """The params that the stages of a state use, as MLflow holds them."""
-    return {
-        name: str(value)
-        for name, value in flat_params(
-            {name: section for state in states.values() for name, section in state.params.items()}
-        ).items()
-    }
+    """Returns the params that the stages of a state use, as MLflow holds them."""
+    sections = {name: value for state in states.values() for name, value in state.params.items()}
+    return {name: str(value) for name, value in flat_params(sections).items()}

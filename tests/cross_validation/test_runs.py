@@ -16,7 +16,7 @@ from hnm.cli import app
 from hnm.cross_validation.runs import FoldScores, fold_file, run_fold, write_stages
 from hnm.errors import StudyError
 from hnm.evidence.numbers.pooling import out_of_fold
-from hnm.evidence.test_ledger import read_openings
+from hnm.evidence.test_ledger import read_ledger
 from hnm.loop.rounds import Loop, RoundResult, Upstream
 from hnm.params import Params
 from hnm.store import Store
@@ -220,7 +220,7 @@ def test_hnm_cv_runs_the_stages_and_says_what_they_found(
     summary = (repository / "results" / "cv" / "summary.json").read_bytes()
     table = pd.read_csv(repository / "results" / "cv" / "slides.csv")
     assert sorted(table["fold"].unique()) == [0, 1, 2] and len(table) == 16
-    assert len(read_openings(repository / "test_ledger.csv")) == 3
+    assert len(read_ledger(repository / "test_ledger.csv")) == 3
     locked = YAML(typ="safe").load((repository / "cv" / "dvc.lock").read_text())["stages"]
     assert set(locked) == {"fold@0-0", "fold@0-1", "fold@0-2", "pool"}
     shown = json.loads(dvc(repository, "metrics", "show", "--json"))[""]["data"][
@@ -230,7 +230,7 @@ def test_hnm_cv_runs_the_stages_and_says_what_they_found(
 
     assert CliRunner().invoke(app, ["cv"]).exit_code == 0
     assert (
-        len(read_openings(repository / "test_ledger.csv")) == 3
+        len(read_ledger(repository / "test_ledger.csv")) == 3
     )  # nothing ran, so nothing was looked at
     assert (repository / "results" / "cv" / "summary.json").read_bytes() == summary
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from hnm.errors import EvidenceError
-from hnm.history.states import read_state
+from hnm.history.states import comparison_of, read_state
 from hnm.repository.costs import Cost, write_cost
 from hnm.repository.outputs import md5_of
 from hnm.repository.stages import locked_stages
@@ -195,3 +195,17 @@ def test_a_summary_of_mlflow(
         ),
     ):
         read_state(repository, "nothing")
+
+
+def test_a_comparison_is_of_the_states_by_the_working_tree_s_params(repository: Path) -> None:
+    with pytest.raises(
+        EvidenceError,
+        match=r"first and nothing-there|nothing-there is no Git revision",
+    ):
+        comparison_of(repository, ["first", "nothing-there"])
+    with pytest.raises(EvidenceError, match="1 state named, but a comparison needs two"):
+        comparison_of(repository, ["first"])
+    comparison = comparison_of(repository, ["first", "second", "tried"])
+    assert [state.name for state in comparison.states] == ["first", "second", "tried"]
+    assert comparison.sides[0].auc.reason == "there is no negative"
+    assert comparison.params["evaluate.resamples"] == ["100", "200", "100"]

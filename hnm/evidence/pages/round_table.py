@@ -29,7 +29,7 @@ def round_table(metrics: Mapping[str, Any], seconds: Mapping[str, float | None])
     table.add_column("round")
     for header in ("validation slide AUC", "test slide AUC"):
         table.add_column(header, justify="right", no_wrap=True)
-    for header in ("test tile\nAUC", "mined\nnegatives", "seconds"):
+    for header in ("tile\nAUC", "mined\nnegatives", "seconds"):
         table.add_column(header, justify="right")
     for name, entry in metrics["rounds"].items():
         of_stages = [
