@@ -124,15 +124,15 @@ def prepare(name: str, manifest: Path, values: Mapping[str, Any], work: Path) ->
         section[leaf] = value
     yaml.dump(raw, clone / "params.yaml")
     subprocess.run(["dvc", "repro", "encoder"], cwd=clone, check=True)
-    params, upstream = load_params(clone / "params.yaml"), Upstream(clone / "data")
-    table = SLIDES.read(upstream.slides)
+    params, upstream = load_params(clone / "params.yaml"), Upstream(clone)
+    paths = upstream.paths
+    table = SLIDES.read(paths.cohort.slides)
     slides = {
-        split: LABELS.read(upstream.labels(split)).merge(table[["slide_id", "patient_id"]])
+        split: LABELS.read(paths.cohort.labels(split)).merge(table[["slide_id", "patient_id"]])
         for split in SPLITS
     }
     annotations = {
-        path.stem: read_annotation(path)
-        for path in (upstream.data / "cohort" / "annotations").glob("*.geojson")
+        path.stem: read_annotation(path) for path in paths.cohort.annotations.glob("*.geojson")
     }
     every = pd.concat(slides.values())
     labels = dict(zip(every["slide_id"], every["label"], strict=True))
@@ -141,7 +141,7 @@ def prepare(name: str, manifest: Path, values: Mapping[str, Any], work: Path) ->
         name,
         params,
         upstream,
-        tile_truth(TILES.read(upstream.index), labels, annotations, aspects, params.evaluate),
+        tile_truth(TILES.read(paths.tiles.index), labels, annotations, aspects, params.evaluate),
         slides,
     )
 

@@ -75,13 +75,13 @@ def sampled(names: list[str], size: int) -> list[str]:
     return sample
 
 
-def table_of(found: dict[str, str]) -> pd.DataFrame:
+def table_of(mutants: dict[str, str]) -> pd.DataFrame:
     """A row for each file: its mutants, those tried, how they ended, and the share of those seen
     among the seen and the survived.
     """
     rows = []
-    for file in sorted(set(map(module_of, found))):
-        of_file = [status for name, status in found.items() if module_of(name) == file]
+    for file in sorted(set(map(module_of, mutants))):
+        of_file = [status for name, status in mutants.items() if module_of(name) == file]
         tried = [status for status in of_file if status != "not checked"]
         seen = sum(status in SEEN for status in tried)
         survived = tried.count("survived")

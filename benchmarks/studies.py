@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -99,36 +100,23 @@ def tune(folder: Path, store: Store, trials: int, workers: int) -> None:
 
 def bare(params: Params, upstream: Upstream, store: Store) -> None:
     """One trial's round by the steps that the stages call."""
+    paths = upstream.paths
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        packs = (upstream.packs, upstream.pack_digests, upstream.index)
-        embed_slides(
-            *packs,
-            upstream.encoder,
-            folder / "features",
-            store,
-            embed=params.embed,
-            compute=params.compute,
-        )
+        files = replace(paths.embed(0), features=folder / "features")
+        embed_slides(files, store, embed=params.embed, compute=params.compute)
         patients = folder / "patients.csv"
-        PATIENTS.write(SLIDES.read(upstream.slides)[list(PATIENTS.columns)], patients)
-        inputs = (
-            folder / "features",
-            upstream.index,
-            patients,
-            upstream.mined,
-            upstream.labels("train"),
-            upstream.labels("validation"),
-        )
-        written = (
-            folder / "head",
-            folder / "tiles.parquet",
-            folder / "slides.parquet",
-            folder / "cross_fitted.parquet",
-        )
+        PATIENTS.write(SLIDES.read(paths.cohort.slides)[list(PATIENTS.columns)], patients)
         train_head(
-            *inputs,
-            *written,
+            replace(
+                paths.head(0),
+                features=files.features,
+                patients=patients,
+                folder=folder / "head",
+                tile_scores=folder / "tiles.parquet",
+                slide_scores=folder / "slides.parquet",
+                cross_fitted=folder / "cross_fitted.parquet",
+            ),
             head=params.head,
             ranking=params.ranking,
             compute=params.compute,
@@ -144,7 +132,7 @@ def report(
     project: Path, trials: int, workers: int, compared: int, say: Callable[[str], None] = print
 ) -> str:
     """The table of both parts; `compared` trials are run twice."""
-    upstream, original = Upstream(project / "data"), load_params(project / "params.yaml")
+    upstream, original = Upstream(project), load_params(project / "params.yaml")
     params = head_only(original, threads=1)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -176,7 +164,7 @@ def report(
         ),
         f"| the same rounds bare | {wall:.1f} s | {processor:.1f} s | 1 |",
     ]
-    slides = len(list(upstream.packs.glob("*.h5")))
+    slides = len(list(upstream.paths.tiles.packs.glob("*.h5")))
     head = [
         f"{slides} slides, {upstream.tile_count} tiles, one thread a process.",
         "",

@@ -37,6 +37,7 @@ PLUMBING = frozenset(
         "hnm.files",
         "hnm.folders",
         "hnm.leases",
+        "hnm.loop.paths",
         "hnm.output",
         "hnm.causes",
         "hnm.redaction",

@@ -1,5 +1,5 @@
-"""What a project lacks: files, cache objects, a remote, slides, tools; and what to do about
-each.
+"""The examination of a project: what it lacks of files, cache objects, a remote, slides and tools,
+and what to do about each.
 """
 
 import os
@@ -13,14 +13,14 @@ from hnm.errors import HnmError, TrackingError, error_of_machine
 from hnm.files import read_bounded
 from hnm.params import load_params
 from hnm.redaction import redacted
-from hnm.repository.outputs import Outputs, dvc_says, in_cache
+from hnm.repository.outputs import Cache, dvc_says
 from hnm.repository.reruns import reruns
-from hnm.repository.stages import current_stages, locked_stages, yaml_of
+from hnm.repository.stages import current_stages, locked_stages, outs_of, yaml_of
 from hnm.rows import text_rows
 from hnm.slides.reading.urls import is_url
 from hnm.tracking.artifact_places import places_elsewhere
+from hnm.tracking.connection import store_file
 from hnm.tracking.record import refusals, spool_trouble, waiting_records
-from hnm.tracking.runs import store_file
 
 QUARANTINES = ("data/cohort/quarantine.csv", "data/tiles/quarantine.csv")
 LOST_TO_THE_MACHINE = re.compile(
@@ -29,9 +29,13 @@ LOST_TO_THE_MACHINE = re.compile(
     r"|cannot allocate memory|too many open files|connection (?:reset|timed out)",
     re.IGNORECASE,
 )
-"""Reasons of quarantine that speak of the machine and not of the slide; earlier versions of hnm
-quarantined for them.
+"""Reasons of quarantine that are faults of the machine and not of the slide. Earlier versions of
+hnm quarantined for them.
 """
+
+
+class MissingError(HnmError):
+    """The project lacks something; the message says what, and the cure."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,14 @@ class Finding:
     thing: str
     fine: bool
     says: str
-    """What was found, and the cure where it is not fine."""
+    """What is there, or what is missing and the cure."""
 
 
 def examine(root: Path) -> Iterator[Finding]:
-    """Looks at one thing after the other; nothing is changed, and only listings are hashed (`hnm
+    """Looks at one thing after the other. Nothing is changed, and only listings are hashed (`hnm
     verify` hashes all). No check hides another.
     """
-    checks: dict[str, Callable[[Path], Finding]] = {
+    checks: dict[str, Callable[[Path], str]] = {
         "tools": _tools,
         "pipeline": _pipeline,
         "params": _params,
@@ -62,74 +66,58 @@ def examine(root: Path) -> Iterator[Finding]:
     }
     for thing, check in checks.items():
         try:
-            yield check(root)
+            yield Finding(thing, True, redacted(check(root)))
         except HnmError as error:
             yield Finding(thing, False, str(error))
         except Exception as error:
-            yield Finding(
-                thing,
-                False,
-                str(
-                    error_of_machine(error)
-                    or redacted(
-                        f"cannot be examined ({type(error).__name__}: {error}); please report this"
-                    )
-                ),
-            )
+            reason = f"cannot be examined ({type(error).__name__}: {error}); please report this"
+            yield Finding(thing, False, str(error_of_machine(error) or redacted(reason)))
 
 
-def _tools(root: Path) -> Finding:
+def _tools(root: Path) -> str:
     missing = [name for name in ("git", "dvc") if shutil.which(name) is None]
-    return Finding(
-        "tools",
-        not missing,
-        (
+    if missing:
+        raise MissingError(
             f"{', '.join(missing)} not on the path; source .venv/bin/activate, install git"
-            if missing
-            else "git, dvc"
-        ),
-    )
-
-
-def _pipeline(root: Path) -> Finding:
-    cure = "; restore it from git (git checkout -- dvc.yaml)"
-    content = yaml_of(
-        read_bounded(root / "dvc.yaml", TrackingError, what="dvc.yaml", cure=cure), "dvc.yaml", cure
-    )
-    stages = content.get("stages") if isinstance(content, dict) else None
-    if not isinstance(stages, dict) or not stages:
-        return Finding(
-            "pipeline",
-            False,
-            f"dvc.yaml holds no stages, so that DVC calls everything up to date{cure}",
         )
-    return Finding("pipeline", True, f"{len(stages)} kinds of stages")
+    return "git, dvc"
 
 
-def _params(root: Path) -> Finding:
+def _pipeline(root: Path) -> str:
+    cure = "; restore it from git (git checkout -- dvc.yaml)"
+    content = read_bounded(root / "dvc.yaml", TrackingError, what="dvc.yaml", cure=cure)
+    pipeline = yaml_of(content, "dvc.yaml", cure)
+    stages = pipeline.get("stages") if isinstance(pipeline, dict) else None
+    if not isinstance(stages, dict) or not stages:
+        raise MissingError(
+            f"dvc.yaml holds no stages, so that DVC calls everything up to date{cure}"
+        )
+    return f"{len(stages)} kinds of stages"
+
+
+def _params(root: Path) -> str:
     params = load_params(root / "params.yaml")
-    return Finding("params", True, f"cohort {params.cohort.name}, {len(params.rounds)} rounds")
+    return f"cohort {params.cohort.name}, {len(params.rounds)} rounds"
 
 
-def _slides(root: Path) -> Finding:
+def _slides(root: Path) -> str:
     try:
-        named = load_params(root / "params.yaml").cohort.manifest
+        name = load_params(root / "params.yaml").cohort.manifest
     except HnmError:
-        return Finding("slides", False, "unknown without params")
-    manifest = root / named
+        raise MissingError("unknown without params") from None
+    manifest = root / name
     needless = "; none is needed as long as the stages cohort and tiles need not run"
     if not os.path.lexists(manifest):
-        return Finding("slides", False, f"the manifest {named} does not exist{needless}")
-    paths = _column(manifest, f"the manifest {named}", "path")
+        raise MissingError(f"the manifest {name} does not exist{needless}")
+    rows = _rows(manifest, f"the manifest {name}", "path")
+    paths = [row.get("path") or "" for row in rows]
     gone = [path for path in paths if not is_url(path) and not _exists(manifest.parent / path)]
     if gone:
-        return Finding(
-            "slides",
-            False,
+        raise MissingError(
             f"{len(gone)} of {len(paths)} are not where the manifest says, the first {gone[0]};"
-            f" mount their folder{needless}",
+            f" mount their folder{needless}"
         )
-    return Finding("slides", True, f"all {len(paths)} of {named}")
+    return f"all {len(paths)} of {name}"
 
 
 def _exists(path: Path) -> bool:
@@ -139,7 +127,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _lost(root: Path) -> Finding:
+def _lost(root: Path) -> str:
     lost = [
         f"{row.get('slide_id')} ({row.get('reason')})"
         for name in QUARANTINES
@@ -148,131 +136,94 @@ def _lost(root: Path) -> Finding:
         if LOST_TO_THE_MACHINE.search(row.get("reason") or "")
     ]
     if not lost:
-        return Finding("lost", True, "no slide was lost to the machine")
+        return "no slide was lost to the machine"
     more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-    cure = (
-        f"these are no faults of the slides; delete {' and '.join(QUARANTINES)} and run dvc repro,"
-        " which reads them again"
+    raise MissingError(
+        f"{len(lost)} slides were lost to the machine: {', '.join(lost[:5])}{more}; these are no"
+        f" faults of the slides; delete {' and '.join(QUARANTINES)} and run dvc repro, which reads"
+        " them again"
     )
-    return Finding(
-        "lost",
-        False,
-        redacted(
-            f"{len(lost)} slides were lost to the machine: {', '.join(lost[:5])}{more}; {cure}"
-        ),
-    )
-
-
-def _column(path: Path, what: str, name: str) -> list[str]:
-    return [row.get(name) or "" for row in _rows(path, what, name)]
 
 
 def _rows(path: Path, what: str, needed: str) -> list[dict[str, str]]:
     """The rows of a table that anyone may have written, which has at least the column `needed`."""
     columns, rows = text_rows(path, what, refuse=TrackingError, cure="; write it as CSV in UTF-8")
     if needed not in columns:
-        raise TrackingError(
+        raise MissingError(
             f"{what} has no column {needed}, but {', '.join(columns) or 'none'}; name the column so"
         )
     return [row for _, row in rows]
 
 
-def _causes(root: Path) -> Finding:
+def _causes(root: Path) -> str:
     changes = reruns(root, load_params(root / "params.yaml").compute.device)
-    return Finding(
-        "causes",
-        True,
-        "; ".join(changes) or "code, libraries and machine are those of the last runs",
-    )
+    return "; ".join(changes) or "code, libraries and machine are those of the last runs"
 
 
-def _runs(root: Path) -> Finding:
-    waiting, refused, trouble = len(waiting_records(root)), refusals(root), spool_trouble(root)
-    says = [f"{waiting} wait in .hnm/spool; run hnm track sync"] if waiting else []
-    says += [f"not brought: {refused}"] if refused else []
-    says += [trouble] if trouble else []
-    return Finding("runs", not says, ". ".join(says) or "none waits")
+def _runs(root: Path) -> str:
+    troubles = []
+    if waiting := waiting_records(root):
+        troubles.append(f"{len(waiting)} wait in .hnm/spool; run hnm track sync")
+    if refused := refusals(root):
+        troubles.append(f"not brought: {refused}")
+    if trouble := spool_trouble(root):
+        troubles.append(trouble)
+    if troubles:
+        raise MissingError(". ".join(troubles))
+    return "none waits"
 
 
-def _place(root: Path) -> Finding:
+def _place(root: Path) -> str:
     database = store_file(root)
-    elsewhere = (
-        places_elsewhere(root, database) if database is not None and database.exists() else []
-    )
-    if elsewhere:
-        return Finding(
-            "place",
-            False,
-            f"this project was moved or copied, but its runs still name files in {elsewhere[0]};"
-            " run hnm track sync, which mends it",
+    if database is None or not database.exists():
+        return "the runs keep their files here, or on a server"
+    if elsewhere := places_elsewhere(root, database):
+        raise MissingError(
+            "this project was moved or copied, but its runs still name files in"
+            f" {elsewhere[0]}; run hnm track sync, which mends it"
         )
-    return Finding("place", True, "the runs keep their files here, or on a server")
+    return "the runs keep their files here, or on a server"
 
 
-def _outputs(root: Path) -> Finding:
+def _outputs(root: Path) -> str:
     states = locked_stages(root)
     if not states:
-        return Finding(
-            "outputs",
-            False,
-            "dvc.lock holds no stage; run dvc repro, or check out a version that has it",
+        raise MissingError(
+            "dvc.lock holds no stage; run dvc repro, or check out a version that has it"
         )
-    cache = Outputs(root).cache
-    outs = {
-        path: md5
-        for state in (current_stages(states) or states).values()
-        for path, md5 in state.outs.items()
-    }
-    absent = {path: md5 for path, md5 in outs.items() if not (root / path).exists()}
-    nowhere = sorted(path for path, md5 in absent.items() if not in_cache(cache, md5))
+    cache = Cache.of(root)
+    outs = outs_of(current_stages(states) or states)
+    absent = sorted(path for path in outs if not (root / path).exists())
+    nowhere = [path for path in absent if not cache.holds(outs[path])]
     if nowhere:
-        return Finding(
-            "outputs",
-            False,
+        raise MissingError(
             f"{len(nowhere)} of {len(outs)} are neither here nor in the cache, the first"
-            f" {nowhere[0]}; run dvc pull, or dvc repro",
+            f" {nowhere[0]}; run dvc pull, or dvc repro"
         )
     if absent:
-        return Finding(
-            "outputs",
-            False,
-            f"{len(absent)} of {len(outs)} are in the cache alone, the first {min(absent)}; run dvc"
-            " checkout",
+        raise MissingError(
+            f"{len(absent)} of {len(outs)} are in the cache alone, the first {absent[0]}; run dvc"
+            " checkout"
         )
-    unkept = [
-        path for path, md5 in outs.items() if path.startswith("data/") and not in_cache(cache, md5)
-    ]
-    return Finding(
-        "outputs",
-        True,
-        f"all {len(outs)} are here"
-        + (
-            f"; {len(unkept)} not in the cache, so that they cannot be pushed: run dvc commit"
-            if unkept
-            else ""
-        ),
-    )
+    says = f"all {len(outs)} are here"
+    data = [md5 for path, md5 in outs.items() if path.startswith("data/")]
+    if uncached := sum(not cache.holds(md5) for md5 in data):
+        says += f"; {uncached} not in the cache, so that they cannot be pushed: run dvc commit"
+    return says
 
 
-def _remote(root: Path) -> Finding:
-    config = dict(
-        line.partition("=")[::2] for line in dvc_says(root, "config", "--list").splitlines()
-    )
+def _remote(root: Path) -> str:
+    lines = dvc_says(root, "config", "--list").splitlines()
+    config = dict(line.partition("=")[::2] for line in lines)
     name = config.get("core.remote")
     if name is None:
-        return Finding(
-            "remote",
-            False,
+        raise MissingError(
             "there is no default remote, so nothing can be shared; dvc remote add --default"
-            " NAME URL",
+            " NAME URL"
         )
     if config.get(f"remote.{name}.verify") != "true":
-        return Finding(
-            "remote",
-            False,
+        raise MissingError(
             f"{name} is believed without hashing what it sends; dvc remote modify {name} verify"
-            " true",
+            " true"
         )
-    return Finding(
-        "remote", True, redacted(f"{name}, {config.get(f'remote.{name}.url', 'without a URL')}")
-    )
+    return f"{name}, {config.get(f'remote.{name}.url', 'without a URL')}"

@@ -1,8 +1,8 @@
-"""Folders that `hnm` fills and empties by itself: each carries a mark, and one that holds anything
-else is refused.
+"""Folders that `hnm` fills and empties by itself.
 
-The mark is an empty file, `.hnm-store` or `.hnm-slides`, which is set when the folder is made or is
-still empty. So a variable that names a wrong folder costs nobody a file.
+Each of them carries a mark; a folder that holds anything else is refused. The mark is an empty
+file, `.hnm-store` or `.hnm-slides`, which is set when the folder is made or is still empty. So a
+variable that names a wrong folder costs nobody a file.
 """
 
 import errno
@@ -17,21 +17,21 @@ from hnm.files import TEMPORARY, whole
 def marked_folder(
     folder: Path, purpose: str, *, named_by: str, adopts: bool = False, private: bool = False
 ) -> Path:
-    """`folder`, made and marked for `purpose` where it is missing or empty.
+    """Returns `folder` as an absolute path, made and marked for `purpose` where it is new or empty.
+
+    A `~` that no shell has replaced is the user's home.
 
     Args:
         folder: absolute, or counted from the working directory.
         purpose: `store` or `slides`; the mark is the file `.hnm-<purpose>`.
-        named_by: what named the folder, for the error: `HNM_STORE`.
-        adopts: an unmarked folder that holds something is marked too; for a place that no one but
-        `hnm` writes to. private: no other user may be able to write to it.
-
-    Returns:
-        The folder, absolute; a `~` that no shell has replaced is the user's home.
+        named_by: the variable that names the folder, for the error: `HNM_STORE`.
+        adopts: whether an unmarked folder that holds something is marked too, in a place that no
+            one but `hnm` writes to.
+        private: whether other users must not be able to write to it.
 
     Raises:
         FolderError: it holds other things and no mark, is no folder, cannot be made or read, or
-        others may write to one that must be private.
+            others may write to one that must be private.
     """
     try:
         folder = folder.expanduser().absolute()
@@ -41,17 +41,12 @@ def marked_folder(
         raise FolderError(
             f"{named_by}={folder} is no folder, or lies in what is none; name a new or empty folder"
         ) from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home in the place of ~
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise  # of the machine: no other name would help
         raise FolderError(
-            f"{named_by}={folder} cannot be made or used: {error.strerror}; mend that, or name"
-            " another folder"
-        ) from None
-    except RuntimeError as error:  # there is no home to put in the place of ~
-        raise FolderError(
-            f"{named_by}={folder} cannot be made or used: {error}; mend that, or name another"
-            " folder"
+            f"{named_by}={folder} cannot be made or used: {getattr(error, 'strerror', error)};"
+            " mend that, or name another folder"
         ) from None
 
 
@@ -75,9 +70,7 @@ def _marked(folder: Path, purpose: str, named_by: str, *, adopts: bool, private:
 
 
 def _is_mark(mark: Path) -> bool:
-    """Whether it is there as a file; a link of that name leads to another folder's mark, and marks
-    nothing.
-    """
+    """Returns whether the mark is a file; a link leads to another folder's mark, and marks none."""
     try:
         return stat.S_ISREG(mark.lstat().st_mode)
     except FileNotFoundError:

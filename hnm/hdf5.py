@@ -1,20 +1,22 @@
-"""HDF5 files of plain arrays: written so that a full disk is an error of Python, and read from
-anybody without trust.
+"""HDF5 files of plain arrays, which are written safely and read without trust.
 
 HDF5 is a file system in a file: an array may lie in another file, be reached by a link, be made of
 parts elsewhere, be unpacked by a filter, or not lie anywhere, so that it is made up when it is
-read. None of that is needed here. The library reads the description of a file alone; what it
-describes is checked to be plain bytes of this very file, and those are read by the operating
-system. Nor does it write a file: its own end on a full disk is a crash.
+read. None of that is needed here. The library reads the description of a file alone. Every array
+must be plain bytes of this very file, and the operating system reads those. Nor does the library
+write a file: on a full disk it would crash, where Python raises an error.
 """
 
+import math
 import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hnm.errors import HnmError, error_of_machine
+from hnm.errors import error_of_machine
 from hnm.failpoints import failpoint
-from hnm.files import TEMPORARY, whole
+from hnm.files import TEMPORARY, Refuse, whole
 
 BLOCK = 1 << 24
 """Bytes that are written at once."""
-MOST_DESCRIPTION = 64 << 20
-"""Bytes of a file that HDF5 may read to learn what is in it; of files of this program they are some
-thousands.
-"""
+READ_BYTES = 1 << 30
+"""Bytes that one call of the operating system reads at most."""
 MOST_TEXT = 255
 """Bytes of an attribute of text."""
 
@@ -48,7 +48,7 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a dataset must be."""
+    """The form that a dataset must have."""
 
     kinds: tuple[str, ...]
     """Types of its numbers, as numpy writes them: `<i8`."""
@@ -60,11 +60,10 @@ def write(
     datasets: Mapping[str, NDArray[Any] | Streamed],
     attributes: Mapping[str, Attribute] | None = None,
 ) -> None:
-    """An HDF5 file of contiguous datasets, in this order, whole or not at all; equal content gives
-    equal bytes.
+    """Writes an HDF5 file of contiguous datasets, in this order, whole or not at all.
 
-    HDF5 lays the file out in memory, without the content; so a full disk meets writes of Python
-    alone.
+    Equal content gives equal bytes. HDF5 lays the file out in memory, without the content; so a
+    full disk meets writes of Python alone.
 
     Raises:
         OSError: the disk is full, or may not be written.
@@ -76,20 +75,20 @@ def write(
             temporary.open("wb") as stream,
             Path(layout).open("rb") as description,
         ):
-            place = 0
-            for offset, name in sorted((offset, name) for name, offset in offsets.items()):
-                stream.write(description.read(offset - place))
+            for name, offset in sorted(offsets.items(), key=itemgetter(1)):
+                stream.write(description.read(offset - stream.tell()))
                 for block in _blocks(datasets[name]):
                     failpoint("hdf5.writing", path)
                     stream.write(block)
-                place = description.seek(stream.tell())
+                description.seek(stream.tell())
             stream.write(description.read())
 
 
 @contextmanager
 def _in_memory() -> Iterator[str]:
-    """The path of an empty file in memory, of which only what is written takes memory; where the
-    system has none, in the folder for temporary files.
+    """Yields the path of an empty file in memory, which takes only the memory that is written.
+
+    Where the system has no such files, it lies in the folder for temporary files.
     """
     if sys.platform != "linux":
         with tempfile.NamedTemporaryFile(prefix=TEMPORARY) as file:
@@ -107,22 +106,19 @@ def _lay_out(
     datasets: Mapping[str, NDArray[Any] | Streamed],
     attributes: Mapping[str, Attribute],
 ) -> dict[str, int]:
-    """Writes a file without its content to `layout`; returns where the content of each dataset that
-    has any begins.
+    """Writes a file without its content to `layout`, and returns where the content of each dataset
+    begins; a dataset without content has no such place.
     """
     offsets = {}
     with h5py.File(layout, "w", driver="stdio") as file:
         for name, content in datasets.items():
-            shape, kind = (
-                ((content.length,), np.dtype(np.uint8))
-                if isinstance(content, Streamed)
-                else (content.shape, content.dtype)
-            )
-            dataset = file.create_dataset(name, shape=shape, dtype=kind)
+            if isinstance(content, Streamed):
+                dataset = file.create_dataset(name, shape=(content.length,), dtype=np.uint8)
+            else:
+                dataset = file.create_dataset(name, shape=content.shape, dtype=content.dtype)
             if dataset.size:
-                dataset[(slice(0, 1),) * len(shape)] = (
-                    0  # with its first number, the dataset gets all of its place
-                )
+                # with its first number, the dataset gets all of its place
+                dataset[(slice(0, 1),) * dataset.ndim] = 0
                 offsets[name] = dataset.id.get_offset()
         file.attrs.update(attributes)
     return offsets
@@ -135,68 +131,6 @@ def _blocks(content: NDArray[Any] | Streamed) -> Iterable[Any]:
     return (plain[start : start + BLOCK] for start in range(0, len(plain), BLOCK))
 
 
-class Contents:
-    """What an opened file holds, checked: plain arrays that lie in it whole, and attributes."""
-
-    def __init__(
-        self,
-        handle: int,
-        refuse: Callable[[str], HnmError],
-        places: Mapping[str, "_Place"],
-        attributes: Mapping[str, Any],
-    ) -> None:
-        self.attributes = attributes
-        self._handle = handle
-        self._refuse = refuse
-        self._places = places
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a dataset."""
-        return self._places[name].shape
-
-    def offset(self, name: str) -> int:
-        """Where the bytes of a dataset begin in the file."""
-        return self._places[name].offset
-
-    def array(self, name: str) -> NDArray[Any]:
-        """A dataset."""
-        place = self._places[name]
-        return self._read(place, place.shape, place.offset)
-
-    def rows(self, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:
-        """Some rows of a dataset, in the order asked for; neighbours are one read."""
-        place = self._places[name]
-        width = place.kind.itemsize * int(np.prod(place.shape[1:], dtype=np.int64))
-        parts = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
-        found = [
-            self._read(place, (len(part), *place.shape[1:]), place.offset + int(part[0]) * width)
-            for part in parts
-        ]
-        return np.concatenate(found) if found else np.empty((0, *place.shape[1:]), place.kind)
-
-    def _read(self, place: "_Place", shape: tuple[int, ...], offset: int) -> NDArray[Any]:
-        array = np.empty(shape, place.kind)
-        if array.nbytes:
-            _read_into(
-                self._handle,
-                memoryview(array.reshape(-1).view(np.uint8).data),
-                offset,
-                self._refuse,
-            )
-        return array
-
-
-def _read_into(
-    handle: int, view: memoryview, offset: int, refuse: Callable[[str], HnmError]
-) -> None:
-    done = 0
-    while done < len(view):
-        count = os.preadv(handle, [view[done : done + (1 << 30)]], offset + done)
-        if not count:
-            raise refuse("it was cut short while it was read")
-        done += count
-
-
 @dataclass(frozen=True)
 class _Place:
     offset: int
@@ -204,25 +138,70 @@ class _Place:
     kind: np.dtype[Any]
 
 
+class Contents:
+    """The checked contents of an opened file: its attributes, and arrays that lie in it whole."""
+
+    def __init__(
+        self, handle: int, refuse: Refuse, places: Mapping[str, _Place], attributes: dict[str, Any]
+    ) -> None:
+        self.attributes = attributes
+        self._handle = handle
+        self._refuse = refuse
+        self._places = places
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a dataset."""
+        return self._places[name].shape
+
+    def offset(self, name: str) -> int:
+        """Returns where the bytes of a dataset begin in the file."""
+        return self._places[name].offset
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Returns a dataset."""
+        place = self._places[name]
+        array = np.empty(place.shape, place.kind)
+        self._read_into(array, place.offset)
+        return array
+
+    def rows(self, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:
+        """Returns rows of a dataset in the order of `rows`; neighbours are one read."""
+        place = self._places[name]
+        width = place.kind.itemsize * math.prod(place.shape[1:])
+        array = np.empty((len(rows), *place.shape[1:]), place.kind)
+        borders = [0, *np.flatnonzero(np.diff(rows) != 1) + 1, len(rows)]
+        for start, stop in pairwise(borders if len(rows) else []):
+            self._read_into(array[start:stop], place.offset + int(rows[start]) * width)
+        return array
+
+    def _read_into(self, array: NDArray[Any], offset: int) -> None:
+        view = memoryview(array.reshape(-1).view(np.uint8).data)
+        while len(view):
+            count = os.preadv(self._handle, [view[:READ_BYTES]], offset)
+            if not count:
+                raise self._refuse("it was cut short while it was read")
+            view = view[count:]
+            offset += count
+
+
 @contextmanager
 def opened(
     path: Path,
     datasets: Mapping[str, Wanted],
     attributes: Mapping[str, type[Attribute]],
-    refuse: Callable[[str], HnmError],
+    refuse: Refuse,
 ) -> Iterator[Contents]:
-    """The datasets and attributes of the HDF5 file at `path`, which may come from anybody, as long
-    as the block runs.
+    """Yields the datasets and attributes of the HDF5 file at `path`, which may come from anybody.
 
     Args:
         path: a regular file.
-        datasets: what each must be. Others are not looked at.
-        attributes: the type of each.
-        refuse: makes the error from the reason for which the file cannot be believed.
+        datasets: the form of each dataset. Others are not looked at.
+        attributes: the type of each attribute.
+        refuse: makes the error of a file that cannot be believed.
 
     Raises:
-        FileNotFoundError: there is none.
-        HnmError: of `refuse`.
+        FileNotFoundError: there is no file.
+        HnmError: the error of `refuse`.
         OSError: the machine fails.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -241,9 +220,9 @@ def _described(
     size: int,
     datasets: Mapping[str, Wanted],
     attributes: Mapping[str, type[Attribute]],
-    refuse: Callable[[str], HnmError],
+    refuse: Refuse,
 ) -> tuple[dict[str, _Place], dict[str, Any]]:
-    """What HDF5 reads of a file: where its datasets lie, and its attributes."""
+    """Returns what HDF5 reads of a file: where its datasets lie, and its attributes."""
     try:
         with h5py.File(path, "r", driver="stdio") as file:
             places = {name: _place(file, name, wanted, size) for name, wanted in datasets.items()}
@@ -256,7 +235,11 @@ def _described(
 
 
 def _place(file: h5py.File, name: str, wanted: Wanted, size: int) -> _Place:
-    """Where a dataset lies; `ValueError` where it is anything but plain bytes of this file."""
+    """Returns where a dataset lies.
+
+    Raises:
+        ValueError: it is anything but plain bytes of this file.
+    """
     key = name.encode()
     if not file.id.links.exists(key):
         raise ValueError(f"it holds no {name}")
@@ -265,35 +248,24 @@ def _place(file: h5py.File, name: str, wanted: Wanted, size: int) -> _Place:
     dataset = h5py.h5o.open(file.id, key)
     if not isinstance(dataset, h5py.h5d.DatasetID):
         raise ValueError(f"{name} is no dataset")
-    made = dataset.get_create_plist()
-    if made.get_layout() != h5py.h5d.CONTIGUOUS or made.get_external_count() or made.get_nfilters():
+    storage = dataset.get_create_plist()
+    is_contiguous = storage.get_layout() == h5py.h5d.CONTIGUOUS
+    if not is_contiguous or storage.get_external_count() or storage.get_nfilters():
         raise ValueError(
             f"{name} is not stored as plain bytes of this file: it is in parts, packed, virtual or"
             " in another file"
         )
-    kind = next(
-        (
-            np.dtype(kind)
-            for kind in wanted.kinds
-            if dataset.get_type().equal(h5py.h5t.py_create(np.dtype(kind)))
-        ),
-        None,
-    )
+    kinds = [np.dtype(kind) for kind in wanted.kinds]
+    stored = dataset.get_type()
+    kind = next((kind for kind in kinds if stored.equal(h5py.h5t.py_create(kind))), None)
     if kind is None:
-        raise ValueError(
-            f"{name} holds no numbers of type"
-            f" {' or '.join(str(np.dtype(kind)) for kind in wanted.kinds)}"
-        )
+        raise ValueError(f"{name} holds no numbers of type {' or '.join(map(str, kinds))}")
     space = dataset.get_space()
-    if (
-        space.get_simple_extent_type() != h5py.h5s.SIMPLE
-        or space.get_simple_extent_ndims() != wanted.rank
-    ):
+    is_simple = space.get_simple_extent_type() == h5py.h5s.SIMPLE
+    if not is_simple or space.get_simple_extent_ndims() != wanted.rank:
         raise ValueError(f"{name} has another number of dimensions than {wanted.rank}")
     shape = tuple(int(length) for length in space.get_simple_extent_dims())
-    length = kind.itemsize
-    for side in shape:
-        length *= side
+    length = kind.itemsize * math.prod(shape)
     offset = dataset.get_offset() if length else 0
     if offset is None or dataset.get_storage_size() != length or not 0 <= offset <= size - length:
         raise ValueError(
@@ -313,11 +285,10 @@ def _attribute(file: h5py.File, name: str, kind: type[Attribute]) -> Attribute:
     if kind is str:
         if not isinstance(stored, h5py.h5t.TypeStringID) or not stored.is_variable_str():
             raise ValueError(f"its attribute {name} is no text")
-    elif not stored.equal(h5py.h5t.py_create(np.dtype(np.int64 if kind is int else np.float64))):
-        raise ValueError(f"its attribute {name} is no number of the kind {kind.__name__}")
-    value = file.attrs[name]
-    if isinstance(value, str):
-        if len(value.encode()) > MOST_TEXT:
+        text = str(file.attrs[name])
+        if len(text.encode()) > MOST_TEXT:
             raise ValueError(f"its attribute {name} is longer than {MOST_TEXT} bytes")
-        return value
-    return kind(value)
+        return text
+    if not stored.equal(h5py.h5t.py_create(np.dtype(np.int64 if kind is int else np.float64))):
+        raise ValueError(f"its attribute {name} is no number of the kind {kind.__name__}")
+    return kind(file.attrs[name])

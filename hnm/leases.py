@@ -1,5 +1,4 @@
-"""Leases: what each process that works with a folder of results says in it, so that nobody removes
-what it uses.
+"""Leases, by which each process that works with a folder of results protects those that it uses.
 
 A lease is a file in `.hnm-leases` that its process keeps locked as long as it lives, with the names
 of the results that it uses, one a line. The lock vanishes with the process, however it ends, and
@@ -41,16 +40,15 @@ class Lease:
         self._root = root
         with locked(root, alone=True):
             living(root)  # those of the dead go
-            made = folder / uuid.uuid4().hex
+            unnamed = folder / uuid.uuid4().hex
             self._handle = os.open(
-                made, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o666
+                unnamed, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o666
             )
             with _lockless():
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.path = (
-                folder / f"{os.fstat(self._handle).st_mtime_ns}-{made.name}"
-            )  # by the file system's clock, as the times of results
-            made.rename(self.path)
+            # by the file system's clock, as the times of results are
+            begun_ns = os.fstat(self._handle).st_mtime_ns
+            self.path = unnamed.rename(folder / f"{begun_ns}-{unnamed.name}")
         atexit.register(self._end, os.getpid())
 
     def name(self, results: Collection[str]) -> None:
@@ -70,12 +68,12 @@ class Lease:
 
 @dataclass(frozen=True)
 class InUse:
-    """What living processes use."""
+    """The results that living processes use."""
 
     names: frozenset[str]
     since: float
-    """When the oldest of them began to use the folder, in seconds of the epoch; infinite where
-    there is none.
+    """The time, in seconds of the epoch, when the oldest of these processes began to use the
+    folder; it is infinite where there is none.
     """
 
 
@@ -83,8 +81,9 @@ _of_process: dict[tuple[int, Path], Lease | None] = {}
 
 
 def lease_of(root: Path) -> Lease | None:
-    """The lease of this process in `root`, taken at the first call; None where the folder takes
-    none.
+    """Returns the lease of this process in `root`, which the first call takes.
+
+    It is None where the folder takes no leases.
     """
     key = os.getpid(), root.absolute()
     if key not in _of_process:
@@ -116,18 +115,19 @@ def locked(root: Path, *, alone: bool) -> Iterator[None]:
 
 
 def living(root: Path) -> InUse:
-    """What the living leases say; those of dead processes are removed. To be called while the
-    folder's lock is held alone.
+    """Returns the results of the living leases, and removes the leases of dead processes.
+
+    The caller must hold the folder's lock alone.
     """
-    own = {lease.path for lease in _of_process.values() if lease is not None}
+    leases_here = {lease.path for lease in _of_process.values() if lease is not None}
     names: set[str] = set()
     since = float("inf")
     for path in sorted((root / FOLDER).glob("*")):
-        if not (begun := _NAME.fullmatch(path.name)) or not (path in own or _is_living(path)):
-            continue
-        since = min(since, int(begun[1]) / 1e9)
-        with contextlib.suppress(OSError):
-            names |= set(path.read_text(encoding="utf-8", errors="replace").split("\n"))
+        begun_ns = _NAME.fullmatch(path.name)
+        if begun_ns and (path in leases_here or _is_living(path)):
+            since = min(since, int(begun_ns[1]) / 1e9)
+            with contextlib.suppress(OSError):
+                names |= set(path.read_text(encoding="utf-8", errors="replace").split("\n"))
     return InUse(frozenset(names), since)
 
 
@@ -159,7 +159,7 @@ def _opened(lock: Path) -> int:
 
 @contextlib.contextmanager
 def _lockless() -> Iterator[None]:
-    """A file system that knows no locks is used without them."""
+    """Goes on without locks in a file system that has none."""
     try:
         yield
     except OSError as error:

@@ -1,5 +1,6 @@
-"""Standard output and standard error of a run: what cannot be written there costs the words, and
-never the work.
+"""Standard output and standard error of a run.
+
+Where they cannot be written, the words are lost, and never the work.
 """
 
 import contextlib
@@ -9,11 +10,11 @@ import os
 import select
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 
 class _Forgiving(io.RawIOBase):
-    """The bytes of a stream on their way to where nobody may want them any more."""
+    """A stream that drops its bytes once nobody takes them any more."""
 
     def __init__(self, raw: Any, *, everything: bool) -> None:
         self._raw = raw
@@ -34,9 +35,8 @@ class _Forgiving(io.RawIOBase):
             try:
                 if (count := self._raw.write(content)) is not None:
                     return int(count)
-                select.select(
-                    [], [self._raw], []
-                )  # another program has made it one that does not wait
+                # another program has made it a stream that does not wait
+                select.select([], [self._raw], [])
             except OSError as error:
                 self._lost = True
                 if not self._everything and error.errno != errno.EPIPE:
@@ -45,28 +45,25 @@ class _Forgiving(io.RawIOBase):
 
 
 def forgive_output(*, everything: bool) -> None:
-    """Has a closed pipe (`hnm … | head`) and characters that the terminal does not know end
-    nothing.
+    """Lets the run go on after a closed pipe (`hnm … | head`) or characters that a terminal lacks.
 
     Args:
-        everything: a full disk or a terminal that is gone neither; for stages, whose output is mere
-        news of them.
+        everything: whether it also goes on after a full disk or a lost terminal. Stages do, whose
+            output is mere news of them.
     """
     sys.stdout = _forgiving(sys.stdout, sys.__stdout__, everything)
-    sys.stderr = _forgiving(
-        sys.stderr, sys.__stderr__, everything=True
-    )  # where else could one say it
+    sys.stderr = _forgiving(sys.stderr, sys.__stderr__, everything=True)  # nowhere else to say it
 
 
 def say(line: str) -> None:
-    """A line for people on standard error, as far as that goes."""
+    """Writes a line for people on standard error, where that can be written."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
         print(line, file=sys.stderr, flush=True)
 
 
 def _forgiving(stream: Any, first: Any, everything: bool) -> Any:
     if stream is None:  # the program was started with it closed
-        return _nowhere()
+        return Path(os.devnull).open("w", encoding="utf-8", errors="backslashreplace")
     binary = getattr(stream, "buffer", None)
     raw = getattr(binary, "raw", binary)  # PYTHONUNBUFFERED leaves out what lies between
     if stream is not first or not isinstance(raw, io.FileIO):
@@ -81,7 +78,3 @@ def _forgiving(stream: Any, first: Any, everything: bool) -> Any:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
-
-
-def _nowhere() -> TextIO:
-    return Path(os.devnull).open("w", encoding="utf-8", errors="backslashreplace")

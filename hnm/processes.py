@@ -1,4 +1,4 @@
-"""How the processes of a run end, and what they do with memory."""
+"""The processes of a run: how they begin and end, and how they use memory."""
 
 import contextlib
 import ctypes
@@ -9,32 +9,95 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from hnm.errors import HnmError, error_of_machine
 from hnm.output import say
 from hnm.redaction import redacted
 
+if TYPE_CHECKING:
+    from pebble import ProcessPool
+
 STAGE_GOES_ON = "what was finished is kept, and the same command (dvc repro) goes on"
-"""What a stage that is interrupted says of itself."""
+"""The last words of a stage that is interrupted."""
 _read_seconds = 0.0
-"""Set once, when a worker begins: 0 is no limit."""
+"""The time limit of one read, set when a worker begins: 0 is no limit."""
+
+
+@contextlib.contextmanager
+def worker_pool(
+    workers: int,
+    modules: Iterable[str],
+    begin: Callable[..., object] | None = None,
+    *arguments: object,
+) -> "Iterator[ProcessPool]":
+    """Yields a pool of `workers` processes, which end at once where the block fails.
+
+    They are forked from a server process that has none of this one's threads and locks. It imports
+    `modules` and this program's package, which each worker would else import anew.
+
+    Args:
+        workers: how many.
+        modules: modules that the jobs need.
+        begin: is called with `arguments` in each worker, before its first job.
+    """
+    from pebble import ProcessPool  # the command line imports this module, and starts none
+
+    context = multiprocessing.get_context("forkserver")
+    program = sys.modules["__main__"].__spec__  # of `python -m`
+    packages = [program.parent] if program is not None and program.parent else []
+    context.set_forkserver_preload(["hnm.fork_server", *modules, *packages])
+    _start_server()
+    with ProcessPool(
+        max_workers=workers,
+        initializer=_begin_worker,
+        initargs=[begin, *arguments],
+        context=context,
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.stop()  # type: ignore[no-untyped-call]
+            raise
+
+
+def _start_server() -> None:
+    """Starts the process that workers are forked from; it and the workers end with this process.
+
+    It is deaf to Ctrl-C, which a terminal sends to it too.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone can set a handler
+        forkserver.ensure_running()
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+
+def _begin_worker(begin: Callable[..., object] | None, *arguments: object) -> None:
+    die_with_parent()
+    if begin is not None:
+        begin(*arguments)
 
 
 def die_with_parent() -> None:
-    """Ends this process when the one that started it is killed; else it would go on and write its
-    outputs later.
+    """Ends this process when the one that started it is killed.
 
-    To Linux the parent of a worker is the server that forked it, which itself lives as long as any
-    worker does; so a worker watches the process that asked for it, too.
+    Else it would go on and write its outputs later. To Linux the parent of a worker is the server
+    that forked it, which lives as long as any worker does; so a worker also watches the process
+    that asked for it.
     """
-    if (asked_by := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=_end_after, args=[asked_by.sentinel], daemon=True).start()
+    if (client := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_after, args=[client.sentinel], daemon=True).start()
     if sys.platform == "linux":
-        parent, pr_set_pdeathsig = os.getppid(), 1
+        parent = os.getppid()
+        pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the call
             os.kill(os.getpid(), signal.SIGKILL)
@@ -46,8 +109,9 @@ def _end_after(sentinel: int) -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: a scheduler, `kill` or a closed terminal asks this process to end; it ends
-    as by Ctrl-C.
+    """SIGTERM or SIGHUP, by which a scheduler, `kill` or a closed terminal ends this process.
+
+    It ends as by Ctrl-C.
     """
 
     def __init__(self, number: int) -> None:
@@ -59,15 +123,14 @@ class Terminated(KeyboardInterrupt):
 def ending_in_a_line(
     going_on: str, *, passing: tuple[type[BaseException], ...] = ()
 ) -> Iterator[None]:
-    """Whatever ends the block early ends the process with one line on standard error; a defect
-    keeps its traceback, without secrets.
+    """Ends the process with one line on standard error where the block ends early.
 
-    Exit codes: 1 for errors; of a signal 128 and its number, as shells have it: 130 for Ctrl-C, 143
-    for SIGTERM.
+    A defect keeps its traceback, without secrets. The exit code is 1 for errors, and 128 plus the
+    number of a signal, as in shells: 130 for Ctrl-C, 143 for SIGTERM.
 
     Args:
-        going_on: what is said of what was finished, after an interrupt.
-        passing: what is none of its business.
+        going_on: the words after an interrupt, about the work that is done.
+        passing: exceptions that are let through.
     """
     with _signals_as_exceptions():
         try:
@@ -87,20 +150,20 @@ def end_by(error: BaseException, going_on: str) -> NoReturn:
 
 
 def line_of(error: BaseException, going_on: str) -> str:
-    """What people are told of `error`: one line, of a defect its traceback."""
+    """Returns the line that people read about `error`; for a defect, its traceback."""
     if isinstance(error, KeyboardInterrupt):
-        by = signal.Signals(error.number).name if isinstance(error, Terminated) else "Ctrl-C"
-        return f"interrupted ({by}); {going_on}"
-    if isinstance(error, HnmError):
-        return f"error: {error}"
-    if (machine := error_of_machine(error)) is not None:
-        return f"error: {machine}"
+        cause = signal.Signals(error.number).name if isinstance(error, Terminated) else "Ctrl-C"
+        return f"interrupted ({cause}); {going_on}"
+    expected = error if isinstance(error, HnmError) else error_of_machine(error)
+    if expected is not None:
+        return f"error: {expected}"
     return redacted("".join(traceback.format_exception(error)).rstrip())
 
 
 def tell_ends(going_on: str) -> None:
-    """Has `line_of` tell what ends this process or one of its threads outside of
-    `ending_in_a_line`, as while libraries are imported.
+    """Has this process and its threads end with `line_of` outside of `ending_in_a_line` too.
+
+    They may be interrupted while libraries are imported.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -114,24 +177,24 @@ def tell_ends(going_on: str) -> None:
 
 @contextlib.contextmanager
 def _flushed() -> Iterator[None]:
-    """Standard output is written whole before the block ends well, so that a disk that refuses it
-    is told of while one can.
+    """Writes all of standard output before the block ends well.
+
+    So a disk that refuses it is noticed while it can still be said.
     """
     try:
         yield
     except SystemExit as end:
-        if end.code:
-            raise
-        sys.stdout.flush()
+        if not end.code:
+            sys.stdout.flush()
         raise
-    else:
-        sys.stdout.flush()
+    sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def _signals_as_exceptions() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Terminated`, so that files and children are cleaned up; where
-    someone has them ignored (nohup) they stay so.
+    """Has SIGTERM and SIGHUP raise `Terminated`, so that files and children are cleaned up.
+
+    A signal that is ignored (nohup) stays so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -155,11 +218,14 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep the large blocks that are freed: giving each back to the kernel, and zeroing
-    it anew, takes half of an encoder's time.
+    """Has glibc keep the large blocks that are freed.
+
+    Giving each back to the kernel, and zeroing it anew, takes half of an encoder's time.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+        m_trim_threshold = -1
+        m_top_pad = -2
+        m_mmap_max = -4
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
@@ -174,8 +240,9 @@ def limit_reads(seconds: float | None) -> None:
 
 @contextlib.contextmanager
 def one_read() -> Iterator[None]:
-    """A read that may hang in native code, which listens to no exception: where it takes longer
-    than `limit_reads` allows, SIGALRM ends this process.
+    """Limits the time of a read that may hang in native code, which listens to no exception.
+
+    Where it takes longer than `limit_reads` allows, SIGALRM ends this process.
     """
     if not _read_seconds:
         yield

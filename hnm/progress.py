@@ -1,5 +1,6 @@
-"""How far a long step is: a bar with speed and time left in a terminal, a plain line for each slide
-in a log.
+"""The progress of a long step.
+
+A terminal has a bar with speed and time left, a log has a plain line for each slide.
 """
 
 import sys
@@ -16,16 +17,14 @@ Item = TypeVar("Item")
 
 @dataclass
 class Work:
-    """What a process has done."""
+    """The work of a process."""
 
     tiles: int = 0
-    """Tiles that were cut or embedded; those that were kept from an earlier run are none of
-    them.
-    """
+    """Tiles that were cut or embedded, without those that an earlier run has stored."""
 
 
 WORK = Work()
-"""Of this process, so far."""
+"""The work of this process, so far."""
 
 
 def followed(
@@ -36,14 +35,18 @@ def followed(
     line: Callable[[Item], tuple[str, int]],
     unit: str = "tiles",
 ) -> Iterator[Item]:
-    """`items` as they come, one for each of `slides`, while a person is told how far they are.
+    """Yields `items` as they come, and shows a person how many are done.
 
     Args:
-        line: of an item, its slide with what to say of it, and how many units are done by it; 0 is
-        a slide that failed, which is named in a terminal too. unit: what the speed is counted in;
-        tiles are counted as `WORK`.
+        items: one for each slide.
+        slides: how many there are.
+        doing: the words in front of the bar.
+        line: returns the words about an item, and how many units it has; 0 units are a slide that
+            failed, which is named in a terminal too.
+        unit: what the speed is counted in; tiles are counted as `WORK`.
     """
-    done, units, begin = 0, 0, time.monotonic()
+    units = 0
+    begin = time.monotonic()
     console = Console(file=sys.stdout)
     columns = (
         TextColumn("{task.description}"),
@@ -54,18 +57,15 @@ def followed(
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(doing, total=slides, speed="")
-        for item in items:
+        for number, item in enumerate(items, 1):
             text, count = line(item)
-            done, units = done + 1, units + count
+            units += count
             if unit == "tiles":
                 WORK.tiles += count
             if not console.is_terminal:
-                print(f"{done}/{slides} {text}", flush=True)
+                print(f"{number}/{slides} {text}", flush=True)
             elif not count:
-                bar.console.print(f"{done}/{slides} {text}", markup=False, highlight=False)
-            bar.update(
-                task,
-                advance=1,
-                speed=f"{units / max(time.monotonic() - begin, 1e-9):,.0f} {unit}/s",
-            )
+                bar.console.print(f"{number}/{slides} {text}", markup=False, highlight=False)
+            speed = units / max(time.monotonic() - begin, 1e-9)
+            bar.update(task, advance=1, speed=f"{speed:,.0f} {unit}/s")
             yield item

@@ -1,9 +1,8 @@
-"""Stage `encoder`: what round 0 starts from, an encoder that saw no labels and no mined tiles."""
-
-from pathlib import Path
+"""Stage `encoder`: round 0's encoder, which saw no labels and no mined tiles."""
 
 from hnm.loop.encoder import first_encoder
 from hnm.loop.launch import share_among_processes
+from hnm.loop.paths import EncoderFiles
 from hnm.params import Compute, Encoder, Simclr
 from hnm.tables import MINED
 from hnm.tracking.runs import Tracker
@@ -11,34 +10,18 @@ from pipelines import stage
 
 
 def main(
-    packs: Path,
-    train_labels: Path,
-    weights: Path,
-    folder: Path,
-    mined: Path,
-    *,
-    encoder: Encoder,
-    simclr: Simclr,
-    compute: Compute,
-    tracker: Tracker,
+    files: EncoderFiles, *, encoder: Encoder, simclr: Simclr, compute: Compute, tracker: Tracker
 ) -> None:
-    """Writes the encoder, and a table of mined tiles without rows; only SimCLR reads tiles, those
+    """Writes the encoder, and a table of mined tiles without rows. Only SimCLR reads tiles, those
     of the train slides.
     """
-    MINED.write(MINED.empty(), mined)
+    MINED.write(MINED.empty(), files.mined)
     history = first_encoder(
-        packs,
-        train_labels,
-        weights,
-        folder,
-        encoder=encoder,
-        simclr=simclr,
-        compute=compute,
-        on_epoch=tracker.epoch,
+        files, encoder=encoder, simclr=simclr, compute=compute, on_epoch=tracker.epoch
     )
     if not history:
         return
-    tracker.model(folder, "encoder")
+    tracker.model(files.folder, "encoder")
     print(
         f"SimCLR: loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f} in {len(history)}"
         " epochs",

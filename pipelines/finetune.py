@@ -1,20 +1,15 @@
 """Stage `finetune`: the encoder of the round before, fine-tuned on the mined tiles."""
 
-from pathlib import Path
-
 from hnm import params
 from hnm.loop.finetune import finetune_encoder
 from hnm.loop.launch import share_among_processes
+from hnm.loop.paths import FinetuneFiles
 from hnm.tracking.runs import Tracker
 from pipelines import stage
 
 
 def main(
-    mined: Path,
-    packs: Path,
-    extra: Path,
-    previous: Path,
-    folder: Path,
+    files: FinetuneFiles,
     round: int,
     *,
     finetune: params.Finetune,
@@ -22,23 +17,15 @@ def main(
     compute: params.Compute,
     tracker: Tracker,
 ) -> None:
-    """Writes the round's encoder and its history; where the policy is to mine nothing, the encoder
-    of the round before.
+    """Writes the round's encoder and its history. Where the policy is to mine nothing, it writes
+    the encoder of the round before.
     """
     history, tiles = finetune_encoder(
-        mined,
-        packs,
-        extra,
-        previous,
-        folder,
-        finetune=finetune,
-        mining=mining,
-        compute=compute,
-        on_epoch=tracker.epoch,
+        files, finetune=finetune, mining=mining, compute=compute, on_epoch=tracker.epoch
     )
     if not history:
         return
-    tracker.model(folder, "encoder")
+    tracker.model(files.folder, "encoder")
     print(
         f"round {round}: contrastive loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f} on"
         f" {tiles} mined tiles",

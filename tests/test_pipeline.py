@@ -285,16 +285,16 @@ class TestPipeline:
     def test_words_of_a_step_and_code_of_the_plumbing_run_nothing(self, repository: Path) -> None:
         for file, text in (
             ("errors", "UNUSED = 1\n"),
-            ("slides/tiling", "# a comment\n"),
+            ("slides/cutting/tiling", "# a comment\n"),
             ("learning/encoder", '"""Words."""\n'),
         ):
-            with (code_of(repository) / "hnm" / f"{file}.py").open("a") as stream:
-                stream.write(text)
+            module = code_of(repository) / "hnm" / f"{file}.py"
+            module.write_text(module.read_text() + text)
         assert repro(repository) == ALWAYS
 
     @pytest.mark.usefixtures("unforked")
     def test_a_template_of_the_report_concerns_evaluate_alone(self, repository: Path) -> None:
-        template = code_of(repository) / "hnm" / "evidence" / "report.html.jinja"
+        template = code_of(repository) / "hnm" / "evidence" / "pages" / "report.html.jinja"
         text = template.read_text()
         template.write_text(f"{text}<!-- more -->\n")
         assert concerned(repository) == {"evaluate"}

@@ -108,7 +108,7 @@ def test_experiments_and_revisions_of_the_real_dvc(tmp_path: Path, kind: str) ->
     root.mkdir(parents=True)
 
     def run(folder: Path, *command: str) -> str:
-        kept = {
+        inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("DVC", "GIT"))
         }
         names = {
@@ -117,9 +117,9 @@ def test_experiments_and_revisions_of_the_real_dvc(tmp_path: Path, kind: str) ->
             for what in ("NAME", "EMAIL")
         }
         environment = {
-            **kept,
+            **inherited,
             **names,
-            "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}",
+            "PATH": f"{Path(sys.executable).parent}:{inherited['PATH']}",
             "PYTHONPATH": str(ROOT),
             "DVC_NO_ANALYTICS": "1",
         }

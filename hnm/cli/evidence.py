@@ -30,27 +30,14 @@ def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is ru
     """
     from rich.console import Console
 
-    from hnm.cross_validation.runs import deal, reproduce, write_stages
-    from hnm.errors import EvidenceError
+    from hnm.cross_validation.stages import SLIDES, SUMMARY, cross_validate
     from hnm.evidence.numbers.pooling import pooled_table
-    from hnm.files import read_json
-    from hnm.loop.rounds import check_one_process
-    from hnm.params import load_params
     from hnm.store import project_root
 
-    root = project_root()
-    params = load_params(root / "params.yaml")
-    check_one_process(params)
-    deal(root / "data", params)  # what cannot be dealt is said before DVC starts anything
-    reproduce(
-        write_stages(root, seeds=seeds, folds=params.split.folds, device=params.compute.device)
-    )
-    Console().print(
-        pooled_table(read_json(root / "results" / "cv" / "summary.json", EvidenceError))
-    )
+    Console().print(pooled_table(cross_validate(project_root(), seeds)))
     typer.echo(
-        "slides results/cv/slides.csv, numbers results/cv/summary.json; commit cv/dvc.yaml,"
-        " cv/dvc.lock, cv/causes and the numbers"
+        f"slides {SLIDES}, numbers {SUMMARY}; commit cv/dvc.yaml, cv/dvc.lock, cv/causes and the"
+        " numbers"
     )
 
 
@@ -62,59 +49,20 @@ def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Opt
 
     die_with_parent()  # before imports that take seconds, in which the parent may be killed
     keep_freed_memory()
-    from hnm.cross_validation.runs import fold_file, run_fold
-    from hnm.evidence.numbers.pooling import out_of_fold, write_predictions
-    from hnm.evidence.test_ledger import LEDGER, LedgerEntry, enter
-    from hnm.files import digest_of, key_of
-    from hnm.params import load_params
-    from hnm.repository.stages import git_tags
-    from hnm.store import project_home, project_root, project_store
+    from hnm.cross_validation.stages import fold_stage
+    from hnm.store import project_root
 
-    root = project_root()
-    own = run_fold(
-        root / "data", load_params(root / "params.yaml"), project_store(), seed=seed, fold=fold
-    )
-    tags = git_tags(root)
-    commit, dirty = tags.get("mlflow.source.git.commit", ""), tags.get("hnm.git_dirty", "")
-    enter(
-        project_home() / LEDGER,
-        LedgerEntry(
-            key_of(slides=own.slides.to_dict("records")),
-            digest_of(root / "params.yaml"),
-            commit,
-            dirty,
-            "cv",
-        ),
-    )
-    write_predictions(out_of_fold(own.slides, seed=seed, fold=fold), root / fold_file(seed, fold))
-    typer.echo(
-        f"seed {seed}, fold {fold}: validation AUC by round"
-        f" {', '.join(f'{result.auc:.3f}' for result in own.rounds)}"
-    )
+    scores = fold_stage(project_root(), seed=seed, fold=fold)
+    aucs = ", ".join(f"{result.auc:.3f}" for result in scores.rounds)
+    typer.echo(f"seed {seed}, fold {fold}: validation AUC by round {aucs}")
 
 
 def cv_pool(seeds: Annotated[int, typer.Option()], folds: Annotated[int, typer.Option()]) -> None:
     """Stage `pool` of cv/dvc.yaml: the folds' predictions together, and their numbers."""
-    import pandas as pd
-
-    from hnm.cross_validation.runs import fold_file
-    from hnm.evidence.numbers.pooling import pooled, read_predictions, write_predictions
-    from hnm.files import write_json
-    from hnm.params import load_params
+    from hnm.cross_validation.stages import pool_stage
     from hnm.store import project_root
 
-    root = project_root()
-    parts = [
-        read_predictions(root / fold_file(seed, fold))
-        for seed in range(seeds)
-        for fold in range(folds)
-    ]
-    table = pd.concat(parts, ignore_index=True)
-    write_predictions(table, root / "results" / "cv" / "slides.csv")
-    write_json(
-        pooled(table, load_params(root / "params.yaml").evaluate),
-        root / "results" / "cv" / "summary.json",
-    )
+    pool_stage(project_root(), seeds=seeds, folds=folds)
 
 
 def compare(

@@ -20,16 +20,17 @@ def track_sync(
     from hnm.tracking.record import refusals, spool_trouble
     from hnm.tracking.replay import sync
 
-    done = sync(project_root(), retry=retry)
+    root = project_root()
+    synced = sync(root, retry=retry)
     typer.echo(
-        f"runs: {len(done.brought)} brought, {len(done.replayed)} made from files; summary:"
-        f" {done.summary or 'none'}"
+        f"runs: {len(synced.brought)} brought, {len(synced.replayed)} made from files; summary:"
+        f" {synced.summary or 'none'}"
     )
-    for reason in done.missing:
+    for reason in synced.missing:
         typer.echo(f"not made: {reason}", err=True)
-    if refused := refusals(project_root()):
+    if refused := refusals(root):
         typer.echo(f"not brought: {refused}", err=True)
-    if trouble := spool_trouble(project_root()):
+    if trouble := spool_trouble(root):
         typer.echo(trouble, err=True)
 
 
@@ -59,30 +60,31 @@ def verify(
     from hnm.store import project_root
 
     root = project_root()
-    found = verification.verify(root, whole_cache=whole_cache)
-    for path, md5 in found.damaged.items():
+    verified = verification.verify(root, whole_cache=whole_cache)
+    for path, md5 in verified.damaged.items():
         typer.echo(f"damaged\t{path}\tits bytes have md5 {md5}")
-    for name, (wanted, md5) in found.changed.items():
-        typer.echo(f"changed\t{name}\tmd5 {md5}, but {wanted} in dvc.lock")
+    for name, (locked_md5, md5) in verified.changed.items():
+        typer.echo(f"changed\t{name}\tmd5 {md5}, but {locked_md5} in dvc.lock")
     typer.echo(
-        f"{found.objects} cache objects and {found.paths} paths hashed; {len(found.missing)} paths"
-        " are not here (hnm doctor)"
+        f"{verified.objects} cache objects and {verified.paths} paths hashed;"
+        f" {len(verified.missing)} paths are not here (hnm doctor)"
     )
     if remove:
-        gone = [*verification.remove_damaged(root, found.damaged), *damaged_results(remove=True)]
+        gone = verification.remove_damaged(root, verified.damaged)
+        gone += damaged_results(remove=True)
         typer.echo(
             f"{len(gone)} damaged files are removed; dvc repro makes them anew, or dvc pull brings"
             " them"
         )
         return
-    if found.damaged:
+    if verified.damaged:
         raise TrackingError(
-            f"{len(found.damaged)} cache objects are damaged; {REMAKE}, unless dvc pull brings it"
-            " from a remote"
+            f"{len(verified.damaged)} cache objects are damaged; {REMAKE}, unless dvc pull brings"
+            " it from a remote"
         )
-    if found.changed:
+    if verified.changed:
         raise TrackingError(
-            f"{len(found.changed)} paths differ from dvc.lock; dvc repro makes them anew, dvc"
+            f"{len(verified.changed)} paths differ from dvc.lock; dvc repro makes them anew, dvc"
             " checkout --force puts them back"
         )
 
@@ -115,12 +117,12 @@ def lineage(
     from hnm.history.lineage import lineage as lineage_of
     from hnm.store import project_root
 
-    found = lineage_of(project_root(), target)
-    typer.echo(as_mermaid(found) if mermaid else as_text(found))
+    lineage = lineage_of(project_root(), target)
+    typer.echo(as_mermaid(lineage) if mermaid else as_text(lineage))
 
 
 def ui(port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
     """Open MLflow's pages on 127.0.0.1."""
-    from hnm.tracking.runs import serve_ui
+    from hnm.tracking.pages import serve_pages
 
-    serve_ui(port)
+    serve_pages(port)

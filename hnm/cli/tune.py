@@ -73,7 +73,7 @@ def run(
 
     keep_freed_memory()
     root, files = project_root(), _study_files(study)
-    upstream, results = Upstream(root / "data"), project_store()
+    upstream, results = Upstream(root), project_store()
     winners = [best_values(_study_files(name)) for name in enqueue or ()]
     params, loop, limits = (
         load_params(root / "params.yaml"),
@@ -151,7 +151,7 @@ def report(
     root, files, results = project_root(), _study_files(study), project_store()
     params, upstream, known = (
         load_params(root / "params.yaml"),
-        Upstream(root / "data"),
+        Upstream(root),
         load_study(files, storage),
     )
     check_one_process(params)
@@ -168,7 +168,10 @@ def report(
         workers=workers,
         say=typer.echo,
     )
-    slides, labels = SLIDES.read(upstream.slides), [LABELS.read(fold.validation) for fold in folds]
+    slides, labels = (
+        SLIDES.read(upstream.paths.cohort.slides),
+        [LABELS.read(fold.validation) for fold in folds],
+    )
     reruns = [
         Finalist(
             own.trial,

@@ -8,26 +8,20 @@ of its evaluation, which holds the scores of the test slides and names the cohor
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from hnm.errors import EvidenceError
 from hnm.evidence.numbers.comparison import Comparison, State, compare_states
-from hnm.files import read_bounded
 from hnm.params import load_params
 from hnm.repository.costs import seconds_by_key
 from hnm.repository.outputs import AbsentError, Outputs, taking_apart
 from hnm.repository.revision import WORKSPACE, UnknownRevisionError, bytes_of, file_at
 from hnm.repository.stages import StageState, current_stages, stages_of
 from hnm.tables import read_frame
-from hnm.tracking.runs import connect, has_store, store_errors
-from hnm.tracking.summary import flat_params
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+from hnm.tracking.connection import has_store
+from hnm.tracking.lookup import state_run
+from hnm.tracking.summary import state_params
 
 TEST_SLIDES = "test_slides.csv"
 TEST_COLUMNS = {
@@ -99,7 +93,7 @@ def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> State:
         name,
         _slides(slides, f"{slides_path} of {name}"),
         _test_slides(test, name),
-        _params(states),
+        state_params(states),
         seconds_by_key(root, {stage: state.key for stage, state in states.items()}),
     )
 
@@ -110,74 +104,26 @@ def _of_run(root: Path, name: str) -> State:
             f"{name} is no Git revision and no DVC experiment, and there are no runs of MLflow"
             " here; git log and dvc exp list show what there is"
         )
-    try:
-        client = connect(root)
-        summary = _summary(client, name)
-        runs = {
-            tag.removeprefix("hnm.run.").replace(".", "@"): client.get_run(run_id)
-            for tag, run_id in summary.data.tags.items()
-            if tag.startswith("hnm.run.")
-        }
-        if "evaluate" not in runs:
-            raise EvidenceError(
-                f"the summary {name} of MLflow links no evaluation; name another state, or run"
-                " hnm track sync"
-            )
-        test = _artifact(client, runs["evaluate"], name)
-    except store_errors() as error:
-        raise EvidenceError(
-            f"{name} is no Git revision, no DVC experiment, and MLflow does not give it as a"
-            f" run: {error}"
-        ) from None
-    return State(
-        name,
-        _cohort_of(root, runs["evaluate"], name),
-        _test_slides(test, name),
-        dict(summary.data.params),
-        {stage: run.data.metrics.get("cost/seconds") for stage, run in runs.items()},
-    )
-
-
-def _artifact(client: "MlflowClient", evaluate: "Run", name: str) -> bytes:
-    """Returns the table of test slides that the run of the evaluation holds."""
-    with TemporaryDirectory(prefix="hnm-state-") as temporary:
-        path = client.download_artifacts(evaluate.info.run_id, f"plots/{TEST_SLIDES}", temporary)
-        return read_bounded(Path(path), EvidenceError, what=f"{TEST_SLIDES} of the run {name}")
-
-
-def _cohort_of(root: Path, evaluate: "Run", name: str) -> pd.DataFrame:
-    """Returns the slides of the cohort that the run of the evaluation names as its input."""
-    inputs = evaluate.inputs.dataset_inputs if evaluate.inputs is not None else []
-    digests = {item.dataset.name: item.dataset.digest for item in inputs}
-    path = next((path for path in digests if path.endswith("/slides.parquet")), None)
-    if path is None:
+    run = state_run(root, name, f"plots/{TEST_SLIDES}", EvidenceError)
+    slides_path = next((path for path in run.inputs if path.endswith("/slides.parquet")), None)
+    if slides_path is None:
         raise EvidenceError(
             f"the run of the evaluation of {name} names no cohort; name another state, or run hnm"
             " track sync"
         )
     try:
-        slides = bytes_of(Outputs(root), path, digests[path])
+        slides = bytes_of(Outputs(root), slides_path, run.inputs[slides_path])
     except AbsentError:
         raise EvidenceError(
-            f"{name}: {path} (md5 {digests[path]}), its cohort, is neither in the"
+            f"{name}: {slides_path} (md5 {run.inputs[slides_path]}), its cohort, is neither in the"
             " workspace nor in DVC's cache; run dvc fetch --all-commits"
         ) from None
-    return _slides(slides, f"{path} of {name}")
-
-
-def _summary(client: "MlflowClient", name: str) -> "Run":
-    """Returns the newest summary of this id or name."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    summaries = client.search_runs(
-        experiments, "tags.`hnm.kind` = 'summary'", order_by=["attributes.start_time DESC"]
-    )
-    for run in summaries:
-        if name in (run.info.run_id, run.info.run_name):
-            return run
-    names = ", ".join(sorted({str(run.info.run_name) for run in summaries})) or "none"
-    raise EvidenceError(
-        f"{name} is no Git revision, no DVC experiment and no summary run of MLflow (there:"
-        f" {names}); `dvc exp list` and `make ui` show them"
+    return State(
+        name,
+        _slides(slides, f"{slides_path} of {name}"),
+        _test_slides(run.file, name),
+        run.params,
+        run.seconds,
     )
 
 
@@ -194,9 +140,3 @@ def _test_slides(content: bytes, name: str = WORKSPACE) -> pd.DataFrame:
         refuse=EvidenceError,
         cure="; run dvc repro",
     )
-
-
-def _params(states: Mapping[str, StageState]) -> dict[str, str]:
-    """Returns the params that the stages of a state use, as MLflow holds them."""
-    sections = {name: value for state in states.values() for name, value in state.params.items()}
-    return {name: str(value) for name, value in flat_params(sections).items()}

@@ -1,5 +1,6 @@
-"""Every tile to its feature."""
+"""The step `embed`: every tile to its feature, with the encoder of a round."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +10,20 @@ from hnm import params
 from hnm.causes import keys_of
 from hnm.errors import REMAKE, TableError
 from hnm.learning import features as feature_files
-from hnm.learning.compute import set_up_torch
+from hnm.learning.compute import Machine, set_up_torch
 from hnm.learning.embed import embed as embed_tiles
 from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.loop.packs import Packs
+from hnm.loop.paths import EmbedFiles
 from hnm.progress import followed
 from hnm.store import Store
 from hnm.tables import PACKS, TILES
 
 
 def embed_slides(
-    packs: Path,
-    pack_digests: Path,
-    index: Path,
-    encoder: Path,
-    features: Path,
-    store: Store,
-    *,
-    embed: params.Embed,
-    compute: params.Compute,
+    files: EmbedFiles, store: Store, *, embed: params.Embed, compute: params.Compute
 ) -> tuple[int, int]:
-    """Writes one features file a slide into the folder `features`; a slide that `store` has is not
-    embedded again.
+    """Writes the features of each slide. What `store` holds is not embedded again.
 
     The digests of the packs come from the table `PACKS`: no pack is read to learn that its features
     are there.
@@ -39,11 +32,14 @@ def embed_slides(
         How many slides were embedded, and how many there are.
 
     Raises:
-        TableError: the packs are not those of the table `pack_digests`, by their ids and sizes.
+        TableError: the packs are not those of the table `PACKS`, by their ids and sizes.
     """
     machine = set_up_torch(compute)
+    slide_ids = sorted(TILES.read(files.index)["slide_id"].unique())
+    digests = digests_of(files.packs, files.pack_digests, slide_ids)
+    key = keys_of("hnm.loop.embed", compute.device)
     inputs = {
-        "encoder": encoder_digest(encoder),
+        "encoder": encoder_digest(files.encoder),
         "embed": embed.model_dump(),
         "compute": {
             "device": machine.device.type,
@@ -51,42 +47,51 @@ def embed_slides(
             "threads": compute.threads,
         },
     }
-    slide_ids = sorted(TILES.read(index)["slide_id"].unique())
-    digests = digests_of(packs, pack_digests, slide_ids)
-    key = keys_of("hnm.loop.embed", compute.device)
-    kept = {
+    stored = {
         slide_id: store.path("features", key(pack=digests[slide_id], **inputs), ".h5")
         for slide_id in slide_ids
     }
-    store.use(kept.values())
-    missing = [
-        slide_id for slide_id in slide_ids if not store.holds(kept[slide_id], feature_files.read)
-    ]
+    store.use(stored.values())
+    missing = {
+        slide_id: path
+        for slide_id, path in stored.items()
+        if not store.holds(path, feature_files.read)
+    }
     if missing:
-        supply = Packs(packs)
-        made = embed_tiles(
-            load_encoder(encoder),
-            [len(supply.pack(slide_id)) for slide_id in missing],
-            lambda slide, first, end: supply.pack(missing[slide]).tiles(range(first, end)),
-            batch_tiles=embed.batch_tiles,
-            machine=machine,
-            compiled=embed.compile,
-        )
-        embedded = zip(missing, made, strict=True)
-        for slide_id, rows in followed(
-            embedded, slides=len(missing), doing="embedding tiles", line=_line
-        ):
-            feature_files.write(
-                rows.astype(embed.dtype), supply.pack(slide_id).coords, kept[slide_id]
-            )
-    features.mkdir(parents=True, exist_ok=True)
-    for slide_id in slide_ids:
-        store.link(kept[slide_id], features / f"{slide_id}.h5")
-    return len(missing), len(slide_ids)
+        _embed(files, missing, embed, machine)
+    files.features.mkdir(parents=True, exist_ok=True)
+    for slide_id, path in stored.items():
+        store.link(path, files.features / f"{slide_id}.h5")
+    return len(missing), len(stored)
+
+
+def _embed(
+    files: EmbedFiles, targets: Mapping[str, Path], embed: params.Embed, machine: Machine
+) -> None:
+    """Embeds the slides of `targets`, each into the file that it names."""
+    packs = Packs(files.packs)
+    slide_ids = list(targets)
+    features = embed_tiles(
+        load_encoder(files.encoder),
+        [len(packs.pack(slide_id)) for slide_id in slide_ids],
+        lambda slide, first, end: packs.pack(slide_ids[slide]).tiles(range(first, end)),
+        batch_tiles=embed.batch_tiles,
+        machine=machine,
+        compiled=embed.compile,
+    )
+    embedded = followed(
+        zip(slide_ids, features, strict=True),
+        slides=len(slide_ids),
+        doing="embedding tiles",
+        line=_line,
+    )
+    for slide_id, rows in embedded:
+        coords = packs.pack(slide_id).coords
+        feature_files.write(rows.astype(embed.dtype), coords, targets[slide_id])
 
 
 def digests_of(packs: Path, pack_digests: Path, slide_ids: list[str]) -> dict[str, str]:
-    """Slide id -> SHA-256 of its pack, by the table `PACKS` at `pack_digests`.
+    """Returns the SHA-256 of the pack of each slide, by the table `PACKS` at `pack_digests`.
 
     Raises:
         TableError: a slide is not in the table, or its pack is missing or has another size.
@@ -111,5 +116,6 @@ def digests_of(packs: Path, pack_digests: Path, slide_ids: list[str]) -> dict[st
 
 
 def _line(embedded: tuple[str, NDArray[np.float32]]) -> tuple[str, int]:
+    """Returns what the log says of an embedded slide, and the number of its tiles."""
     slide_id, rows = embedded
     return f"{slide_id}: {len(rows)} tiles", len(rows)

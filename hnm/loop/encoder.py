@@ -1,9 +1,12 @@
-"""Round 0's encoder: pretrained weights, or SimCLR on the cohort's own train tiles."""
+"""The step `encoder`: round 0's encoder, from pretrained weights or by SimCLR on the cohort's
+train tiles.
+"""
 
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hnm import params
 from hnm.errors import EncoderError
@@ -12,63 +15,43 @@ from hnm.learning.encoder import TileEncoder, load_encoder, make_encoder, save_e
 from hnm.learning.history import OnEpoch, write_history
 from hnm.learning.training.fit_simclr import fit_simclr
 from hnm.loop.packs import Packs
+from hnm.loop.paths import EncoderFiles
 from hnm.seeds import seed_of
 from hnm.tables import LABELS
 
 
 def first_encoder(
-    packs: Path,
-    train_labels: Path,
-    weights: Path,
-    folder: Path,
+    files: EncoderFiles,
     *,
     encoder: params.Encoder,
     simclr: params.Simclr,
     compute: params.Compute,
     on_epoch: OnEpoch,
 ) -> list[dict[str, float]]:
-    """Writes round 0's encoder into `folder`, and its history where it was trained.
+    """Writes round 0's encoder, and its history where it was trained.
 
-    Of `train_labels` the slide ids alone are used: they say which slides are train. Pretrained
-    weights read no tile. Of several processes (`compute.processes`) the first one writes.
-
-    Args:
-        weights: the folder in which weights from files lie.
+    Pretrained weights read no tile. Of several processes (`compute.processes`) the first one
+    writes.
 
     Returns:
-        The history, empty where nothing was trained or another process tells of it.
+        The history, empty where nothing was trained or another process returns it.
 
     Raises:
         EncoderError: the weights lie elsewhere, cannot be had or do not fit.
     """
-    check_place(encoder, weights)
+    check_place(encoder, files.weights)
     machine = set_up_torch(compute)
-    made = imported_encoder(encoder) if is_imported(encoder) else make_encoder(encoder)
+    start = imported_encoder(encoder) if is_imported(encoder) else make_encoder(encoder)
     if encoder.source == "pretrained":
         if first_process():
-            save_encoder(made, folder)
+            save_encoder(start, files.folder)
         return []
-    supply = Packs(packs)
-    train = [
-        slide_id
-        for slide_id in sorted(LABELS.read(train_labels)["slide_id"])
-        if (packs / f"{slide_id}.h5").exists()
-    ]
-    counts = [len(supply.pack(slide_id)) for slide_id in train]
-    slide_ids, tiles = (
-        np.repeat(np.array(train, dtype=np.str_), counts),
-        np.concatenate([np.arange(count) for count in (0, *counts)]),
-    )
-    chosen = np.sort(
-        np.random.default_rng(seed_of(simclr.seed, "simclr tiles")).permutation(len(tiles))[
-            : simclr.max_tiles
-        ]
-    )
-    slide_ids, tiles = slide_ids[chosen], tiles[chosen]
+    packs = Packs(files.packs)
+    slide_ids, tiles = _drawn_tiles(files, packs, simclr)
     with joined(machine, compute.processes) as machine:
         history = fit_simclr(
-            made,
-            lambda rows: supply.tiles(slide_ids[rows], tiles[rows]),
+            start,
+            lambda rows: packs.tiles(slide_ids[rows], tiles[rows]),
             len(tiles),
             simclr,
             machine,
@@ -76,29 +59,49 @@ def first_encoder(
         )
     if not first_process():
         return []
-    save_encoder(made, folder)
-    write_history(history, folder / "history.csv")
+    save_encoder(start, files.folder)
+    write_history(history, files.folder / "history.csv")
     return history
 
 
+def _drawn_tiles(
+    files: EncoderFiles, packs: Packs, simclr: params.Simclr
+) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    """Returns the tiles of train slides that SimCLR learns from, `simclr.max_tiles` at most: the
+    slide id and the number of each.
+    """
+    train = [
+        slide_id
+        for slide_id in sorted(LABELS.read(files.train_labels)["slide_id"])
+        if (files.packs / f"{slide_id}.h5").exists()
+    ]
+    counts = [len(packs.pack(slide_id)) for slide_id in train]
+    slide_ids = np.repeat(np.array(train, dtype=np.str_), counts)
+    tiles = np.concatenate([np.arange(count) for count in (0, *counts)])
+    generator = np.random.default_rng(seed_of(simclr.seed, "simclr tiles"))
+    drawn = np.sort(generator.permutation(len(tiles))[: simclr.max_tiles])
+    return slide_ids[drawn], tiles[drawn]
+
+
 def weights_path(section: params.Encoder) -> Path | None:
-    """The file or folder that the weights come from; None where `section.weights` is one of the
-    words.
+    """Returns the file or folder that the weights come from; None where `section.weights` is one of
+    the words.
     """
     return None if section.weights in {"package", "hub", "random"} else Path(section.weights)
 
 
 def check_place(section: params.Encoder, weights: Path) -> None:
-    """Raises `EncoderError` where the weights come from a path that is not in the folder `weights`,
-    the stage's dependency: elsewhere they could change unseen.
+    """Raises `EncoderError` where the weights come from a path outside of the folder `weights`.
 
-    A link to a file is as good as the file: DVC hashes what it leads to. Into a linked folder it
-    does not look.
+    That folder is the stage's dependency: elsewhere the weights could change unseen. A link to a
+    file is as good as the file, as DVC hashes what it leads to. DVC does not look into a linked
+    folder.
     """
     path = weights_path(section)
-    if path is not None and not (path if path.is_dir() else path.parent).resolve().is_relative_to(
-        weights.resolve()
-    ):
+    if path is None:
+        return
+    folder = path if path.is_dir() else path.parent
+    if not folder.resolve().is_relative_to(weights.resolve()):
         bring = "cp -r" if path.is_dir() else "ln -s"
         raise EncoderError(
             f"encoder.weights={section.weights} does not lie in {weights}/, so dvc repro would not"
@@ -108,28 +111,25 @@ def check_place(section: params.Encoder, weights: Path) -> None:
 
 
 def is_imported(section: params.Encoder) -> bool:
-    """Whether the weights are a folder that a project of hnm wrote, and not a file or one of the
-    words.
-    """
+    """Returns whether the weights are a folder, as a project of hnm writes it."""
     path = weights_path(section)
     return path is not None and path.is_dir()
 
 
 def imported_encoder(section: params.Encoder) -> TileEncoder:
-    """The encoder in the folder `section.weights`, with the normalisation that it was trained with;
-    its record keeps the digest of what it was.
+    """Returns the encoder in the folder `section.weights`, with the normalisation that it was
+    trained with. Its record names the digest of the folder's encoder.
 
     Raises:
         EncoderError: the folder holds no encoder, or one of another architecture than
-        `section.name`.
+            `section.name`.
     """
     folder = Path(section.weights)
-    found = load_encoder(folder)
-    if found.record.name != section.name:
+    encoder = load_encoder(folder)
+    if encoder.record.name != section.name:
         raise EncoderError(
-            f"{folder} holds an encoder {found.record.name!r}, but encoder.name={section.name!r};"
+            f"{folder} holds an encoder {encoder.record.name!r}, but encoder.name={section.name!r};"
             " set encoder.name to it"
         )
-    return TileEncoder(
-        found.backbone, replace(found.record, weights=f"encoder {found.digest}")
-    ).eval()
+    record = replace(encoder.record, weights=f"encoder {encoder.digest}")
+    return TileEncoder(encoder.backbone, record).eval()

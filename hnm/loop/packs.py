@@ -12,8 +12,9 @@ from hnm.slides.cutting.pack import Pack
 class Packs:
     """The packs in a folder, read by slide id; safe to use from several threads.
 
-    Where its tiles lie is read from a pack once and kept, 28 bytes a tile: tiles drawn from many
-    slides would else open nearly every pack anew at each step, which costs more than decoding them.
+    The places of a pack's tiles are read once and stay in memory, 28 bytes a tile. Else nearly
+    every pack would be opened anew at each step of a training, which costs more than to decode
+    the tiles.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -22,18 +23,18 @@ class Packs:
         """Slide id -> its pack."""
 
     def tiles(self, slide_ids: NDArray[np.str_], tiles: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """RGB tiles `(tiles, tile_px, tile_px, 3)` in the order asked for, tile `tiles[i]` of slide
-        `slide_ids[i]` each; none gives an error.
+        """Returns RGB tiles `(tiles, tile_px, tile_px, 3)` in the order asked for: of each slide
+        `slide_ids[i]` the tile `tiles[i]`. At least one must be asked for.
         """
         order = np.argsort(slide_ids, kind="stable")
         names, firsts = np.unique(slide_ids[order], return_index=True)
         parts = [
-            self.pack(str(name)).tiles(tiles[own])
-            for name, own in zip(names, np.split(order, firsts[1:]), strict=True)
+            self.pack(str(name)).tiles(tiles[rows])
+            for name, rows in zip(names, np.split(order, firsts[1:]), strict=True)
         ]
-        found = np.concatenate(parts)
-        pixels = np.empty_like(found)
-        pixels[order] = found
+        by_slide = np.concatenate(parts)
+        pixels = np.empty_like(by_slide)
+        pixels[order] = by_slide
         return pixels
 
     def _read(self, slide_id: str) -> Pack:

@@ -1,13 +1,15 @@
-"""A trial: the pipeline's own steps from round 0's encoder on, in this process, with every result
-kept by its causes.
+"""The loop of rounds in one process, for trials of a study and for folds.
+
+It calls the same steps as the stages, from round 0's encoder on, so that both yield the same
+numbers. The store keeps the result of each step by its causes.
 """
 
 import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from hnm.loop.embed import embed_slides
 from hnm.loop.finetune import finetune_encoder, with_extra
 from hnm.loop.head import slide_features, train_head
 from hnm.loop.mine import mine_tiles
+from hnm.loop.paths import HeadFiles, Paths
 from hnm.loop.seal import sealed
 from hnm.params import Params
 from hnm.selection import best_epoch
@@ -38,83 +41,43 @@ _CURE = "; remove it with `hnm store verify --remove`, and give the same command
 
 @dataclass(frozen=True)
 class Upstream:
-    """What all trials share: the outputs of the stages before round 0's head, in the folder
-    `data`.
-    """
+    """What all trials share: the outputs of the stages before round 0's head."""
 
-    data: Path
-
-    @property
-    def packs(self) -> Path:
-        """One pack a slide."""
-        return self.data / "tiles" / "packs"
+    root: Path
+    """The folder of the project."""
 
     @property
-    def pack_digests(self) -> Path:
-        """The table `PACKS`."""
-        return self.data / "tiles" / "packs.csv"
-
-    @property
-    def index(self) -> Path:
-        """The table of all tiles."""
-        return self.data / "tiles" / "index.parquet"
-
-    @property
-    def slides(self) -> Path:
-        """The cohort, which holds no labels."""
-        return self.data / "cohort" / "slides.parquet"
-
-    @property
-    def vetoes(self) -> Path:
-        """The tiles that people do not want mined; beside the folder `data`, because git keeps
-        them.
-        """
-        return self.data.parent / "vetoes"
-
-    @property
-    def extra(self) -> Path:
-        """What other projects have mined, a folder each; beside the folder `data`, as the
-        vetoes.
-        """
-        return self.data.parent / "extra"
-
-    @property
-    def encoder(self) -> Path:
-        """Round 0's encoder."""
-        return self.data / "encoders" / "0"
-
-    @property
-    def mined(self) -> Path:
-        """Round 0's mined tiles, a table without rows."""
-        return self.data / "mined" / "0" / "mined.parquet"
+    def paths(self) -> Paths:
+        """The paths of the project."""
+        return Paths(self.root)
 
     @property
     def split(self) -> "Fold":
-        """The project's own split, by which the stages train."""
-        return Fold(self.labels("train"), self.labels("validation"))
-
-    def labels(self, split: str) -> Path:
-        """The labels of `train` or `validation`."""
-        return self.data / "cohort" / "labels" / f"{split}.csv"
+        """The project's split, by which the stages train."""
+        cohort = self.paths.cohort
+        return Fold(cohort.train_labels, cohort.validation_labels)
 
     @property
     def test_truth(self) -> list[Path]:
         """What no trial may open."""
-        return [self.labels("test"), self.data / "cohort" / "annotations"]
+        cohort = self.paths.cohort
+        return [cohort.test_labels, cohort.annotations]
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """Digest of each part by name; `StudyError` where one is missing."""
+        paths = self.paths
         parts = {
-            "tiles": self.index,
-            "packs": self.pack_digests,
-            "slides": self.slides,
-            "vetoes": self.vetoes,
-            "extra": self.extra,
-            "mined": self.mined,
-            "train labels": self.labels("train"),
+            "tiles": paths.tiles.index,
+            "packs": paths.tiles.pack_digests,
+            "slides": paths.cohort.slides,
+            "vetoes": paths.mine(1).vetoes,
+            "extra": paths.mine(1).extra,
+            "mined": paths.encoder.mined,
+            "train labels": paths.cohort.train_labels,
+            "validation labels": paths.cohort.validation_labels,
+            "encoder": paths.encoder.folder,
         }
-        parts |= {"validation labels": self.labels("validation"), "encoder": self.encoder}
         for path in parts.values():
             if not path.exists():
                 raise StudyError(
@@ -128,7 +91,7 @@ class Upstream:
     @cached_property
     def tile_count(self) -> int:
         """How many tiles an encoder embeds."""
-        return len(TILES.read(self.index))
+        return len(TILES.read(self.paths.tiles.index))
 
 
 @dataclass(frozen=True)
@@ -163,7 +126,7 @@ class RoundResult:
 
     round: int
     auc: float
-    """Slide AUC of the head's kept epoch, as the stage `head` logs it."""
+    """Slide AUC of the head's best epoch, as the stage `head` logs it."""
     log_loss: float
     slide_scores: Path
     """The table `SLIDE_SCORES`."""
@@ -172,276 +135,248 @@ class RoundResult:
     mined: Path
     """The table `MINED`, empty in round 0."""
     finetune_seconds: float = field(compare=False)
-    """Processor time of fine-tuning; next to none where the encoder was kept from before."""
+    """Processor time of fine-tuning; next to none where the encoder came from the store."""
     cost: int = 0
-    """Encoder passes of a tile in fine-tuning and embedding, whether or not the results were kept
-    from before. Round 0's, which all trials share, are none.
+    """How often fine-tuning and embedding pass a tile through the encoder, whether or not the
+    results came from the store. It is 0 for round 0, which all trials share.
     """
     spread: float = field(default=math.nan, compare=False)
-    """The last epoch's `hnm.learning.training.losses.spread` of fine-tuning: far below the
-    temperature it has collapsed. NaN where nothing was trained.
+    """`hnm.learning.training.losses.spread` in the last epoch of fine-tuning. An encoder whose
+    spread is far below the temperature has collapsed. NaN where nothing was trained.
     """
 
     def value(self, smallest_auc_step: float) -> float:
-        """One number that orders rounds by AUC, ties by log loss: AUC - (step / 2) * loss / (1 +
-        loss), so that no loss outweighs a step of AUC.
+        """Returns one number that orders rounds by AUC, then by log loss.
+
+        Optuna takes one float a trial, so that the selection rule has to fit into one: it is AUC -
+        (step / 2) * loss / (1 + loss), in which no loss outweighs a step of AUC.
         """
         return self.auc - smallest_auc_step / 2 * self.log_loss / (1 + self.log_loss)
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """One setting of the params, and the fold that judges it."""
+
+    params: Params
+    fold: Fold
+
+    def dumped(self, *sections: str) -> dict[str, Any]:
+        """Returns sections of the params, ready for JSON."""
+        return {name: getattr(self.params, name).model_dump(mode="json") for name in sections}
+
+
 class Loop:
-    """Runs the rounds of trials; what trials have in common is made once."""
+    """Runs rounds for trials. What trials have in common is computed once."""
 
     def __init__(self, upstream: Upstream, store: Store) -> None:
-        """`StudyError` where a part of `upstream` is missing."""
+        """Raises `StudyError` where a part of `upstream` is missing."""
         self._upstream = upstream
         self._digests = upstream.digests
         self._store = store
-        self._in_memory: tuple[str, dict[str, Tensor]] | None = None
-        self._keys_of = cache(
-            keys_of
-            # what was imported stays, so that a library that is upgraded meanwhile is no cause of
-            # this
-            # process's results
-        )
+        self._features_read: tuple[str, dict[str, Tensor]] | None = None
+        # a library that is upgraded meanwhile is no cause of what this process computes
+        self._keys_of = cache(keys_of)
 
     def rounds(self, params: Params, fold: Fold | None = None) -> Iterator[RoundResult]:
-        """The rounds of one trial, one after the other; `HnmError` where a step cannot go on with
-        these params.
+        """Yields the rounds of one trial, one after the other.
 
         Args:
             params: the trial's params.
-            fold: what it trains on and what judges it; None is the project's own split.
+            fold: what it trains on and what judges it; None is the project's split.
+
+        Raises:
+            HnmError: a step cannot go on with these params.
         """
-        upstream, fold = self._upstream, fold or self._upstream.split
-        encoder, mined, head = upstream.encoder, upstream.mined, None
+        upstream = self._upstream
+        trial = _Trial(params, fold or upstream.split)
+        encoder = upstream.paths.encoder.folder
+        mined = upstream.paths.encoder.mined
+        head: HeadFiles | None = None
         for number in range(len(params.rounds)):
-            cost, seconds, spread = 0, 0.0, math.nan
+            cost = 0
+            seconds = 0.0
+            spread = math.nan
             with sealed(upstream.test_truth):
                 if head is not None:
-                    mined = (
-                        self._mined(head, encoder, mined, number, params, fold) / "mined.parquet"
-                    )
+                    mined = self._mine(trial, number, head, encoder)
                     start = time.process_time()
-                    encoder = self._encoder(mined, encoder, params, fold)
+                    encoder = self._finetune(trial, mined, encoder)
                     seconds = time.process_time() - start
-                    cost = _cost_of(
-                        with_extra(
-                            MINED.read(mined), upstream.extra, upstream.packs, params.mining
-                        ),
-                        params,
-                        upstream.tile_count,
-                    )
-                    if params.mining.policy != "none":
-                        spread = float(
-                            read_history(encoder / "history.csv", StudyError, _CURE)["spread"].iloc[
-                                -1
-                            ]
-                        )
-                head = self._head(encoder, mined, params, fold)
-                best = best_epoch(_epochs(head / "head"))
-            scores = (head / "slides.parquet", head / "tiles.parquet")
+                    cost = self._cost(mined, params)
+                    spread = _last_spread(encoder, params)
+                head = self._head(trial, encoder, mined)
+                best = best_epoch(_epochs(head.folder))
             yield RoundResult(
                 number,
                 best["validation_auc"],
                 best["validation_loss"],
-                *scores,
+                head.slide_scores,
+                head.tile_scores,
                 mined,
                 seconds,
                 cost,
                 spread,
             )
 
-    def _head(self, encoder: Path, mined: Path, params: Params, fold: Fold) -> Path:
-        """Folder of `head/`, `tiles.parquet`, `slides.parquet` and `cross_fitted.parquet`."""
-        upstream, head, ranking, compute = (
-            self._upstream,
-            params.head,
-            params.ranking,
-            params.compute,
-        )
-
-        def make(folder: Path) -> None:
-            patients = folder / "patients.csv"
-            PATIENTS.write(SLIDES.read(upstream.slides)[list(PATIENTS.columns)], patients)
-            inputs = (
-                self._features_in_memory(encoder, folder.parent, params),
-                upstream.index,
-                patients,
-                mined,
-                fold.train,
-                fold.validation,
-            )
-            written = (
-                folder / "head",
-                folder / "tiles.parquet",
-                folder / "slides.parquet",
-                folder / "cross_fitted.parquet",
-            )
-            train_head(
-                *inputs, *written, head=head, ranking=ranking, compute=compute, on_epoch=_untold
-            )
-
-        learns = (
-            digest_of(mined) if head.kind == "mined" else None
-        )  # no other kind looks at the mined tiles
-        inputs = {"features": self._features_key(encoder, params), "mined": learns}
-        return self._kept(
-            "heads",
-            "head",
-            make,
-            _read_head,
-            fold,
-            params,
-            **inputs,
-            **_dumped(params, "head", "ranking", "compute"),
-        )
-
-    def _mined(
-        self, head: Path, encoder: Path, before: Path, number: int, params: Params, fold: Fold
-    ) -> Path:
-        """Folder of `mined.parquet` and what is told of it; `encoder` is the one whose features
-        `head` scored, `before` what the round before mined.
+    def _head(self, trial: _Trial, encoder: Path, mined: Path) -> HeadFiles:
+        """Trains a head on the features of `encoder`, unless the store has it, and returns its
+        files.
         """
-        upstream = self._upstream
-        scores = (head / "tiles.parquet", head / "cross_fitted.parquet")
+        paths = self._upstream.paths
+        params = trial.params
+
+        def files_in(folder: Path) -> HeadFiles:
+            return HeadFiles(
+                features=folder / "features",  # never written, as they are in memory
+                index=paths.tiles.index,
+                patients=folder / "patients.csv",
+                mined=mined,
+                train_labels=trial.fold.train,
+                validation_labels=trial.fold.validation,
+                folder=folder / "head",
+                tile_scores=folder / "tiles.parquet",
+                slide_scores=folder / "slides.parquet",
+                cross_fitted=folder / "cross_fitted.parquet",
+            )
 
         def make(folder: Path) -> None:
-            with self._features(encoder, folder.parent, params) as features:
-                mine_tiles(
-                    tile_scores=scores[0],
-                    cross_fitted=scores[1],
-                    train_labels=fold.train,
-                    slides=upstream.slides,
-                    vetoes=upstream.vetoes,
+            files = files_in(folder)
+            slides = SLIDES.read(paths.cohort.slides)
+            PATIENTS.write(slides[list(PATIENTS.columns)], files.patients)
+            train_head(
+                files,
+                head=params.head,
+                ranking=params.ranking,
+                compute=params.compute,
+                on_epoch=_ignore_epoch,
+                features=self._features_in_memory(trial, encoder, folder.parent),
+            )
+
+        # no other kind looks at the mined tiles
+        learnt = digest_of(mined) if params.head.kind == "mined" else None
+        key = self._key(
+            "head",
+            trial,
+            features=self._features_key(trial, encoder),
+            mined=learnt,
+            **trial.dumped("head", "ranking", "compute"),
+        )
+        return files_in(self._store.folder("trials/heads", key, make, _check_head))
+
+    def _mine(self, trial: _Trial, number: int, before: HeadFiles, encoder: Path) -> Path:
+        """Mines the tiles of a round, unless the store has them. Returns their table.
+
+        `before` are the files of the head of the round before, `encoder` is the one whose features
+        that head scored.
+        """
+        mining = trial.params.mining
+
+        def make(folder: Path) -> None:
+            with self._features(trial, encoder, folder.parent) as features:
+                files = replace(
+                    self._upstream.paths.mine(number),
+                    tile_scores=before.tile_scores,
+                    cross_fitted=before.cross_fitted,
+                    train_labels=trial.fold.train,
                     features=features,
-                    packs=upstream.packs,
-                    extra=upstream.extra,
-                    mined_before=before,
+                    mined_before=before.mined,
                     mined=folder / "mined.parquet",
                     mined_slides=folder / "slides.csv",
                     passed_over=folder / "passed_over.csv",
                     summary=folder / "summary.json",
-                    round_=number,
-                    mining=params.mining,
                 )
+                mine_tiles(files, number, mining)
 
-        tables = [digest_of(table) for table in (*scores, before)]
-        inputs = {"features": self._features_key(encoder, params), "tables": tables}
-        return self._kept(
-            "mined",
+        tables = (before.tile_scores, before.cross_fitted, before.mined)
+        key = self._key(
             "mine",
-            make,
-            _read_mined,
-            fold,
-            params,
-            **inputs,
+            trial,
+            features=self._features_key(trial, encoder),
+            tables=[digest_of(table) for table in tables],
             round=number,
-            **_dumped(params, "mining"),
+            **trial.dumped("mining"),
         )
+        return self._store.folder("trials/mined", key, make, _check_mined) / "mined.parquet"
 
-    def _encoder(self, mined: Path, previous: Path, params: Params, fold: Fold) -> Path:
-        """Folder of the round's encoder."""
-        finetune, mining, compute = params.finetune, params.mining, params.compute
+    def _finetune(self, trial: _Trial, mined: Path, previous: Path) -> Path:
+        """Trains the round's encoder, unless the store has it. Returns its folder."""
+        params = trial.params
 
         def make(folder: Path) -> None:
-            upstream = self._upstream
             finetune_encoder(
-                mined,
-                upstream.packs,
-                upstream.extra,
-                previous,
-                folder,
-                finetune=finetune,
-                mining=mining,
-                compute=compute,
-                on_epoch=_untold,
+                replace(
+                    self._upstream.paths.finetune(1), mined=mined, previous=previous, folder=folder
+                ),
+                finetune=params.finetune,
+                mining=params.mining,
+                compute=params.compute,
+                on_epoch=_ignore_epoch,
             )
 
-        trains = mining.policy != "none"  # all else of the section shows in the tables
-        inputs = {
-            "mined": digest_of(mined),
-            "extra": mining.extra,
-            "previous": encoder_digest(previous),
-            "trains": trains,
-        }
-        return self._kept(
-            "encoders",
+        key = self._key(
             "finetune",
-            make,
-            load_encoder,
-            fold,
-            params,
-            **inputs,
-            **_dumped(params, "finetune", "compute"),
+            trial,
+            mined=digest_of(mined),
+            extra=params.mining.extra,
+            previous=encoder_digest(previous),
+            trains=params.mining.policy != "none",  # all else of the section shows in the tables
+            **trial.dumped("finetune", "compute"),
         )
+        return self._store.folder("trials/encoders", key, make, load_encoder)
 
-    def _features_key(self, encoder: Path, params: Params) -> str:
-        """What tells the features of one encoder, of all packs, from those of another."""
-        key = self._keys_of("hnm.loop.embed", params.compute.device)
-        return key(encoder=encoder_digest(encoder), **_dumped(params, "embed", "compute"))
+    def _cost(self, mined: Path, params: Params) -> int:
+        """Returns how often a round that fine-tunes passes a tile through the encoder.
 
-    def _features_in_memory(self, encoder: Path, beside: Path, params: Params) -> dict[str, Tensor]:
-        """Features of all slides; those of the last encoder stay, as many a trial trains another
-        head on them.
+        Each embedded tile counts one. Each of a mined tile's two views counts three in every epoch,
+        as the pass backward takes twice the pass forward. One more pass of the mined tiles sets the
+        projection before the training.
         """
-        key = self._features_key(encoder, params)
-        if self._in_memory is None or self._in_memory[0] != key:
-            self._in_memory = None  # two at once might not fit
-            with self._features(encoder, beside, params) as features:
-                self._in_memory = (
-                    key,
-                    slide_features(features, TILES.read(self._upstream.index)["slide_id"].unique()),
-                )
-        return self._in_memory[1]
+        if params.mining.policy == "none":
+            return 0
+        files = self._upstream.paths.finetune(1)
+        learnt = with_extra(MINED.read(mined), files.extra, files.packs, params.mining)
+        positives = int((learnt["role"] == "positive").sum())
+        steps = epoch_steps(params.finetune, len(learnt) - positives, positives)
+        views = 2 * params.finetune.batch_tiles * steps * params.finetune.epochs
+        return self._upstream.tile_count + min(len(learnt), SAMPLE) + 3 * views
+
+    def _features_key(self, trial: _Trial, encoder: Path) -> str:
+        """Returns a key of the features of all packs by `encoder`."""
+        key = self._keys_of("hnm.loop.embed", trial.params.compute.device)
+        return key(encoder=encoder_digest(encoder), **trial.dumped("embed", "compute"))
+
+    def _features_in_memory(self, trial: _Trial, encoder: Path, beside: Path) -> dict[str, Tensor]:
+        """Returns the features of all slides. Those of the last encoder stay in memory, as many a
+        trial trains another head on them.
+        """
+        key = self._features_key(trial, encoder)
+        if self._features_read is None or self._features_read[0] != key:
+            self._features_read = None  # two at once might not fit
+            slide_ids = TILES.read(self._upstream.paths.tiles.index)["slide_id"].unique()
+            with self._features(trial, encoder, beside) as folder:
+                self._features_read = (key, slide_features(folder, slide_ids))
+        return self._features_read[1]
 
     @contextlib.contextmanager
-    def _features(self, encoder: Path, beside: Path, params: Params) -> Iterator[Path]:
-        """A folder of all slides' features, for as long as the block lasts: links to those that the
-        store keeps.
+    def _features(self, trial: _Trial, encoder: Path, beside: Path) -> Iterator[Path]:
+        """Yields a folder of all slides' features: links into the store, in a folder that lies
+        `beside` the results and goes at the end of the block.
         """
-        upstream = self._upstream
-        with tempfile.TemporaryDirectory(dir=beside, prefix=".features-") as features:
-            packs = (upstream.packs, upstream.pack_digests, upstream.index)
+        with tempfile.TemporaryDirectory(dir=beside, prefix=".features-") as name:
+            features = Path(name)
             embed_slides(
-                *packs,
-                encoder,
-                Path(features),
+                replace(self._upstream.paths.embed(0), encoder=encoder, features=features),
                 self._store,
-                embed=params.embed,
-                compute=params.compute,
+                embed=trial.params.embed,
+                compute=trial.params.compute,
             )
-            yield Path(features)
+            yield features
 
-    def _kept(
-        self,
-        kind: str,
-        step: str,
-        make: Callable[[Path], None],
-        check: Callable[[Path], object],
-        fold: Fold,
-        params: Params,
-        **inputs: Any,
-    ) -> Path:
-        """The folder that `make` fills, made anew only where these inputs have not made it before,
-        or `check` refuses what they made.
-        """
-        key = self._keys_of(f"hnm.loop.{step}", params.compute.device)
-        return self._store.folder(
-            f"trials/{kind}", key(upstream={**self._digests, **fold.digests}, **inputs), make, check
-        )
-
-
-def _read_head(folder: Path) -> None:
-    load_head(folder / "head")
-    _epochs(folder / "head")
-    SLIDE_SCORES.read(folder / "slides.parquet")
-    for name in ("tiles", "cross_fitted"):
-        TILE_SCORES.read(folder / f"{name}.parquet")
-
-
-def _read_mined(folder: Path) -> None:
-    MINED.read(folder / "mined.parquet")
+    def _key(self, step: str, trial: _Trial, **inputs: Any) -> str:
+        """Returns the key of what a step makes of `inputs` in a trial."""
+        key = self._keys_of(f"hnm.loop.{step}", trial.params.compute.device)
+        return key(upstream={**self._digests, **trial.fold.digests}, **inputs)
 
 
 def check_one_process(params: Params) -> None:
@@ -457,28 +392,36 @@ def check_one_process(params: Params) -> None:
         )
 
 
-def _cost_of(mined: pd.DataFrame, params: Params, tiles: int) -> int:
-    """Encoder passes of a tile in a round that fine-tunes.
+def _check_head(folder: Path) -> None:
+    """Reads what `Loop._head` has written into `folder`."""
+    load_head(folder / "head")
+    _epochs(folder / "head")
+    SLIDE_SCORES.read(folder / "slides.parquet")
+    for name in ("tiles", "cross_fitted"):
+        TILE_SCORES.read(folder / f"{name}.parquet")
 
-    Each embedded tile counts one. Each of a mined tile's two views counts three in every epoch, as
-    the pass backward takes twice the pass forward. One more pass of the mined tiles sets the
-    projection before the training.
-    """
-    if params.mining.policy == "none":
-        return 0
-    positives = int((mined["role"] == "positive").sum())
-    steps = epoch_steps(params.finetune, len(mined) - positives, positives) * params.finetune.epochs
-    return tiles + min(len(mined), SAMPLE) + 3 * 2 * params.finetune.batch_tiles * steps
+
+def _check_mined(folder: Path) -> None:
+    """Reads what `Loop._mine` has written into `folder`."""
+    MINED.read(folder / "mined.parquet")
+
+
+def _history(folder: Path) -> pd.DataFrame:
+    """Returns the history of a head or an encoder; `StudyError` where it is torn."""
+    return read_history(folder / "history.csv", StudyError, _CURE)
 
 
 def _epochs(head: Path) -> list[dict[str, float]]:
-    """The history of a head, one dictionary an epoch; `StudyError` where it is torn."""
-    return epochs_of(read_history(head / "history.csv", StudyError, _CURE))
+    """Returns the history of a head, one dictionary an epoch; `StudyError` where it is torn."""
+    return epochs_of(_history(head))
 
 
-def _untold(epoch: int, metrics: Any) -> None:
-    """A trial's epochs are told to nobody."""
+def _last_spread(encoder: Path, params: Params) -> float:
+    """Returns the spread in the last epoch of fine-tuning; NaN where nothing was trained."""
+    if params.mining.policy == "none":
+        return math.nan
+    return float(_history(encoder)["spread"].iloc[-1])
 
 
-def _dumped(params: Params, *sections: str) -> dict[str, Any]:
-    return {name: getattr(params, name).model_dump(mode="json") for name in sections}
+def _ignore_epoch(epoch: int, metrics: Any) -> None:
+    """Does nothing with an epoch of a trial."""

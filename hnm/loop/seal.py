@@ -72,7 +72,7 @@ def sealed(paths: Sequence[Path]) -> Iterator[None]:
 
 
 def _inode(file: Path | str | bytes | int) -> tuple[int, int]:
-    status = os.stat(file)
+    status = os.stat(file)  # noqa: PTH116 - the number of an open file is no path
     return status.st_dev, status.st_ino
 
 

@@ -13,16 +13,10 @@ from hnm.models.packaging import cards_of, package_round
 from hnm.prediction.model import Model, ModelRecord, read_model
 from hnm.repository.outputs import taking_apart
 from hnm.repository.stages import current_stages, locked_stages, stage_in
+from hnm.tracking.connection import connect, experiment_id_of, has_store, store_errors, tracking_uri
+from hnm.tracking.lookup import finished_run
 from hnm.tracking.record import first_line
 from hnm.tracking.replay import sync
-from hnm.tracking.runs import (
-    connect,
-    experiment_id_of,
-    finished_run,
-    has_store,
-    store_errors,
-    tracking_uri,
-)
 from hnm.tracking.summary import state_key
 from hnm.tracking.time_limits import RECEIVE_SECONDS, within
 
@@ -54,7 +48,8 @@ def promote(root: Path, round_: int | None, alias: Alias, *, force: bool) -> Pro
         root: the repository.
         round_: the round; None takes the one that validation has chosen.
         alias: a challenger may be anything; a champion may not be worse on validation than the
-        lower end of the present champion's interval. force: makes it the champion all the same.
+            lower end of the present champion's interval.
+        force: makes it the champion all the same.
 
     Raises:
         PredictionError: the round has no model, or is no better champion.
@@ -66,22 +61,15 @@ def promote(root: Path, round_: int | None, alias: Alias, *, force: bool) -> Pro
         try:
             sync(root)
             client = connect(root)
-            name, tags = f"hnm-{record.cohort}", _tags(root, record, digest_of(folder))
+            name = f"hnm-{record.cohort}"
+            tags = _tags(root, record, digest_of(folder))
             champion = _version_at(client, name, "champion")
-            if (
-                alias == "champion"
-                and champion is not None
-                and not force
-                and (reason := why_not(tags, champion.tags))
-            ):
-                raise PredictionError(
-                    f"round {record.round} is no champion: {reason} (version {champion.version});"
-                    " take --alias challenger, or insist by --force"
-                )
+            if alias == "champion" and champion is not None and not force:
+                _refuse_worse(record, tags, champion)
             holder = _version_at(client, name, alias)
-            version = _registered(client, name, tags["hnm.model_digest"]) or _register(
-                root, client, name, record, tags, folder
-            )
+            version = _registered(client, name, tags["hnm.model_digest"])
+            if version is None:
+                version = _register(root, client, record, tags, folder)
             client.set_registered_model_alias(name, alias, version.version)
         except store_errors() as error:
             raise TrackingError(
@@ -92,21 +80,28 @@ def promote(root: Path, round_: int | None, alias: Alias, *, force: bool) -> Pro
     return Promoted(name, str(version.version), alias, record.round, was)
 
 
+def _refuse_worse(record: ModelRecord, tags: Mapping[str, str], champion: "ModelVersion") -> None:
+    if reason := why_not(tags, champion.tags):
+        raise PredictionError(
+            f"round {record.round} is no champion: {reason} (version {champion.version});"
+            " take --alias challenger, or insist by --force"
+        )
+
+
 def why_not(candidate: Mapping[str, str], champion: Mapping[str, str]) -> str | None:
     """Why the model with the tags `candidate` may not follow the champion with its own; None where
     it may.
     """
-    labels = "hnm.validation_labels"
-    if candidate[labels] != champion.get(labels):
-        own, other = candidate[labels][:8], champion.get(labels, "none")[:8]
+    labels = candidate["hnm.validation_labels"]
+    champion_labels = champion.get("hnm.validation_labels", "none")
+    if labels != champion_labels:
         return (
-            f"it was validated on labels of md5 {own}, the champion on {other}, so that their AUCs"
-            " cannot be compared"
+            f"it was validated on labels of md5 {labels[:8]}, the champion on"
+            f" {champion_labels[:8]}, so that their AUCs cannot be compared"
         )
-    auc, low, high = (
-        tags.get(f"hnm.validation_{metric}")
-        for tags, metric in ((candidate, "auc"), (champion, "auc_low"), (champion, "auc_high"))
-    )
+    auc = candidate.get("hnm.validation_auc")
+    low = champion.get("hnm.validation_auc_low")
+    high = champion.get("hnm.validation_auc_high")
     if auc is None or low is None:
         return "one of the two has no validation AUC"
     if float(auc) < float(low):
@@ -128,16 +123,18 @@ def registered_model(root: Path, uri: str) -> Model:
             f"there is no registry: {tracking_uri(root)} does not exist; run in the repository, or"
             " set MLFLOW_TRACKING_URI to the team's server"
         )
-    with tempfile.TemporaryDirectory(prefix="hnm-model-") as folder:
+    with tempfile.TemporaryDirectory(prefix="hnm-model-") as temporary:
+        folder = Path(temporary).resolve()
         try:
             client = connect(root)
             name = uri
             if "@" in uri:
                 registered, _, alias = uri.removeprefix("models:/").partition("@")
-                name = f"models:/{registered}/{client.get_model_version_by_alias(registered, alias).version}"
+                version = client.get_model_version_by_alias(registered, alias)
+                name = f"models:/{registered}/{version.version}"
             with default_store(tracking_uri(root)), within(RECEIVE_SECONDS):
-                place = fetch_model(name, Path(folder))
-            if not place.resolve().is_relative_to(Path(folder).resolve()):
+                place = fetch_model(name, folder)
+            if not place.resolve().is_relative_to(folder):
                 raise PredictionError(
                     f"the files of {uri} lie outside of the folder that they were brought into; do"
                     f" not trust {tracking_uri(root)}"
@@ -160,39 +157,34 @@ def model_of_run(root: Path, run_id: str) -> str:
     try:
         client = connect(root)
         experiment = client.get_run(run_id).info.experiment_id
-        found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+        models = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
     except store_errors() as error:
         raise PredictionError(
             f"the run {run_id} cannot be had from {tracking_uri(root)}: {first_line(error)}"
         ) from None
-    models = [model for model in found if model.model_type == LOGGED]
-    if not models:
-        raise PredictionError(
-            f"no whole model was taken from the run {run_id}: it needs encoder, head and threshold;"
-            " `hnm promote` takes one from a state"
-        )
-    return f"models:/{models[0].model_id}"
+    for model in models:
+        if model.model_type == LOGGED:
+            return f"models:/{model.model_id}"
+    raise PredictionError(
+        f"no whole model was taken from the run {run_id}: it needs encoder, head and threshold;"
+        " `hnm promote` takes one from a state"
+    )
 
 
 def _tags(root: Path, record: ModelRecord, digest: str) -> dict[str, str]:
-    """What the registry's page shows of a version."""
+    """The tags of a version, which the registry's page shows."""
     head = stage_in(locked_stages(root), f"head@{record.round}")
-    paths = {
-        "hnm.head": head.argument("folder"),
-        "hnm.validation_labels": head.argument("validation_labels"),
-    }
     with taking_apart("dvc.lock"):
-        made = {tag: record.versions[path] for tag, path in paths.items()}
-    numbers = {
-        f"hnm.validation_{metric}": str(value) for metric, value in record.validation.items()
-    }
-    return {
-        "hnm.round": record.round,
-        "hnm.model_digest": digest,
-        "hnm.threshold": str(record.threshold),
-        **made,
-        **numbers,
-    }
+        tags = {
+            "hnm.round": record.round,
+            "hnm.head": record.versions[head.argument("folder")],
+            "hnm.model_digest": digest,
+            "hnm.threshold": str(record.threshold),
+            "hnm.validation_labels": record.versions[head.argument("validation_labels")],
+        }
+    for metric, value in record.validation.items():
+        tags[f"hnm.validation_{metric}"] = str(value)
+    return tags
 
 
 def _version_at(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | None":
@@ -203,36 +195,26 @@ def _version_at(client: "MlflowClient", name: str, alias: str) -> "ModelVersion 
 
 def _registered(client: "MlflowClient", name: str, digest: str) -> "ModelVersion | None":
     """The version that is this very model already."""
-    return next(
-        iter(
-            client.search_model_versions(
-                f"name = '{name}' and tags.`hnm.model_digest` = '{digest}'"
-            )
-        ),
-        None,
-    )
+    query = f"name = '{name}' and tags.`hnm.model_digest` = '{digest}'"
+    versions = client.search_model_versions(query)
+    return versions[0] if versions else None
 
 
 def _register(
-    root: Path,
-    client: "MlflowClient",
-    name: str,
-    record: ModelRecord,
-    tags: dict[str, str],
-    folder: Path,
+    root: Path, client: "MlflowClient", record: ModelRecord, tags: dict[str, str], folder: Path
 ) -> "ModelVersion":
     from hnm.models.predictor import default_store, save_predictor
 
-    save_predictor(folder, folder.parent / "mlflow")
+    package = folder.parent / "mlflow"
+    save_predictor(folder, package)
     cards = cards_of(root, record.round)
     for file, card in cards.items():
-        shutil.copyfile(card, folder.parent / "mlflow" / file)
-    description = (
-        cards["model_card.md"].read_text(encoding="utf-8") if "model_card.md" in cards else None
-    )
-    summary = finished_run(
-        client, record.cohort, "hnm.state_key", state_key(current_stages(locked_stages(root)))
-    )
+        shutil.copyfile(card, package / file)
+    description = None
+    if "model_card.md" in cards:
+        description = cards["model_card.md"].read_text(encoding="utf-8")
+    key = state_key(current_stages(locked_stages(root)))
+    summary = finished_run(client, record.cohort, "hnm.state_key", key)
     run_id = None if summary is None else summary.info.run_id
     model = client.create_logged_model(
         experiment_id_of(client, root, record.cohort),
@@ -241,8 +223,9 @@ def _register(
         tags=tags,
         model_type=LOGGED,
     )
-    client.log_model_artifacts(model.model_id, str(folder.parent / "mlflow"))
+    client.log_model_artifacts(model.model_id, str(package))
     client.finalize_logged_model(model.model_id, "READY")
+    name = f"hnm-{record.cohort}"
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     with default_store(tracking_uri(root)):

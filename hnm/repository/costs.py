@@ -1,4 +1,4 @@
-"""The ledger of cost: what each stage's last execution on this machine took.
+"""The cost of stages: what the last execution of each took on this machine.
 
 Seconds and memory differ from run to run, so they never enter a stage's outputs, which are hashed.
 They lie in `.hnm/cost/`, which git ignores, one file a stage and one for each of its keys, and are
@@ -14,19 +14,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from pydantic import BaseModel, Field, ValidationError
 
 from hnm.errors import TrackingError
-from hnm.files import parse_json, read_bounded, write_json
+from hnm.files import read_bounded, write_json
 from hnm.progress import WORK
 
-_MOST_BYTES = 1 << 16
-_MOST_SECONDS = 1e10
+MOST_BYTES = 1 << 16
+"""Most bytes of an entry."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What this process has taken since it started, the imports of its libraries included; of a
-    training that several processes share, the first's.
+    """The cost of a process from its start on, with the imports of its libraries; of a training
+    that several processes share, the first's.
     """
 
     seconds: float
@@ -38,18 +39,22 @@ class Cost:
     """Of all cores together, of this process and of its children that have ended."""
     read_mb: float | None = None
     """What this process and its ended children have read from files and pipes, cached or not, in
-    10^6 bytes; known on Linux alone.
+    10^6 bytes; None elsewhere than on Linux.
     """
     peak_gpu_memory_mb: float | None = None
     """Most memory that torch has held on a GPU, in 10^6 bytes; None where it has used none."""
     tiles_per_second: float | None = None
-    """Tiles that it has cut or embedded, over `seconds`; None where it did neither, or all were
-    kept from an earlier run.
+    """Tiles that it has cut or embedded, over `seconds`; None where it did neither, or all came
+    from an earlier run.
     """
 
     def metrics(self) -> dict[str, float]:
-        """What of it is known, by the names of the vocabulary."""
-        return {f"cost/{name}": value for name, value in asdict(self).items() if value is not None}
+        """The values that are not None, by the names of the vocabulary."""
+        return {f"cost/{name}": value for name, value in self.values().items()}
+
+    def values(self) -> dict[str, float]:
+        """The values that are not None, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def cost_so_far() -> Cost:
@@ -69,21 +74,22 @@ def cost_so_far() -> Cost:
 
 
 def _read_mb(process: psutil.Process) -> float | None:
+    if sys.platform != "linux":
+        return None
     try:
-        return round(process.io_counters().read_chars / 1e6, 1) if sys.platform == "linux" else None
+        read_bytes: int = process.io_counters().read_chars
     except psutil.Error:  # a container may hide it from a process of another user
         return None
+    return round(read_bytes / 1e6, 1)
 
 
 def _peak_gpu_memory_mb() -> float | None:
-    torch = sys.modules.get(
-        "torch"
-    )  # a stage that has not imported it has used no GPU, and need not wait for it
+    # a stage that has not imported torch has used no GPU, and need not wait for it
+    torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
-    peak: int = max(
-        torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())
-    )
+    devices = range(torch.cuda.device_count())
+    peak: int = max(torch.cuda.max_memory_allocated(device) for device in devices)
     return round(peak / 1e6, 1)
 
 
@@ -95,56 +101,47 @@ def dvc_name(stage: str, arguments: Mapping[str, Path | int]) -> str:
 
 
 def write_cost(root: Path, name: str, key: str, cost: Cost) -> None:
-    """Enters the cost of the stage `name` (DVC's name), whose causes are `key`, into the ledger of
-    the repository `root`.
+    """Writes the cost of the stage `name` (DVC's name), whose causes are `key`, in the repository
+    `root`.
     """
-    entry = {"stage": name} | {
-        part: value for part, value in asdict(cost).items() if value is not None
-    }
+    entry = {"stage": name, **cost.values()}
     write_json(entry, root / ".hnm" / "cost" / f"{name}.json")
-    write_json(entry, _kept(root, key))
+    write_json(entry, _file_of_key(root, key))
 
 
 def stage_seconds(root: Path) -> dict[str, float]:
     """Seconds of each stage's last successful execution on this machine, by DVC's name (`head@1`);
     a stage that never ran here is missing.
     """
-    entries = (_entry(path) for path in sorted((root / ".hnm" / "cost").glob("*.json")))
-    return {stage: seconds for stage, seconds in entries if stage and seconds is not None}
+    entries = map(_entry, sorted((root / ".hnm" / "cost").glob("*.json")))
+    return {entry.stage: entry.seconds for entry in entries if entry and entry.seconds is not None}
 
 
 def seconds_by_key(root: Path, keys: Mapping[str, str]) -> dict[str, float | None]:
     """Stage -> seconds of the last execution with its key on this machine, whatever has run since;
     None where there was none.
     """
-    return {name: _entry(_kept(root, key))[1] for name, key in keys.items()}
+    entries = {name: _entry(_file_of_key(root, key)) for name, key in keys.items()}
+    return {name: entry.seconds if entry else None for name, entry in entries.items()}
 
 
-def _entry(path: Path) -> tuple[str, float | None]:
-    """Stage and seconds of an entry; "" and None where there is none, or one that a full disk or a
-    stranger has damaged: cost is news, no result.
+class _Entry(BaseModel):
+    """The part of an entry that is read again."""
+
+    stage: str = Field(min_length=1)
+    seconds: float | None = Field(default=None, ge=0, lt=1e10, strict=True)
+
+
+def _entry(path: Path) -> _Entry | None:
+    """An entry; None where there is none, or one that a full disk or a stranger has damaged: cost
+    is news, no result.
     """
     try:
-        content = parse_json(
-            read_bounded(path, TrackingError, what=str(path), most=_MOST_BYTES),
-            TrackingError,
-            what=str(path),
-        )
-    except TrackingError:
-        return "", None
-    stage, seconds = (
-        (content.get("stage"), content.get("seconds"))
-        if isinstance(content, dict)
-        else (None, None)
-    )
-    if (
-        not isinstance(seconds, int | float)
-        or isinstance(seconds, bool)
-        or not 0 <= seconds < _MOST_SECONDS
-    ):
-        seconds = None
-    return stage if isinstance(stage, str) else "", seconds
+        content = read_bounded(path, TrackingError, what=str(path), most=MOST_BYTES)
+        return _Entry.model_validate_json(content)
+    except (TrackingError, ValidationError):
+        return None
 
 
-def _kept(root: Path, key: str) -> Path:
+def _file_of_key(root: Path, key: str) -> Path:
     return root / ".hnm" / "cost" / "keys" / f"{key}.json"

@@ -1,9 +1,9 @@
-"""The outputs of stages as DVC keeps them, believed only as far as their bytes say so.
+"""The outputs of stages and DVC's cache, trusted only as far as their bytes say so.
 
 dvc.lock, DVC's cache and its remotes may be a stranger's: a cache is filled by whoever may push,
 and DVC trusts an object's name. So an md5 and a name are checked before they become a path, a
-folder's listing is hashed before it is read, and no file is handed out whose bytes are not those of
-its md5.
+folder's listing is hashed before it is read, and no file is handed out whose bytes have another
+md5.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hnm.errors import TrackingError
 from hnm.files import TEMPORARY, Refuse, parse_json, read_bounded
 
 MOST_LISTING_BYTES = 256 << 20
-"""Of a folder's listing; a million files take less than half."""
+"""Most bytes of a folder's listing; a million files take less than half."""
 MOST_NAME = 2048
-"""Characters of a path in the repository."""
+"""Most characters of a path in the repository."""
 _NEVER = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, and what is no text at all."""
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
@@ -104,109 +104,124 @@ def folder_md5(files: Mapping[str, str]) -> str:
     )
 
 
-def stored_object(cache: Path, md5: str) -> Path:
-    """Where DVC's cache keeps the object of `md5`, which may be anyone's text.
+class Cache:
+    """DVC's cache: the object of an md5 is the file `ab/cdef…`; that of a folder is its listing.
 
-    Raises:
-        ContentError: it is no md5, so that the path could lead anywhere.
+    An md5 may be anyone's text. Each method raises `ContentError` for one that is none, as the path
+    could lead anywhere.
     """
-    if not is_md5(md5):
-        raise ContentError(
-            f"{md5!r} is no md5 of DVC's; check out a dvc.lock that DVC has written, or run dvc"
-            " repro"
-        )
-    return cache / md5[:2] / md5[2:]
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-def listing(cache: Path, md5: str) -> dict[str, str]:
-    """The files of a folder, name -> md5, from its listing in the cache; this is the one place that
-    reads a listing.
+    @classmethod
+    def of(cls, root: Path) -> "Cache":
+        """The cache of the repository `root`.
 
-    Raises:
-        ContentError: its bytes have another md5, or it names a file twice, outside of the folder,
-        or by what is no md5. TrackingError: it is not there.
-    """
-    path = stored_object(cache, md5)
-    if not path.exists():
-        raise AbsentError(
-            f"the listing of a folder (md5 {md5}) is not in DVC's cache; run dvc pull"
-        )
-    cure = "; delete it, then dvc pull or dvc repro"
-    content = read_bounded(path, ContentError, what=str(path), cure=cure, most=MOST_LISTING_BYTES)
-    md5_here = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if f"{md5_here}.dir" != md5:
-        raise ContentError(f"{path} is damaged: its bytes have md5 {md5_here}{cure}")
-    entries = parse_json(content, ContentError, what=str(path), cure=cure)
-    return _checked(
-        entries,
-        f"{path} is no listing of DVC's",
-        "; do not trust the dvc.lock that names it: check out another, or run dvc repro",
-    )
+        Raises:
+            TrackingError: DVC cannot say where it is.
+        """
+        return cls(root / dvc_says(root, "cache", "dir").strip() / "files" / "md5")
 
-
-def _checked(entries: Any, what: str, cure: str) -> dict[str, str]:
-    if not isinstance(entries, list):
-        raise ContentError(f"{what}: it holds no list{cure}")
-    files: dict[str, str] = {}
-    for entry in entries:
-        name, md5 = (
-            (entry.get("relpath"), entry.get("md5")) if isinstance(entry, dict) else (None, None)
-        )
-        if not isinstance(name, str) or not is_inside(name):
-            raise ContentError(f"{what}: {str(name)[:200]!r} names no file inside the folder{cure}")
-        if not isinstance(md5, str) or not is_md5(md5, of_file=True):
+    def place(self, md5: str) -> Path:
+        """The object's file, whether it is there or not."""
+        if not is_md5(md5):
             raise ContentError(
-                f"{what}: {name} has the md5 {str(md5)[:200]!r}, which is none{cure}"
+                f"{md5!r} is no md5 of DVC's; check out a dvc.lock that DVC has written, or run dvc"
+                " repro"
             )
-        if name in files:
-            raise ContentError(f"{what}: it names {name} twice{cure}")
-        files[name] = md5
-    for name in files:
-        above = name.rpartition("/")[0]
-        while above:
-            if above in files:
-                raise ContentError(f"{what}: {above} is a file and a folder{cure}")
-            above = above.rpartition("/")[0]
-    return files
+        return self._folder / md5[:2] / md5[2:]
+
+    def objects(self) -> Iterator[Path]:
+        """The files of all objects."""
+        return (path for path in self._folder.glob("??/*") if path.is_file())
+
+    def is_damaged(self, path: Path) -> str:
+        """The md5 of an object's bytes where its name says another; empty where it does not."""
+        md5 = md5_of(path)
+        return "" if f"{path.parent.name}{path.name}".removesuffix(".dir") == md5 else md5
+
+    def listing(self, md5: str) -> dict[str, str]:
+        """The files of a folder, name -> md5; this is the one place that reads a listing.
+
+        Raises:
+            ContentError: its bytes have another md5, or it names a file twice, outside of the
+                folder, or by what is no md5.
+            AbsentError: it is not there.
+        """
+        path = self.place(md5)
+        if not path.exists():
+            raise AbsentError(
+                f"the listing of a folder (md5 {md5}) is not in DVC's cache; run dvc pull"
+            )
+        what = str(path)
+        cure = "; delete it, then dvc pull or dvc repro"
+        content = read_bounded(path, ContentError, what=what, cure=cure, most=MOST_LISTING_BYTES)
+        md5_here = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if f"{md5_here}.dir" != md5:
+            raise ContentError(f"{path} is damaged: its bytes have md5 {md5_here}{cure}")
+        entries = parse_json(content, ContentError, what=what, cure=cure)
+        fault = _fault_of_listing(entries)
+        if fault:
+            raise ContentError(
+                f"{path} is no listing of DVC's: {fault}; do not trust the dvc.lock that names it:"
+                " check out another, or run dvc repro"
+            )
+        return {entry["relpath"]: entry["md5"] for entry in entries}
+
+    def objects_of(self, md5: str) -> Iterator[Path]:
+        """The objects of one version, of a folder the listing and its files, as far as they are
+        there; those of a damaged listing are unknown.
+
+        Raises:
+            ContentError: the listing is whole and names what it may not.
+        """
+        path = self.place(md5)
+        if not path.is_file():
+            return
+        yield path
+        if md5.endswith(".dir") and f"{md5_of(path)}.dir" == md5:
+            places = map(self.place, self.listing(md5).values())
+            yield from (place for place in places if place.is_file())
+
+    def holds(self, md5: str) -> bool:
+        """Whether all objects of a version are there; of a folder the listing is hashed, and its
+        files are not.
+
+        Raises:
+            ContentError: the listing is damaged, or names what it may not.
+        """
+        if not self.place(md5).is_file():
+            return False
+        inner = self.listing(md5).values() if md5.endswith(".dir") else ()
+        return all(self.place(file).is_file() for file in inner)
 
 
-def objects_of(cache: Path, md5: str) -> Iterator[Path]:
-    """The cache's objects of one version, of a folder the listing and its files, as far as they are
-    there; those of a damaged listing are unknown.
-
-    Raises:
-        ContentError: the listing is whole and names what it may not.
-    """
-    kept = stored_object(cache, md5)
-    if not kept.is_file():
-        return
-    yield kept
-    if md5.endswith(".dir") and f"{md5_of(kept)}.dir" == md5:
-        yield from (
-            file
-            for inner in listing(cache, md5).values()
-            if (file := stored_object(cache, inner)).is_file()
-        )
-
-
-def in_cache(cache: Path, md5: str) -> bool:
-    """Whether the cache has all objects of a version; of a folder the listing is hashed, and its
-    files are not.
-
-    Raises:
-        ContentError: the listing is damaged, or names what it may not.
-    """
-    kept = stored_object(cache, md5)
-    return kept.is_file() and (
-        not md5.endswith(".dir")
-        or all(stored_object(cache, inner).is_file() for inner in listing(cache, md5).values())
-    )
+def _fault_of_listing(entries: Any) -> str:
+    """What is wrong with the content of a listing; empty where nothing is."""
+    if not isinstance(entries, list):
+        return "it holds no list"
+    names: set[str] = set()
+    for entry in entries:
+        name = entry.get("relpath") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not is_inside(name):
+            return f"{str(name)[:200]!r} names no file inside the folder"
+        if not is_md5(entry.get("md5"), of_file=True):
+            return f"{name} has the md5 {str(entry.get('md5'))[:200]!r}, which is none"
+        if name in names:
+            return f"it names {name} twice"
+        names.add(name)
+    for name in sorted(names):
+        for above in map(str, PurePosixPath(name).parents):
+            if above in names:
+                return f"{above} is a file and a folder"
+    return ""
 
 
 @contextlib.contextmanager
 def taking_apart(what: str, kind: Refuse = TrackingError) -> Iterator[None]:
-    """Inside the block the content of `what`, a file that a stage has written, here or elsewhere,
-    is taken apart; where it does not fit, that is one error.
+    """Inside the block the content of `what` is taken apart, a file that a stage has written, here
+    or elsewhere. Content that does not fit is one error of `kind`.
     """
     try:
         yield
@@ -236,22 +251,22 @@ class Outputs:
         self._root = root
 
     def files(self, path: str, md5: str) -> dict[str, Path]:
-        """The files of an output by their name inside it, or by its own name where it is one file;
-        each was hashed.
+        """The files of an output by their name inside it, or by the output's name where it is one
+        file; each was hashed.
 
         Raises:
             TrackingError: neither the workspace nor the cache holds this version, or what the cache
-            holds is damaged.
+                holds is damaged.
         """
-        here = self._place(path)
-        if self._is_here(path, md5):
-            return files_in(here) if here.is_dir() else {here.name: here}
-        wanted = self._listed(path, md5)
-        files = {name: stored_object(self.cache, inner) for name, inner in wanted.items()}
+        place = self._place_of(path, md5)
+        if place is not None:
+            return files_in(place) if place.is_dir() else {place.name: place}
+        digests = self._cached_digests(path, md5)
+        files = {name: self.cache.place(digest) for name, digest in digests.items()}
         if not all(file.is_file() for file in files.values()):
-            raise self._absent(path, md5)
+            raise _absent(path, md5)
         for name, file in files.items():
-            if (md5_here := md5_of(file)) != wanted[name]:
+            if (md5_here := md5_of(file)) != digests[name]:
                 raise ContentError(
                     f"{path}: {file} in DVC's cache is damaged, its bytes have md5 {md5_here};"
                     " delete it, then dvc pull or dvc repro"
@@ -262,51 +277,43 @@ class Outputs:
         """The md5 of each of an output's files by its name; the files of the cache are neither
         needed nor hashed.
         """
-        here = self._place(path)
-        if self._is_here(path, md5):
-            return (
-                {name: md5_of(file) for name, file in files_in(here).items()}
-                if here.is_dir()
-                else {here.name: md5}
-            )
-        return self._listed(path, md5)
+        place = self._place_of(path, md5)
+        if place is not None and place.is_dir():
+            return {name: md5_of(file) for name, file in files_in(place).items()}
+        return self._cached_digests(path, md5)
 
-    def _listed(self, path: str, md5: str) -> dict[str, str]:
+    def _cached_digests(self, path: str, md5: str) -> dict[str, str]:
         if not md5.endswith(".dir"):
             return {Path(path).name: md5}
-        if not stored_object(self.cache, md5).exists():
-            raise self._absent(path, md5)
-        return listing(self.cache, md5)
-
-    def _is_here(self, path: str, md5: str) -> bool:
-        here = self._place(path)
         try:
-            return here.exists() and md5_of(here) == md5
-        except (ContentError, OSError):  # what cannot be read is not this version
-            return False
+            return self.cache.listing(md5)
+        except AbsentError:
+            raise _absent(path, md5) from None
 
-    def _place(self, path: str) -> Path:
+    def _place_of(self, path: str, md5: str) -> Path | None:
+        """The output's place in the workspace, where that holds this version."""
         if not is_inside(path):
             raise ContentError(
                 f"{path!r} leads out of the repository; check out a dvc.lock that DVC has written,"
                 " or run dvc repro"
             )
-        return self._root / path
-
-    def _absent(self, path: str, md5: str) -> AbsentError:
-        return AbsentError(
-            f"{path} (md5 {md5}) is neither in the workspace nor in DVC's cache; run dvc pull, then"
-            " hnm track sync"
-        )
+        place = self._root / path
+        try:
+            return place if place.exists() and md5_of(place) == md5 else None
+        except (ContentError, OSError):  # what cannot be read is not this version
+            return None
 
     @functools.cached_property
-    def cache(self) -> Path:
-        """DVC's cache: the object of an md5 is the file `ab/cdef…`.
+    def cache(self) -> Cache:
+        """DVC's cache; the workspace may do without."""
+        return Cache.of(self._root)
 
-        Raises:
-            TrackingError: DVC cannot say where it is.
-        """
-        return self._root / dvc_says(self._root, "cache", "dir").strip() / "files" / "md5"
+
+def _absent(path: str, md5: str) -> AbsentError:
+    return AbsentError(
+        f"{path} (md5 {md5}) is neither in the workspace nor in DVC's cache; run dvc pull, then"
+        " hnm track sync"
+    )
 
 
 def dvc_says(root: Path, *arguments: str) -> str:

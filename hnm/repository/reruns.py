@@ -1,5 +1,5 @@
 """Why stages run again though neither inputs nor params changed: the causes of their last runs, by
-dvc.lock, beside those of here and now.
+dvc.lock, compared with the present ones.
 """
 
 import hashlib
@@ -31,11 +31,10 @@ def reruns(folder: Path, device: str) -> list[str]:
     """
     states = locked_stages(folder)
     outputs = Outputs(folder)
-    stages_of: dict[str, list[str]] = defaultdict(list)
+    stages_of: dict[str, dict[str, None]] = defaultdict(dict)  # change -> stages, each once
     for state in (current_stages(states) or states).values():
         for change in _changes(state, device, outputs):
-            if state.stage not in stages_of[change]:
-                stages_of[change].append(state.stage)
+            stages_of[change][state.stage] = None
     changes_of: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for change, stages in stages_of.items():
         changes_of[tuple(stages)].append(change)
@@ -49,11 +48,12 @@ def _changes(state: StageState, device: str, outputs: Outputs) -> list[str]:
     """How the causes of a stage differ from those of its last run."""
     if state.causes is None or not state.module.startswith("pipelines."):
         return []
-    now, md5 = causes_of(state.module, device), state.deps[state.causes]
-    if hashlib.md5(json_text(now).encode(), usedforsecurity=False).hexdigest() == md5:
+    causes = causes_of(state.module, device)
+    md5 = state.deps[state.causes]
+    if hashlib.md5(json_text(causes).encode(), usedforsecurity=False).hexdigest() == md5:
         return []
     try:
         before = TypeAdapter(Causes).validate_json(bytes_of(outputs, state.causes, md5))
     except (TrackingError, ValidationError):
         return [UNKNOWN]
-    return differences(before, now)
+    return differences(before, causes)

@@ -10,7 +10,7 @@ from hnm.repository.outputs import Outputs
 from hnm.repository.stages import CURE, MOST_YAML_BYTES
 
 WORKSPACE = "workspace"
-"""What lies in the working tree, in place of a revision."""
+"""Stands for the working tree in place of a revision."""
 
 
 class UnknownRevisionError(TrackingError):
@@ -26,23 +26,19 @@ def file_at(root: Path, revision: str, name: str) -> bytes | None:
     """
     if revision == WORKSPACE:
         path = root / name
-        return (
-            read_bounded(path, TrackingError, what=str(path), cure=CURE, most=MOST_YAML_BYTES)
-            if path.exists()
-            else None
-        )
+        if not path.exists():
+            return None
+        return read_bounded(path, TrackingError, what=str(path), cure=CURE, most=MOST_YAML_BYTES)
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
 
     try:
         system = DVCFileSystem(str(root), rev=revision)
-        inside = root.resolve().relative_to(
-            Path(system.repo.scm.root_dir).resolve()
-        )  # paths of a revision count from Git's root
-        content: bytes = system.read_bytes(
-            (inside / name).as_posix()
-        )  # only a read looks the revision up
+        # paths of a revision count from Git's root
+        inside = root.resolve().relative_to(Path(system.repo.scm.root_dir).resolve())
+        # only a read looks the revision up
+        content: bytes = system.read_bytes((inside / name).as_posix())
     except FileNotFoundError:
         return None
     except SCMError:

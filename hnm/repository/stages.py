@@ -1,5 +1,5 @@
-"""The pipeline's state as DVC holds it: what dvc.yaml asks of a stage and what dvc.lock says of its
-last execution.
+"""The pipeline's state as DVC holds it: what dvc.yaml asks of a stage, and what dvc.lock says of
+the stage's last execution.
 
 DVC itself takes a second to import and is not needed to read its two files.
 """
@@ -266,6 +266,11 @@ def current_stages(states: Mapping[str, StageState]) -> dict[str, StageState]:
     return {name: state for name, state in states.items() if name.partition("@")[2] in rounds}
 
 
+def outs_of(states: Mapping[str, StageState]) -> dict[str, str]:
+    """The outputs of all stages: path -> DVC's md5."""
+    return {path: md5 for state in states.values() for path, md5 in state.outs.items()}
+
+
 def running_stage(
     folder: Path,
     name: str,
@@ -286,17 +291,13 @@ def running_stage(
         arguments: flags by name.
         sections: the sections of params.yaml that it uses.
     """
-    made: dict[str, str] = {}
+    written: dict[str, str] = {}
     with contextlib.suppress(TrackingError):
-        made = {
-            path: md5
-            for state in locked_stages(folder).values()
-            for path, md5 in state.outs.items()
-        }
+        written = outs_of(locked_stages(folder))
     deps = {}
     for path in _dependencies(folder, name):
         with contextlib.suppress(OSError, ValueError, TrackingError):
-            deps[path] = made.get(path) or md5_of(folder / path)
+            deps[path] = written.get(path) or md5_of(folder / path)
     return StageState(
         name=name,
         module=module,
@@ -390,13 +391,8 @@ def _entry(entry: Any, what: str) -> dict[str, Any]:
         items = checked.get(kind) or []
         if not isinstance(items, list):
             raise TrackingError(f"{what} has {kind} that are no list{CURE}")
-        checked[kind] = {
-            path: md5
-            for path, md5 in (
-                _item(item, f"{what}, {kind}", inside=kind == "outs") for item in items
-            )
-            if md5
-        }
+        pairs = (_item(item, f"{what}, {kind}", inside=kind == "outs") for item in items)
+        checked[kind] = {path: md5 for path, md5 in pairs if md5}
     checked["params"] = {
         file: _mapping(sections, f"{what}, params of {file}")
         for file, sections in _mapping(checked.get("params"), f"{what}, params").items()
@@ -408,7 +404,9 @@ def _item(item: Any, what: str, *, inside: bool) -> tuple[str, str]:
     """Path and md5 of a dependency or an output; "" for the md5 of one that DVC knows by another
     digest.
     """
-    path, md5 = _mapping(item, what).get("path"), _mapping(item, what).get("md5", "")
+    content = _mapping(item, what)
+    path = content.get("path")
+    md5 = content.get("md5", "")
     if not isinstance(path, str) or not is_line(path) or (inside and md5 and not is_inside(path)):
         raise TrackingError(f"{what}: {str(path)[:200]!r} is no path inside the repository{CURE}")
     if md5 != "" and not is_md5(md5):
@@ -424,12 +422,8 @@ def _locked(name: str, entry: dict[str, Any]) -> StageState | None:
         return None
     if "-m" not in words[:-1]:
         return None
-    module, *flags = (
-        of_round(word, name.partition("@")[2]) for word in words[words.index("-m") + 1 :]
-    )
-    sections = {
-        section: values for file in entry["params"].values() for section, values in file.items()
-    }
+    round_ = name.partition("@")[2]
+    module, *flags = (of_round(word, round_) for word in words[words.index("-m") + 1 :])
     return StageState(
         name=name,
         module=module,
@@ -437,7 +431,11 @@ def _locked(name: str, entry: dict[str, Any]) -> StageState | None:
             flag.removeprefix("--").replace("-", "_"): str(PurePath(value))
             for flag, value in zip(flags[::2], flags[1::2], strict=False)
         },
-        params={section: _with_defaults(section, values) for section, values in sections.items()},
+        params={
+            section: _with_defaults(section, values)
+            for sections in entry["params"].values()
+            for section, values in sections.items()
+        },
         deps=entry["deps"],
         outs=entry["outs"],
     )
@@ -459,33 +457,30 @@ def _dependencies(folder: Path, name: str) -> list[str]:
     stage, _, key = name.partition("@")
     entry = _look_up(_yaml(folder / "dvc.yaml"), "stages", stage)
     values: dict[str, Any] = {}
-    if _look_up(entry, "foreach") is not None:
+    if foreach := _look_up(entry, "foreach"):
         values = _yaml(folder / "params.yaml")
-        items = _look_up(
-            values, *str(entry["foreach"]).removeprefix("${").removesuffix("}").split(".")
-        )
+        items = _look_up(values, *str(foreach).removeprefix("${").removesuffix("}").split("."))
         values |= {"key": key, "item": _look_up(items, key) if isinstance(items, dict) else key}
         entry = _look_up(entry, "do")
     deps = _look_up(entry, "deps")
-    named = (
-        [
-            dep if isinstance(dep, str) else next(iter(dep), "")
-            for dep in deps
-            if isinstance(dep, str | dict)
-        ]
-        if isinstance(deps, list)
-        else []
+    paths = []
+    for dep in deps if isinstance(deps, list) else []:
+        if isinstance(dep, dict):
+            dep = next(iter(dep), "")
+        if isinstance(dep, str):
+            paths.append(_filled_in(dep, values))
+    return paths
+
+
+def _filled_in(text: str, values: Mapping[str, Any]) -> str:
+    """`text` with the values of its `${…}`."""
+    return re.sub(
+        r"\$\{([^}]+)\}", lambda match: str(_look_up(values, *match[1].strip().split("."))), text
     )
-    return [
-        re.sub(
-            r"\$\{([^}]+)\}", lambda match: str(_look_up(values, *match[1].strip().split("."))), dep
-        )
-        for dep in named
-    ]
 
 
 def _look_up(values: Any, *names: str) -> Any:
-    """What stands under these names, each inside the one before it; None where there is nothing."""
+    """The value under these names, each inside the one before it; None where there is none."""
     for name in names:
         values = values.get(name) if isinstance(values, Mapping) else None
     return values

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hnm.errors import TrackingError
-from hnm.repository.outputs import ContentError, Outputs, is_inside, md5_of, objects_of
-from hnm.repository.stages import locked_stages
+from hnm.repository.outputs import Cache, ContentError, is_inside, md5_of
+from hnm.repository.stages import locked_stages, outs_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Verified:
     paths: int
     """Outputs and dependencies in the workspace that were hashed."""
     damaged: dict[Path, str] = field(default_factory=dict)
-    """Cache object -> the md5 of its bytes, which is not its name."""
+    """Cache object -> the md5 of its bytes, where its name says another."""
     changed: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Path in the workspace -> (md5 in dvc.lock, its md5)."""
     missing: dict[str, str] = field(default_factory=dict)
@@ -37,44 +37,30 @@ def verify(root: Path, *, whole_cache: bool) -> Verified:
 
     Raises:
         TrackingError: there is no dvc.lock, it is not what DVC writes, or the whole listing of a
-        folder names what it may not.
+            folder names what it may not.
     """
     states = locked_stages(root)
     if not states:
         raise TrackingError(
             f"{root / 'dvc.lock'} holds no stage; run dvc repro, or check out a version that has it"
         )
-    wanted = {
-        path: md5
-        for state in states.values()
-        for path, md5 in (state.data | state.outs).items()
-        if is_inside(path)
-    }
-    cache = Outputs(root).cache
-    everything = (
-        (path for path in cache.glob("??/*") if path.is_file()) if whole_cache else iter(())
-    )
-    objects = sorted(
-        {kept for md5 in wanted.values() for kept in objects_of(cache, md5)} | set(everything)
-    )
-    damaged = {
-        kept: md5
-        for kept in objects
-        if (md5 := md5_of(kept)) != f"{kept.parent.name}{kept.name}".removesuffix(".dir")
-    }
-    here = {path: md5 for path, md5 in wanted.items() if (root / path).exists()}
-    changed = {
-        path: (md5, md5_here)
-        for path, md5 in here.items()
-        if (md5_here := _md5_here(root / path)) != md5
-    }
-    return Verified(
-        len(objects),
-        len(here),
-        damaged,
-        changed,
-        {path: md5 for path, md5 in wanted.items() if path not in here},
-    )
+    versions = outs_of(states)
+    for state in states.values():
+        versions |= state.data
+    versions = {path: md5 for path, md5 in versions.items() if is_inside(path)}
+    cache = Cache.of(root)
+    objects = {path for md5 in versions.values() for path in cache.objects_of(md5)}
+    if whole_cache:
+        objects |= set(cache.objects())
+    damaged = {path: md5 for path in sorted(objects) if (md5 := cache.is_damaged(path))}
+    changed: dict[str, tuple[str, str]] = {}
+    missing: dict[str, str] = {}
+    for path, md5 in versions.items():
+        if not (root / path).exists():
+            missing[path] = md5
+        elif (md5_here := _md5_here(root / path)) != md5:
+            changed[path] = (md5, md5_here)
+    return Verified(len(objects), len(versions) - len(missing), damaged, changed, missing)
 
 
 def remove_damaged(root: Path, damaged: Iterable[Path]) -> list[Path]:
@@ -82,16 +68,20 @@ def remove_damaged(root: Path, damaged: Iterable[Path]) -> list[Path]:
     another name; returns what went.
     """
     gone = sorted(damaged)
-    status = [path.stat() for path in gone]
-    same = {(own.st_dev, own.st_ino) for own in status}
-    for out in sorted({path for state in locked_stages(root).values() for path in state.outs}):
-        here = root / out
-        for file in sorted(here.rglob("*")) if here.is_dir() else [here]:
-            if file.is_file() and ((own := file.stat()).st_dev, own.st_ino) in same:
-                gone.append(file)
+    inodes = {_inode(path) for path in gone}
+    for out in sorted(outs_of(locked_stages(root))):
+        place = root / out
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        gone += [file for file in files if file.is_file() and _inode(file) in inodes]
     for path in gone:
         path.unlink()
     return gone
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    """Device and number of a file, which its names share."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _md5_here(path: Path) -> str:

@@ -1,8 +1,8 @@
-"""Slides on many machines: one dask task a slide. Each is read in a process of its own beside
-dask's worker, as on one machine.
+"""Slides on many machines, with one dask task for each slide.
 
-Workers must see slides and store at the same paths as the stage does, and be started without a
-nanny: dask lets a worker under a nanny start no processes.
+Each slide is read in a process of its own beside dask's worker, as on one machine. Workers must see
+slides and store at the same paths as the stage does, and be started without a nanny: dask lets a
+worker under a nanny start no processes.
 """
 
 import time
@@ -23,9 +23,9 @@ QUEUES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster"}
 SECONDS_TO_ANSWER = "30s"
 AWAY = "the cluster went away while it was read; start its scheduler again"
 SECONDS_TO_LOOK = 5.0
-"""After so long without an outcome it is looked whether the cluster still has workers."""
+"""Seconds without an outcome after which the cluster's workers are counted."""
 SECONDS_WITHOUT = 300.0
-"""A cluster that has had no worker for so long is given up; a batch system may take any time to
+"""Seconds without a worker after which a cluster is given up. A batch system may take any time to
 start its first.
 """
 NO_WORKER = (
@@ -38,17 +38,18 @@ NO_WORKER = (
 def cluster_runner(
     function: Callable[[Task, Job], Outcome], *, executor: str, workers: int
 ) -> Iterator[Callable[..., Iterator[tuple[Job, Outcome | MachineError]]]]:
-    """What gives each of some jobs with `function(task, job)`, in order of completion, by the
-    workers of `executor`; where each is to be `alone`, one by one.
+    """Yields a function that runs jobs on the workers of `executor`.
 
-    A job whose worker dies is done by another; one that several workers die of (dask's
+    It yields each job with `function(task, job)`, in order of completion, one by one where `alone`.
+    A job whose worker dies is done by another. A job that several workers die of (dask's
     `distributed.scheduler.allowed-failures`) is a `MachineError`, and so are all jobs that are left
     where the scheduler goes away, or has no workers for `SECONDS_WITHOUT`.
 
     Args:
         function: is pickled.
-        executor: a scheduler's address, or one of `QUEUES`, of which the worker processes are given
-        back when the block ends. workers: worker processes that are asked for.
+        executor: a scheduler's address, or one of `QUEUES`, whose worker processes are given back
+            when the block ends.
+        workers: worker processes that are asked for.
 
     Raises:
         ParamsError: there is no such cluster.
@@ -82,20 +83,21 @@ def cluster_runner(
 
 
 class _Watch:
-    """Looks now and then whether a cluster can still do what it was given."""
+    """A look, now and then, whether a cluster can still do its tasks."""
 
     def __init__(self, client: Any, *, had_worker: bool) -> None:
         self._client = client
         self._had_worker = had_worker
-        self._looked_at = self._alive_at = time.monotonic()
-        self._without_workers = False
+        self._looked_at = time.monotonic()
+        self._alive_at = self._looked_at
 
     @property
     def given_up(self) -> str:
-        """Why nothing more can be expected of the cluster; empty as long as it works."""
+        """The reason why nothing more can be expected of the cluster; "" as long as it works."""
         if self._client.status == "closed":  # it has given up its scheduler
             return AWAY
-        return NO_WORKER.format(SECONDS_WITHOUT) if self._without_workers else ""
+        is_without_workers = self._looked_at - self._alive_at >= SECONDS_WITHOUT
+        return NO_WORKER.format(SECONDS_WITHOUT) if is_without_workers else ""
 
     def look(self) -> None:
         """Asks the scheduler for its workers, once in `SECONDS_TO_LOOK`."""
@@ -105,20 +107,17 @@ class _Watch:
             workers = self._client.sync(
                 self._client.scheduler.ncores, callback_timeout=SECONDS_TO_ANSWER
             )
-        except (
-            OSError,
-            AttributeError,
-        ):  # it is away, or hangs; while the client connects again it has no scheduler
+        # it is away, or hangs; while the client connects again it has no scheduler
+        except (OSError, AttributeError):
             workers = {}
         self._looked_at = time.monotonic()
         self._had_worker = self._had_worker or bool(workers)
         if workers or not self._had_worker:
             self._alive_at = self._looked_at
-        self._without_workers = self._looked_at - self._alive_at >= SECONDS_WITHOUT
 
 
 def _completed(futures: Any, watch: _Watch) -> Iterator[Any]:
-    """Dask's futures as they complete, until all have, or the cluster is given up."""
+    """Yields dask's futures as they complete, until all have, or the cluster is given up."""
     while futures.count():
         if futures.has_ready():
             yield next(futures)
@@ -133,9 +132,7 @@ def _outcome(dask: Any, future: Any, watch: _Watch) -> Any:
     while True:
         try:
             return future.result(timeout=SECONDS_TO_LOOK)
-        # its worker died before it gave the outcome away, which is made again where there are
-        # workers
-        except TimeoutError:
+        except TimeoutError:  # its worker died with the outcome, which another makes again
             if watch.given_up:
                 return MachineError(watch.given_up)
             watch.look()
@@ -150,8 +147,9 @@ def _outcome(dask: Any, future: Any, watch: _Watch) -> Any:
 
 @contextmanager
 def _client(dask: Any, executor: str, workers: int) -> Iterator[Any]:
-    """A client of the cluster; where it is of a batch system, `workers` worker processes are asked
-    for, and given back.
+    """Yields a client of the cluster.
+
+    A batch system is asked for `workers` worker processes, which are given back.
     """
     if executor not in QUEUES:
         try:

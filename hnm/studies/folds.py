@@ -29,9 +29,9 @@ def folds_of(upstream: Upstream, count: int, seed: int, store: Store) -> list[Fo
     """
     if not count:
         return [upstream.split]
-    slides = SLIDES.read(upstream.slides)
+    slides = SLIDES.read(upstream.paths.cohort.slides)
     labels = pd.concat(
-        [LABELS.read(upstream.labels(split)) for split in ("train", "validation")]
+        [LABELS.read(upstream.paths.cohort.labels(split)) for split in ("train", "validation")]
     ).sort_values("slide_id", ignore_index=True)
     patients = labels["slide_id"].map(
         dict(zip(slides["slide_id"], slides["patient_id"], strict=True))

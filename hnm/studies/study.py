@@ -58,7 +58,7 @@ from hnm.studies.study_files import (
     written,
 )
 from hnm.studies.workers import run_workers
-from hnm.tracking.runs import StudyTracker
+from hnm.tracking.study_runs import StudyTracker
 
 ALL_FAIL = 5
 """A study stops when so many trials have failed and none has not."""

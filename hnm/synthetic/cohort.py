@@ -1,12 +1,8 @@
-"""The demo cohort: slides drawn by `hnm.synthetic.painting`, as pyramidal TIFFs in Aperio's layout,
-with their manifest and truth.
-"""
+"""The demo cohort: painted slides as TIFF pyramids in Aperio's layout, with manifest and truth."""
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -18,6 +14,7 @@ from shapely import Polygon
 
 from hnm.errors import CohortError
 from hnm.files import whole, write_json
+from hnm.processes import worker_pool
 from hnm.seeds import seed_of
 from hnm.slides.annotations import ORIGIN
 from hnm.slides.workers import worker_count
@@ -32,9 +29,9 @@ JPEG_QUALITY = 85
 FEWEST_SLIDES = 8
 LEAST_PX = 512
 Split: TypeAlias = Literal["train", "validation", "test"]
-MadeOf: TypeAlias = Literal["tissue", "glass", "tissue and pen"]
-ODD_SLIDES: dict[int, MadeOf] = {1: "glass", 2: "tissue and pen"}
-"""What the last negative slide is made of, and the last but one."""
+Content: TypeAlias = Literal["tissue", "glass", "tissue and pen"]
+ODD_SLIDES: dict[int, Content] = {1: "glass", 2: "tissue and pen"}
+"""The content of the last negative slide, and of the last but one."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class _Subject:
     patient_id: str
     label: int
     split: Split
-    made_of: MadeOf
+    content: Content
     tumour_share: float
     look_alike_share: float
 
@@ -53,23 +50,27 @@ class _Subject:
 def make_demo_cohort(
     out: Path, *, seed: int = 0, slides: int = 72, width_px: int = 1568, odd_slides: bool = True
 ) -> Path:
-    """Makes `slides` slides, half of them with tumour, under the folder `out` and returns its
-    manifest, `out`/slides.csv.
+    """Makes a demo cohort under the folder `out`, and returns its manifest, `out`/slides.csv.
+
+    Half of the slides have tumour. All but the empty glass have an annotation, which may hold no
+    polygon: GeoJSON in level-0 pixels, whose `properties.classification.name` is "tumour" or
+    "look-alike". Look-alikes are large crowded cells, yet benign, in about half of the slides of
+    either label. Equal arguments give equal bytes, whatever the machine or HNM_WORKERS.
 
     Args:
         out: gets slides/<slide_id>.svs, annotations/<slide_id>.geojson and slides.csv (slide_id,
-        path, label, patient_id,
-            split, annotation; paths relative to `out`). Files that are there are overwritten.
-        seed: another seed, another cohort; equal arguments give equal bytes, whatever the machine
-        or HNM_WORKERS. slides: even, at least 8; about 2/9 each go to validation and test. Two
-        train patients have two slides. width_px: level-0 width of the widest slide at 0.5 µm per
-        pixel, at least 512; a slide of 768 takes about 0.3 s. odd_slides: whether one negative
-        train slide is empty glass (its place in a cohort is quarantine) and another has pen marks.
+            path, label, patient_id, split, annotation; paths relative to `out`). Files that are
+            there are overwritten.
+        seed: another seed makes another cohort.
+        slides: how many, even and at least 8; about 2/9 each go to validation and test. Two train
+            patients have two slides.
+        width_px: level-0 width of the widest slide at 0.5 µm per pixel, at least 512; a slide of
+            768 takes about 0.3 s.
+        odd_slides: whether one negative train slide is empty glass (its place in a cohort is
+            quarantine) and another has pen marks.
 
-    Annotations are GeoJSON polygons in level-0 pixels, `properties.classification.name` "tumour" or
-    "look-alike": large crowded cells, yet benign, in about half of the slides of either label. All
-    slides but the empty glass have one, if with no polygon. Raises `CohortError` where `slides` or
-    `width_px` is out of range.
+    Raises:
+        CohortError: `slides` or `width_px` is out of range.
     """
     if slides < FEWEST_SLIDES or slides % 2:
         raise CohortError(
@@ -82,22 +83,20 @@ def make_demo_cohort(
         )
     subjects = _subjects(seed, slides, odd_slides)
     make = partial(_make_slide, out.absolute(), seed, width_px)
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(worker_count(), context) as workers:
-        list(workers.map(make, subjects))  # raises what a worker raised
+    with worker_pool(worker_count(), [__name__]) as pool:
+        list(pool.map(make, subjects).result())  # raises what a worker raised
     manifest = pd.DataFrame(
         {
-            "slide_id": [subject.slide_id for subject in subjects],
-            "path": [f"slides/{subject.slide_id}.svs" for subject in subjects],
-            "label": [subject.label for subject in subjects],
-            "patient_id": [subject.patient_id for subject in subjects],
-            "split": [subject.split for subject in subjects],
-            "annotation": [
-                f"annotations/{subject.slide_id}.geojson" if subject.made_of != "glass" else ""
-                for subject in subjects
-            ],
+            "slide_id": subject.slide_id,
+            "path": f"slides/{subject.slide_id}.svs",
+            "label": subject.label,
+            "patient_id": subject.patient_id,
+            "split": subject.split,
+            "annotation": (
+                "" if subject.content == "glass" else f"annotations/{subject.slide_id}.geojson"
+            ),
         }
+        for subject in subjects
     )
     with whole(out / "slides.csv") as temporary:
         manifest.to_csv(temporary, index=False, lineterminator="\n")
@@ -105,8 +104,9 @@ def make_demo_cohort(
 
 
 def _subjects(seed: int, slides: int, odd_slides: bool) -> list[_Subject]:
-    """What is made, by slide id: labels and splits are dealt to shuffled ids; tumour is 7 to 35 %
-    of a positive slide's tissue.
+    """Returns the slides to be made, sorted by id; labels and splits are dealt to shuffled ids.
+
+    Tumour is 7 to 35 % of a positive slide's tissue.
     """
     dice = Dice(seed_of(seed, "demo", "subjects"))
     held_out = round(slides / 9)
@@ -115,14 +115,12 @@ def _subjects(seed: int, slides: int, odd_slides: bool) -> list[_Subject]:
     subjects = []
     for place, number in enumerate(order):
         label, pair = divmod(place, pairs)
-        owner = (
-            place - 1 if pair == pairs - 1 else place
-        )  # the last two of each label, both train, are one patient's
-        evenly = (
-            pair * 55 % 89 / 88
-            # the golden ratio's multiples: few slides, of one split, already have small and large
-            # ones
-        )
+        # the last two of each label, both train, are one patient's
+        owner = place - 1 if pair == pairs - 1 else place
+        # the golden ratio's multiples: few slides, of one split, already have small and large ones
+        evenly = pair * 55 % 89 / 88
+        is_odd = odd_slides and label == 0
+        look_alike = dice.one(-60, 60) if label else dice.one(-80, 120)
         subjects.append(
             _Subject(
                 slide_id=f"demo-{number + 1:03d}",
@@ -131,15 +129,9 @@ def _subjects(seed: int, slides: int, odd_slides: bool) -> list[_Subject]:
                 split=(
                     "test" if pair < held_out else "validation" if pair < 2 * held_out else "train"
                 ),
-                made_of=(
-                    ODD_SLIDES.get(pairs - pair, "tissue")
-                    if odd_slides and label == 0
-                    else "tissue"
-                ),
+                content=ODD_SLIDES.get(pairs - pair, "tissue") if is_odd else "tissue",
                 tumour_share=label * (0.07 + 0.28 * evenly * evenly),
-                look_alike_share=(
-                    max(dice.one(-60, 60), 0) / 1000 if label else max(dice.one(-80, 120), 0) / 1000
-                ),
+                look_alike_share=max(look_alike, 0) / 1000,
             )
         )
     return sorted(subjects, key=lambda subject: subject.slide_id)
@@ -150,15 +142,14 @@ def _make_slide(out: Path, seed: int, width_px: int, subject: _Subject) -> None:
     painting = _paint(seed, width_px, subject)
     with whole(out / "slides" / f"{subject.slide_id}.svs") as temporary:
         _write_svs(painting.pixels, temporary)
-    if subject.made_of != "glass":
+    if subject.content != "glass":
         height, width, _ = painting.pixels.shape
         scan = shapely.box(0, 0, width, height)
-        drawn = [("tumour", polygon) for polygon in painting.tumour] + [
-            ("look-alike", polygon) for polygon in painting.look_alike
-        ]
+        spots = {"tumour": painting.tumour, "look-alike": painting.look_alike}
         features = [
             _feature(name, part)
-            for name, polygon in drawn
+            for name, polygons in spots.items()
+            for polygon in polygons
             for part in shapely.get_parts(polygon.intersection(scan))
         ]
         write_json(
@@ -170,8 +161,9 @@ def _make_slide(out: Path, seed: int, width_px: int, subject: _Subject) -> None:
 def _paint(seed: int, width_px: int, subject: _Subject) -> Painting:
     dice = Dice(seed_of(seed, "demo", "slide", subject.slide_id))
     stain = Stain.drawn(Dice(seed_of(seed, "demo", "stain", subject.patient_id)))
-    height, width = width_px * dice.one(80, 96) // 100, width_px * dice.one(90, 101) // 100
-    if subject.made_of == "glass":
+    height = width_px * dice.one(80, 96) // 100
+    width = width_px * dice.one(90, 101) // 100
+    if subject.content == "glass":
         return paint_glass(dice, stain, height, width)
     painting = paint_tissue(
         dice,
@@ -181,7 +173,7 @@ def _paint(seed: int, width_px: int, subject: _Subject) -> Painting:
         tumour_share=subject.tumour_share,
         look_alike_share=subject.look_alike_share,
     )
-    return mark_with_pen(dice, painting) if subject.made_of == "tissue and pen" else painting
+    return mark_with_pen(dice, painting) if subject.content == "tissue and pen" else painting
 
 
 def _feature(name: str, polygon: Polygon) -> dict[str, object]:
@@ -196,8 +188,9 @@ def _feature(name: str, polygon: Polygon) -> dict[str, object]:
 
 
 def _write_svs(pixels: Bytes, path: Path) -> None:
-    """`pixels` (height, width, 3) as Aperio lays it out: level 0, a thumbnail in strips, then
-    levels each a quarter of the last.
+    """Writes `pixels` (height, width, 3) in Aperio's layout.
+
+    Level 0 comes first, then a thumbnail in strips, then levels of a quarter of the side each.
     """
     height, width, _ = pixels.shape
     levels = [pixels]
@@ -236,8 +229,9 @@ def _write_svs(pixels: Bytes, path: Path) -> None:
 
 
 def _tiles(pixels: Bytes) -> Iterator[Bytes]:
-    """Tiles row by row; those that reach over the border repeat its pixels, so that no black rings
-    into the image.
+    """Yields tiles row by row.
+
+    Those that reach over the border repeat its pixels, so that no black rings into the image.
     """
     height, width, _ = pixels.shape
     padded = np.pad(pixels, ((0, -height % TILE_PX), (0, -width % TILE_PX), (0, 0)), mode="edge")
@@ -247,8 +241,9 @@ def _tiles(pixels: Bytes) -> Iterator[Bytes]:
 
 
 def _reduced(pixels: Bytes, step: int) -> Bytes:
-    """Means of step x step pixels; what is left over at the border is dropped."""
-    height, width = pixels.shape[0] // step, pixels.shape[1] // step
+    """Returns the means of step x step pixels, without what is left over at the border."""
+    height = pixels.shape[0] // step
+    width = pixels.shape[1] // step
     blocks = pixels[: height * step, : width * step].reshape(height, step, width, step, 3)
     return np.asarray(
         (blocks.sum(axis=(1, 3), dtype=np.uint32) + step * step // 2) // (step * step), np.uint8

@@ -1,4 +1,4 @@
-"""Nuclei: what each kind looks like, where its cells lie, and their haematoxylin on a canvas."""
+"""Nuclei: the looks of each kind, the places of its cells, and their haematoxylin on a canvas."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 from hnm.synthetic.fields import COSINES, DIRECTIONS, ONE, SINES, Dice, Ints, noise
 
+Canvas = npt.NDArray[np.int16]
+"""Haematoxylin of nuclei, in thousandths, on a slide with `MARGIN` pixels around it."""
 MARGIN = 32
 """Pixels of the canvas around the slide, so that a nucleus may lie across its border."""
 VARIANTS = 3 * DIRECTIONS
@@ -62,15 +64,16 @@ FIBROBLAST = Kind(
 
 
 def large_cells(dice: Dice, pleomorphism: int) -> Kind:
-    """Large cells of one slide: tumour if `pleomorphism`, in percent, is high, a benign look-alike
-    if it is low.
+    """Returns the large cells of one slide.
 
-    Size, crowding, darkness and chromatin differ from slide to slide in the same way for both; what
-    tells tumour is how much its nuclei differ from each other and from a round shape, and how
-    irregularly they crowd.
+    They are tumour where `pleomorphism`, in percent, is high, and benign look-alikes where it is
+    low. Size, crowding, darkness and chromatin differ from slide to slide in the same way for both.
+    The nuclei of tumour differ more from each other and from a round shape, and crowd irregularly.
     """
-    radius, density = dice.one(88, 112) / 10, dice.one(560, 760)
-    sizes, shades = 6 + pleomorphism * 34 // 100, 8 + pleomorphism * 32 // 100
+    radius = dice.one(88, 112) / 10
+    density = dice.one(560, 760)
+    sizes = 6 + pleomorphism * 34 // 100
+    shades = 8 + pleomorphism * 32 // 100
     return Kind(
         spacing=dice.one(22, 27),
         jitter=22 + pleomorphism * 36 // 100,
@@ -85,37 +88,41 @@ def large_cells(dice: Dice, pleomorphism: int) -> Kind:
 
 
 def scatter(dice: Dice, kind: Kind, where: Ints, grain: int) -> tuple[Ints, Ints]:
-    """Pixels x, y of the cells of one kind; of those around a place the share `where` (1 / ONE, one
-    per `grain` pixels) is kept.
+    """Returns the pixels x, y of the cells of one kind.
+
+    `where` is the share of places, in 256ths, that hold a cell, one for every `grain` pixels.
     """
-    height, width = where.shape[0] * grain, where.shape[1] * grain
-    rise, reach = kind.spacing * 7 // 8, kind.spacing * kind.jitter // 100
+    height = where.shape[0] * grain
+    width = where.shape[1] * grain
+    rise = kind.spacing * 7 // 8
+    reach = kind.spacing * kind.jitter // 100
     y, x = (part.ravel() for part in np.mgrid[0:height:rise, 0 : width : kind.spacing])
     x = x + y // rise % 2 * (kind.spacing // 2) + dice.many(-reach, reach + 1, len(x))
     y = y + dice.many(-reach, reach + 1, len(y))
     chance = dice.many(0, ONE, len(x))
     inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
-    x, y, chance = x[inside], y[inside], chance[inside]
-    kept = where[y // grain, x // grain] > chance
-    return x[kept].astype(np.int32), y[kept].astype(np.int32)
+    x, y, chance = (part[inside] for part in (x, y, chance))
+    taken = where[y // grain, x // grain] > chance
+    return x[taken].astype(np.int32), y[taken].astype(np.int32)
 
 
 def directions_along(slope_x: Ints, slope_y: Ints) -> Ints:
-    """The direction (an index) across the steepest slope: that of the contour line."""
+    """Returns the direction (an index) of the contour line, across the steepest slope."""
     steepest = np.argmax(slope_x[:, None] * COSINES + slope_y[:, None] * SINES, axis=1)
     return np.asarray((steepest + DIRECTIONS // 4) % DIRECTIONS, np.int32)
 
 
 def stamp(
     dice: Dice,
-    canvas: npt.NDArray[np.int16],
+    canvas: Canvas,
     kind: Kind,
     x: Ints,
     y: Ints,
     directions: Ints | None = None,
 ) -> None:
-    """Draws a nucleus of `kind` at each pixel x, y into the canvas, which is `MARGIN` larger all
-    round; where two overlap the darker shows.
+    """Draws a nucleus of `kind` at each pixel x, y into the canvas.
+
+    The canvas is `MARGIN` larger all round. Where two nuclei overlap the darker shows.
     """
     textures = noise(dice, 7, TEXTURE_PX, TEXTURE_PX), noise(dice, 3, TEXTURE_PX, TEXTURE_PX)
     variants = [_nucleus(dice, kind, number % DIRECTIONS, textures) for number in range(VARIANTS)]
@@ -123,7 +130,8 @@ def stamp(
     numbers = turns + DIRECTIONS * dice.many(0, VARIANTS // DIRECTIONS, len(x))
     for left, top, number in zip(x.tolist(), y.tolist(), numbers.tolist(), strict=True):
         nucleus = variants[number]
-        side, corner = len(nucleus), MARGIN - len(nucleus) // 2
+        side = len(nucleus)
+        corner = MARGIN - side // 2
         below = canvas[top + corner : top + corner + side, left + corner : left + corner + side]
         np.maximum(below, nucleus, out=below)
 
@@ -131,20 +139,21 @@ def stamp(
 def _nucleus(
     dice: Dice, kind: Kind, direction: int, textures: tuple[Ints, Ints]
 ) -> npt.NDArray[np.int16]:
-    """Haematoxylin of one nucleus, long axis in `direction`, in the middle of a square of odd side;
-    outline and chromatin vary as some part of `textures`.
+    """Returns the haematoxylin of one nucleus, in the middle of a square of odd side.
+
+    Its long axis lies in `direction`; outline and chromatin vary as some part of `textures`.
     """
     radius = kind.radius[0] + (kind.radius[1] - kind.radius[0]) * dice.one(0, 257) / 256
     stretch = float(np.sqrt(dice.one(kind.elongation[0], kind.elongation[1] + 1) / 100))
-    long, short = radius * stretch, radius / stretch
+    long = radius * stretch
+    short = radius / stretch
     reach = min(int(long * 1.35) + 2, MARGIN - 1)
     side = 2 * reach + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float64)
-    along, across = (
-        (x * COSINES[direction] + y * SINES[direction]) / 4096,
-        (y * COSINES[direction] - x * SINES[direction]) / 4096,
-    )
-    left, top = dice.one(0, TEXTURE_PX - side), dice.one(0, TEXTURE_PX - side)
+    along = (x * COSINES[direction] + y * SINES[direction]) / 4096
+    across = (y * COSINES[direction] - x * SINES[direction]) / 4096
+    left = dice.one(0, TEXTURE_PX - side)
+    top = dice.one(0, TEXTURE_PX - side)
     uneven, clumped = (texture[top : top + side, left : left + side] for texture in textures)
     from_centre = (
         np.sqrt(np.square(along / long) + np.square(across / short))
@@ -155,8 +164,8 @@ def _nucleus(
     membrane = 1 - kind.pallor * np.clip((0.9 - from_centre) * 3, 0, 1) / 100
     density = dice.one(kind.density[0], kind.density[1] + 1) * chromatin * membrane
     for _ in range(dice.one(0, kind.nucleoli + 1)):
-        at_x, at_y = dice.one(-40, 41) * short / 100, dice.one(-40, 41) * short / 100
-        density = density + 400 * np.clip(
-            2.2 - np.sqrt(np.square(x - at_x) + np.square(y - at_y)), 0, 1
-        )
+        at_x = dice.one(-40, 41) * short / 100
+        at_y = dice.one(-40, 41) * short / 100
+        distance = np.sqrt(np.square(x - at_x) + np.square(y - at_y))
+        density = density + 400 * np.clip(2.2 - distance, 0, 1)
     return np.asarray(np.clip(np.rint(inside * density), 0, DARKEST), np.int16)

@@ -1,14 +1,14 @@
-"""One slide: where its tissues lie, their two stains, and the light that passes them to the
-scanner.
+"""The painting of one slide: its tissues, their two stains, and the light that the scanner gets.
 
 All but the nuclei is drawn on a plan of `GRAIN` level-0 pixels a pixel. Stains are densities in
 thousandths of what 1 of the stain's vector absorbs.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.ndimage import convolve1d
+from scipy.spatial import KDTree
 from shapely import Polygon, box, contains_xy
 
 from hnm.synthetic.fields import (
@@ -29,6 +29,7 @@ from hnm.synthetic.nuclei import (
     FIBROBLAST,
     LYMPHOCYTE,
     MARGIN,
+    Canvas,
     directions_along,
     large_cells,
     scatter,
@@ -36,17 +37,92 @@ from hnm.synthetic.nuclei import (
 )
 
 GRAIN = 2
+"""Level-0 pixels of a pixel of the plan."""
 TUMOUR_PLEOMORPHISM = (40, 100)
 LOOK_ALIKE_PLEOMORPHISM = (0, 15)
+BUNDLE_PERIOD = 176
+STRAND_PERIOD = 120
+"""Heights of the landscape of fibres from one bundle, or strand, to the next."""
 # rounding leaves nothing of the last bits in which machines' powers differ
 TRANSMITTED = np.rint(65536 * 10.0 ** (-np.arange(4096) / 1024)).astype(np.int32)
 """Share of the light, in 65536ths, that passes an optical density, in 1024ths (Beer-Lambert)."""
+ONE_ISLAND = ((32, 36, 36),)
+TWO_ISLANDS = ((16, 22, 38), (53, 14, 36))
+"""Centre and half axes of each, in 64ths of the slide's width and height."""
 INKS = ((38, 58, 168), (28, 128, 72), (34, 32, 38))
+
+Speckles = tuple[tuple[int, int], ...]
+"""Noises that are added up: for each the width of its features, and the divisor of its height."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The soft edge of a region: none of it where a field is `low`, all of it from `high`."""
+
+    low: int
+    high: int
+    speckles: Speckles = ()
+    """Noises that are added to the field."""
+    is_ridge: bool = False
+    """Whether each noise counts by its distance from 0, which is small along winding lines."""
+
+
+EDGES = {
+    "tissue": Edge(110, 150, ((32, 6), (5, 10))),
+    "spot": Edge(90, 170, ((8, 6),)),
+    "nests": Edge(-230, -150, ((28, 1), (10, 4))),
+    "below the capsule": Edge(130, 170),
+    "between trabeculae": Edge(22, 50, ((112, 1), (20, 5)), is_ridge=True),
+    "sinus": Edge(160, 175),
+    "below the outer sinus": Edge(180, 196),
+    "between inner sinuses": Edge(16, 34, ((88, 1),), is_ridge=True),
+    "fat": Edge(110, 130, ((144, 1),)),
+    "too deep for fat": Edge(190, 230),
+    "cracks": Edge(150, 230, ((5, 1), (14, 2))),
+    "crowds": Edge(-260, 60, ((64, 1), (24, 2))),
+    "clefts": Edge(34, 42),
+    "loose stroma": Edge(0, 80, ((22, 1),)),
+}
+
+
+@dataclass(frozen=True)
+class Texture:
+    """The density of one stain in a material."""
+
+    density: int
+    speckles: Speckles = ()
+    highest: int | None = None
+    """Where it is given, each slide has a density between `density` and this one."""
+
+
+MATERIALS = {  # haematoxylin, eosin
+    "lymphoid": (Texture(130, ((10, 4), (3, 5))), Texture(170, ((6, 4), (2, 4)))),
+    "cracks": (Texture(10), Texture(25)),
+    "nests": (Texture(80, ((6, 4),), highest=150), Texture(190, ((5, 3),), highest=290)),
+    "stroma": (Texture(60), Texture(310)),
+    "clefts": (Texture(15), Texture(15)),
+    "fat walls": (Texture(50), Texture(260)),
+}
+
+
+@dataclass(frozen=True)
+class Lymphocytes:
+    """The share of places, in 256ths, that hold a lymphocyte: outside and inside of crowds, in
+    sinuses, and among large cells.
+    """
+
+    sparse: int
+    crowded: int
+    sinus: int
+    large: int
+
+
+LYMPHOCYTES = Lymphocytes(sparse=135, crowded=245, sinus=90, large=14)
 
 
 @dataclass(frozen=True)
 class Stain:
-    """How a patient's slides are stained: optical density in red, green and blue, in 1024ths, and
+    """The stain of a patient's slides: optical densities in red, green and blue, in 1024ths, and
     the colour of the empty slide.
     """
 
@@ -56,8 +132,9 @@ class Stain:
 
     @classmethod
     def drawn(cls, dice: Dice) -> "Stain":
-        """A plausible stain."""
-        hue, strengths = dice.one(0, 71), (dice.one(900, 1060), dice.one(880, 1120))
+        """Returns a plausible stain."""
+        hue = dice.one(0, 71)
+        strengths = (dice.one(900, 1060), dice.one(880, 1120))
         haematoxylin = (620 + dice.one(-25, 26), 740 + dice.one(-25, 26), 280 + hue * 3 // 2)
         eosin = (100 + hue, 880 + dice.one(-30, 31), 360 + hue * 3 // 2)
         brightness = dice.one(239, 248)
@@ -71,8 +148,8 @@ class Stain:
 
 @dataclass(frozen=True)
 class Painting:
-    """A slide's pixels (height, width, 3), and where its tumour and look-alikes lie: level-0
-    polygons that do not overlap.
+    """A slide's pixels (height, width, 3), with the level-0 polygons of its tumour and
+    look-alikes, which do not overlap.
     """
 
     pixels: Bytes
@@ -89,53 +166,57 @@ def paint_tissue(
     tumour_share: float,
     look_alike_share: float,
 ) -> Painting:
-    """Tissue on glass, of which about these shares are tumour and look-alike."""
+    """Returns tissue on glass, of which about these shares are tumour and look-alike."""
     islands = _islands(dice, height, width)
     area = sum(island.area for island in islands)
     slide = box(0, 0, width, height)
     tumour = _spots(dice, slide, islands, area * tumour_share, ())
     look_alike = _spots(dice, slide, islands, area * look_alike_share, tumour)
-    haematoxylin, eosin = _stains(dice, islands, tumour, look_alike, height, width)
+    plan = _Plan(dice, height, width)
+    regions = _regions_of(plan, islands, tumour, look_alike)
+    stains, slopes = _stained(plan, regions)
+    canvas = np.zeros((height + 2 * MARGIN, width + 2 * MARGIN), np.int16)
+    _nuclei(plan, regions, slopes, canvas)
+    haematoxylin, eosin = (smooth(density, GRAIN, height, width) for density in stains)
+    haematoxylin = np.maximum(haematoxylin, canvas[MARGIN:-MARGIN, MARGIN:-MARGIN])
     return Painting(_scanned(dice, haematoxylin, eosin, stain), tumour, look_alike)
 
 
 def paint_glass(dice: Dice, stain: Stain, height: int, width: int) -> Painting:
-    """A slide without tissue."""
+    """Returns a slide without tissue."""
     empty = np.zeros((height, width), np.int32)
     return Painting(_scanned(dice, empty, empty, stain))
 
 
 def mark_with_pen(dice: Dice, painting: Painting) -> Painting:
-    """The same slide with a line of each ink, from its upper edge across glass and tissue."""
+    """Returns the slide with a line of each ink, from its upper edge across glass and tissue."""
     pixels = painting.pixels.copy()
     height, width, _ = pixels.shape
     thickness = max(width // 110, 6)
+    step = np.arange(ONE + 1)
+    left = ONE - step
+    curve = np.column_stack([left**2, 2 * step * left, step**2])  # of Bézier, through three points
     for ink in INKS:
         bends = [
             (dice.one(0, width), 0),
             (dice.one(0, width), dice.one(0, height)),
             (dice.one(0, width), dice.one(0, height)),
         ]
-        for step in range(ONE + 1):
-            left = ONE - step
-            x, y = (
-                (left**2 * start + 2 * step * left * bend + step**2 * end) >> 16
-                for start, bend, end in zip(*bends, strict=True)
-            )
+        for x, y in (curve @ np.array(bends) >> 16).tolist():
             spot = pixels[
                 max(y - thickness, 0) : y + thickness, max(x - thickness, 0) : x + thickness
             ]
             np.minimum(spot, np.array(ink, np.uint8), out=spot)
-    return Painting(pixels, painting.tumour, painting.look_alike)
+    return replace(painting, pixels=pixels)
 
 
 def _islands(dice: Dice, height: int, width: int) -> tuple[Polygon, ...]:
-    """One piece of tissue, or two."""
-    if dice.one(0, 3):
-        return (star(dice, width // 2, height // 2, width * 36 // 64, height * 36 // 64, 50),)
-    return (
-        star(dice, width * 8 // 32, height // 2, width * 22 // 64, height * 38 // 64, 50),
-        star(dice, width * 53 // 64, height // 2, width * 14 // 64, height * 36 // 64, 50),
+    """Returns one piece of tissue, or two."""
+    return tuple(
+        star(
+            dice, width * x // 64, height // 2, width * radius_x // 64, height * radius_y // 64, 50
+        )
+        for x, radius_x, radius_y in (ONE_ISLAND if dice.one(0, 3) else TWO_ISLANDS)
     )
 
 
@@ -146,8 +227,9 @@ def _spots(
     area: float,
     taken: tuple[Polygon, ...],
 ) -> tuple[Polygon, ...]:
-    """One to three rounded polygons of about `area` together on the islands, mostly on the slide,
-    apart from each other and from `taken`.
+    """Returns one to three rounded polygons of about `area` together.
+
+    They lie on the islands, mostly on the slide, apart from each other and from `taken`.
     """
     placed: tuple[Polygon, ...] = ()
     count = dice.one(1, 4) if area else 0
@@ -179,138 +261,158 @@ def _spots(
     return placed
 
 
-def _stains(
-    dice: Dice,
-    islands: tuple[Polygon, ...],
-    tumour: tuple[Polygon, ...],
-    look_alike: tuple[Polygon, ...],
-    height: int,
-    width: int,
-) -> tuple[Ints, Ints]:
-    """Haematoxylin and eosin (height, width)."""
-    rows, columns = -(-height // GRAIN), -(-width // GRAIN)
+class _Plan:
+    """The plan of a slide, and the dice that it is drawn by."""
 
-    def speckle(step: int) -> Ints:
-        return noise(dice, step, rows, columns)
+    def __init__(self, dice: Dice, height: int, width: int) -> None:
+        self.dice = dice
+        self._size = (height, width)
+        self._shape = (-(-height // GRAIN), -(-width // GRAIN))
 
-    def outline(polygons: tuple[Polygon, ...], step: int) -> Ints:
-        return smooth(raster(polygons, step * GRAIN, height, width), step, rows, columns)
+    def speckled(self, field: Ints | int, speckles: Speckles, *, is_ridge: bool = False) -> Ints:
+        """Returns `field` with noises added."""
+        total = np.zeros(self._shape, np.int32) + field
+        for step, divisor in speckles:
+            speckle = noise(self.dice, step, *self._shape)
+            total += (np.abs(speckle) if is_ridge else speckle) // divisor
+        return total
 
-    tissue = ramp(
-        outline(islands + tumour + look_alike, 8) + speckle(32) // 6 + speckle(5) // 10, 110, 150
-    )
-    depth = outline(islands, 64) + speckle(48) // 8
-    lesion, alike = (
-        ramp(outline(spots, 4) + speckle(8) // 6, 90, 170) for spots in (tumour, look_alike)
-    )
-    large = np.maximum(lesion, alike)
-    nests = both(large, ramp(speckle(28) + speckle(10) // 4, -230, -150))
-    septa = np.maximum(
-        ONE - ramp(depth, 130, 170),
-        ONE - ramp(np.abs(speckle(112)) + np.abs(speckle(20)) // 5, 22, 50),
-    )
-    stroma = np.maximum(both(septa, ONE - large), large - nests)
-    sinus = both(
-        ramp(depth, 160, 175),
-        ONE - np.minimum(ramp(depth, 180, 196), ramp(np.abs(speckle(88)), 16, 34)),
-        ONE - septa,
-        ONE - large,
-    )
-    fat = both(ramp(speckle(144), 110, 130), ONE - large, ONE - ramp(depth, 190, 230))
-    cellular = both(tissue, ONE - fat)
-
-    cracks = ramp(speckle(5) + speckle(14) // 2 + sinus // 2, 150, 230)
-    fibres, slopes, clefts = _fibres(speckle)
-    haematoxylin, eosin = (
-        blend(130 + speckle(10) // 4 + speckle(3) // 5, 10, cracks),
-        blend(170 + speckle(6) // 4 + speckle(2) // 4, 25, cracks),
-    )
-    haematoxylin, eosin = (
-        blend(haematoxylin, dice.one(80, 150) + speckle(6) // 4, nests),
-        blend(eosin, dice.one(190, 290) + speckle(5) // 3, nests),
-    )
-    haematoxylin, eosin = (
-        blend(haematoxylin, 60 + fibres // 8, stroma),
-        blend(eosin, 310 + fibres, stroma),
-    )
-    haematoxylin, eosin = (
-        blend(stain, 15, both(clefts, stroma)) for stain in (haematoxylin, eosin)
-    )
-    walls = _fat_walls(dice, fat)
-    haematoxylin, eosin = (
-        blend(haematoxylin, walls * 50 // ONE, fat),
-        blend(eosin, walls * 260 // ONE, fat),
-    )
-
-    canvas = np.zeros((height + 2 * MARGIN, width + 2 * MARGIN), np.int16)
-    crowded = ramp(speckle(64) + speckle(24) // 2, -260, 60) * 110 // ONE + 135
-    lymphoid = both(cellular, ONE - stroma)
-    stamp(
-        dice,
-        canvas,
-        LYMPHOCYTE,
-        *scatter(
-            dice, LYMPHOCYTE, both(lymphoid, blend(blend(crowded, 90, sinus), 14, large)), GRAIN
-        ),
-    )
-    x, y = scatter(dice, FIBROBLAST, both(stroma, cellular) * 4 // 5, GRAIN)
-    stamp(
-        dice,
-        canvas,
-        FIBROBLAST,
-        x,
-        y,
-        directions_along(*(slope[y // GRAIN, x // GRAIN] for slope in slopes)),
-    )
-    for spots, pleomorphism in ((alike, LOOK_ALIKE_PLEOMORPHISM), (lesion, TUMOUR_PLEOMORPHISM)):
-        kind = large_cells(dice, dice.one(*pleomorphism))
-        stamp(
-            dice, canvas, kind, *scatter(dice, kind, both(spots, nests, lymphoid) * 15 // 16, GRAIN)
+    def region(self, name: str, field: Ints | int = 0) -> Ints:
+        """Returns the weight of the region that `EDGES` bounds by `field`."""
+        edge = EDGES[name]
+        return ramp(
+            self.speckled(field, edge.speckles, is_ridge=edge.is_ridge), edge.low, edge.high
         )
 
-    haematoxylin, eosin = (
-        smooth(np.maximum(stain, 0) * tissue >> 8, GRAIN, height, width)
-        for stain in (haematoxylin, eosin)
+    def material(self, name: str) -> Ints:
+        """Returns the stains, (2, height, width), of a material that covers the plan."""
+        stains = []
+        for texture in MATERIALS[name]:
+            density = texture.density
+            if texture.highest is not None:
+                density = self.dice.one(density, texture.highest)
+            stains.append(self.speckled(density, texture.speckles))
+        return np.stack(stains)
+
+    def outline(self, polygons: tuple[Polygon, ...], step: int) -> Ints:
+        """Returns the inside of polygons, whose outline is blurred over `step` pixels."""
+        return smooth(raster(polygons, step * GRAIN, *self._size), step, *self._shape)
+
+
+@dataclass(frozen=True)
+class _Regions:
+    """The weights of the parts of a slide's tissue, on its plan."""
+
+    tissue: Ints
+    tumour: Ints
+    look_alike: Ints
+    large: Ints
+    """Tumour and look-alike, whose cells are large."""
+    nests: Ints
+    """Groups of large cells, with stroma between them."""
+    stroma: Ints
+    sinus: Ints
+    fat: Ints
+
+
+def _regions_of(
+    plan: _Plan,
+    islands: tuple[Polygon, ...],
+    tumour_spots: tuple[Polygon, ...],
+    look_alike_spots: tuple[Polygon, ...],
+) -> _Regions:
+    tissue = plan.region("tissue", plan.outline(islands + tumour_spots + look_alike_spots, 8))
+    depth = plan.speckled(plan.outline(islands, 64), ((48, 8),))
+    tumour = plan.region("spot", plan.outline(tumour_spots, 4))
+    look_alike = plan.region("spot", plan.outline(look_alike_spots, 4))
+    large = np.maximum(tumour, look_alike)
+    small = ONE - large
+    nests = both(large, plan.region("nests"))
+    parenchyma = np.minimum(
+        plan.region("below the capsule", depth), plan.region("between trabeculae")
     )
-    return np.maximum(haematoxylin, canvas[MARGIN:-MARGIN, MARGIN:-MARGIN]), eosin
+    stroma = np.maximum(both(ONE - parenchyma, small), large - nests)
+    pulp = np.minimum(
+        plan.region("below the outer sinus", depth), plan.region("between inner sinuses")
+    )
+    sinus = both(plan.region("sinus", depth), ONE - pulp, parenchyma, small)
+    fat = both(plan.region("fat"), small, ONE - plan.region("too deep for fat", depth))
+    return _Regions(tissue, tumour, look_alike, large, nests, stroma, sinus, fat)
 
 
-def _fibres(speckle: Callable[[int], Ints]) -> tuple[Ints, tuple[Ints, Ints], Ints]:
-    """Wavy fibres of about ± 120, the contour lines of a smooth landscape; its slopes in x and y;
-    the clefts between bundles.
+def _stained(plan: _Plan, regions: _Regions) -> tuple[Ints, tuple[Ints, Ints]]:
+    """Returns haematoxylin and eosin without nuclei, (2, height, width), and the fibres' slopes."""
+    cracks = plan.region("cracks", regions.sinus // 2)
+    fibres, slopes, clefts = _fibres(plan)
+    stains = blend(plan.material("lymphoid"), plan.material("cracks"), cracks)
+    stains = blend(stains, plan.material("nests"), regions.nests)
+    stroma = plan.material("stroma") + np.stack([fibres // 8, fibres])
+    stains = blend(stains, stroma, regions.stroma)
+    stains = blend(stains, plan.material("clefts"), both(clefts, regions.stroma))
+    fat = blend(0, plan.material("fat walls"), _fat_walls(plan.dice, regions.fat))
+    stains = blend(stains, fat, regions.fat)
+    return np.maximum(stains, 0) * regions.tissue >> 8, slopes
+
+
+def _nuclei(plan: _Plan, regions: _Regions, slopes: tuple[Ints, Ints], canvas: Canvas) -> None:
+    """Draws the nuclei of all kinds into `canvas`; those of fibroblasts lie along the fibres."""
+    dice = plan.dice
+    share = blend(LYMPHOCYTES.sparse, LYMPHOCYTES.crowded, plan.region("crowds"))
+    share = blend(share, LYMPHOCYTES.sinus, regions.sinus)
+    share = blend(share, LYMPHOCYTES.large, regions.large)
+    cellular = both(regions.tissue, ONE - regions.fat)
+    lymphoid = both(cellular, ONE - regions.stroma)
+    stamp(dice, canvas, LYMPHOCYTE, *scatter(dice, LYMPHOCYTE, both(lymphoid, share), GRAIN))
+    x, y = scatter(dice, FIBROBLAST, both(regions.stroma, cellular) * 4 // 5, GRAIN)
+    slope_x, slope_y = (slope[y // GRAIN, x // GRAIN] for slope in slopes)
+    stamp(dice, canvas, FIBROBLAST, x, y, directions_along(slope_x, slope_y))
+    for spots, pleomorphism in (
+        (regions.look_alike, LOOK_ALIKE_PLEOMORPHISM),
+        (regions.tumour, TUMOUR_PLEOMORPHISM),
+    ):
+        kind = large_cells(dice, dice.one(*pleomorphism))
+        where = both(spots, regions.nests, lymphoid) * 15 // 16
+        stamp(dice, canvas, kind, *scatter(dice, kind, where, GRAIN))
+
+
+def _fibres(plan: _Plan) -> tuple[Ints, tuple[Ints, Ints], Ints]:
+    """Returns wavy fibres of about ± 120, their slopes in x and y, and the clefts between bundles.
+
+    The fibres are the contour lines of a smooth landscape, which has the slopes.
     """
-    landscape = speckle(52) * 4
-    y, x = (np.gradient(landscape, axis=axis).astype(np.int32) for axis in (0, 1))
-    bundles = np.abs((landscape + speckle(14) // 2) % 176 - 88) - 44
-    strands = np.abs((landscape * 2 + speckle(6) // 2) % 120 - 60) - 30
-    clefts = both(ramp(bundles, 34, 42), ramp(speckle(22), 0, 80))
-    return bundles + strands * 2 + speckle(2) // 4, (x, y), clefts
+    landscape = plan.speckled(0, ((52, 1),)) * 4
+    slope_y, slope_x = (np.gradient(landscape, axis=axis).astype(np.int32) for axis in (0, 1))
+    bundles = _wave(plan.speckled(landscape, ((14, 2),)), BUNDLE_PERIOD)
+    strands = _wave(plan.speckled(landscape * 2, ((6, 2),)), STRAND_PERIOD)
+    clefts = both(plan.region("clefts", bundles), plan.region("loose stroma"))
+    return plan.speckled(bundles + strands * 2, ((2, 4),)), (slope_x, slope_y), clefts
+
+
+def _wave(field: Ints, period: int) -> Ints:
+    """Returns a triangle wave of the field's heights, a quarter of `period` up and down."""
+    return np.asarray(np.abs(field % period - period // 2) - period // 4, np.int32)
 
 
 def _fat_walls(dice: Dice, fat: Ints) -> Ints:
-    """Walls (ONE) between fat cells (0): where the two nearest centres are about equally far."""
-    spacing, reach = 26, 34
-    nearest, second = (
-        np.full((fat.shape[0] + 2 * reach, fat.shape[1] + 2 * reach), 4 * reach, np.int32)
-        for _ in range(2)
-    )
-    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    distance = np.rint(4 * np.sqrt(np.square(x) + np.square(y))).astype(np.int32)
+    """Returns the walls (ONE) between fat cells (0), which lie where two cells are equally far."""
+    spacing = 26
+    reach = 34
     coarse = fat[:-spacing:spacing, :-spacing:spacing]
-    corners = (
-        np.argwhere(smooth(coarse, 1, *coarse.shape)) * spacing
-    )  # smoothed, so that cells surround the fat's border
-    for at_y, at_x in (corners + dice.many(0, spacing, len(corners), 2)).tolist():
-        window = np.s_[at_y : at_y + 2 * reach + 1, at_x : at_x + 2 * reach + 1]
-        second[window] = np.minimum(second[window], np.maximum(nearest[window], distance))
-        nearest[window] = np.minimum(nearest[window], distance)
-    inner = np.s_[reach:-reach, reach:-reach]
-    return ONE - ramp(second[inner] - nearest[inner], 4, 12)
+    # smoothed, so that cells surround the fat's border
+    corners = np.argwhere(smooth(coarse, 1, *coarse.shape)) * spacing
+    centres = corners + dice.many(0, spacing, len(corners), 2)
+    inside = np.nonzero(fat)
+    distances, _ = KDTree(centres).query(np.transpose(inside), k=2)
+    nearest, second = np.rint(4 * np.minimum(distances, reach)).astype(np.int32).T
+    walls = np.zeros_like(fat)
+    walls[inside] = ONE - ramp(second - nearest, 4, 12)
+    return walls
 
 
 def _scanned(dice: Dice, haematoxylin: Ints, eosin: Ints, stain: Stain) -> Bytes:
-    """Pixels (height, width, 3): what passes the stains (height, width), a little blurred and
-    noisy.
+    """Returns pixels (height, width, 3) of the light that passes the stains (height, width).
+
+    They are a little blurred and noisy.
     """
     pixels = np.empty((*haematoxylin.shape, 3), np.uint8)
     for channel, (by_haematoxylin, by_eosin, glass) in enumerate(
@@ -328,7 +430,8 @@ def _scanned(dice: Dice, haematoxylin: Ints, eosin: Ints, stain: Stain) -> Bytes
 
 
 def _blurred(light: Ints) -> Ints:
-    """The binomial mean, 1 6 1, of each pixel and its neighbours, along both axes."""
-    padded = np.pad(light, 1, mode="edge")
-    rows = padded[:-2] + 6 * padded[1:-1] + padded[2:]
-    return np.asarray((rows[:, :-2] + 6 * rows[:, 1:-1] + rows[:, 2:] + 32) >> 6)
+    """Returns the binomial mean, 1 6 1, of each pixel and its neighbours, along both axes."""
+    total = light
+    for axis in (0, 1):
+        total = convolve1d(total, (1, 6, 1), axis, mode="nearest")
+    return np.asarray((total + 32) >> 6)

@@ -2,7 +2,7 @@
 
 A stage only ever appends to its record, so no tracking store can delay or stop it. A courier
 process reads the record and brings it to MLflow; what could not be brought stays in `.hnm/spool`
-until someone brings it. One folder a record:
+until someone brings it. A record is a folder:
 
     events.jsonl   one event a line; the first is `start`, the last `finish`
     files/         artifacts, as hard links where the file system has them
@@ -11,9 +11,9 @@ until someone brings it. One folder a record:
     reason.txt     why the last attempt to bring it failed
     courier.log    what MLflow said meanwhile
 
-A record of which MLflow has refused a part for good is brought as far as it goes and then lies,
-whole, in `.hnm/refused`. So does one that is no record: that holds other lines than events, or
-names files outside of itself. Nothing of it is brought.
+When MLflow refuses a part of a record for good, the rest is brought, and the whole record is moved
+to `.hnm/refused`. A folder that is no record goes there too, and nothing of it is brought: its
+lines are no events, or its events name files outside of it.
 
 Locks vanish with their process, so a killed stage is told from a slow one without looking at
 process ids.
@@ -22,34 +22,91 @@ process ids.
 import contextlib
 import json
 import os
-import re
 import shutil
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hnm.errors import TrackingError
 from hnm.failpoints import failpoint
 from hnm.files import parse_json, read_bounded, whole
-from hnm.names import is_id
+from hnm.names import ID
+from hnm.output import say
 from hnm.redaction import redacted
 from hnm.repository.outputs import is_inside
 
 Event = dict[str, Any]
 MOST_EVENTS_BYTES = 256 << 20
-"""Of one record's events; a training of a million epochs has less."""
-_STATUS = ("FINISHED", "FAILED", "KILLED")
+"""Most bytes of the events of one record; a training of a million epochs has less."""
 CURE = "mend the cause and run `hnm track sync --retry`, or delete what lies there"
 """What to do about records that were set aside."""
+REFUSED = "refused"
+"""Folder of the records that were set aside, beside the spool."""
 
 
 class RecordError(TrackingError):
     """What lies in the spool is no record."""
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Word = Annotated[str, Field(min_length=1)]
+Number = Annotated[float, Field(gt=-1e308, lt=1e308)]
+StageKey = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Content(BaseModel):
+    """What an event holds beside its kind and its time; other names are passed over."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Start(_Content):
+    experiment: Annotated[str, Field(pattern=f"^{ID}$")]
+    name: Word
+    tags: dict[str, str | int | float]
+    params: dict[str, Any]
+    inputs: list[Annotated[list[str], Field(min_length=3, max_length=3)]]
+    identity: Word | None = None
+    parent: Word | None = None
+    stages: dict[str, StageKey] | None = None
+
+
+class _Metrics(_Content):
+    step: Count
+    values: dict[str, Number]
+
+
+class _NotFinite(_Content):
+    name: Word
+    step: Count | None
+
+
+class _File(_Content):
+    path: Word
+
+
+class _Model(_File):
+    kind: Word
+
+
+class _Finish(_Content):
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+
+
+CONTENT: Mapping[str, type[_Content]] = {
+    "start": _Start,
+    "metrics": _Metrics,
+    "not_finite": _NotFinite,
+    "file": _File,
+    "model": _Model,
+    "finish": _Finish,
+}
+"""Kind of event -> what it has to hold."""
 
 
 def now() -> int:
@@ -58,44 +115,36 @@ def now() -> int:
 
 
 def spool(root: Path) -> Path:
-    """Where the records of the repository `root` lie."""
+    """The folder of the records of the repository `root`."""
     return root / ".hnm" / "spool"
 
 
 def waiting_records(root: Path) -> list["Record"]:
-    """All records that no one has brought to MLflow yet, oldest first, and what lies there in the
-    place of one.
+    """The records that no one has brought to MLflow yet, oldest first, and whatever else lies
+    there.
     """
     return _records_in(spool(root))
 
 
 def refused_records(root: Path) -> list["Record"]:
-    """All records that were set aside, oldest first."""
-    return _records_in(root / ".hnm" / "refused")
+    """The records that were set aside, oldest first."""
+    return _records_in(root / ".hnm" / REFUSED)
 
 
 def _records_in(folder: Path) -> list["Record"]:
+    """The folders with events. One without is a record whose disk was full, or the lock of a
+    courier that came too late.
+    """
     try:
         places = sorted(folder.iterdir())
-    except OSError:  # there is none; `spool_trouble` tells of one that cannot be read
+    except OSError:  # there is none; `spool_trouble` speaks of one that cannot be read
         return []
-    return [Record(place) for place in places if place.is_dir() and _has_events(place)]
-
-
-def _has_events(folder: Path) -> bool:
-    try:
-        os.lstat(folder / "events.jsonl")
-    except (
-        FileNotFoundError
-    ):  # a record whose disk was full, or the lock of a courier that came too late
-        return False
-    except OSError:  # the folder may not be read, which is told of it
-        return True
-    return True
+    records = (Record(place) for place in places if place.is_dir())
+    return [record for record in records if record.has_events()]
 
 
 def spool_trouble(root: Path) -> str:
-    """Why the spool can take or give no record, and the cure, in one line; empty where it can."""
+    """Why no stage can record its run, and the cure, in one line; empty where each can."""
     folder = spool(root)
     if not os.path.lexists(folder):
         return ""
@@ -110,7 +159,7 @@ def spool_trouble(root: Path) -> str:
 
 
 def refusals(root: Path) -> str:
-    """What was set aside, and the cure, in one line; empty where nothing was."""
+    """The records that were set aside, and the cure, in one line; empty where there are none."""
     records = refused_records(root)
     if not records:
         return ""
@@ -133,31 +182,70 @@ class Record:
         """A new record; its folder's name sorts by time and is the run's identity."""
         return cls(spool(root) / f"{now()}-{name}-{uuid.uuid4().hex[:8]}")
 
+    @classmethod
+    @contextlib.contextmanager
+    def written(
+        cls, root: Path, start: Mapping[str, Any], status: str = "FINISHED"
+    ) -> Iterator["Record"]:
+        """A new record of a run that is over, complete when the block ends; nothing of it stays
+        where the block fails.
+
+        Args:
+            root: the repository.
+            start: content of the event `start`.
+            status: of the event `finish`.
+        """
+        record = cls.create(root, start["name"])
+        with record.alive():
+            try:
+                record.append("start", **start)
+                yield record
+                record.append("finish", status=status)
+            except BaseException:
+                record.remove()
+                raise
+
     @property
     def identity(self) -> str:
-        """What tells this record from all others; the run's tag `hnm.record`."""
+        """The name that no other record has; the run's tag `hnm.record`."""
         return self.folder.name
 
     @property
     def name(self) -> str:
-        """The run's name, or that of the folder where no event tells it."""
+        """The run's name, or the folder's where no event says it."""
         try:
             return str(self.events()[0]["name"])
         except (RecordError, LookupError):
             return self.identity
 
+    @property
+    def _events(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    def has_events(self) -> bool:
+        """Whether something lies where the events belong. It does too where the folder may not be
+        read: the next reader says so.
+        """
+        try:
+            os.lstat(self._events)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
+
     def append(self, event: str, *, at: int | None = None, **content: Any) -> None:
-        """Writes one event; where the disk refuses it, says so once, keeps it and tries again with
-        the next.
+        """Writes one event. Where the disk refuses it, says so once and tries again with the next
+        event.
         """
         self._pending.append({"event": event, "time": now() if at is None else at, **content})
         lines = "".join(
             json.dumps(pending, allow_nan=False) + "\n" for pending in self._pending
         ).encode()
         try:
-            failpoint("record.appending", self.folder / "events.jsonl")
+            failpoint("record.appending", self._events)
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "events.jsonl").open("ab", buffering=0) as stream:
+            with self._events.open("ab", buffering=0) as stream:
                 end = stream.tell()
                 if (written := stream.write(lines)) < len(lines):
                     stream.truncate(end)
@@ -168,17 +256,15 @@ class Record:
             self._pending.clear()
 
     def keep(self, path: Path) -> str:
-        """Keeps the file or folder at `path` with the record; where in the record it lies."""
-        files = (
-            (file for file in sorted(path.rglob("*")) if file.is_file())
-            if path.is_dir()
-            else (path,)
-        )
+        """Keeps the file or folder at `path` with the record; returns its place there."""
+        files = [path]
+        if path.is_dir():
+            files = [file for file in sorted(path.rglob("*")) if file.is_file()]
         return self.keep_all(path.name, {file.relative_to(path).as_posix(): file for file in files})
 
     def keep_all(self, name: str, files: Mapping[str, Path]) -> str:
-        """Keeps `files` as the folder `name`, or the one file "." as the file `name`; where in the
-        record it lies.
+        """Keeps `files` as the folder `name`, or the one file "." as the file `name`; returns its
+        place in the record.
         """
         place = Path("files") / uuid.uuid4().hex[:8] / name
         for inside, file in files.items():
@@ -191,28 +277,17 @@ class Record:
         return place.as_posix()
 
     def events(self) -> list[Event]:
-        """The events written so far; a last line that a kill has torn is left out.
+        """The events written so far, without a last line that a kill has torn.
 
         Raises:
             RecordError: there is something else than events.
         """
-        path = self.folder / "events.jsonl"
-        if self._is_gone():
+        if not self.has_events():
             return []
         what = f"the record {self.identity}"
-        content = read_bounded(path, RecordError, what=what, most=MOST_EVENTS_BYTES)
-        events = []
-        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
-            where = f"line {number} of {what}"
-            event = parse_json(line, RecordError, what=where)
-            if (
-                not isinstance(event, dict)
-                or not isinstance(event.get("event"), str)
-                or not _is_count(event.get("time"))
-            ):
-                raise RecordError(f"{where} is no event")
-            events.append(event)
-        return events
+        content = read_bounded(self._events, RecordError, what=what, most=MOST_EVENTS_BYTES)
+        lines = content[: content.rfind(b"\n") + 1].splitlines()
+        return [_event(line, f"line {number} of {what}") for number, line in enumerate(lines, 1)]
 
     def checked_events(self) -> list[Event]:
         """The events of a record that may be anyone's: each of a kind and with the content that a
@@ -231,8 +306,8 @@ class Record:
         return events
 
     def _fault_of_files(self, event: Event) -> str:
-        """What is wrong with the files that an event names; they lie in the record, and are no
-        links to what lies elsewhere.
+        """What is wrong with the files that an event names. They have to lie in the record, and may
+        be no links to other places.
         """
         if event["event"] not in ("file", "model"):
             return ""
@@ -242,29 +317,20 @@ class Record:
             return f"{name!r} leads out of the record"
         if place.resolve() != self.folder.resolve() / name:
             return f"{name!r} leads out of the record by a link"
-        for file in (place, *(place.rglob("*") if place.is_dir() else ())):
+        for file in (place, *place.rglob("*")):
             if file.is_symlink() or not (file.is_file() or file.is_dir()):
                 return (
                     f"{file.relative_to(self.folder).as_posix()!r} is no regular file of the record"
                 )
         return ""
 
-    def _is_gone(self) -> bool:
-        try:
-            os.lstat(self.folder / "events.jsonl")
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        except OSError:
-            return False
-        return False
-
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
         """Holds the lock that says that the stage still runs."""
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as locks:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(self.folder / "alive.lock", timeout=0))
+                locks.enter_context(FileLock(self.folder / "alive.lock", timeout=0))
             except (OSError, NotImplementedError) as error:  # a disk without room, or without locks
                 self.complain(error)
             yield
@@ -276,42 +342,31 @@ class Record:
                 return False
         except Timeout:
             return True
-        except (
-            OSError,
-            NotImplementedError,
-        ):  # a lock that cannot be had at all says nothing; no stage holds it
+        except (OSError, NotImplementedError):  # no stage holds a lock that nobody can have
             return False
 
     def courier_lock(self, timeout: float) -> FileLock:
-        """The lock of the one who brings this record; `filelock.Timeout` after `timeout`
-        seconds.
-        """
+        """The lock of whoever brings this record; `filelock.Timeout` after `timeout` seconds."""
         return FileLock(self.folder / "courier.lock", timeout=timeout)
 
     def close_if_killed(self, seconds: float = 0.0) -> None:
-        """Ends a record that its stage could not end, once it has been dead for up to `seconds`:
-        status KILLED, at the time of its last event.
+        """Ends a record whose stage is dead and could not end it, as KILLED at the time of its last
+        event. The stage has up to `seconds` to die.
         """
         events = self.events()
         if events and events[-1]["event"] != "finish" and not self.is_alive(seconds):
-            path = self.folder / "events.jsonl"
-            whole_lines = path.read_bytes().rpartition(b"\n")
-            os.truncate(path, len(whole_lines[0]) + len(whole_lines[1]))
+            whole_lines, line_end, _ = self._events.read_bytes().rpartition(b"\n")
+            os.truncate(self._events, len(whole_lines) + len(line_end))
             self.append("finish", at=events[-1]["time"], status="KILLED")
 
-    def say_reason(self, error: Exception) -> None:
-        """Notes why the record could not be brought; a disk that refuses even this is reason enough
-        to say nothing.
-        """
-        self._note(first_line(error))
-
-    def _note(self, reason: str) -> None:
-        if not self._is_gone():
+    def say_reason(self, reason: str) -> None:
+        """Notes why the record could not be brought; a disk that refuses even this stays silent."""
+        if self.has_events():
             with contextlib.suppress(OSError), whole(self.folder / "reason.txt") as temporary:
                 temporary.write_text(redacted(reason), encoding="utf-8")
 
     def reason(self) -> str:
-        """Why the record could not be brought; empty where no one knows."""
+        """Why the record could not be brought; empty where no one has noted it."""
         try:
             content = read_bounded(
                 self.folder / "reason.txt", RecordError, what="the reason", most=10_000
@@ -321,61 +376,71 @@ class Record:
         return redacted(" ".join(content.decode("utf-8", "replace").split()))
 
     def set_aside(self, reasons: Sequence[str]) -> None:
-        """Takes the record out of the spool, beside it, so that nothing waits behind it; one that
-        cannot even be moved stays, and is passed over.
+        """Moves the record out of the spool, so that nothing waits behind it. One that cannot be
+        moved stays, and is passed over.
         """
         more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
         with contextlib.suppress(OSError):
             self.folder.chmod(0o700)
-        self._note(reasons[0] + more)
+        self.say_reason(reasons[0] + more)
         try:
-            self._move("refused")
+            self._move(REFUSED)
         except OSError as error:
-            print(
+            say(
                 f"tracking: {self.folder} is no record that can be brought, and cannot be set aside"
-                f" ({error}); delete it",
-                file=sys.stderr,
+                f" ({error}); delete it"
             )
 
     def put_back(self) -> None:
-        """Puts a record that was set aside into the spool again."""
+        """Moves a record that was set aside into the spool again."""
         self._move("spool")
 
     def refused(self) -> "Record | None":
         """This record where it was set aside; None where it was not."""
-        aside = Record(self.folder.parent.parent / "refused" / self.folder.name)
-        return None if aside._is_gone() else aside
+        aside = Record(self._beside(REFUSED))
+        return aside if aside.has_events() else None
+
+    def _beside(self, place: str) -> Path:
+        return self.folder.parent.parent / place / self.folder.name
 
     def _move(self, place: str) -> None:
-        target = self.folder.parent.parent / place / self.folder.name
+        target = self._beside(place)
         target.parent.mkdir(exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)  # the lock of a courier that came too late
         self.folder.rename(target)
         self.folder = target
 
     def remove(self) -> None:
-        """Drops the record, which MLflow now holds."""
+        """Deletes the record, which MLflow now holds."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def complain(self, error: Exception) -> None:
         """Says once, in one line, that this record is not complete."""
         if not self._complained:
-            print(
+            say(
                 redacted(
                     f"tracking: the record of the run cannot be written ({error}); the stage goes"
                     " on without it"
-                ),
-                file=sys.stderr,
+                )
             )
             self._complained = True
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message without secrets, for a line that says more than that; a
-    long one keeps its ends, for the cause often stands last.
+    """The first line of an error's message, without secrets, as a part of another line. A long one
+    is cut in its middle, for the cause often stands last.
     """
     line = redacted((str(error).strip().splitlines() or [type(error).__name__])[0])
     return line if len(line) <= 200 else f"{line[:99]} … {line[-98:]}"
+
+
+def _event(line: bytes, where: str) -> Event:
+    event = parse_json(line, RecordError, what=where)
+    if isinstance(event, dict) and isinstance(event.get("event"), str):
+        moment = event.get("time")
+        if type(moment) is int and 0 <= moment < 2**63:
+            return event
+    raise RecordError(f"{where} is no event")
 
 
 def _fault(event: Event, *, first: bool) -> str:
@@ -383,83 +448,23 @@ def _fault(event: Event, *, first: bool) -> str:
     kind = event["event"]
     if first != (kind == "start"):
         return "the first event, and no other, is the start"
-    if kind not in _CONTENT:
+    if kind not in CONTENT:
         return f"its kind is {kind[:100]!r}"
-    for name, fits in _CONTENT[kind].items():
-        if not fits(event.get(name)):
-            return f"{kind} has {name}={str(event.get(name))[:100]!r}"
+    try:
+        CONTENT[kind].model_validate(event)
+    except ValidationError as error:
+        name = error.errors()[0]["loc"][0]
+        return f"{kind} has {name}={str(event.get(str(name)))[:100]!r}"
     return ""
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(inner, str | int | float) for inner in value.values()
-    )
-
-
-_CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "start": {
-        "experiment": lambda value: isinstance(value, str) and is_id(value),
-        "name": _is_text,
-        "tags": _is_texts,
-        "params": lambda value: isinstance(value, dict),
-        "inputs": lambda value: (
-            isinstance(value, list)
-            and all(
-                isinstance(row, list)
-                and len(row) == 3
-                and all(isinstance(part, str) for part in row)
-                for row in value
-            )
-        ),
-        "identity": lambda value: value is None or _is_text(value),
-        "parent": lambda value: value is None or _is_text(value),
-        "stages": (
-            lambda value: (
-                value is None
-                or (
-                    isinstance(value, dict)
-                    and all(re.fullmatch("[0-9a-f]{64}", str(key)) for key in value.values())
-                )
-            )
-        ),
-    },
-    "metrics": {
-        "step": _is_count,
-        "values": (
-            lambda value: (
-                isinstance(value, dict) and all(_is_number(number) for number in value.values())
-            )
-        ),
-    },
-    "not_finite": {"name": _is_text, "step": lambda value: value is None or _is_count(value)},
-    "file": {"path": _is_text},
-    "model": {"path": _is_text, "kind": _is_text},
-    "finish": {"status": lambda value: value in _STATUS},
-}
-"""Kind of event -> what each part of its content has to be."""
-
-
 def _link(source: Path, target: Path) -> None:
-    """`source` as `target`; a hard link keeps the bytes for free, as files here are replaced and
-    never written in place.
+    """Makes `source` the file `target` too. A hard link keeps the bytes for free, as files here are
+    replaced and never written in place.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(
-            os.path.realpath(source), target
-        )  # the file itself where DVC's cache is linked symbolically
+        # the file itself where DVC's cache is linked symbolically
+        os.link(os.path.realpath(source), target)
     except OSError:
         shutil.copyfile(source, target)

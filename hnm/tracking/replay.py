@@ -1,12 +1,11 @@
-"""Every state of the pipeline has its runs: those that no stage could log are made from DVC's lock
-file and the outputs.
+"""Every state of the pipeline has its runs: the records that no stage could write are written from
+dvc.lock and the outputs.
 
 A stage that DVC skips, or whose outputs DVC takes from its cache or a remote, runs no code and logs
-nothing. The files are the truth: the same run can be made from them at any time, and is made once.
+nothing. The files are the truth: the same record can be written from them at any time.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,21 +16,21 @@ from hnm.errors import TrackingError
 from hnm.files import read_json
 from hnm.learning.history import epochs_of, read_history
 from hnm.repository.outputs import Outputs, folder_md5, taking_apart
-from hnm.repository.stages import StageState, cohort_name, current_stages, git_tags, locked_stages
-from hnm.tracking.record import Record, first_line, refused_records
-from hnm.tracking.runs import (
-    COURIER_SECONDS,
-    Delivery,
-    Tracker,
-    bring_waiting,
-    connect,
-    finished_run,
-    run_name,
-    stage_run,
-    store_errors,
-    tracking_uri,
+from hnm.repository.stages import (
+    StageState,
+    cohort_name,
+    current_stages,
+    git_tags,
+    locked_stages,
+    outs_of,
 )
-from hnm.tracking.summary import in_reading_order, links, state_key, summary_run
+from hnm.tracking.connection import connect, store_errors, tracking_uri
+from hnm.tracking.courier import COURIER_SECONDS
+from hnm.tracking.delivery import bring_waiting, keys_of
+from hnm.tracking.lookup import finished_run, runs_of_stages
+from hnm.tracking.record import Record, first_line, refused_records
+from hnm.tracking.runs import Tracker, run_name, stage_run
+from hnm.tracking.summary import disagreeing, in_reading_order, links, state_key, summary_run
 from hnm.tracking.time_limits import LOCK_SECONDS
 from hnm.tracking.vocabulary import of_history
 
@@ -39,10 +38,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-COST_ALONE = ("cohort", "tiles", "embed")
-"""The stages whose runs hold what they took, and nothing that their outputs could tell
-afterwards.
-"""
+FLAGS = {
+    "evaluate": "metrics",
+    "mine": "summary",
+    "encoder": "folder",
+    "finetune": "folder",
+    "head": "folder",
+}
+"""Stage -> flag of the output from which its metrics can be read."""
 
 
 @dataclass(frozen=True)
@@ -60,201 +63,135 @@ class Synced:
 
 
 def sync(root: Path, *, retry: bool = False) -> Synced:
-    """Brings what waits in the spool, then makes the runs that the current dvc.lock lacks; a second
+    """Brings the records that wait, then makes the runs that the current dvc.lock lacks; a second
     sync does nothing.
 
     What MLflow refuses for good is set aside in `.hnm/refused`; `retry` tries it again.
 
-    `TrackingError` where the store cannot take them; what was brought until then stays.
+    Raises:
+        TrackingError: the store cannot take the runs; what was brought until then stays.
     """
     root = root.resolve()
     try:
         client = connect(root)
         for record in refused_records(root) if retry else ():
             record.put_back()
-        left: list[str] = []
-        brought = bring_waiting(root, client, seconds=COURIER_SECONDS, left=left)
+        waiting = bring_waiting(root, client, COURIER_SECONDS)
         with FileLock(root / ".hnm" / "sync.lock", timeout=LOCK_SECONDS):
-            synced = _replay(root, client, current_stages(locked_stages(root)), brought)
-        return replace(synced, missing=[*left, *synced.missing])
+            synced = _replay(root, client)
     except store_errors() as error:
         raise TrackingError(
             f"MLflow at {tracking_uri(root)} does not take the runs: {first_line(error)}; they"
             " wait, sync again when it does"
         ) from None
+    return replace(synced, brought=waiting.names, missing=[*waiting.left, *synced.missing])
 
 
-def _replay(
-    root: Path, client: "MlflowClient", states: Mapping[str, StageState], brought: list[str]
-) -> Synced:
-    if not states:
-        return Synced(brought, missing=["dvc.lock holds no evaluation; run dvc repro"])
-    outputs = Outputs(root)
-    experiment = cohort_name(states)
-    replayed: list[str] = []
-    missing: list[str] = []
-    runs: dict[str, Run] = {}
-    for name in in_reading_order(list(states)):
-        state = states[name]
-        run = finished_run(client, experiment, "hnm.stage_key", state.key)
-        if run is None:
-            try:
-                made = _replay_stage(root, client, outputs, experiment, state)
-            except TrackingError as error:
-                missing.append(f"{name}: {error}")
-                continue
-            if not made:
-                continue
-            replayed.append(run_name(state))
-            run = finished_run(client, experiment, "hnm.stage_key", state.key)
-        if run is not None:
-            runs[name] = run
-    return Synced(
-        brought,
-        replayed,
-        _summarise(root, client, outputs, experiment, states, runs, missing),
-        missing,
-    )
-
-
-def _replay_stage(
-    root: Path, client: "MlflowClient", outputs: Outputs, experiment: str, state: StageState
-) -> bool:
-    """Makes the run of one stage from its outputs; False where they tell nothing."""
-    if state.stage in COST_ALONE or state.stage not in (
-        "evaluate",
-        "mine",
-        "encoder",
-        "finetune",
-        "head",
-    ):
-        return False
-    start = stage_run(state, experiment, {"hnm.kind": "replay"})
-    if state.stage == "evaluate":
-        outs = {path: outputs.files(path, md5) for path, md5 in state.outs.items()}
-        content = _only_json(outs[state.output("metrics")[0]])
-        with _new_run(root, client, start) as record:
-            with taking_apart(state.argument("metrics")):
-                Tracker(state.stage, record).evaluation(content)
-            for path, files in outs.items():
-                record.append(
-                    "file",
-                    path=record.keep_all(
-                        Path(path).name,
-                        (
-                            files
-                            if state.outs[path].endswith(".dir")
-                            else {".": files[Path(path).name]}
-                        ),
-                    ),
-                )
-        return True
-    if state.stage == "mine":
-        path, md5 = state.output("summary")
-        files = outputs.files(path, md5)
-        with _new_run(root, client, start) as record:
-            with taking_apart(path):
-                Tracker(state.stage, record).mining(_only_json(files), int(state.argument("round")))
-            record.append(
-                "file", path=record.keep_all(Path(path).name, {".": files[Path(path).name]})
-            )
-        return True
-    path, md5 = state.output("folder")
-    model = outputs.files(path, md5)
-    if "history.csv" not in model:
-        return False
-    with _new_run(root, client, start) as record:
-        history = epochs_of(read_history(model["history.csv"], TrackingError, "; run dvc repro"))
-        with taking_apart(f"{path}/history.csv"):
-            for step, numbers in of_history(history):
-                Tracker(state.stage, record).metrics(numbers, step)
-        record.append(
-            "model",
-            path=record.keep_all(Path(path).name, model),
-            kind="head" if state.stage == "head" else "encoder",
-        )
-    return True
-
-
-@contextlib.contextmanager
-def _new_run(root: Path, client: "MlflowClient", start: dict[str, Any]) -> Iterator[Record]:
-    """The record of a run that is made now; brought to MLflow when the block has ended.
-
-    `TrackingError` where MLflow refuses the run for good; nothing is set aside then, as the files
-    can tell of it again.
+def _replay(root: Path, client: "MlflowClient") -> Synced:
+    """Makes the runs that the store lacks of the stages of dvc.lock, and the summary of the
+    state.
     """
-    record = Record.create(root, start["name"])
-    with record.alive(), record.courier_lock(0):
+    states = current_stages(locked_stages(root))
+    if not states:
+        return Synced(missing=["dvc.lock holds no evaluation; run dvc repro"])
+    experiment = cohort_name(states)
+    keys = {name: state.key for name, state in states.items()}
+    runs = runs_of_stages(client, experiment, keys)
+    refused_keys = keys_of(refused_records(root))
+    written: list[str] = []
+    missing: list[str] = []
+    for name in in_reading_order(states):
+        if name in runs or keys[name] in refused_keys:
+            continue
         try:
-            record.append("start", **start)
-            yield record
-            record.append("finish", status="FINISHED")
-        except BaseException:
-            record.remove()
-            raise
-        delivery = Delivery(root, record, client)
-        delivery.bring(record.events())
-        if not delivery.is_run:
-            record.remove()
-            raise TrackingError(
-                f"MLflow refuses the run ({delivery.refusals[0]}); mend that, then hnm track sync"
-            )
-        delivery.settle()
+            if _write_record(root, experiment, states[name]):
+                written.append(name)
+        except TrackingError as error:
+            missing.append(f"{name}: {error}")
+    if written:
+        missing += bring_waiting(root, client).left
+        runs = runs_of_stages(client, experiment, keys)
+    summary = None
+    if "evaluate" in runs and state_key(states) not in refused_keys:
+        try:
+            summary = _summarise(root, client, states, runs)
+        except TrackingError as error:
+            missing.append(f"no summary: {error}")
+    replayed = [run_name(states[name]) for name in written if name in runs]
+    return Synced([], replayed, summary, missing)
+
+
+def _write_record(root: Path, experiment: str, state: StageState) -> bool:
+    """Writes the record of a stage from its outputs; False where they tell nothing."""
+    if state.stage not in FLAGS:
+        return False
+    outputs = Outputs(root)
+    path, md5 = state.output(FLAGS[state.stage])
+    files = outputs.files(path, md5)
+    is_model = FLAGS[state.stage] == "folder"
+    if is_model and "history.csv" not in files:
+        return False
+    with Record.written(root, stage_run(state, experiment, {"hnm.kind": "replay"})) as record:
+        tracker = Tracker(state.stage, record)
+        with taking_apart(f"{path}/history.csv" if is_model else path):
+            if is_model:
+                history = read_history(files["history.csv"], TrackingError, "; run dvc repro")
+                for step, metrics in of_history(epochs_of(history)):
+                    tracker.metrics(metrics, step)
+            elif state.stage == "mine":
+                tracker.mining(_only_json(files), int(state.argument("round")))
+            else:
+                tracker.evaluation(_only_json(files))
+        if is_model:
+            kind = "head" if state.stage == "head" else "encoder"
+            record.append("model", path=record.keep_all(Path(path).name, files), kind=kind)
+            return True
+        kept_outputs = state.outs if state.stage == "evaluate" else {path: md5}
+        for output, version in kept_outputs.items():
+            name = Path(output).name
+            files = outputs.files(output, version)
+            if not version.endswith(".dir"):
+                files = {".": files[name]}
+            record.append("file", path=record.keep_all(name, files))
+    return True
 
 
 def _summarise(
     root: Path,
     client: "MlflowClient",
-    outputs: Outputs,
-    experiment: str,
     states: Mapping[str, StageState],
     runs: Mapping[str, "Run"],
-    missing: list[str],
 ) -> str | None:
     """Makes the run that sums up the state, where there is none; its name. One that lacks links to
     the stages' runs gets them.
     """
-    if "evaluate" not in runs:
-        return None
+    experiment = cohort_name(states)
     key = state_key(states)
     if summary := finished_run(client, experiment, "hnm.state_key", key):
         _mend_links(client, summary, runs)
         return None
+    outputs = Outputs(root)
     if late := outdated(states, locked_stages(root), outputs):
-        missing.append(
-            f"no summary: {', '.join(late)} ran before their inputs changed; run dvc repro"
-        )
-        return None
+        raise TrackingError(f"{', '.join(late)} ran before their inputs changed; run dvc repro")
     content = _only_json(outputs.files(*states["evaluate"].output("metrics")))
-    experiment_of_dvc = {
-        tag: value
-        for tag, value in runs["evaluate"].data.tags.items()
-        if tag == "hnm.dvc_experiment"
-    }
-    try:
-        with (
-            _new_run(
-                root,
-                client,
-                summary_run(states, experiment, {**git_tags(root), **experiment_of_dvc}),
-            ) as record,
-            taking_apart("metrics.json"),
-        ):
-            Tracker("summary", record).evaluation(content)
-    except TrackingError as error:
-        missing.append(f"no summary: {error}")
-        return None
-    made = finished_run(client, experiment, "hnm.state_key", key)
-    return None if made is None else made.info.run_name
+    tags = git_tags(root)
+    if experiment_of_dvc := runs["evaluate"].data.tags.get("hnm.dvc_experiment"):
+        tags["hnm.dvc_experiment"] = experiment_of_dvc
+    with (
+        Record.written(root, summary_run(states, experiment, tags)) as record,
+        taking_apart("metrics.json"),
+    ):
+        Tracker("summary", record).evaluation(content)
+    bring_waiting(root, client)
+    summary = finished_run(client, experiment, "hnm.state_key", key)
+    return None if summary is None else str(summary.info.run_name)
 
 
 def _mend_links(client: "MlflowClient", summary: "Run", runs: Mapping[str, "Run"]) -> None:
     """Adds links to runs that were not in MLflow yet when the summary was brought."""
-    wanted = links({name: runs[name] for name in in_reading_order(list(runs))})
-    if summary.info.lifecycle_stage == "active" and any(
-        tag not in summary.data.tags for tag in wanted
-    ):
-        for tag, value in wanted.items():
+    tags = links(runs)
+    if summary.info.lifecycle_stage == "active" and not tags.keys() <= summary.data.tags.keys():
+        for tag, value in tags.items():
             client.set_tag(summary.info.run_id, tag, value)
 
 
@@ -264,43 +201,37 @@ def outdated(
     """The stages that ran on other inputs than the stages before them have last written.
 
     A folder that holds the outputs of several stages may also hold those of rounds that are no
-    more, which only `locked` still knows.
+    more, which only `locked` still has.
     """
-    made = {path: md5 for state in states.values() for path, md5 in state.outs.items()}
-    ever_made = {path: md5 for state in locked.values() for path, md5 in state.outs.items()}
-
-    def fits(path: str, md5: str) -> bool:
-        if path in made:
-            return made[path] == md5
-        inside = [other for other in made if other.startswith(f"{path}/")]
-        return (
-            not inside
-            or _folder_of(path, made, outputs) == md5
-            or _folder_of(path, ever_made, outputs) == md5
-        )
-
-    return [
-        name
-        for name, state in states.items()
-        if not all(fits(path, md5) for path, md5 in state.deps.items())
-    ]
+    late = set(disagreeing(states))
+    written = outs_of(states)
+    for name, state in states.items():
+        for path, md5 in state.deps.items():
+            if path in written or not any(out.startswith(f"{path}/") for out in written):
+                continue
+            if md5 not in (
+                _folder_md5(path, written, outputs),
+                _folder_md5(path, outs_of(locked), outputs),
+            ):
+                late.add(name)
+    return [name for name in states if name in late]
 
 
-def _folder_of(folder: str, made: Mapping[str, str], outputs: Outputs) -> str | None:
-    """DVC's md5 of a folder that holds the outputs `made`; None where one of them is missing."""
+def _folder_md5(folder: str, outs: Mapping[str, str], outputs: Outputs) -> str | None:
+    """DVC's md5 of a folder that holds the outputs `outs`; None where one of them is missing."""
     files: dict[str, str] = {}
-    for path, md5 in made.items():
+    for path, md5 in outs.items():
         if not path.startswith(f"{folder}/"):
             continue
         inside = path.removeprefix(f"{folder}/")
+        if not md5.endswith(".dir"):
+            files[inside] = md5
+            continue
         try:
-            files |= (
-                {f"{inside}/{name}": digest for name, digest in outputs.digests(path, md5).items()}
-                if md5.endswith(".dir")
-                else {inside: md5}
-            )
+            digests = outputs.digests(path, md5)
         except TrackingError:
             return None
+        files |= {f"{inside}/{name}": digest for name, digest in digests.items()}
     return folder_md5(files)
 
 

@@ -284,10 +284,13 @@ def test_false_tiles_outscore_the_best_tile_of_the_median_positive_slide() -> No
 
 def test_an_arm_runs_on_a_tiny_cohort_and_its_rows_say_what_it_cost(tmp_path: Path) -> None:
     make_upstream(tmp_path / "data")
-    upstream, params = Upstream(tmp_path / "data"), tiny_params()
-    patients = SLIDES.read(upstream.slides)[["slide_id", "patient_id"]]
-    slides = {split: LABELS.read(upstream.labels(split)).merge(patients) for split in mining.SPLITS}
-    index = TILES.read(upstream.index)
+    upstream, params = Upstream(tmp_path), tiny_params()
+    paths = upstream.paths
+    patients = SLIDES.read(paths.cohort.slides)[["slide_id", "patient_id"]]
+    slides = {
+        split: LABELS.read(paths.cohort.labels(split)).merge(patients) for split in mining.SPLITS
+    }
+    index = TILES.read(paths.tiles.index)
     truth = index[["slide_id", "tile"]].assign(
         truth=np.where(index["tile"] % 3 == 0, "lesion", "normal")
     )

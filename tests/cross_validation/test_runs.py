@@ -13,11 +13,13 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from hnm.cli import app
-from hnm.cross_validation.runs import FoldScores, fold_file, run_fold, write_stages
+from hnm.cross_validation.runs import FoldScores, run_fold
+from hnm.cross_validation.stages import fold_file, write_stages
 from hnm.errors import StudyError
 from hnm.evidence.numbers.pooling import out_of_fold
 from hnm.evidence.test_ledger import read_ledger
-from hnm.loop.rounds import Loop, RoundResult, Upstream
+from hnm.loop.paths import Paths
+from hnm.loop.rounds import Loop, RoundResult
 from hnm.params import Params
 from hnm.store import Store
 from hnm.tables import LABELS, SLIDES
@@ -41,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def run_folds(data: Path, store: Store) -> list[FoldScores]:
-    return [run_fold(data, params_with(3), store, seed=0, fold=fold) for fold in range(3)]
+    return [run_fold(data.parent, params_with(3), store, seed=0, fold=fold) for fold in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_the_seed_of_a_fold_is_added_to_the_seeds_of_its_loop(
     monkeypatch.setattr(Loop, "rounds", rounds)
     for seed in (0, 2):
         with pytest.raises(StudyError, match=r"^seen$"):
-            run_fold(data, params_with(3), store, seed=seed, fold=1)
+            run_fold(data.parent, params_with(3), store, seed=seed, fold=1)
     seeds = [
         (params.head.seed, params.mining.seed, params.finetune.seed, params.split.seed)
         for params in seen
@@ -84,7 +86,11 @@ def test_each_slide_is_test_once_with_its_label_and_patient(
     assert dict(zip(table["slide_id"], table["label"], strict=True)) == dict(
         zip(labels["slide_id"], labels["label"], strict=True)
     )
-    assert len(table) == len(labels) == SLIDES.read(Upstream(data).slides)["patient_id"].nunique()
+    assert (
+        len(table)
+        == len(labels)
+        == SLIDES.read(Paths(data.parent).cohort.slides)["patient_id"].nunique()
+    )
     assert table["score"].between(0, 1).all() and set(table["fold"]) == {0, 1, 2}
 
 
@@ -108,7 +114,7 @@ def test_round_0_is_embedded_once_for_all_folds(
     data: Path, store: Store, results: list[FoldScores]
 ) -> None:
     embedded = len(list((store.root / "features").glob("*/*.h5")))
-    slides = len(SLIDES.read(Upstream(data).slides))
+    slides = len(SLIDES.read(Paths(data.parent).cohort.slides))
     assert embedded == slides * (1 + 3)  # round 0 together, round 1 by each fold
 
 
@@ -127,9 +133,9 @@ def test_no_folds_no_cross_validation(data: Path, store: Store) -> None:
     with pytest.raises(
         StudyError, match=r"split\.folds=0 asks for no cross-validation; set it to 3 or more"
     ):
-        run_fold(data, params_with(0), store, seed=0, fold=0)
+        run_fold(data.parent, params_with(0), store, seed=0, fold=0)
     with pytest.raises(StudyError, match=r"there is no fold 3: split\.folds=3 counts them from 0"):
-        run_fold(data, params_with(3), store, seed=0, fold=3)
+        run_fold(data.parent, params_with(3), store, seed=0, fold=3)
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +271,7 @@ def test_hnm_cv_says_which_stages_failed(repository: Path, monkeypatch: pytest.M
         return subprocess.CompletedProcess([], 1)
 
     monkeypatch.chdir(repository)
-    monkeypatch.setattr("hnm.cross_validation.runs.subprocess.run", fail)
+    monkeypatch.setattr("hnm.cross_validation.stages.subprocess.run", fail)
     done = CliRunner().invoke(app, ["cv"])
     assert done.exit_code == 1
     assert (

@@ -253,20 +253,20 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     from PIL import Image
     from ruamel.yaml import YAML
 
-    import tests.conftest as tiny
     from hnm import tables
     from hnm.files import digest_of
     from hnm.learning import features
     from hnm.slides.cutting.pack import Pack, PackTile, encode, write_pack
-    from tests.support import evidence as tiny_evidence
-    from tests.support import model as tiny_model
+    from tests.support import evidence
+    from tests.support.model import make_model
+    from tests.support.slides import NUCLEI, STROMA, aperio, leica, painted, trestle
 
     folder.mkdir(parents=True)
-    pixels = tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA), (90, 80, 40, 40, tiny.NUCLEI))
+    pixels = painted(256, 320, (50, 40, 180, 170, STROMA), (90, 80, 40, 40, NUCLEI))
     slides = [
-        tiny.write_aperio(folder / "slide.svs", pixels, levels=2),
-        tiny.write_leica(folder / "leica.scn", pixels, margin=32),
-        tiny.write_trestle(folder / "trestle.tif", pixels, "E6E6FA"),
+        aperio(folder / "slide.svs", pixels, levels=2),
+        leica(folder / "leica.scn", pixels, margin=32),
+        trestle(folder / "trestle.tif", pixels, "E6E6FA"),
     ]
     Image.fromarray((pixels[..., 0] < 230).astype(np.uint8) * 255).save(folder / "mask.png")
     ring = [[50, 40], [230, 40], [230, 210], [50, 210], [50, 40]]
@@ -340,8 +340,8 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         pd.DataFrame([{**slide, **scan, "fingerprint": "f", "mask": "", "mask_digest": ""}]),
         folder / "slides.parquet",
     )
-    tables.MINED.write(tiny_evidence.mined(1), folder / "mined.parquet")
-    tables.TILE_SCORES.write(tiny_evidence.rounds(1)[0].tile_scores, folder / "scores.parquet")
+    tables.MINED.write(evidence.mined(1), folder / "mined.parquet")
+    tables.TILE_SCORES.write(evidence.rounds(1)[0].tile_scores, folder / "scores.parquet")
     tables.LABELS.write(
         pd.DataFrame({"slide_id": ["a", "b"], "label": [0, 1]}), folder / "labels.csv"
     )
@@ -354,7 +354,7 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         "slide_id,tile,x,y,reason\na,1,,,blur\na,,70,5,pen\n"
     )
     _make_ledger(folder / "test_ledger.csv")
-    model = tiny_model.make_model(folder / "parts").rename(folder / "model")
+    model = make_model(folder / "parts").rename(folder / "model")
     named = [
         shutil.copy(model / name, folder)
         for name in ("model.json", "encoder/encoder.json", "head/head.json")
@@ -573,9 +573,9 @@ def run(
             target.write_bytes(content)
             answer = worker.read(kind, target)
             if problem := problem_of(kind, target, answer):
-                kept = folder / "findings" / f"{kind}-{number}{path.suffix}"
-                shutil.copy(target, kept)
-                tally.findings.append(Finding(kind, number, problem, kept))
+                copy = folder / "findings" / f"{kind}-{number}{path.suffix}"
+                shutil.copy(target, copy)
+                tally.findings.append(Finding(kind, number, problem, copy))
             {"used": tally.used, "refused": tally.refused}.get(answer["outcome"], tally.apart)[
                 kind
             ] += 1

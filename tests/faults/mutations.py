@@ -258,10 +258,10 @@ WORDS = re.compile(
 
 def tiff_text(content: bytes, dice: random.Random) -> bytes:
     """Words of a description are others of the same length."""
-    found = list(WORDS.finditer(content))
-    if not found:
+    words = list(WORDS.finditer(content))
+    if not words:
         return flip(content, dice)
-    hit = dice.choice(found)
+    hit = dice.choice(words)
     new = dice.choice(
         [
             b"\xff" * 20,

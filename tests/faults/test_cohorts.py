@@ -56,8 +56,10 @@ def test_patient_in_two_splits(fresh: Project) -> None:
     )
     test["patient_id"] = train["patient_id"]
     write_rows(fresh, rows)
-    told = refusal(fresh)
-    assert f"patient_id={train['patient_id']}" in told and "train" in told and "test" in told
+    message = refusal(fresh)
+    assert (
+        f"patient_id={train['patient_id']}" in message and "train" in message and "test" in message
+    )
 
 
 def test_one_class_split(fresh: Project) -> None:
@@ -121,8 +123,8 @@ def test_ids_that_differ_by_case_alone(fresh: Project) -> None:
     rows = rows_of(fresh)
     rows[0]["slide_id"], rows[1]["slide_id"] = "Case-1", "case-1"
     write_rows(fresh, rows)
-    told = refusal(fresh)
-    assert "Case-1" in told and "case-1" in told
+    message = refusal(fresh)
+    assert "Case-1" in message and "case-1" in message
 
 
 def test_a_path_out_of_the_folder_and_one_with_odd_letters_are_read(
@@ -275,8 +277,8 @@ def test_decimal_comma(fresh: Project) -> None:
     """
     rows = rows_of(fresh)
     write_rows(fresh, [{**row, "mpp": "0,25"} for row in rows])
-    told = refusal(fresh)
-    assert "mpp='0,25'" in told and "row 2" in told
+    message = refusal(fresh)
+    assert "mpp='0,25'" in message and "row 2" in message
     (fresh.folder / "in" / "slides.csv").write_text(
         (fresh.folder / "in" / "slides.csv").read_text().replace(",", ";")
     )

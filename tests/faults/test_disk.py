@@ -72,12 +72,12 @@ def sample(undisturbed: Project) -> list[tuple[str, str, str]]:
     return list(chosen.values())
 
 
-def check_told(done: Done, where: str) -> None:
+def check_message(done: Done, where: str) -> None:
     """One line that says what to do, and no traceback."""
-    told = [line for line in done.err.splitlines() if line.strip()]
+    lines = [line for line in done.err.splitlines() if line.strip()]
     assert done.code == 1, f"{where}: exit code {done.code}: {done.err}"
     assert "Traceback" not in done.err + done.out, f"{where}: {done.err}"
-    assert told[0].startswith("error: ") and all(line.startswith("  ") for line in told[1:]), (
+    assert lines[0].startswith("error: ") and all(line.startswith("  ") for line in lines[1:]), (
         f"{where}: {done.err}"
     )  # a line a slide may follow
     assert "free some room" in done.err, f"{where}: {done.err}"
@@ -96,7 +96,7 @@ def fail_and_go_on(
     elif point == "store.link":  # where no link can be made, a copy is
         assert done.code == 0, f"{where}: {done.err}"
     else:
-        check_told(done, where)
+        check_message(done, where)
     project.clear(stage)  # as DVC does
     if (ledger := project.folder / "test_ledger.csv").exists():
         read_ledger(ledger)
@@ -189,7 +189,7 @@ def test_a_really_full_disk(small_disk: Path, undisturbed: Project, stage: str, 
     project.empty(stage)
     log = small_disk.parent / "log"
     filler = fill(small_disk, left)
-    check_told(project.run(stage, log=str(log)), stage)
+    check_message(project.run(stage, log=str(log)), stage)
     filler.unlink()
     project.clear(stage)
     project.succeed(stage)
@@ -271,8 +271,8 @@ def test_users_and_a_shared_cache(project: Project, undisturbed: Project, tmp_pa
             folder.chmod(folder.stat().st_mode | 0o055)
     project.empty("tiles")
     project.succeed("tiles", HNM_STORE=str(store), umask="022")
-    made = {path.name: path.stat().st_mtime_ns for path in store.rglob("*.h5")}
-    assert len(made) == 8
+    packs = {path.name: path.stat().st_mtime_ns for path in store.rglob("*.h5")}
+    assert len(packs) == 8
     other = undisturbed.copy(tmp_path / "other")
     other.clear("tiles")
     for path in (other.folder, *other.folder.rglob("*")):
@@ -287,7 +287,7 @@ def test_users_and_a_shared_cache(project: Project, undisturbed: Project, tmp_pa
     )
     assert done.code == 0, done.err
     assert other.bytes_of("data/tiles") == undisturbed.bytes_of("data/tiles")
-    assert {path.name: path.stat().st_mtime_ns for path in store.rglob("*.h5")} == made
+    assert {path.name: path.stat().st_mtime_ns for path in store.rglob("*.h5")} == packs
     other.empty("embed@0")
     done = other.run(
         "embed@0",

@@ -20,7 +20,7 @@ from hnm.tables import LABELS, MINED, TILE_SCORES
 from tests.support.stages import Project, outs_of
 
 
-def told(project: Project, stage: str) -> str:
+def refusal(project: Project, stage: str) -> str:
     """The one line of a stage that fails."""
     done = project.run(stage)
     lines = [line for line in done.err.splitlines() if line.strip()]
@@ -52,7 +52,7 @@ def test_bad_features(project: Project, undisturbed: Project, how: str) -> None:
             wrong = np.full_like(rows, np.nan) if how == "nan" else rows[:-1]
             file.create_dataset("features", data=wrong.astype(np.float16))
             file.create_dataset("coords", data=np.zeros((len(wrong), 2), np.int64))
-    assert "demo-001" in told(project, "head@0")
+    assert "demo-001" in refusal(project, "head@0")
     project.clear("embed@0")
     project.succeed("embed@0", "head@0")
     assert project.bytes_of("data/features/0", "data/scores/0") == undisturbed.bytes_of(
@@ -99,14 +99,14 @@ def test_weights_changed_under_one_name(project: Project, undisturbed: Project) 
 
 def test_empty_mined_set(project: Project) -> None:
     project.set(mining={"threshold": 0.999999})
-    line = told(project, "mine@1")
+    line = refusal(project, "mine@1")
     assert "mining.threshold=0.999999" in line and "best" in line
     MINED.write(MINED.empty(), project.folder / "data" / "mined" / "1" / "empty.parquet")
     replace(
         project.folder / "data" / "mined" / "1" / "mined.parquet",
         (project.folder / "data" / "mined" / "1" / "empty.parquet").read_bytes(),
     )
-    assert "mined.parquet is empty" in told(project, "finetune@1")
+    assert "mined.parquet is empty" in refusal(project, "finetune@1")
 
 
 def test_ties_and_k_too_large(project: Project, undisturbed: Project) -> None:
@@ -166,7 +166,7 @@ def test_nan_loss(project: Project, section: str) -> None:
     project.set(**{section: {"learning_rate": 1e30, "epochs": 4}})
     stage = f"{section}@{int(section == 'finetune')}"
     project.clear(stage)
-    line = told(project, stage)
+    line = refusal(project, stage)
     assert ("finite" in line or "nan" in line) and f"{section}.learning_rate" in line
     assert not [
         out for out in outs_of(stage) if (project.folder / out / "weights.safetensors").exists()
@@ -230,7 +230,7 @@ def test_an_encoder_whose_record_and_weights_do_not_fit(project: Project) -> Non
         },
         folder / "encoder.json",
     )
-    assert "encoders/1" in told(project, "embed@1")
+    assert "encoders/1" in refusal(project, "embed@1")
 
 
 def test_a_table_of_another_index(project: Project) -> None:
@@ -241,7 +241,7 @@ def test_a_table_of_another_index(project: Project) -> None:
     MINED.write(table.assign(tile=np.int32(100_000)), path)
     with pytest.raises(HnmError):
         MINED.read(path.with_name("none.parquet"))
-    assert "error: " in told(project, "finetune@1")
+    assert "error: " in refusal(project, "finetune@1")
     with pytest.raises(TableError):
         feature_files.read(
             project.folder / "data" / "features" / "0" / "demo-001.h5", np.array([100_000])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.support import project as tiny_project
+from tests.support import project as projects
 from tests.support.stages import ORDER, SMALL, Launcher, Project, outs_of
 from tests.test_pipeline import change_params, environment, make_repository
 
@@ -41,7 +41,7 @@ def locked(tmp_path: Path, launcher: Launcher) -> Project:
     """A project with every output and a dvc.lock that names them, small and made at once."""
     folder = tmp_path / "project"
     folder.mkdir()
-    return Project(tiny_project.make_project(folder), launcher)
+    return Project(projects.make_project(folder), launcher)
 
 
 @pytest.mark.parametrize("how", list(TORN))
@@ -54,8 +54,8 @@ def test_bad_dvc_lock(locked: Project, how: str) -> None:
         assert done.code in (0, 1) and len(done.err) < 3000, (
             f"{command}: {done.code} {done.err[:300]}"
         )
-    told = locked.run("hnm verify")
-    assert told.code == 1 and "dvc.lock" in told.err, told.err
+    done = locked.run("hnm verify")
+    assert done.code == 1 and "dvc.lock" in done.err, done.err
 
 
 @pytest.mark.parametrize("content", [b"", b"stages: {}\n", b"- 1\n", b"\xff\xfe"])
@@ -224,7 +224,7 @@ def test_artefacts_of_older_versions(project: Project, undisturbed: Project) -> 
     """
     store = project.folder / ".hnm" / "store"
     (store / ".hnm-store").unlink()
-    made = {path.name: path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")}
+    packs = {path.name: path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")}
     shard = next(store.glob("tiles/??"))
     (shard / ".0123456789abcdef.h5").write_bytes(
         b"of a write that an earlier version was killed at"
@@ -239,11 +239,11 @@ def test_artefacts_of_older_versions(project: Project, undisturbed: Project) -> 
     assert project.bytes_of("data/tiles", "data/mined") == undisturbed.bytes_of(
         "data/tiles", "data/mined"
     )
-    assert {path.name: path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")} == made
+    assert {path.name: path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")} == packs
     for command in ("hnm store ls", "hnm store gc --max-gb 1", "hnm rounds", "hnm doctor"):
         done = project.run(command)
         assert "Traceback" not in done.err + done.out, f"{command}: {done.err[-600:]}"
-    assert {path.name: path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")} == made
+    assert {path.name: path.stat().st_mtime_ns for path in store.rglob("[!.]*.h5")} == packs
 
 
 def test_a_project_that_was_moved(undisturbed: Project, tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-import tests.conftest as tiny
 from hnm.slides.cutting.pack import Pack
 from hnm.tables import QUARANTINE, SLIDES
+from tests.support.slides import STROMA, aperio, damage, painted
 from tests.support.stages import Launcher, Project, make_project
 
 
 def page() -> object:
-    return tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA), seed=9)
+    return painted(256, 320, (50, 40, 180, 170, STROMA), seed=9)
 
 
 def write_strange_slides(folder: Path, whole: Path) -> list[str]:
@@ -32,21 +32,21 @@ def write_strange_slides(folder: Path, whole: Path) -> list[str]:
     (folder / "empty.svs").touch()
     (folder / "circle.svs").symlink_to("circle.svs")
     (folder / "folder.svs").mkdir()
-    tiny.write_aperio(folder / "glass.svs", tiny.painted(256, 320, seed=8))
-    tiny.damage(tiny.write_aperio(folder / "zeroed.svs", page(), tile=64), *range(20))
+    aperio(folder / "glass.svs", painted(256, 320, seed=8))
+    damage(aperio(folder / "zeroed.svs", page(), tile=64), *range(20))
     for name, mpp in (("mpp_zero", 0.0), ("mpp_absurd", 1000.0), ("mpp_none", None)):
-        path = tiny.write_aperio(
+        path = aperio(
             folder / f"{name}.svs",
-            tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA), seed=len(name)),
+            painted(256, 320, (50, 40, 180, 170, STROMA), seed=len(name)),
             mpp=mpp or None,
             power=None,
         )
         if mpp == 0.0:
-            tiny.write_aperio(path, page(), mpp=1.0, power=None)
+            aperio(path, page(), mpp=1.0, power=None)
             path.write_bytes(path.read_bytes().replace(b"MPP = 1.0", b"MPP = 0.0"))
     bomb = bytearray(
-        tiny.write_aperio(
-            folder / "bomb.svs", tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA), seed=77)
+        aperio(
+            folder / "bomb.svs", painted(256, 320, (50, 40, 180, 170, STROMA), seed=77)
         ).read_bytes()
     )
     claim(bomb, 2_000_000)
@@ -149,7 +149,7 @@ def test_per_axis_mpp(tmp_path: Path, fresh: Project) -> None:
     import tifffile
 
     with tifffile.TiffWriter(path.with_suffix(".tif")) as file:
-        pixels = tiny.painted(256, 512, (0, 0, 512, 256, tiny.STROMA))
+        pixels = painted(256, 512, (0, 0, 512, 256, STROMA))
         file.write(
             pixels,
             tile=(64, 64),
@@ -198,11 +198,11 @@ def test_a_slide_that_is_replaced_between_cohort_and_tiles(fresh: Project) -> No
     original = slides[0].read_bytes()
     slides[0].write_bytes(slides[1].read_bytes())
     failed = fresh.run("tiles")
-    kept = {path.name for path in (fresh.folder / ".hnm" / "store" / "tiles").rglob("[!.]*.h5")}
+    packs = {path.name for path in (fresh.folder / ".hnm" / "store" / "tiles").rglob("[!.]*.h5")}
     assert failed.code == 1 and "Traceback" not in failed.err and slides[0].stem in failed.err, (
         failed.err
     )
-    assert len(kept) == len(slides) - 1
+    assert len(packs) == len(slides) - 1
     slides[0].write_bytes(original)
     fresh.succeed("tiles")
     assert len(

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import tests.conftest as tiny
 from hnm.errors import HnmError
 from hnm.files import read_bounded
 from hnm.learning import features
@@ -24,7 +23,8 @@ from hnm.slides.cohort.sources import outlined
 from hnm.slides.cutting.pack import Pack
 from hnm.tables import LABELS, TILES
 from tests.faults.fuzzing import READERS, make_seeds
-from tests.support import model as tiny_model
+from tests.support.model import make_model
+from tests.support.slides import STROMA, aperio, painted
 
 
 class Harm:
@@ -49,7 +49,7 @@ def refused(read: object, *arguments: object, seconds: float = 10.0) -> str:
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "encoder.json"])
 def test_hostile_pickles(tmp_path: Path, name: str) -> None:
-    model = tiny_model.make_model(tmp_path)
+    model = make_model(tmp_path)
     (model / "encoder" / name).write_bytes(pickle.dumps(Harm(tmp_path / "PWNED")))
     assert name in refused(read_model, model, "a")
     assert name in refused(load_encoder, model / "encoder")
@@ -230,9 +230,7 @@ def test_hostile_tiff(tmp_path: Path) -> None:
 
     from tests.faults.test_slides import claim
 
-    path = tiny.write_aperio(
-        tmp_path / "a.svs", tiny.painted(256, 320, (50, 40, 180, 170, tiny.STROMA))
-    )
+    path = aperio(tmp_path / "a.svs", painted(256, 320, (50, 40, 180, 170, STROMA)))
     content = bytearray(path.read_bytes())
     claim(content, 2**31 - 1)
     path.write_bytes(content)

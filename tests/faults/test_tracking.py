@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from hnm.errors import TrackingError
+from hnm.tracking.connection import connect
 from hnm.tracking.record import waiting_records
-from hnm.tracking.runs import connect
 from tests.support.stages import Project
 
 STATED_SECONDS = 60.0

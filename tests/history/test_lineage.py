@@ -6,11 +6,14 @@ from types import SimpleNamespace
 import pytest
 
 from hnm.errors import TrackingError
-from hnm.history.lineage import Lineage, StageRun, as_mermaid, as_text, in_order, lineage
+from hnm.history.lineage import Lineage, as_mermaid, as_text, in_order, lineage
 from hnm.repository.outputs import md5_of
 from hnm.repository.stages import StageState, locked_stages
+from hnm.tracking.connection import connect
+from hnm.tracking.delivery import Delivery
+from hnm.tracking.lookup import StageRun, finished_run
 from hnm.tracking.record import Record
-from hnm.tracking.runs import Delivery, connect, finished_run, stage_run
+from hnm.tracking.runs import stage_run
 from hnm.tracking.summary import links
 from tests.support import project as tiny
 

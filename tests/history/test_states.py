@@ -13,7 +13,7 @@ from hnm.history.states import comparison_of, read_state
 from hnm.repository.costs import Cost, write_cost
 from hnm.repository.outputs import md5_of
 from hnm.repository.stages import locked_stages
-from hnm.tracking.runs import connect
+from hnm.tracking.connection import connect
 
 SLIDES, PLOTS = "data/cohort/slides.parquet", "results/plots"
 PIPELINE = {

@@ -44,7 +44,7 @@ def machine(precision: str = "float32") -> Machine:
 def features_of(
     encoder: TileEncoder, machine: Machine, batch_tiles: int = 16, compiled: bool = False
 ) -> np.ndarray:
-    made = embed(
+    features = embed(
         encoder,
         [30, 18],
         lambda slide, first, end: TILES[30 * slide :][first:end],
@@ -52,13 +52,13 @@ def features_of(
         machine=machine,
         compiled=compiled,
     )
-    return np.concatenate(list(made))
+    return np.concatenate(list(features))
 
 
 def test_auto_is_the_gpu_in_bfloat16_where_it_has_it() -> None:
-    found = machine("auto")
-    assert found.device.type == "cuda"
-    assert found.precision == (
+    chosen = machine("auto")
+    assert chosen.device.type == "cuda"
+    assert chosen.precision == (
         "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
     )
 
@@ -108,7 +108,7 @@ def test_a_compiled_encoder_gives_the_same_features() -> None:
 def test_losses_and_their_gradients_are_the_cpu_s() -> None:
     rows = torch.randn(32, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     roles, tiles = torch.arange(32) % 2, torch.arange(32) % 16
-    found = []
+    results = []
     for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
         features = rows.detach().to(device, dtype).requires_grad_()
         loss = role_losses(features, roles.to(device), temperature=0.07).sum() + nt_xent_loss(
@@ -116,8 +116,8 @@ def test_losses_and_their_gradients_are_the_cpu_s() -> None:
         )
         loss.backward()  # type: ignore[no-untyped-call]
         assert features.grad is not None
-        found.append((loss.item(), features.grad.cpu().double()))
-    (value, gradient), (other_value, other_gradient) = found
+        results.append((loss.item(), features.grad.cpu().double()))
+    (value, gradient), (other_value, other_gradient) = results
     assert other_value == pytest.approx(value, rel=1e-5)
     assert (other_gradient - gradient).norm() < 1e-3 * gradient.norm()
 
@@ -135,11 +135,11 @@ def test_views_are_drawn_the_same_each_time_and_disturb_no_other_draw() -> None:
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_training_gives_the_same_weights_each_time(encoder: TileEncoder, precision: str) -> None:
     def trained(kind: str) -> tuple[TileEncoder, list[dict[str, float]]]:
-        made = copy.deepcopy(encoder)
+        network = copy.deepcopy(encoder)
         if kind == "simclr":
             section = params.Simclr(epochs=2, batch_tiles=16)
-            return made, fit_simclr(
-                made,
+            return network, fit_simclr(
+                network,
                 lambda rows: TILES[rows],
                 len(TILES),
                 section,
@@ -147,8 +147,8 @@ def test_training_gives_the_same_weights_each_time(encoder: TileEncoder, precisi
                 lambda epoch, metrics: None,
             )
         finetune = params.Finetune(epochs=2, batch_tiles=16, freeze_layers=0)
-        return made, fit_encoder(
-            made,
+        return network, fit_encoder(
+            network,
             lambda rows: TILES[rows],
             ROLES,
             finetune,

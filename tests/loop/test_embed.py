@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from hnm.errors import TableError
 from hnm.learning import features as feature_files
 from hnm.loop.embed import embed_slides
+from hnm.loop.paths import Paths
 from hnm.loop.rounds import Loop, Upstream
 from hnm.store import Store
 from hnm.tables import PACKS
@@ -27,15 +29,12 @@ def test_damaged_features_are_made_again_and_those_of_others_stay(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_upstream(tmp_path / "data")
-    upstream, store, params = Upstream(tmp_path / "data"), Store(tmp_path / "store"), tiny_params()
+    store, params = Store(tmp_path / "store"), tiny_params()
 
     def embedded(name: str) -> tuple[int, dict[str, bytes]]:
-        folder = tmp_path / name
-        packs = (upstream.packs, upstream.pack_digests, upstream.index)
-        made, _ = embed_slides(
-            *packs, upstream.encoder, folder, store, embed=params.embed, compute=params.compute
-        )
-        return made, {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        files = replace(Paths(tmp_path).embed(0), features=tmp_path / name)
+        count, _ = embed_slides(files, store, embed=params.embed, compute=params.compute)
+        return count, {path.name: path.read_bytes() for path in sorted(files.features.iterdir())}
 
     slides, first = embedded("first")
     assert slides == len(first)
@@ -57,18 +56,11 @@ def test_damaged_features_are_made_again_and_those_of_others_stay(
 def embedded(tmp_path: Path) -> Callable[[], int]:
     """What embeds the tiny cohort, and says how many slides were not in the store."""
     make_upstream(tmp_path / "data")
-    upstream, store, params = Upstream(tmp_path / "data"), Store(tmp_path / "store"), tiny_params()
+    store, params = Store(tmp_path / "store"), tiny_params()
 
     def embed() -> int:
-        packs = (upstream.packs, upstream.pack_digests, upstream.index)
-        return embed_slides(
-            *packs,
-            upstream.encoder,
-            tmp_path / "features",
-            store,
-            embed=params.embed,
-            compute=params.compute,
-        )[0]
+        files = Paths(tmp_path).embed(0)
+        return embed_slides(files, store, embed=params.embed, compute=params.compute)[0]
 
     return embed
 
@@ -135,7 +127,7 @@ SLIDES = 16
 
 def count_embedded(data: Path, store: Store, **changes: Any) -> int:
     """How many features files the store holds after round 0 with these sections of the params."""
-    next(Loop(Upstream(data), store).rounds(tiny_params(**changes)))
+    next(Loop(Upstream(data.parent), store).rounds(tiny_params(**changes)))
     return len(list(store.root.glob("features/*/*.h5")))
 
 
@@ -170,8 +162,8 @@ def test_another_cause_gives_other_results(
 ELSEWHERE = """
 import sys
 from pathlib import Path
-sys.path.append({tests!r})
-from loop.test_embed import count_embedded
+sys.path.append({root!r})
+from tests.loop.test_embed import count_embedded
 from hnm import learning
 from hnm.store import Store
 assert learning.__file__.startswith({copy!r}), learning.__file__
@@ -192,9 +184,7 @@ def test_another_version_of_the_code_gives_other_results(
         )
     with (copy / "hnm" / "learning" / "embed.py").open("a") as module:
         module.write("\n\nANOTHER_VERSION = True\n")
-    code = ELSEWHERE.format(
-        tests=str(root / "tests"), copy=str(copy), data=str(data), store=str(store.root)
-    )
+    code = ELSEWHERE.format(root=str(root), copy=str(copy), data=str(data), store=str(store.root))
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=copy,

@@ -19,6 +19,7 @@ from hnm.learning.encoder import (
 )
 from hnm.loop import encoder as loop
 from hnm.loop.packs import Packs
+from hnm.loop.paths import EncoderFiles
 from hnm.slides.cutting.pack import Pack, PackTile, encode, write_pack
 from tests.support.exactness import assert_close, assert_same_weights
 
@@ -52,11 +53,15 @@ def run(folder: Path, **changes: object) -> list[dict[str, float]]:
     simclr = params.Simclr(
         epochs=1, batch_tiles=4, projection_features=8, max_tiles=int(changes.pop("max_tiles", 9))
     )
+    files = EncoderFiles(
+        packs=folder / "packs",
+        train_labels=folder / "train.csv",
+        weights=folder / "weights",
+        folder=folder / "encoder",
+        mined=folder / "mined.parquet",
+    )
     return loop.first_encoder(
-        folder / "packs",
-        folder / "train.csv",
-        folder / "weights",
-        folder / "encoder",
+        files,
         encoder=SECTION.model_copy(update=changes),
         simclr=simclr,
         compute=params.Compute(threads=1),

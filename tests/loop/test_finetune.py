@@ -12,8 +12,19 @@ from hnm.learning.training.fit_encoder import NEGATIVE, POSITIVE
 from hnm.learning.training.trainer import ReadTiles
 from hnm.loop.finetune import finetune_encoder, with_extra
 from hnm.loop.packs import Packs
+from hnm.loop.paths import FinetuneFiles
 from hnm.tables import MINED
 from tests.support.extra import mined, pack
+
+
+def files_in(folder: Path, encoder: str = "encoder") -> FinetuneFiles:
+    return FinetuneFiles(
+        mined=folder / "mined.parquet",
+        packs=folder / "packs",
+        extra=folder / "extra",
+        previous=folder / "previous",
+        folder=folder / encoder,
+    )
 
 
 def run(folder: Path, policy: str) -> tuple[list[dict[str, float]], int]:
@@ -22,11 +33,7 @@ def run(folder: Path, policy: str) -> tuple[list[dict[str, float]], int]:
         make_encoder(params.Encoder(name="test_resnet", weights="random")), folder / "previous"
     )
     return finetune_encoder(
-        folder / "mined.parquet",
-        folder / "packs",
-        folder / "extra",
-        folder / "previous",
-        folder / "encoder",
+        files_in(folder),
         finetune=params.Finetune(),
         mining=params.Mining.model_validate({"policy": policy}),
         compute=params.Compute(),
@@ -82,10 +89,7 @@ def test_each_tile_is_learnt_from_in_its_own_role(
         "mining": params.Mining(),
         "compute": params.Compute(threads=1),
     }
-    folders = (tmp_path / "packs", tmp_path / "extra", tmp_path / "previous", tmp_path / "encoder")
-    finetune_encoder(
-        tmp_path / "mined.parquet", *folders, **settings, on_epoch=lambda epoch, metrics: None
-    )
+    finetune_encoder(files_in(tmp_path), **settings, on_epoch=lambda epoch, metrics: None)
     assert seen == {20: NEGATIVE, 200: POSITIVE, 220: POSITIVE}
 
 
@@ -132,14 +136,8 @@ def test_hard_negatives_of_another_project_are_learnt_from_with_its_pixels(tmp_p
             "mining": section,
             "compute": params.Compute(threads=1),
         }
-        inputs = (
-            tmp_path / "mined.parquet",
-            tmp_path / "packs",
-            tmp_path / "extra",
-            tmp_path / "previous",
-        )
         _, tiles = finetune_encoder(
-            *inputs, tmp_path / name, **settings, on_epoch=lambda epoch, metrics: None
+            files_in(tmp_path, name), **settings, on_epoch=lambda epoch, metrics: None
         )
         encoders[name] = tiles, encoder_digest(tmp_path / name)
     assert (encoders["alone"][0], encoders["with_extra"][0]) == (2, 4) and encoders["alone"][

@@ -10,6 +10,7 @@ from hnm import params
 from hnm.files import digest_of
 from hnm.learning import features as feature_files
 from hnm.loop.head import train_head
+from hnm.loop.paths import HeadFiles
 from hnm.tables import LABELS, MINED, PATIENTS, SLIDE_SCORES, TILE_SCORES, TILES
 from tests.support import evidence as tiny
 
@@ -34,20 +35,17 @@ def run(folder: Path, mined: pd.DataFrame, **head: object) -> list[dict[str, flo
     MINED.write(mined, folder / "mined.parquet")
     LABELS.write(truth.labels["train"], folder / "train.csv")
     return train_head(
-        *(
-            folder / name
-            for name in (
-                "features",
-                "index.parquet",
-                "patients.csv",
-                "mined.parquet",
-                "train.csv",
-                "train.csv",
-            )
-        ),
-        *(
-            folder / name
-            for name in ("head", "tiles.parquet", "slide_scores.parquet", "cross_fitted.parquet")
+        HeadFiles(
+            features=folder / "features",
+            index=folder / "index.parquet",
+            patients=folder / "patients.csv",
+            mined=folder / "mined.parquet",
+            train_labels=folder / "train.csv",
+            validation_labels=folder / "train.csv",
+            folder=folder / "head",
+            tile_scores=folder / "tiles.parquet",
+            slide_scores=folder / "slide_scores.parquet",
+            cross_fitted=folder / "cross_fitted.parquet",
         ),
         head=params.Head.model_validate({"epochs": 2, "attention_features": 4, **head}),
         ranking=params.Ranking(),

@@ -12,6 +12,7 @@ from hnm import params
 from hnm.errors import MiningError, TableError
 from hnm.learning import features as feature_files
 from hnm.loop.mine import mine_tiles
+from hnm.loop.paths import MineFiles
 from hnm.mining.screen import pen_share
 from hnm.mining.select import scorer_of
 from hnm.slides.cutting.pack import Pack
@@ -58,20 +59,22 @@ def mined_with(
         "\n".join(["slide_id,tile,x,y,reason", *vetoes]) + "\n"
     )
     MINED.write(MINED.empty() if before is None else before, folder / "before.parquet")
-    return mine_tiles(
+    files = MineFiles(
         tile_scores=tables[0],
         cross_fitted=tables[1],
         train_labels=labels,
         slides=slides,
-        **{name: folder / name for name in ("vetoes", "features", "packs", "extra")},
+        vetoes=folder / "vetoes",
+        features=folder / "features",
+        packs=folder / "packs",
+        extra=folder / "extra",
         mined_before=folder / "before.parquet",
         mined=folder / "mined.parquet",
         mined_slides=folder / "slides.csv",
         passed_over=folder / "passed_over.csv",
         summary=folder / "summary.json",
-        round_=2,
-        mining=section,
     )
+    return mine_tiles(files, 2, section)
 
 
 def test_what_is_written_fits_together_and_heeds_vetoes(tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ from hnm.loop.rounds import Loop, RoundResult, Upstream, check_one_process
 from hnm.loop.seal import sealed
 from hnm.store import Store
 from hnm.studies.space import with_seed, with_values
-from hnm.tables import LABELS, MINED, PATIENTS, SLIDES
-from hnm.tracking.runs import Tracker
-from pipelines import embed, finetune, head, mine
+from hnm.tables import LABELS, MINED
+from tests.support.rounds import run_stages
 from tests.support.study import make_upstream, tiny_params
 
 
@@ -49,93 +48,27 @@ def test_a_trial_yields_what_the_stages_yield(
     kind: str, data: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = with_values(tiny_params(), {"ranking.margin": 0.25, "head.kind": kind})
-    rounds = list(Loop(Upstream(data), store).rounds(params))
+    rounds = list(Loop(Upstream(data.parent), store).rounds(params))
     monkeypatch.setenv("HNM_STORE", str(tmp_path / "store"))
-    upstream, tracker, compute = Upstream(data), Tracker("head", None), params.compute
-    encoder, mined, patients = upstream.encoder, upstream.mined, tmp_path / "patients.csv"
-    PATIENTS.write(SLIDES.read(upstream.slides)[["slide_id", "patient_id"]], patients)
+    paths = run_stages(data.parent, tmp_path / "copy", params)
+    assert [result.round for result in rounds] == [0, 1]
     for number, result in enumerate(rounds):
-        out = tmp_path / str(number)
-        if number:
-            scores, before, mined = (
-                tmp_path / str(number - 1) / "tiles.parquet",
-                mined,
-                out / "mined.parquet",
-            )
-            inputs = (
-                scores,
-                scores.with_name("cross_fitted.parquet"),
-                upstream.labels("train"),
-                upstream.slides,
-                upstream.vetoes,
-            )
-            told = (out / "mined.csv", out / "passed_over.csv", out / "mined.json")
-            mining = {"mining": params.mining, "tracker": Tracker("mine", None)}
-            mine.main(
-                *inputs,
-                scores.with_name("features"),
-                upstream.packs,
-                upstream.extra,
-                before,
-                mined,
-                *told,
-                number,
-                **mining,
-            )
-            finetuning = {"finetune": params.finetune, "mining": params.mining, "compute": compute}
-            finetune.main(
-                mined,
-                upstream.packs,
-                upstream.extra,
-                encoder,
-                out / "encoder",
-                number,
-                **finetuning,
-                tracker=Tracker("finetune", None),
-            )
-            encoder = out / "encoder"
-        embed.main(
-            upstream.packs,
-            upstream.pack_digests,
-            upstream.index,
-            encoder,
-            out / "features",
-            embed=params.embed,
-            compute=compute,
-        )
-        labels = (upstream.labels("train"), upstream.labels("validation"))
-        written = (
-            out / "head",
-            out / "tiles.parquet",
-            out / "slides.parquet",
-            out / "cross_fitted.parquet",
-        )
-        sections = {"head": params.head, "ranking": params.ranking, "compute": compute}
-        head.main(
-            out / "features",
-            upstream.index,
-            patients,
-            mined,
-            *labels,
-            *written,
-            number,
-            **sections,
-            tracker=tracker,
-        )
-        history = pd.read_csv(out / "head" / "history.csv")
+        history = pd.read_csv(paths.head(number).folder / "history.csv")
         best = history.sort_values(
             ["validation_auc", "validation_loss", "epoch"], ascending=[False, True, True]
         ).iloc[0]
         assert (result.auc, result.log_loss) == pytest.approx(
             (best["validation_auc"], best["validation_loss"]), abs=1e-15
         )
-        assert digest_of(result.slide_scores) == digest_of(out / "slides.parquet")
+        assert digest_of(result.slide_scores) == digest_of(paths.head(number).slide_scores)
+        assert digest_of(result.tile_scores) == digest_of(paths.head(number).tile_scores)
+        assert digest_of(result.mined) == digest_of(paths.head(number).mined)
 
 
 def test_a_trial_that_changes_mining_alone_trains_no_head_of_round_0(
     data: Path, store: Store
 ) -> None:
-    loop = Loop(Upstream(data), store)
+    loop = Loop(Upstream(data.parent), store)
     first = list(loop.rounds(tiny_params()))
     before = {kind: kept(store, kind) for kind in ("heads", "mined", "encoders")}
     second = list(loop.rounds(with_values(tiny_params(), {"mining.negative_fraction": 0.8})))
@@ -149,7 +82,7 @@ def test_a_trial_that_changes_mining_alone_trains_no_head_of_round_0(
 
 
 def test_mining_that_finds_the_same_tiles_trains_nothing(data: Path, store: Store) -> None:
-    loop = Loop(Upstream(data), store)
+    loop = Loop(Upstream(data.parent), store)
     list(loop.rounds(tiny_params()))
     before = kept(store, "encoders"), kept(store, "heads")
     list(
@@ -163,7 +96,7 @@ def test_hard_negatives_of_another_project_train_another_encoder(tmp_path: Path)
     study.
     """
     make_upstream(tmp_path / "data")
-    upstream, kept_by = Upstream(tmp_path / "data"), Store(tmp_path / "store")
+    upstream, kept_by = Upstream(tmp_path), Store(tmp_path / "store")
     own = list(Loop(upstream, kept_by).rounds(tiny_params()))
     make_upstream(tmp_path / "elsewhere" / "data")
     other = tmp_path / "extra" / "other"
@@ -176,10 +109,10 @@ def test_hard_negatives_of_another_project_train_another_encoder(tmp_path: Path)
         with h5py.File(other / "packs" / f"x_{slide_id}.h5", "r+") as pack:
             pack.attrs["slide_id"] = f"x_{slide_id}"
     MINED.write(renamed, other / "mined.parquet")
-    before, after = upstream.digests, Upstream(tmp_path / "data").digests
+    before, after = upstream.digests, Upstream(tmp_path).digests
     assert {name for name in before if before[name] != after[name]} == {"extra"}
     both = list(
-        Loop(Upstream(tmp_path / "data"), kept_by).rounds(
+        Loop(Upstream(tmp_path), kept_by).rounds(
             with_values(tiny_params(), {"mining.extra": ("other",)})
         )
     )
@@ -211,7 +144,7 @@ def test_the_cost_counts_the_encoder_s_passes(
         return forward(self, tiles)
 
     monkeypatch.setattr(TileEncoder, "forward", counted)
-    rounds = Loop(Upstream(data), Store(tmp_path / "store")).rounds(tiny_params())
+    rounds = Loop(Upstream(data.parent), Store(tmp_path / "store")).rounds(tiny_params())
     assert next(rounds).cost == 0
     passes.clear()
     result = next(rounds)
@@ -220,18 +153,23 @@ def test_the_cost_counts_the_encoder_s_passes(
         math.ceil(count / 2) for count in mined["role"].value_counts()
     )  # of two tiles of each role, and two views of each
     assert passes["trained"] == 2 * 4 * steps and passes["looked at"] == len(mined)
-    assert result.cost == 3 * passes["trained"] + passes["looked at"] + Upstream(data).tile_count
-    assert 0 <= passes["embedded"] - Upstream(data).tile_count < 16  # the last batch is filled up
+    assert (
+        result.cost
+        == 3 * passes["trained"] + passes["looked at"] + Upstream(data.parent).tile_count
+    )
+    assert (
+        0 <= passes["embedded"] - Upstream(data.parent).tile_count < 16
+    )  # the last batch is filled up
 
 
 def test_another_seed_is_another_trial(data: Path, store: Store) -> None:
-    loop = Loop(Upstream(data), store)
+    loop = Loop(Upstream(data.parent), store)
     first, other = next(loop.rounds(tiny_params())), next(loop.rounds(with_seed(tiny_params(), 1)))
     assert first.slide_scores != other.slide_scores and first.log_loss != other.log_loss
 
 
 def test_a_step_that_fails_says_so_and_leaves_nothing(data: Path, store: Store) -> None:
-    rounds = Loop(Upstream(data), store).rounds(
+    rounds = Loop(Upstream(data.parent), store).rounds(
         with_values(tiny_params(), {"mining.threshold": 0.999})
     )
     next(rounds)
@@ -272,13 +210,13 @@ def test_test_labels_cannot_be_opened(
         with pytest.raises(
             StudyError, match=r"holds the truth of the test split, which a study must not see"
         ):
-            next(Loop(Upstream(data), Store(tmp_path / "store")).rounds(tiny_params()))
+            next(Loop(Upstream(data.parent), Store(tmp_path / "store")).rounds(tiny_params()))
         reach()
 
 
 def test_a_seal_leaves_the_rest_open(data: Path) -> None:
-    with sealed(Upstream(data).test_truth):
-        assert len(LABELS.read(Upstream(data).labels("validation"))) == 6
+    with sealed(Upstream(data.parent).test_truth):
+        assert len(LABELS.read(Upstream(data.parent).paths.cohort.validation_labels)) == 6
         with (
             pytest.raises(StudyError),
             (data / "cohort" / "labels" / ".." / "labels" / "test.csv").open(),
@@ -302,7 +240,7 @@ def test_a_value_orders_by_auc_and_then_by_log_loss(
 
 
 def test_the_smallest_step_of_auc_is_half_a_pair(data: Path) -> None:
-    assert Upstream(data).split.smallest_auc_step == 0.5 / 9
+    assert Upstream(data.parent).split.smallest_auc_step == 0.5 / 9
 
 
 def test_what_would_train_in_several_processes_is_refused() -> None:
@@ -322,7 +260,7 @@ def test_what_is_torn_of_a_trial_is_noticed_and_made_again(data: Path, tmp_path:
     store = Store(tmp_path / "store")
 
     def aucs() -> list[float]:
-        return [result.auc for result in Loop(Upstream(data), store).rounds(tiny_params())]
+        return [result.auc for result in Loop(Upstream(data.parent), store).rounds(tiny_params())]
 
     first = aucs()
     for kind, name, recorded in (

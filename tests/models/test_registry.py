@@ -16,7 +16,7 @@ from hnm.models import registry
 from hnm.models.registry import Promoted, model_of_run, promote, registered_model, why_not
 from hnm.prediction.model import ModelRecord, write_model
 from hnm.repository.stages import StageState
-from hnm.tracking.runs import connect
+from hnm.tracking.connection import connect
 from hnm.tracking.vocabulary import MODEL_TAGS
 from tests.support import model as tiny_model
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from hnm.errors import MachineError
+from hnm.loop.paths import CohortFiles, TilesFiles
 from hnm.params import Cohort, Split, Tiles, Tissue
 from hnm.tables import QUARANTINE, SLIDES
 from pipelines import cohort, tiles
@@ -81,7 +82,7 @@ def test_no_output_keeps_a_signature(
         Cohort(name="c", manifest="slides.csv", max_quarantined_share=0.2),
         tmp_path / "out",
     )
-    cohort.main(*(out / output for output in OUTPUTS), cohort=section, split=Split())
+    cohort.main(CohortFiles(*(out / output for output in OUTPUTS)), cohort=section, split=Split())
     paths = (
         out / "slides.parquet",
         out / "quarantine.csv",
@@ -91,7 +92,10 @@ def test_no_output_keeps_a_signature(
         out / "tiles_quarantine.csv",
     )
     tiles.main(
-        *paths, cohort=section, tissue=Tissue(min_area_um2=1000.0), tiles=Tiles(mpp=1.0, tile_px=32)
+        TilesFiles(*paths),
+        cohort=section,
+        tissue=Tissue(min_area_um2=1000.0),
+        tiles=Tiles(mpp=1.0, tile_px=32),
     )
     assert SLIDES.read(out / "slides.parquet")["path"].tolist() == [
         f"{server}/s{number}.svs?***" for number in range(6)
@@ -130,7 +134,7 @@ def test_a_signature_that_is_not_valid_any_more_costs_no_slide(
         MachineError, match=r"s0.svs may not be read \(its server answers 403 Forbidden\)"
     ) as caught:
         cohort.main(
-            *(tmp_path / output for output in OUTPUTS),
+            CohortFiles(*(tmp_path / output for output in OUTPUTS)),
             cohort=Cohort(name="c", manifest="slides.csv", max_quarantined_share=1.0),
             split=Split(),
         )

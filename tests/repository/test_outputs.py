@@ -13,16 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hnm.errors import TrackingError
-from hnm.repository.outputs import (
-    ContentError,
-    Outputs,
-    in_cache,
-    is_inside,
-    listing,
-    md5_of,
-    objects_of,
-    stored_object,
-)
+from hnm.repository.outputs import Cache, ContentError, Outputs, is_inside, md5_of
 from hnm.repository.stages import (
     cohort_name,
     current_stages,
@@ -85,7 +76,7 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def outputs(tmp_path: Path, cache: Path) -> Outputs:
     found = Outputs(tmp_path)
-    found.__dict__["cache"] = cache
+    found.__dict__["cache"] = Cache(cache)
     return found
 
 
@@ -101,10 +92,10 @@ def test_a_listing_that_leads_out_of_its_folder_is_refused(
         ],
     )
     for read in (
-        lambda: listing(cache, md5),
+        lambda: Cache(cache).listing(md5),
         lambda: outputs.files("data/heads/1", md5),
-        lambda: in_cache(cache, md5),
-        lambda: list(objects_of(cache, md5)),
+        lambda: Cache(cache).holds(md5),
+        lambda: list(Cache(cache).objects_of(md5)),
     ):
         with pytest.raises(
             ContentError,
@@ -132,10 +123,10 @@ def test_a_listing_that_leads_out_of_its_folder_is_refused(
 def test_an_md5_that_is_none_becomes_no_path(cache: Path, md5: Any) -> None:
     folder = put_listing(cache, [{"md5": md5, "relpath": "a.h5"}])
     with pytest.raises(ContentError, match=r"a\.h5 has the md5 .*, which is none"):
-        listing(cache, folder)
+        Cache(cache).listing(folder)
     if not (isinstance(md5, str) and md5.endswith(".dir")):
         with pytest.raises(ContentError, match="is no md5 of DVC's"):
-            stored_object(cache, md5)
+            Cache(cache).place(md5)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +142,7 @@ def test_an_md5_that_is_none_becomes_no_path(cache: Path, md5: Any) -> None:
 )
 def test_odd_listings_are_refused(cache: Path, entries: Any, says: str) -> None:
     with pytest.raises(ContentError, match=says):
-        listing(cache, put_listing(cache, entries))
+        Cache(cache).listing(put_listing(cache, entries))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +152,7 @@ def test_odd_listings_are_refused(cache: Path, entries: Any, says: str) -> None:
 )
 def test_a_listing_that_is_no_json_is_refused(cache: Path, content: bytes) -> None:
     with pytest.raises(ContentError, match=r"delete it, then dvc pull"):
-        listing(cache, put(cache, content, ".dir"))
+        Cache(cache).listing(put(cache, content, ".dir"))
 
 
 def test_a_listing_is_believed_only_as_its_md5_says(
@@ -171,20 +162,20 @@ def test_a_listing_is_believed_only_as_its_md5_says(
     assert {
         name: path.read_bytes() for name, path in outputs.files("data/heads/1", md5).items()
     } == {"a.h5": b"bytes"}
-    stored_object(cache, md5).write_text(
+    Cache(cache).place(md5).write_text(
         json.dumps([{"md5": put(cache, b"other"), "relpath": "a.h5"}])
     )
     with pytest.raises(
         ContentError, match=r"is damaged: its bytes have md5 \w{32}; delete it, then dvc pull"
     ):
         outputs.files("data/heads/1", md5)
-    assert list(objects_of(cache, md5)) == [
-        stored_object(cache, md5)
+    assert list(Cache(cache).objects_of(md5)) == [
+        Cache(cache).place(md5)
     ]  # by its own hash it is named
-    stored_object(cache, md5).unlink()
-    os.mkfifo(stored_object(cache, md5))
+    Cache(cache).place(md5).unlink()
+    os.mkfifo(Cache(cache).place(md5))
     with pytest.raises(ContentError, match="is no regular file"):
-        listing(cache, md5)
+        Cache(cache).listing(md5)
 
 
 def test_no_file_is_handed_out_whose_bytes_are_not_those_of_its_md5(
@@ -192,7 +183,7 @@ def test_no_file_is_handed_out_whose_bytes_are_not_those_of_its_md5(
 ) -> None:
     inner = put(cache, b"bytes")
     folder = put_listing(cache, [{"md5": inner, "relpath": "a.h5"}])
-    stored_object(cache, inner).write_bytes(b"tampered")
+    Cache(cache).place(inner).write_bytes(b"tampered")
     for md5 in (folder, inner):
         with pytest.raises(
             ContentError, match=r"in DVC's cache is damaged, its bytes have md5 \w{32}; delete it"
@@ -211,7 +202,7 @@ def test_a_named_pipe_in_place_of_an_output_hangs_nobody(
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     md5 = put(cache, b"bytes")
-    assert outputs.files("pipe", md5) == {"pipe": stored_object(cache, md5)}
+    assert outputs.files("pipe", md5) == {"pipe": Cache(cache).place(md5)}
     with pytest.raises(ContentError, match="is no regular file"):
         md5_of(tmp_path / "pipe")
 

@@ -5,9 +5,9 @@ import pytest
 from typer.testing import CliRunner
 
 from hnm.cli import app
-from hnm.doctor import examine, in_cache
+from hnm.doctor import examine
 from hnm.errors import TrackingError
-from hnm.repository.outputs import Outputs, md5_of
+from hnm.repository.outputs import Cache, md5_of
 from hnm.repository.verification import verify
 from hnm.store import project_store
 from hnm.tracking.record import Record
@@ -24,7 +24,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = Path(shutil.copytree(made, tmp_path / "project"))
-    monkeypatch.setattr(Outputs, "cache", root / ".dvc" / "cache" / "files" / "md5")
+    cache = Cache(root / ".dvc" / "cache" / "files" / "md5")
+    monkeypatch.setattr(Cache, "of", lambda _: cache)
     return root
 
 
@@ -140,7 +141,7 @@ def test_the_doctor_tells_what_is_where(project: Path) -> None:
     )
     lost = cached(project, "data/tiles/packs", "a.h5")
     lost.unlink()
-    assert not in_cache(Outputs(project).cache, md5_of(project / "data" / "tiles" / "packs"))
+    assert not Cache.of(project).holds(md5_of(project / "data" / "tiles" / "packs"))
     shutil.rmtree(project / "data" / "tiles" / "packs")
     assert "1 of " in says(
         project, "outputs"

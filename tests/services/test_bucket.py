@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from hnm.errors import MachineError, SlideError
+from hnm.loop.paths import CohortFiles, TilesFiles
 from hnm.params import Cohort, Split, Tiles, Tissue
 from hnm.slides.reading.failures import StorageError
 from hnm.slides.reading.remote import fetched, version_of
@@ -64,7 +65,8 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 def run(folder: Path, name: str) -> dict[str, bytes]:
     section = Cohort(name="c", manifest=f"{name}.csv", max_quarantined_share=0.2)
     out = folder / name
-    cohort.main(*(out / "cohort" / output for output in OUTPUTS), cohort=section, split=Split())
+    files = CohortFiles(*(out / "cohort" / output for output in OUTPUTS))
+    cohort.main(files, cohort=section, split=Split())
     paths = (
         out / "cohort" / "slides.parquet",
         out / "cohort" / "quarantine.csv",
@@ -74,7 +76,10 @@ def run(folder: Path, name: str) -> dict[str, bytes]:
         out / "quarantine.csv",
     )
     tiles.main(
-        *paths, cohort=section, tissue=Tissue(min_area_um2=1000.0), tiles=Tiles(mpp=1.0, tile_px=32)
+        TilesFiles(*paths),
+        cohort=section,
+        tissue=Tissue(min_area_um2=1000.0),
+        tiles=Tiles(mpp=1.0, tile_px=32),
     )
     return {
         str(path.relative_to(out)): path.read_bytes()

@@ -18,6 +18,7 @@ import pytest
 
 import hnm.slides.cluster
 from hnm.errors import MachineError, ParamsError, SlideError
+from hnm.loop.paths import TilesFiles
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.slides.reading.reader import OpenSlideReader
 from hnm.slides.workers import each
@@ -141,12 +142,9 @@ def cut_all(folder: Path, out: str, monkeypatch, executor: str) -> dict[str, byt
         "tissue": Tissue(min_area_um2=1000.0),
         "tiles": Tiles(mpp=1.0, tile_px=32),
     }
-    tiles.main(
-        folder / "slides.parquet",
-        folder / "unopened.csv",
-        *(folder / out / name for name in ("packs", "packs.csv", "index.parquet", "q.csv")),
-        **sections,
-    )
+    written = (folder / out / name for name in ("packs", "packs.csv", "index.parquet", "q.csv"))
+    files = TilesFiles(folder / "slides.parquet", folder / "unopened.csv", *written)
+    tiles.main(files, **sections)
     return {
         str(path.relative_to(folder / out)): path.read_bytes()
         for path in sorted((folder / out).rglob("*"))

@@ -19,8 +19,8 @@ FILE = Path(__file__).parents[2] / "docker-compose.yml"
 
 def config(**environment: str) -> subprocess.CompletedProcess[str]:
     command = ["docker-compose", "-f", str(FILE), "config"]
-    known = {name: value for name, value in os.environ.items() if name != "HNM_PASSWORD"}
-    return subprocess.run(command, capture_output=True, text=True, env={**known, **environment})
+    inherited = {name: value for name, value in os.environ.items() if name != "HNM_PASSWORD"}
+    return subprocess.run(command, capture_output=True, text=True, env={**inherited, **environment})
 
 
 def test_the_file_is_valid_and_every_port_is_open_on_this_machine_alone() -> None:
@@ -31,9 +31,9 @@ def test_the_file_is_valid_and_every_port_is_open_on_this_machine_alone() -> Non
     ports = {
         name: [
             (port.split(":")[0] if isinstance(port, str) else port["host_ip"])
-            for port in own.get("ports", [])
+            for port in service.get("ports", [])
         ]
-        for name, own in services.items()
+        for name, service in services.items()
     }
     assert ports == {
         "bucket": [],
@@ -42,7 +42,7 @@ def test_the_file_is_valid_and_every_port_is_open_on_this_machine_alone() -> Non
         "postgres": ["127.0.0.1"],
     }
     assert {
-        name for name, own in services.items() if "s3cret" in own["environment"].values()
+        name for name, service in services.items() if "s3cret" in service["environment"].values()
     } == set(services)
 
 

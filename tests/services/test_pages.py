@@ -23,7 +23,7 @@ from hnm.evidence.pages.report import Origin, render_report
 from hnm.evidence.test_ledger import Looks
 from hnm.params import Evaluate
 from hnm.slides.cutting.pack import Pack
-from tests.support import evidence as tiny
+from tests.support import evidence
 
 pytestmark = pytest.mark.services
 CHROMIUM = next(
@@ -89,8 +89,8 @@ def browser(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def report(tmp_path: Path) -> str:
-    tiny.write_packs(tmp_path / "packs")
-    evaluation = evaluate_rounds(tiny.cohort(), tiny.rounds(), Evaluate(resamples=100))
+    evidence.write_packs(tmp_path / "packs")
+    evaluation = evaluate_rounds(evidence.cohort(), evidence.rounds(), Evaluate(resamples=100))
     return render_report(
         evaluation, lambda slide_id: Pack(tmp_path / "packs" / f"{slide_id}.h5"), ORIGIN
     )

@@ -43,6 +43,6 @@ def test_delong_is_that_of_proc(tmp_path: Path, seed: int) -> None:
         check=True,
     )
     aucs, covariance = delong(labels, scores)
-    first, second = (Predictions(labels, own, np.arange(48).astype(str)) for own in scores)
+    first, second = (Predictions(labels, row, np.arange(48).astype(str)) for row in scores)
     mine = [*aucs, covariance[0, 0], covariance[1, 1], covariance[0, 1], delong_p(first, second)]
     assert json.loads(done.stdout) == pytest.approx(mine, rel=1e-9)

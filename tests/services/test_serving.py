@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from hnm.models.predictor import default_store, save_predictor
 from hnm.prediction.model import read_model
 from hnm.prediction.slide import Prediction, predict_slides
-from tests.support import model as tiny_model
+from tests.support.model import make_model
 
 pytestmark = pytest.mark.services
 PATIENCE_SECONDS = 180
@@ -32,7 +32,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Address of the scoring server of `models:/hnm-tiny@champion`, and the model folder that was
     registered.
     """
-    model = tiny_model.make_model(tmp_path)
+    model = make_model(tmp_path)
     save_predictor(model, tmp_path / "mlflow")
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = MlflowClient(store)

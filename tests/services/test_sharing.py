@@ -7,7 +7,7 @@ import pytest
 
 from hnm.repository.outputs import md5_of
 from hnm.repository.stages import locked_stages
-from tests.support import sharing as tiny
+from tests.support.sharing import clone, make_shared, run
 
 pytestmark = pytest.mark.services
 moto_server = pytest.importorskip(
@@ -33,12 +33,10 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_push_clone_pull_by_s3(endpoint: str, tmp_path: Path) -> None:
-    first = tiny.make_shared(tmp_path / "first", "s3://hnm/data", f"endpointurl = {endpoint}")
-    colleague = tiny.clone(first, tmp_path / "colleague")
+    first = make_shared(tmp_path / "first", "s3://hnm/data", f"endpointurl = {endpoint}")
+    colleague = clone(first, tmp_path / "colleague")
     outs = {
         path: md5 for state in locked_stages(first).values() for path, md5 in state.outs.items()
     }
     assert {path: md5_of(colleague / path) for path in outs} == outs
-    assert "Running stage" not in tiny.run(
-        colleague, "dvc", "repro", "--downstream", "head@0", "head@1"
-    )
+    assert "Running stage" not in run(colleague, "dvc", "repro", "--downstream", "head@0", "head@1")

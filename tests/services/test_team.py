@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from hnm.tracking.connection import connect
 from hnm.tracking.replay import sync
-from hnm.tracking.runs import connect
 from tests.support import sharing as tiny
 from tests.support.postgres import free_port, postgres
 

@@ -241,7 +241,7 @@ def no_worker(_: object) -> None:
 
 
 def test_no_process_can_be_started(monkeypatch):
-    monkeypatch.setattr(workers, "_begin", no_worker)
+    monkeypatch.setattr(workers, "limit_reads", no_worker)
     result, message = until_it_fails(abs, [-3])
     assert result == {}
     assert message == HEADING.format(1, 1, f"-3: {workers.NO_PROCESS}")
@@ -288,7 +288,7 @@ def test_the_number_of_workers(monkeypatch):
 def test_a_worker_that_begins_too_late_ends_without_a_word_and_no_other(
     code: str, is_told: bool
 ) -> None:
-    program = f"import hnm.slides.served\nfrom multiprocessing import Semaphore\n{code}"
+    program = f"import hnm.fork_server\nfrom multiprocessing import Semaphore\n{code}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1 and ("Traceback" in done.stderr) == is_told, done.stderr
 
@@ -308,4 +308,4 @@ def test_a_machine_of_a_cluster_with_another_library_cuts_nothing(
             r" versions there"
         ),
     ):
-        workers._one(task, None)
+        workers._run_one(task, None)

@@ -59,9 +59,10 @@ class Repository:
         """The undisturbed run; how long each stage takes is seen from outside."""
         process, running, begin = self.start(), "", 0.0
         while process.poll() is None:
-            found = running_stage(process)
-            if found is not None and found[0] != running:
-                running, begin = found[0], time.monotonic()
+            stage = running_stage(process)
+            if stage is not None and stage[0] != running:
+                running = stage[0]
+                begin = time.monotonic()
             if running:
                 self.seconds[running] = time.monotonic() - begin
             time.sleep(0.02)
@@ -121,8 +122,8 @@ def running_stage(process: "subprocess.Popen[bytes]") -> tuple[str, psutil.Proce
 def wait_for(process: "subprocess.Popen[bytes]", wanted: str) -> psutil.Process | None:
     """The process of the stage `wanted`, once it runs; None where the run ends without it."""
     while process.poll() is None:
-        if (found := running_stage(process)) is not None and found[0] == wanted:
-            return found[1]
+        if (stage := running_stage(process)) is not None and stage[0] == wanted:
+            return stage[1]
         time.sleep(0.02)
     return None
 
@@ -191,10 +192,10 @@ def test_killed_at_random_moments_of_every_stage(repository: Repository) -> None
                 if dice.random() < 0.75
                 else repository.start()
             )
-            found = wait_for(process, wanted)
-            if found is not None:
+            victim = wait_for(process, wanted)
+            if victim is not None:
                 time.sleep(dice.uniform(0.0, 1.0) * repository.seconds[wanted])
-                hit = kill(process, found, VICTIMS[sum(caught.values()) % len(VICTIMS)])
+                hit = kill(process, victim, VICTIMS[sum(caught.values()) % len(VICTIMS)])
                 caught[wanted] += hit
                 missed += not hit
                 if not hit:  # a stage that goes on where it stopped takes less time than at first

@@ -63,7 +63,7 @@ class Project:
         with (self.folder / "params.yaml").open("w") as stream:
             yaml.dump(params, stream)
 
-    def kept(self, kind: str) -> dict[str, int]:
+    def stored(self, kind: str) -> dict[str, int]:
         """When each finished result was made, by its key."""
         return {
             path.name: path.stat().st_mtime_ns
@@ -95,15 +95,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         f"\nfirst run of {SLIDES} slides:"
         f" {project.run('cohort', 'tiles', 'encoder', 'embed'):.0f} s"
     )
-    assert (len(project.kept("tiles")), len(project.kept("features"))) == (SLIDES, SLIDES)
+    assert (len(project.stored("tiles")), len(project.stored("features"))) == (SLIDES, SLIDES)
     return project
 
 
 def test_nothing_changed(project):
-    known, before = project.digests(), (project.kept("tiles"), project.kept("features"))
+    digests, before = project.digests(), (project.stored("tiles"), project.stored("features"))
     print(f"\nnothing changed: {project.run('cohort', 'tiles', 'embed'):.0f} s")
-    assert project.digests() == known
-    assert (project.kept("tiles"), project.kept("features")) == before
+    assert project.digests() == digests
+    assert (project.stored("tiles"), project.stored("features")) == before
 
 
 def test_one_slide_more_costs_one(project):
@@ -111,12 +111,12 @@ def test_one_slide_more_costs_one(project):
         pd.read_csv(project.folder / "in" / name) for name in ("sixty.csv", "slides.csv")
     )
     another = every[~every["slide_id"].isin(manifest["slide_id"])].head(1)
-    before = (project.kept("tiles"), project.kept("features"))
+    before = (project.stored("tiles"), project.stored("features"))
     pd.concat([manifest, another]).to_csv(project.folder / "in" / "sixty.csv", index=False)
     print(f"\none slide more: {project.run('cohort', 'tiles', 'embed'):.0f} s")
     for kind, old in zip(("tiles", "features"), before, strict=True):
-        assert old.items() <= project.kept(kind).items()
-        assert len(project.kept(kind)) == len(old) + 1
+        assert old.items() <= project.stored(kind).items()
+        assert len(project.stored(kind)) == len(old) + 1
     manifest.to_csv(project.folder / "in" / "sixty.csv", index=False)
     project.run("cohort", "tiles", "embed")
 
@@ -131,41 +131,41 @@ def test_changed_bytes_of_one_slide_cost_one(project):
         .drop(pd.read_csv(project.folder / "in" / "sixty.csv")["slide_id"])["path"]
         .iloc[-1]
     )
-    known, original, before = (
+    digests, original, before = (
         project.digests(),
         slide.read_bytes(),
-        (project.kept("tiles"), project.kept("features")),
+        (project.stored("tiles"), project.stored("features")),
     )
     slide.write_bytes(other.read_bytes())
     print(f"\nthe bytes of one slide changed: {project.run('cohort', 'tiles', 'embed'):.0f} s")
     for kind, old in zip(("tiles", "features"), before, strict=True):
-        assert old.items() <= project.kept(kind).items()
-        assert len(project.kept(kind)) == len(old) + 1
+        assert old.items() <= project.stored(kind).items()
+        assert len(project.stored(kind)) == len(old) + 1
     slide.write_bytes(original)
     project.run("cohort", "tiles", "embed")
-    assert project.digests() == known
+    assert project.digests() == digests
 
 
 def test_tiles_mpp_there_and_back_costs_nothing(project):
-    known, before = project.digests(), project.kept("tiles")
+    digests, before = project.digests(), project.stored("tiles")
     project.set(tiles={"mpp": 2.0})
     there = project.run("tiles")
-    assert len(project.kept("tiles")) == len(before) + SLIDES
-    after = project.kept("tiles")
+    assert len(project.stored("tiles")) == len(before) + SLIDES
+    after = project.stored("tiles")
     project.set(tiles={"mpp": 1.0})
     back = project.run("tiles")
     print(f"\ntiles.mpp there: {there:.0f} s, back: {back:.0f} s")
-    assert project.kept("tiles") == after
+    assert project.stored("tiles") == after
     project.run("embed")
-    assert project.digests() == known
+    assert project.digests() == digests
 
 
 def test_another_encoder_cuts_nothing(project):
-    before = (project.kept("tiles"), project.kept("features"))
+    before = (project.stored("tiles"), project.stored("features"))
     project.set(encoder={"seed": 1})
     print(f"\nanother encoder: {project.run('encoder', 'tiles', 'embed'):.0f} s")
-    assert project.kept("tiles") == before[0]
-    assert len(project.kept("features")) == len(before[1]) + SLIDES
+    assert project.stored("tiles") == before[0]
+    assert len(project.stored("features")) == len(before[1]) + SLIDES
     project.set(encoder={"seed": 0})
     project.run("encoder", "embed")
 
@@ -177,31 +177,31 @@ def test_killed_at_any_moment(project, stage, kind, kills):
     """Each kill loses no finished slide, and none is made twice; the outputs come out as if nothing
     had happened.
     """
-    known, moments = project.digests(), random.Random(SEED)
+    digests, moments = project.digests(), random.Random(SEED)
     store = project.folder / ".hnm" / "store" / kind
     aside = store.with_name(f"{kind}-aside")
     store.rename(aside)
     seconds = project.run(stage)
-    caught, finished, kept = 0, [], {}
+    caught, finished, stored = 0, [], {}
     while caught < kills:
-        if len(kept) in (0, SLIDES):
+        if len(stored) in (0, SLIDES):
             subprocess.run(["rm", "-rf", str(store)], check=True)
-            kept = {}
+            stored = {}
         process = project.start(stage)
         time.sleep(moments.uniform(0.1, 1.0) * seconds)
         process.send_signal(signal.SIGKILL)
         was_caught = process.wait() == -signal.SIGKILL
         time.sleep(0.5)  # its workers end with it
-        after = project.kept(kind)
-        assert kept.items() <= after.items()
-        kept = after
+        after = project.stored(kind)
+        assert stored.items() <= after.items()
+        stored = after
         if was_caught:
             caught += 1
-            finished.append(len(kept))
+            finished.append(len(stored))
     assert project.run(stage) > 0
-    assert kept.items() <= project.kept(kind).items()
-    assert len(project.kept(kind)) == SLIDES
-    assert project.digests() == known
+    assert stored.items() <= project.stored(kind).items()
+    assert len(project.stored(kind)) == SLIDES
+    assert project.digests() == digests
     leftovers = [path for path in store.rglob(".*") if path.is_file()]
     print(
         f"\n{stage} (whole: {seconds:.0f} s) killed {caught} times, with so many slides finished:"

@@ -5,7 +5,6 @@ the study showed.
 import csv
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -20,9 +19,7 @@ from hnm.store import Store
 from hnm.studies.apply import trial_values, write_values
 from hnm.studies.study import Limits, run_study
 from hnm.studies.study_files import StudyFiles
-from hnm.tables import PATIENTS, SLIDES
-from hnm.tracking.runs import Tracker
-from pipelines import embed, finetune, head, mine
+from tests.support.rounds import run_stages
 from tests.support.study import RAW, make_upstream
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -131,9 +128,9 @@ def test_the_stages_then_yield_the_value_that_the_study_showed(
     """The whole of it: a study, its second trial into params.yaml, the stages with that file from
     the first round's features on.
     """
-    data, out, files = tmp_path / "data", tmp_path / "out", StudyFiles(tmp_path / "studies" / "s")
-    make_upstream(data)
-    upstream, path = Upstream(data), tmp_path / "params.yaml"
+    files = StudyFiles(tmp_path / "studies" / "s")
+    make_upstream(tmp_path / "data")
+    upstream, path = Upstream(tmp_path), tmp_path / "params.yaml"
     with path.open("w") as stream:
         YAML().dump(RAW, stream)
     run_study(
@@ -150,13 +147,8 @@ def test_the_stages_then_yield_the_value_that_the_study_showed(
     write_values(path, values)
 
     monkeypatch.setenv("HNM_STORE", str(tmp_path / "store"))
-    params = load_params(path)
-    sections: dict[str, Any] = {
-        name: getattr(params, name)
-        for name in ("embed", "head", "ranking", "mining", "finetune", "compute")
-    }
-    run_stages(upstream, out, **sections)
-    auc, loss = max(best_epoch(out / str(round_) / "head" / "history.csv") for round_ in range(2))
+    paths = run_stages(tmp_path, tmp_path / "copy", load_params(path))
+    auc, loss = max(best_epoch(paths.head(number).folder / "history.csv") for number in range(2))
     shown = pd.read_parquet(files.trials).iloc[1]
     assert shown["state"] == "complete" and (shown["validation_auc"], shown["validation_loss"]) == (
         auc,
@@ -172,84 +164,6 @@ def best_epoch(history: Path) -> tuple[float, float]:
             (float(row["validation_auc"]), -float(row["validation_loss"]))
             for row in csv.DictReader(stream)
         )
-
-
-def run_stages(
-    upstream: Upstream,
-    out: Path,
-    *,
-    embed: Any,
-    head: Any,
-    ranking: Any,
-    mining: Any,
-    finetune: Any,
-    compute: Any,
-) -> None:
-    encoder, mined, patients = upstream.encoder, upstream.mined, out / "patients.csv"
-    PATIENTS.write(SLIDES.read(upstream.slides)[["slide_id", "patient_id"]], patients)
-    for round_ in range(2):
-        own, before = out / str(round_), out / str(round_ - 1)
-        if round_:
-            mined_before, mined = mined, own / "mined.parquet"
-            scores = (
-                before / "tiles.parquet",
-                before / "cross_fitted.parquet",
-                upstream.labels("train"),
-                upstream.slides,
-                upstream.vetoes,
-            )
-            stage("mine").main(
-                *(*scores, before / "features", upstream.packs, upstream.extra, mined_before),
-                *(mined, *(own / name for name in ("mined.csv", "passed.csv", "mined.json"))),
-                round_,
-                mining=mining,
-                tracker=Tracker("mine", None),
-            )
-            stage("finetune").main(
-                *(mined, upstream.packs, upstream.extra, encoder, own / "encoder"),
-                round_,
-                finetune=finetune,
-                mining=mining,
-                compute=compute,
-                tracker=Tracker("finetune", None),
-            )
-            encoder = own / "encoder"
-        stage("embed").main(
-            upstream.packs,
-            upstream.pack_digests,
-            upstream.index,
-            encoder,
-            own / "features",
-            embed=embed,
-            compute=compute,
-        )
-        inputs = (
-            own / "features",
-            upstream.index,
-            patients,
-            mined,
-            upstream.labels("train"),
-            upstream.labels("validation"),
-        )
-        written = (
-            own / "head",
-            own / "tiles.parquet",
-            own / "slides.parquet",
-            own / "cross_fitted.parquet",
-        )
-        stage("head").main(
-            *inputs,
-            *written,
-            round_,
-            head=head,
-            ranking=ranking,
-            compute=compute,
-            tracker=Tracker("head", None),
-        )
-
-
-def stage(name: str) -> Any:
-    return {"embed": embed, "finetune": finetune, "head": head, "mine": mine}[name]
 
 
 def test_what_cannot_be_applied_is_named(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_every_patient_is_judged_once_and_trained_on_elsewhere(
 
 def test_folds_hold_train_and_validation_slides_and_are_kept(tmp_path: Path) -> None:
     make_upstream(tmp_path / "data")
-    upstream, store = Upstream(tmp_path / "data"), Store(tmp_path / "store")
+    upstream, store = Upstream(tmp_path), Store(tmp_path / "store")
     assert folds_of(upstream, 0, 0, store) == [upstream.split]
     folds = folds_of(upstream, 3, 0, store)
     judged = [LABELS.read(fold.validation)["slide_id"].tolist() for fold in folds]

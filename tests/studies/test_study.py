@@ -26,7 +26,7 @@ from tests.support.study import make_upstream, tiny_params
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
     data = tmp_path_factory.mktemp("cohort") / "data"
     make_upstream(data)
-    return Upstream(data)
+    return Upstream(data.parent)
 
 
 def run(
@@ -379,7 +379,7 @@ def test_other_data_params_or_space_are_refused_by_name(tmp_path: Path, upstream
     labels = elsewhere / "cohort" / "labels" / "train.csv"
     labels.write_text(labels.read_text().replace("train_0,0", "train_0,1"))
     with pytest.raises(StudyError, match=r"begun with other train labels, so"):
-        run(tmp_path / "s", Upstream(elsewhere), FormulaLoop())
+        run(tmp_path / "s", Upstream(elsewhere.parent), FormulaLoop())
 
 
 def test_a_study_goes_on_after_its_winner_went_into_params_yaml(

@@ -9,8 +9,10 @@ from hnm.loop.rounds import Upstream
 from hnm.store import Store
 from hnm.studies.study import Limits, run_study
 from hnm.studies.study_files import StudyFiles
+from hnm.tracking.connection import connect
+from hnm.tracking.delivery import bring_waiting
 from hnm.tracking.record import refusals, waiting_records
-from hnm.tracking.runs import StudyTracker, bring_waiting, connect
+from hnm.tracking.study_runs import StudyTracker
 from tests.support.loop import FormulaLoop
 from tests.support.study import make_upstream, tiny_params
 
@@ -23,7 +25,7 @@ ROUNDS = [
 def test_a_study_that_goes_on_is_one_run_with_its_trials_and_their_rounds_below(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hnm.tracking.runs._send_courier", lambda root, record: None)
+    monkeypatch.setattr("hnm.tracking.runs.send_courier", lambda root, record: None)
     tracker = StudyTracker(root, "demo", "margins", "k" * 64)
     (root / "plots").mkdir()
     (root / "plots" / "history.png").write_bytes(b"picture")
@@ -85,7 +87,7 @@ def test_a_study_that_goes_on_is_one_run_with_its_trials_and_their_rounds_below(
 def test_a_study_that_is_deleted_and_begun_anew_has_runs_of_its_own(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hnm.tracking.runs._send_courier", lambda root, record: None)
+    monkeypatch.setattr("hnm.tracking.runs.send_courier", lambda root, record: None)
     make_upstream(root / "data")
     client = connect(root)
 
@@ -97,7 +99,7 @@ def test_a_study_that_is_deleted_and_begun_anew_has_runs_of_its_own(
         run_study(
             StudyFiles(root / "studies" / "s"),
             params,
-            Upstream(root / "data"),
+            Upstream(root),
             loop,
             Store(root / "store"),
             limits,

@@ -3,6 +3,7 @@ and one in quarantine.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ CAST = {
 }
 
 
-def cohort(**changes: object) -> CohortTruth:
+def cohort(**changes: Any) -> CohortTruth:
     """The cohort; `changes` replace fields."""
     slides = pd.DataFrame(
         {
@@ -60,7 +61,11 @@ def cohort(**changes: object) -> CohortTruth:
     lost = slides.iloc[[0]].assign(slide_id="te5", patient_id="p10", split="test")
     labels = {
         split: pd.DataFrame(
-            [(slide_id, label) for slide_id, (own, _, label, _) in CAST.items() if own == split],
+            [
+                (slide_id, label)
+                for slide_id, (dealt, _, label, _) in CAST.items()
+                if dealt == split
+            ],
             columns=["slide_id", "label"],
         )
         for split in ("train", "validation", "test")
@@ -68,7 +73,7 @@ def cohort(**changes: object) -> CohortTruth:
     labels["test"] = pd.concat(
         [labels["test"], pd.DataFrame({"slide_id": ["te5"], "label": [1]})], ignore_index=True
     )
-    fields = {
+    fields: dict[str, Any] = {
         "slides": SLIDES.check(pd.concat([slides, lost], ignore_index=True), "slides"),
         "labels": labels,
         "quarantine": pd.DataFrame(
@@ -141,7 +146,7 @@ def _round(number: int) -> RoundResults:
     slide_scores = pd.DataFrame(
         {
             "slide_id": list(CAST),
-            "score": np.float32([scores[number] for *_, scores in CAST.values()]),
+            "score": np.array([scores[number] for *_, scores in CAST.values()], np.float32),
         }
     )
     tile_scores = tiles().drop(columns="tissue")
@@ -179,11 +184,11 @@ def _round(number: int) -> RoundResults:
         pd.DataFrame(history),
         mined(number),
         pd.DataFrame(encoder_history),
-        {**_records(), "mine": _told(number)},
+        {**_records(), "mine": _mined_summary(number)},
     )
 
 
-def _told(number: int) -> dict[str, object]:
+def _mined_summary(number: int) -> dict[str, object]:
     """Of round 2: tile 5 of tr3 is one of the five of round 1 and of the two of round 2."""
     return {
         "round": number,
@@ -211,7 +216,7 @@ def mined(number: int) -> pd.DataFrame:
         tiles().drop(columns="tissue"), on=["slide_id", "tile"]
     )
     table["rank"] = table.groupby("role").cumcount() + 1
-    table["score"] = np.float32(0.95) - np.float32(0.1) * table["rank"].astype(np.float32)
+    table["score"] = 0.95 - 0.1 * table["rank"].astype(np.float32)
     table = table.assign(
         logit=np.float32(1.25), round=number, policy="hard", scorer="0123456789abcdef"
     )
@@ -293,6 +298,6 @@ def detections(
     lesions: list[float], of_lesions: str, false: list[float], of_false: str, of_slides: str
 ) -> Detections:
     """Each letter is the patient of a lesion, a false detection, a slide."""
-    scores = [np.array(own, dtype=np.float64) for own in (lesions, false)]
-    patients = [np.array(list(own), dtype=str) for own in (of_lesions, of_false, of_slides)]
+    scores = [np.array(values, dtype=np.float64) for values in (lesions, false)]
+    patients = [np.array(list(letters), dtype=str) for letters in (of_lesions, of_false, of_slides)]
     return Detections(scores[0], patients[0], scores[1], patients[1], patients[2])

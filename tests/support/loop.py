@@ -69,7 +69,7 @@ def run_machine(
     run_study(
         StudyFiles(folder),
         tiny_params(),
-        Upstream(data),
+        Upstream(data.parent),
         loop,
         Store(folder / "store"),
         Limits(trials),

@@ -35,13 +35,13 @@ def step(machine: Machine) -> dict[str, torch.Tensor]:
     network = model()
     shares = shares_of(np.array([5, 0, 3, 1]), machine.ranks, "finetune")
     views = torch.rand(8, 2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    own = views[shares[machine.rank]].transpose(0, 1).flatten(0, 1)
+    of_rank = views[shares[machine.rank]].transpose(0, 1).flatten(0, 1)
 
     def loss_of(projected: torch.Tensor, rows: np.ndarray, epoch: int) -> dict[str, torch.Tensor]:
         negative, positive = role_losses(projected, torch.from_numpy(ROLES[rows]), temperature=0.07)
         return {"loss": 0.25 * negative + 0.75 * positive, "positive_loss": positive}
 
-    parts = differentiate(network, own, shares, loss_of, 1, machine)
+    parts = differentiate(network, of_rank, shares, loss_of, 1, machine)
     return {
         **parts,
         **{
@@ -54,7 +54,7 @@ def step(machine: Machine) -> dict[str, torch.Tensor]:
 
 def trained(machine: Machine) -> dict[str, torch.Tensor]:
     """The encoder's state after fine-tuning, and after SimCLR."""
-    states = {}
+    states: dict[str, torch.Tensor] = {}
     for name in ("finetune", "simclr"):
         encoder = make_encoder(params.Encoder(name="test_resnet", weights="random"))
         if name == "finetune":

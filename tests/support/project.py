@@ -16,7 +16,7 @@ from hnm.causes import causes_of
 from hnm.files import write_json
 from hnm.params import load_params
 from hnm.repository.outputs import md5_of
-from tests.support import model as tiny_model
+from tests.support.model import make_parts
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = {"0": None, "1": "0"}
@@ -55,7 +55,7 @@ def make_project(root: Path) -> Path:
     (root / "vetoes").mkdir()
     (root / "vetoes" / "vetoes.csv").write_text("slide_id,tile,x,y,reason\n")
     stages = dict(resolved())
-    encoder, head = tiny_model.make_parts(root / ".parts")
+    encoder, head = make_parts(root / ".parts")
     for name, stage in stages.items():
         for out in stage["outs"]:
             path = root / out
@@ -128,11 +128,11 @@ def fill_cache(root: Path) -> Path:
 
 
 def keep(cache: Path, md5: str, content: bytes) -> None:
-    kept = cache / md5[:2] / md5[2:]
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.unlink(missing_ok=True)
-    kept.write_bytes(content)
-    kept.chmod(0o444)
+    place = cache / md5[:2] / md5[2:]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.write_bytes(content)
+    place.chmod(0o444)
 
 
 def resolved() -> Iterator[tuple[str, dict[str, Any]]]:

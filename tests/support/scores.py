@@ -22,8 +22,8 @@ def scores_of(slides: dict[str, list[float]]) -> pd.DataFrame:
             "score": score,
             "attention": 0.1,
         }
-        for slide_id, own in slides.items()
-        for tile, score in enumerate(own)
+        for slide_id, values in slides.items()
+        for tile, score in enumerate(values)
     ]
     frame = pd.DataFrame(rows).astype(
         {
@@ -44,20 +44,19 @@ def labels_of(labels: dict[str, int]) -> pd.DataFrame:
 
 def chosen(mined: pd.DataFrame, role: str) -> list[tuple[str, int]]:
     """(slide id, tile) of the mined tiles of one role, best first."""
-    own = mined[mined["role"] == role].sort_values("rank")
-    return list(zip(own["slide_id"], own["tile"], strict=True))
+    of_role = mined[mined["role"] == role].sort_values("rank")
+    return list(zip(of_role["slide_id"], of_role["tile"], strict=True))
 
 
 def features_of(degrees: dict[str, list[float]]) -> TileReader:
     """Reads features of two numbers: tile n of a slide points to its n-th angle, and is as long as
     n + 1.
     """
-    angles = {slide_id: np.radians(own) for slide_id, own in degrees.items()}
+    angles = {slide_id: np.radians(values) for slide_id, values in degrees.items()}
 
     def read(slide_id: str, tiles: np.ndarray) -> np.ndarray:
-        own = angles[slide_id][tiles]
-        return (np.stack([np.cos(own), np.sin(own)], axis=1) * (tiles[:, None] + 1)).astype(
-            np.float32
-        )
+        chosen = angles[slide_id][tiles]
+        directions = np.stack([np.cos(chosen), np.sin(chosen)], axis=1)
+        return np.asarray(directions * (tiles[:, None] + 1), np.float32)
 
     return read

@@ -7,11 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from hnm.tracking.connection import connect
 from hnm.tracking.record import waiting_records
-from hnm.tracking.runs import connect
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +73,16 @@ def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 StartStage = Callable[..., "subprocess.Popen[str]"]
+Wait = Callable[[], None]
+
+
+def runs_of(root: Path) -> "list[Run]":
+    """The runs of the demo's experiment, by name."""
+    client = connect(root)
+    experiment = client.get_experiment_by_name("demo")
+    if experiment is None:
+        return []
+    return list(client.search_runs([experiment.experiment_id], order_by=["tags.mlflow.runName"]))
 
 
 @pytest.fixture
@@ -92,7 +106,7 @@ def start_stage(root: Path) -> StartStage:
 
 
 @pytest.fixture
-def wait_for_couriers(root: Path) -> Callable[[], None]:
+def wait_for_couriers(root: Path) -> Wait:
     """Waits until every record has been brought to MLflow."""
 
     def wait() -> None:

@@ -79,12 +79,12 @@ def test_two_patients_have_two_slides_and_no_patient_has_two_splits() -> None:
 
 def test_one_negative_train_slide_is_glass_and_one_has_pen_marks() -> None:
     odd = {
-        s.made_of: (s.label, s.split)
+        s.content: (s.label, s.split)
         for s in _subjects(0, 36, odd_slides=True)
-        if s.made_of != "tissue"
+        if s.content != "tissue"
     }
     assert odd == {"glass": (0, "train"), "tissue and pen": (0, "train")}
-    assert {s.made_of for s in _subjects(0, 36, odd_slides=False)} == {"tissue"}
+    assert {s.content for s in _subjects(0, 36, odd_slides=False)} == {"tissue"}
 
 
 def test_each_split_has_small_and_large_tumours() -> None:

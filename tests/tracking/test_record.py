@@ -124,3 +124,19 @@ def test_a_killed_stage_is_told_from_one_that_runs(tmp_path: Path) -> None:
     record.close_if_killed()
     assert not record.is_alive()
     assert record.events()[-1] == {"event": "finish", "time": 1000, "status": "KILLED"}
+
+
+START = {"experiment": "demo", "name": "later", "tags": {}, "params": {}, "inputs": []}
+
+
+def test_a_record_that_is_being_written_is_not_taken_for_a_killed_one(tmp_path: Path) -> None:
+    with Record.written(tmp_path, START, "FAILED") as record:
+        Record(record.folder).close_if_killed()
+        record.append("metrics", step=0, values={"epoch/loss": 0.5})
+    assert [event.get("status") for event in record.checked_events()] == [None, None, "FAILED"]
+
+
+def test_nothing_stays_of_a_record_whose_content_fails(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Record.written(tmp_path, START) as record:
+        raise ZeroDivisionError
+    assert waiting_records(tmp_path) == [] and not record.folder.exists()

@@ -21,9 +21,9 @@ from hnm.doctor import examine
 from hnm.errors import TrackingError
 from hnm.repository.outputs import Outputs, folder_md5, md5_of
 from hnm.repository.stages import current_stages, locked_stages
+from hnm.tracking.connection import connect
 from hnm.tracking.record import Record, refusals, waiting_records
 from hnm.tracking.replay import outdated, sync
-from hnm.tracking.runs import connect
 from hnm.tracking.summary import state_name
 from hnm.tracking.vocabulary import TAGS
 
@@ -523,22 +523,23 @@ def test_a_run_that_waits_and_is_refused_stops_no_other(repository: Path) -> Non
     assert runs(repository)["poison"].info.status == "FINISHED"
 
 
-def test_runs_that_mlflow_refuses_to_make_are_named_and_leave_nothing(
+def test_runs_that_mlflow_refuses_to_make_are_set_aside_once_and_made_by_a_retry(
     repository: Path, empty_store: Path
 ) -> None:
     shutil.copy(empty_store, repository / "mlflow.db")
     client = connect(repository)
     client.delete_experiment(client.create_experiment("demo"))
-    refused = (
-        "MLflow refuses the run (The experiment 1 must be in the 'active' state. Current state is"
-        " deleted.); mend that, then hnm track sync"
-    )
-    assert sync(repository).missing == [
-        f"{stage}: {refused}" for stage in ("head@0", "head@1", "evaluate")
-    ]
-    assert refusals(repository) == ""
+    for _ in range(2):
+        done = sync(repository)
+        assert (done.replayed, done.summary, done.missing) == ([], None, [])
+        assert refusals(repository).startswith(
+            "3 in .hnm/refused, the first head-r0-dsmil-s0 (The experiment 1 must be in the"
+            " 'active' state. Current state is deleted.); mend the cause and run"
+            " `hnm track sync --retry`"
+        )
     client.restore_experiment("1")
-    assert sync(repository).summary == "baseline"
+    done = sync(repository, retry=True)
+    assert (len(done.brought), done.summary, refusals(repository)) == (3, "baseline", "")
 
 
 def test_a_run_that_was_deleted_is_not_made_again(repository: Path) -> None:
@@ -677,8 +678,8 @@ def test_artifacts_of_a_project_that_was_moved_or_copied_are_where_it_is(
         == (here / "mlruns" / "demo").as_uri()
     )
     program = (
-        "import sys; from pathlib import Path; from hnm.tracking.runs import connect\nclient ="
-        " connect(Path(sys.argv[1])); print(Path(client.download_artifacts(sys.argv[2],"
+        "import sys; from pathlib import Path; from hnm.tracking.connection import connect\n"
+        "client = connect(Path(sys.argv[1])); print(Path(client.download_artifacts(sys.argv[2],"
         " 'metrics.json', sys.argv[3])).read_text())\nclient.log_artifact(sys.argv[2], sys.argv[1]"
         " + '/params.yaml')"
     )

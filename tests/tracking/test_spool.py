@@ -15,9 +15,11 @@ from hnm.cli import app
 from hnm.doctor import examine
 from hnm.params import load_params
 from hnm.tracking import record as record_module
+from hnm.tracking.connection import connect
+from hnm.tracking.delivery import bring_waiting
 from hnm.tracking.record import Record, refused_records, spool, spool_trouble, waiting_records
 from hnm.tracking.replay import sync
-from hnm.tracking.runs import bring_waiting, connect, track_stage
+from hnm.tracking.runs import track_stage
 
 START = {
     "event": "start",
@@ -174,9 +176,8 @@ def test_one_record_that_the_store_cannot_take_stops_no_other(root: Path) -> Non
     client = connect(root)
     garbage(root, lines(START, FINISH))
     later(root)
-    left: list[str] = []
-    assert bring_waiting(root, OddClient(), left=left) == ["later"]  # type: ignore[arg-type]
-    (line,) = left
+    names, (line,) = bring_waiting(root, OddClient())  # type: ignore[arg-type]
+    assert names == ["later"]
     assert line.startswith(
         "the run head-r1 waits, while MLflow answers: a fault of this record alone, at"
         " https://***@host; run hnm track sync again, or delete "

@@ -1,10 +1,8 @@
 """Stores that are away in every way: each call ends in time, in one line, without secrets."""
 
 import os
-import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,10 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hnm.errors import TrackingError
 from hnm.tracking import time_limits as patience
 from hnm.tracking.record import Record, waiting_records
-from hnm.tracking.runs import connect
 from hnm.tracking.time_limits import PatientClient, StoreSilentError, within
 
 
@@ -167,49 +163,3 @@ def test_a_sync_at_a_server_that_hangs_ends_in_one_line_without_its_password(
     ) and line.endswith("they wait, sync again when it does")
     (waits,) = waiting_records(tmp_path)
     assert "geheim1" not in (waits.folder / "reason.txt").read_text()
-
-
-@pytest.mark.parametrize("kind", ["newer", "torn", "other"])
-def test_a_store_of_another_version_is_one_line_with_a_cure(root: Path, kind: str) -> None:
-    if kind == "newer":
-        with sqlite3.connect(root / "mlflow.db") as store:
-            store.execute("update alembic_version set version_num = 'abcdef123456'")
-    else:
-        (root / "mlflow.db").write_bytes(
-            b"no database at all " * 1000
-            if kind == "other"
-            else (root / "mlflow.db").read_bytes()[:30_000]
-        )
-    says = (
-        r"mlflow\.db is no store that this version of MLflow can use \(.*\); if a newer MLflow made"
-        r" it, install that one"
-    )
-    with pytest.raises(TrackingError, match=says) as raised:
-        connect(root)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_place_outside_that_is_someones_choice_stays(
-    root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    elsewhere = tmp_path_factory.mktemp("large disk") / "mlruns"
-    elsewhere.mkdir()
-    client = connect(root)
-    client.create_experiment("chosen", artifact_location=(elsewhere / "chosen").as_uri())
-    client.create_experiment("bucket", artifact_location="s3://bucket/mlruns/bucket")
-    places = {
-        experiment.name: experiment.artifact_location
-        for experiment in connect(root).search_experiments()
-    }
-    assert (
-        places["chosen"] == (elsewhere / "chosen").as_uri()
-        and places["bucket"] == "s3://bucket/mlruns/bucket"
-    )
-    shutil.rmtree(
-        elsewhere
-    )  # as a disk that is gone: the store cannot tell it from a project that was moved
-    places = {
-        experiment.name: experiment.artifact_location
-        for experiment in connect(root).search_experiments()
-    }
-    assert places["chosen"] == (root / "mlruns" / "chosen").as_uri()

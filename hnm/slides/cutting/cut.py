@@ -133,8 +133,8 @@ def opened(layout: Layout, *, stays: bool = False) -> Iterator[Slide]:
     with fetched(layout.source, stays=stays) as path, expecting(path, layout.fingerprint):
         if not os.path.exists(path):  # Path.exists raises where a folder is closed
             raise StorageError(
-                f"{printable_name(path)} is gone since the cohort was checked; mount its folder, or run"
-                " again without it"
+                f"{printable_name(path)} is gone since the cohort was checked; mount its folder, or"
+                " run again without it"
             )
         with open_slide(path, layout.fingerprint) as slide:
             yield slide

@@ -24,7 +24,7 @@ By = Literal["file", "shape", "param", "qupath", "nothing"]
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in pixels: those of level 0, where nothing else is said."""
+    """A rectangle in level-0 pixels."""
 
     x: int
     y: int

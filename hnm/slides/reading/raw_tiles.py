@@ -91,7 +91,6 @@ class RawTileReader:
         self._file = file
         self._authority = authority
         self._levels = levels
-        self.vendor = authority.vendor
         self.dimensions = authority.dimensions
         self.bounds = authority.bounds
         self.mpp = authority.mpp

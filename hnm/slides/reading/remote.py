@@ -1,10 +1,11 @@
 """Slides by URL, which are fetched whole into a cache of this machine.
 
-The cache never holds more than its limit. OpenSlide reads files, and a slide's tiles are most of its bytes, so a slide is fetched as a whole.
-A file in the cache is named by its URL, size and entity tag: a slide that changed in its bucket is
-another file. It goes when its tiles are cut, and before that where another slide needs its room, but never
-while it is read. The cache is the folder HNM_SLIDE_CACHE, its limit HNM_SLIDE_CACHE_GB; with
-HNM_SLIDE_CACHE_KEEP=1 slides stay until their room is needed.
+The cache never holds more than its limit. OpenSlide reads files, and a slide's tiles are most of
+its bytes, so a slide is fetched as a whole. A file in the cache is named by its URL, size and
+entity tag: a slide that changed in its bucket is another file. It goes when its tiles are cut, and
+before that where another slide needs its room, but never while it is read. The cache is the folder
+HNM_SLIDE_CACHE, its limit HNM_SLIDE_CACHE_GB; with HNM_SLIDE_CACHE_KEEP=1 slides stay until their
+room is needed.
 
 The cache is a folder of its own with a mark, which no other user may write to. In it only names of
 32 hexadecimal digits are counted, locked or removed. Its default lies in the folder for temporary

@@ -36,29 +36,16 @@ class Scale(NamedTuple):
 class Slide(Protocol):
     """The members of a slide that tiling needs. Any reader that has them will do."""
 
-    @property
-    def vendor(self) -> str:
-        """The maker of the format, in OpenSlide's words."""
-
-    @property
-    def dimensions(self) -> tuple[int, int]:
-        """Width and height of level 0 in pixels."""
-
-    @property
-    def bounds(self) -> Box:
-        """The part of level 0 that was scanned. There is no tissue outside of it."""
-
-    @property
-    def mpp(self) -> Mpp | None:
-        """The resolution that the file states, or None where it states none."""
-
-    @property
-    def level_downsamples(self) -> tuple[float, ...]:
-        """Level-0 pixels per pixel of each level, ascending from 1."""
-
-    @property
-    def background(self) -> tuple[int, int, int]:
-        """The RGB colour of what was not scanned."""
+    dimensions: tuple[int, int]
+    """Width and height of level 0 in pixels."""
+    bounds: Box
+    """The part of level 0 that was scanned. There is no tissue outside of it."""
+    mpp: Mpp | None
+    """The resolution that the file states, or None where it states none."""
+    level_downsamples: tuple[float, ...]
+    """Level-0 pixels per pixel of each level, ascending from 1."""
+    background: tuple[int, int, int]
+    """The RGB colour of what was not scanned."""
 
     def read(self, x: int, y: int, level: int, width: int, height: int) -> RGB:
         """Returns `width` x `height` pixels of `level`; their corner is the level-0 pixel (x, y).

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from hnm.errors import SlideError
-from hnm.slides.reading.canvas import Box
 from hnm.slides.reading.slide import MOST_REGION_PX, RGB, RegionError, Scale, Slide
 
 READ_PX = 2048
@@ -23,6 +22,9 @@ MOST_THUMBNAIL_PX = 100_000_000
 
 Finding tissue takes some 60 bytes for each.
 """
+
+Block = tuple[int, int, int, int]
+"""Left, top, right and bottom of a part of a thumbnail, in its pixels."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,15 @@ def thumbnail(
     waiting = _blocks(width, height, slide.level_downsamples[level], max(scale))
     while waiting:
         block = waiting.pop()
-        left, top, right, bottom = block.ends
+        left, top, right, bottom = block
         try:
             pixels[top:bottom, left:right] = _shrunk(slide, level, scale, block)
         except RegionError:
-            if max(block.width, block.height) > SMALLEST_BLOCK_PX:
+            if max(right - left, bottom - top) > SMALLEST_BLOCK_PX:
                 waiting += _halves(block)
                 continue
             lost[top:bottom, left:right] = True
-            lost_px += block.width * block.height
+            lost_px += (right - left) * (bottom - top)
             if lost_px > max_lost_share * width * height:
                 raise SlideError(
                     f"more than tiles.max_lost_share={max_lost_share:g} of its area cannot be read",
@@ -105,42 +107,39 @@ def coarsest_sufficient_level(
     )
 
 
-def _blocks(width: int, height: int, downsample: float, scale: float) -> list[Box]:
-    """Returns the blocks, in thumbnail pixels, that a thumbnail is read in."""
+def _blocks(width: int, height: int, downsample: float, scale: float) -> list[Block]:
+    """Returns the blocks that a thumbnail of this size is read in."""
     side = int(READ_PX * downsample / scale)
     largest = int(MOST_REGION_PX**0.5 * downsample / scale) - 2  # a slide of one level, from afar
     side = max(1, min(max(SMALLEST_BLOCK_PX, side), largest))
     return [
-        Box(x, y, min(side, width - x), min(side, height - y))
-        for y in range(0, height, side)
-        for x in range(0, width, side)
+        (left, top, min(left + side, width), min(top + side, height))
+        for top in range(0, height, side)
+        for left in range(0, width, side)
     ]
 
 
-def _shrunk(slide: Slide, level: int, scale: Scale, block: Box) -> RGB:
+def _shrunk(slide: Slide, level: int, scale: Scale, block: Block) -> RGB:
     """Returns the pixels of a block of the thumbnail."""
     downsample = slide.level_downsamples[level]
-    x = int(block.x * scale.x)
-    y = int(block.y * scale.y)
-    left = (block.x * scale.x - x) / downsample
-    top = (block.y * scale.y - y) / downsample
-    right = left + block.width * scale.x / downsample
-    bottom = top + block.height * scale.y / downsample
+    width = block[2] - block[0]
+    height = block[3] - block[1]
+    x = int(block[0] * scale.x)
+    y = int(block[1] * scale.y)
+    left = (block[0] * scale.x - x) / downsample
+    top = (block[1] * scale.y - y) / downsample
+    right = left + width * scale.x / downsample
+    bottom = top + height * scale.y / downsample
     region = slide.read(slide.bounds.x + x, slide.bounds.y + y, level, ceil(right), ceil(bottom))
     box = (left, top, min(right, region.shape[1]), min(bottom, region.shape[0]))
-    size = (block.width, block.height)
-    return np.asarray(Image.fromarray(region).resize(size, Image.Resampling.BOX, box=box))
+    picture = Image.fromarray(region).resize((width, height), Image.Resampling.BOX, box=box)
+    return np.asarray(picture)
 
 
-def _halves(block: Box) -> list[Box]:
-    if block.width >= block.height:
-        left = block.width // 2
-        return [
-            Box(block.x, block.y, left, block.height),
-            Box(block.x + left, block.y, block.width - left, block.height),
-        ]
-    upper = block.height // 2
-    return [
-        Box(block.x, block.y, block.width, upper),
-        Box(block.x, block.y + upper, block.width, block.height - upper),
-    ]
+def _halves(block: Block) -> list[Block]:
+    left, top, right, bottom = block
+    if right - left >= bottom - top:
+        middle = (left + right) // 2
+        return [(left, top, middle, bottom), (middle, top, right, bottom)]
+    middle = (top + bottom) // 2
+    return [(left, top, right, middle), (left, middle, right, bottom)]

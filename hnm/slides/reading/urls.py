@@ -103,7 +103,7 @@ def suffix_of(source: str) -> str:
 
 
 def place_of(path: str, folder: Path) -> str:
-    """Returns a manifest's `path` as an absolute path, counted from `folder`, or the URL as it is."""
+    """Returns a manifest's `path` as an absolute path, counted from `folder`, or as its URL."""
     return path if is_url(path) else str(project_file(folder / path))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hnm.errors import CohortError, ParamsError, SlideError
-from hnm.slides.cohort.cohort import cohort
+from hnm.slides.cohort import cohort
 from hnm.slides.reading.urls import (
     checked_url,
     file_name,

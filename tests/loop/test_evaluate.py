@@ -9,10 +9,13 @@ import shapely
 from hnm.errors import EvidenceError, TableError
 from hnm.evidence.pages import plots
 from hnm.evidence.test_ledger import read_ledger
+from hnm.loop.evaluate import Settings
+from hnm.loop.paths import EvaluateFiles
 from hnm.params import Evaluate, Round
 from hnm.slides.annotations import Region, write_annotation
 from hnm.tables import MINED
-from hnm.tracking.runs import METRICS, Tracker
+from hnm.tracking.runs import Tracker
+from hnm.tracking.vocabulary import METRICS
 from pipelines.evaluate import main
 from tests.support import evidence as tiny
 
@@ -41,7 +44,13 @@ def rounds(count: int) -> dict[str, Round]:
 
 def run(paths: dict[str, Path], count: int = 2) -> Recorder:
     tracker = Recorder()
-    main(**paths, rounds=rounds(count), **tiny.SETTINGS, evaluate=SECTION, tracker=tracker)
+    main(
+        EvaluateFiles(**paths),
+        rounds=rounds(count),
+        settings=Settings(**tiny.SETTINGS),
+        evaluate=SECTION,
+        tracker=tracker,
+    )
     return tracker
 
 
@@ -223,9 +232,9 @@ def test_order_of_rounds_in_params_does_not_matter(paths: dict[str, Path]) -> No
     run(paths)
     first = outputs(paths)
     main(
-        **paths,
+        EvaluateFiles(**paths),
         rounds=dict(reversed(rounds(2).items())),
-        **tiny.SETTINGS,
+        settings=Settings(**tiny.SETTINGS),
         evaluate=SECTION,
         tracker=Recorder(),
     )

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from hnm.errors import CohortError
+from hnm.loop.cohort import check_cohort
+from hnm.loop.paths import CohortFiles
 from hnm.params import Cohort, Split
 from hnm.slides.annotations import read_annotation
 from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
-from pipelines import cohort
 
 COHORT = Cohort(name="c", manifest="in/slides.csv", max_quarantined_share=0.3)
 COLUMNS = ("slide_id", "path", "label", "patient_id", "split", "mpp", "annotation", "mask")
@@ -48,7 +49,8 @@ def run(rows, out: Path, section: Cohort = COHORT) -> Path:
         table = csv.DictWriter(stream, COLUMNS, restval="")
         table.writeheader()
         table.writerows(rows.values() if isinstance(rows, dict) else rows)
-    cohort.main(*(out / name for name in OUTPUTS), cohort=section, split=Split())
+    files = CohortFiles(*(out / name for name in OUTPUTS))
+    check_cohort(files, cohort=section, split=Split())
     return out
 
 
@@ -392,8 +394,8 @@ def test_a_manifest_without_splits_is_split(rows, tmp_path):
         table = csv.DictWriter(stream, ("slide_id", "path", "label"))
         table.writeheader()
         table.writerows(rows.values())
-    cohort.main(
-        *(tmp_path / "out" / name for name in OUTPUTS),
+    check_cohort(
+        CohortFiles(*(tmp_path / "out" / name for name in OUTPUTS)),
         cohort=COHORT,
         split=Split(validation_share=0.3, test_share=0.2),
     )

@@ -15,6 +15,7 @@ import pytest
 from hnm import store
 from hnm.errors import CohortError, MachineError, SlideError
 from hnm.files import digest_of
+from hnm.loop.paths import TilesFiles
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.processes import one_read
 from hnm.slides.cutting.cut import Cutting, cut
@@ -86,12 +87,12 @@ def refresh(folder: Path) -> None:
 
 def run(folder: Path, out: str = "out", **changes) -> Path:
     sections = {"cohort": COHORT, "tissue": TISSUE, "tiles": TILES_SECTION} | changes
-    paths = [folder / "cohort" / "slides.parquet", folder / "cohort" / "quarantine.csv"]
+    cohort, written = folder / "cohort", ("packs", "packs.csv", "index.parquet", "quarantine.csv")
     tiles.main(
-        *paths,
-        *(
-            folder / out / name
-            for name in ("packs", "packs.csv", "index.parquet", "quarantine.csv")
+        TilesFiles(
+            cohort / "slides.parquet",
+            cohort / "quarantine.csv",
+            *(folder / out / name for name in written),
         ),
         **sections,
     )
@@ -295,7 +296,7 @@ def hangs(cutting: Cutting) -> int:
 def test_a_slide_that_hangs_fails_the_stage_after_all_others_are_kept(
     folder, monkeypatch, limit, reason
 ):
-    monkeypatch.setattr(tiles, "cut", hangs)
+    monkeypatch.setattr("hnm.loop.tiles.cut", hangs)
     with pytest.raises(MachineError, match=FAILS + reason):
         run(folder, tiles=TILES_SECTION.model_copy(update={limit: 4.0}))
     assert not (folder / "out").exists()
@@ -333,7 +334,7 @@ def test_a_slide_that_was_replaced_since_the_cohort_is_not_kept_under_its_key(fo
 
 
 def test_a_disk_that_is_full_for_one_pack_is_no_fault_of_its_slide(folder, monkeypatch):
-    monkeypatch.setattr(tiles, "cut", disk_full_for_s3)
+    monkeypatch.setattr("hnm.loop.tiles.cut", disk_full_for_s3)
     with pytest.raises(MachineError, match=FAILS + r".*No space left on device; free some room"):
         run(folder)
     assert len(kept(folder)) == 4
