@@ -110,17 +110,17 @@ def synthetic(slides: int, tiles: int, features: int) -> list[LabelledSlide]:
     shifted.
     """
     generator = torch.Generator().manual_seed(0)
-    made = []
+    slides_rows = []
     for number in range(slides):
         rows = torch.randn(tiles, features, generator=generator)
         if number % 2:
             rows[: tiles // 20, : features // 10] += 0.5
-        made.append(rows)
-    everything = torch.cat(made)
+        slides_rows.append(rows)
+    everything = torch.cat(slides_rows)
     mean, deviation = everything.mean(dim=0), everything.std(dim=0, unbiased=False)
     return [
         LabelledSlide(f"s{number:04}", (rows - mean) / deviation, number % 2)
-        for number, rows in enumerate(made)
+        for number, rows in enumerate(slides_rows)
     ]
 
 

@@ -144,8 +144,8 @@ def folds(
     for number in range(FOLDS):
         order = [parts[(number + step) % FOLDS] for step in range(FOLDS)]
         test, validation, train = (
-            [bags[i] for i in sorted(np.concatenate(own))]
-            for own in (order[:1], order[1:2], order[2:])
+            [bags[i] for i in sorted(np.concatenate(group))]
+            for group in (order[:1], order[1:2], order[2:])
         )
         yield train, validation, test
 
@@ -159,10 +159,10 @@ def table(results: dict[tuple[str, str], list[float]]) -> str:
     kinds, sets = (list(dict.fromkeys(key[i] for key in results)) for i in (0, 1))
     lines = [f"| head | {' | '.join(sets)} |", f"|---|{'---|' * len(sets)}"]
     for kind in kinds:
-        known = [LITERATURE.get(name.lower(), {}).get(kind) for name in sets]
+        figures = [LITERATURE.get(name.lower(), {}).get(kind) for name in sets]
         cells = [
             cell(results[kind, name]) + (f" ({figure})" if figure else "")
-            for name, figure in zip(sets, known, strict=True)
+            for name, figure in zip(sets, figures, strict=True)
         ]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -37,7 +37,7 @@ from PIL import Image
 from hnm import params
 from hnm.learning import features as feature_files
 from hnm.learning.compute import set_up_torch
-from hnm.learning.embed import embed
+from hnm.learning.embed import embed_tiles
 from hnm.learning.encoder import make_encoder, save_encoder, to_input
 from hnm.processes import keep_freed_memory
 from hnm.slides.cohort.cohort import read_manifest
@@ -277,7 +277,7 @@ def embedding(path: Path) -> tuple[Timed, Timed]:
 
     def ours() -> float:
         begin = time.perf_counter()
-        for _ in embed(
+        for _ in embed_tiles(
             encoder,
             [len(pack)],
             lambda _, first, end: pack.tiles(range(first, end)),

@@ -24,7 +24,7 @@ from torch import nn
 
 from hnm import params
 from hnm.learning.compute import Machine, set_up_torch
-from hnm.learning.embed import embed
+from hnm.learning.embed import embed_tiles
 from hnm.learning.encoder import TileEncoder, make_encoder, to_input
 from hnm.learning.training.fit_encoder import NEGATIVE, POSITIVE, fit_encoder, role_losses
 from hnm.learning.training.trainer import differentiate
@@ -33,7 +33,7 @@ from hnm.processes import keep_freed_memory
 from hnm.slides.cutting.pack import PackTile, encode, write_pack
 
 PACKS = 100
-"""Over so many the tiles lie."""
+"""Most packs that the tiles lie in."""
 
 
 def main(
@@ -63,19 +63,8 @@ def main(
             0, 256, (count, tile_px // 8, tile_px // 8, 3), dtype=np.uint8
         )
         pixels = noise.repeat(8, axis=1).repeat(8, axis=2)
-        shares = np.array_split(pixels, min(PACKS, count))
-        for slide, share in enumerate(shares):
-            tiles = [PackTile(0, 0, 1.0, encode(tile, 90)) for tile in share]
-            write_pack(
-                Path(folder) / f"{slide}.h5",
-                tiles,
-                slide_id=str(slide),
-                mpp=1.0,
-                tile_px=8 * (tile_px // 8),
-                side=tile_px,
-                planned=len(share),
-            )
-        supply, counts = Packs(Path(folder)), [len(share) for share in shares]
+        counts = write_packs(pixels, tile_px, Path(folder))
+        supply = Packs(Path(folder))
         whole, bare = embedding(
             network, supply, counts, torch.from_numpy(pixels), machine, batch_tiles, epochs
         )
@@ -97,6 +86,22 @@ def main(
             f"finetune {encoder} {machine.precision}: {whole:.3f} s a step of {2 * batch_tiles}"
             f" views, bare {bare:.3f} s, ratio {bare / whole:.2f}"
         )
+
+
+def write_packs(pixels: np.ndarray, tile_px: int, folder: Path) -> list[int]:
+    """Writes the tiles into packs; returns the number of tiles of each."""
+    shares = np.array_split(pixels, min(PACKS, len(pixels)))
+    for slide, share in enumerate(shares):
+        write_pack(
+            folder / f"{slide}.h5",
+            [PackTile(0, 0, 1.0, encode(tile, 90)) for tile in share],
+            slide_id=str(slide),
+            mpp=1.0,
+            tile_px=8 * (tile_px // 8),
+            side=tile_px,
+            planned=len(share),
+        )
+    return [len(share) for share in shares]
 
 
 def seconds(machine: Machine) -> float:
@@ -121,7 +126,7 @@ def embedding(
     for _ in range(runs + 1):
         began = seconds(machine)
         list(
-            embed(
+            embed_tiles(
                 network,
                 counts,
                 lambda slide, first, end: supply.pack(str(slide)).tiles(range(first, end)),
@@ -180,10 +185,8 @@ def finetuning(
             bare.append(seconds(machine) - began)
         began = seconds(machine)
 
-    slide_ids, tiles = (
-        np.repeat(np.arange(len(counts)).astype(str), counts),
-        np.concatenate([np.arange(count) for count in counts]),
-    )
+    slide_ids = np.repeat(np.arange(len(counts)).astype(str), counts)
+    tiles = np.concatenate([np.arange(count) for count in counts])
 
     def read(rows: np.ndarray) -> np.ndarray:
         return supply.tiles(slide_ids[rows % len(tiles)], tiles[rows % len(tiles)])

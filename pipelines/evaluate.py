@@ -7,8 +7,8 @@ from hnm import params
 from hnm.loop.evaluate import Provenance, Settings
 from hnm.loop.evaluate import evaluate as evaluate_files
 from hnm.loop.paths import EvaluateFiles
+from hnm.project import project_root
 from hnm.repository.stages import git_tags, locked_stages
-from hnm.store import project_root
 from hnm.tracking.runs import Tracker
 from pipelines import stage
 

@@ -27,9 +27,9 @@ from hnm.files import read_json
 from hnm.output import forgive_output, say
 from hnm.params import load_params
 from hnm.processes import STAGE_GOES_ON, die_with_parent, ending_in_a_line, keep_freed_memory
+from hnm.project import project_home, project_root
 from hnm.repository.costs import cost_so_far, dvc_name, write_cost
 from hnm.repository.stages import of_round, running_round, running_stage
-from hnm.store import project_home, project_root
 from hnm.tracking.record import first_line
 from hnm.tracking.runs import track_stage
 

@@ -41,19 +41,19 @@ def test_verify_names_what_is_damaged_and_what_changed(project: Path) -> None:
         and "changed\tvetoes\tmd5" in done.output
         and "1 paths differ from dvc.lock; dvc repro makes them anew" in done.output
     )
-    kept = next(
+    stored = next(
         path
         for path in (project / ".dvc" / "cache").rglob("*")
         if path.is_file() and path.read_bytes().startswith(b"data/mined/1/mined.parquet")
     )
-    content = kept.read_bytes()
-    kept.chmod(0o644)
-    kept.write_bytes(content[:-1])
+    content = stored.read_bytes()
+    stored.chmod(0o644)
+    stored.write_bytes(content[:-1])
     done = hnm("verify")
-    kept.write_bytes(content)
+    stored.write_bytes(content)
     assert (
         done.exit_code == 1
-        and f"damaged\t{kept}" in done.output
+        and f"damaged\t{stored}" in done.output
         and "error: 1 cache objects are damaged; " in done.output
     )
 

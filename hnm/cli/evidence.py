@@ -11,7 +11,7 @@ def rounds() -> None:
 
     from hnm.evidence.test_ledger import LEDGER
     from hnm.history.last_run import last_run
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     table, looked = last_run(project_root())
     console = Console()
@@ -32,7 +32,7 @@ def cv(seeds: Annotated[int, typer.Option(min=1, help="How often each fold is ru
 
     from hnm.cross_validation.stages import SLIDES, SUMMARY, cross_validate
     from hnm.evidence.numbers.pooling import pooled_table
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     Console().print(pooled_table(cross_validate(project_root(), seeds)))
     typer.echo(
@@ -50,7 +50,7 @@ def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Opt
     die_with_parent()  # before imports that take seconds, in which the parent may be killed
     keep_freed_memory()
     from hnm.cross_validation.stages import fold_stage
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     scores = fold_stage(project_root(), seed=seed, fold=fold)
     aucs = ", ".join(f"{result.auc:.3f}" for result in scores.rounds)
@@ -60,7 +60,7 @@ def cv_fold(seed: Annotated[int, typer.Option()], fold: Annotated[int, typer.Opt
 def cv_pool(seeds: Annotated[int, typer.Option()], folds: Annotated[int, typer.Option()]) -> None:
     """Stage `pool` of cv/dvc.yaml: the folds' predictions together, and their numbers."""
     from hnm.cross_validation.stages import pool_stage
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     pool_stage(project_root(), seeds=seeds, folds=folds)
 
@@ -92,7 +92,7 @@ def compare(
         notes,
     )
     from hnm.history.states import comparison_of
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     comparison = comparison_of(project_root(), states)
     if json_:

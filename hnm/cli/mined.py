@@ -48,7 +48,7 @@ def export(
 ) -> None:
     """Write the mined tiles as GeoJSON for QuPath: outline, role, score."""
     from hnm.mining.export import export_mined
-    from hnm.store import project_root
+    from hnm.project import project_root
     from hnm.tables import MINED, SLIDES
 
     slides = SLIDES.read(project_root() / "data" / "cohort" / "slides.parquet")
@@ -80,7 +80,7 @@ def gallery(
     over.
     """
     from hnm.mining.gallery import write_gallery
-    from hnm.store import project_root
+    from hnm.project import project_root
     from hnm.tables import MINED, PASSED_OVER
 
     folder, packs = _mined_folder(round_), project_root() / "data" / "tiles" / "packs"
@@ -109,7 +109,7 @@ def diff(
     slide.
     """
     from hnm.history.mined_sets import mined_difference
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     found = mined_difference(project_root(), before, after, round_)
     typer.echo(f"round {found.round}, {before} to {after}")
@@ -137,7 +137,7 @@ def diff(
 def _mined_folder(round_: int | None) -> Path:
     """The folder of a round's mined tiles; of the last round where None."""
     from hnm.errors import MiningError
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     folder = project_root() / "data" / "mined"
     rounds = [

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from hnm.prediction.model import Model
 
 
-def predict(
+def predict(  # noqa: PLR0913 - the options of a command
     slides: Annotated[list[str], typer.Argument(help="Files or URLs of slides.")],
     out: Annotated[Path, typer.Option(help="Folder of what is written.")],
     round_: Annotated[
@@ -71,22 +71,21 @@ def predict(
 
 
 def _model_of(round_: int | None, run: str | None, model: str | None) -> "Model":
+    """Returns the model that is named, or that of the chosen round where none is."""
     import tempfile
 
     from hnm.models.packaging import package_round
     from hnm.models.registry import model_of_run, registered_model
     from hnm.prediction.model import read_model
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     root = project_root()
     if run is not None:
         return registered_model(root, model_of_run(root, run))
     if model is not None:
-        return (
-            registered_model(root, model)
-            if model.startswith("models:")
-            else read_model(Path(model), model)
-        )
+        if model.startswith("models:"):
+            return registered_model(root, model)
+        return read_model(Path(model), model)
     with tempfile.TemporaryDirectory(prefix="hnm-model-") as folder:
         record = package_round(root, round_, Path(folder))
         return read_model(Path(folder), f"round {record.round}")
@@ -104,16 +103,17 @@ def promote(
     """Register a round's model in MLflow as hnm-<cohort>, and make it champion or challenger."""
     from hnm.errors import PredictionError
     from hnm.models import registry
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     if alias not in ("champion", "challenger"):
         raise PredictionError(f"--alias {alias} is neither champion nor challenger")
-    done = registry.promote(
+    promoted = registry.promote(
         project_root(), round_, "champion" if alias == "champion" else "challenger", force=force
     )
-    before = f"; it was version {done.was}" if done.was else ""
+    before = f"; it was version {promoted.was}" if promoted.was else ""
     typer.echo(
-        f"models:/{done.name}@{done.alias} is version {done.version}, round {done.round}{before}"
+        f"models:/{promoted.name}@{promoted.alias} is version {promoted.version}, round"
+        f" {promoted.round}{before}"
     )
 
 
@@ -128,7 +128,7 @@ def export(
     """
     from hnm.errors import PredictionError
     from hnm.models.packaging import package_round
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     if out.exists() and any(out.iterdir()):
         raise PredictionError(f"{out} is not empty; name a new folder")

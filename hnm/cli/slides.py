@@ -40,8 +40,8 @@ def preview(
     sheet.
     """
     from hnm.params import load_params
+    from hnm.project import project_root
     from hnm.slides.cutting.preview import preview_cohort
-    from hnm.store import project_root
 
     root = project_root()
     params = load_params(root / "params.yaml")

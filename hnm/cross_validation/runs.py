@@ -22,10 +22,9 @@ from hnm.loop.encoder import check_place, first_encoder, weights_path
 from hnm.loop.paths import Paths
 from hnm.loop.rounds import Loop, RoundResult, Upstream
 from hnm.params import Params
-from hnm.slides.cohort.cohort import SPLITS
 from hnm.store import Store
 from hnm.studies.space import with_seed
-from hnm.tables import LABELS, SLIDE_SCORES, SLIDES, TILES
+from hnm.tables import LABELS, SLIDE_SCORES, SLIDES, SPLITS, TILES
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from hnm.files import digest_of, key_of, read_json, whole, write_json
 from hnm.loop.paths import Paths
 from hnm.loop.rounds import check_one_process
 from hnm.params import load_params
+from hnm.project import project_home
 from hnm.repository.stages import git_tags
-from hnm.store import project_home, project_store
+from hnm.store import project_store
 
 CAUSES = {
     "fold": ("hnm.cross_validation.runs", "hnm.evidence.numbers.pooling"),

@@ -19,7 +19,6 @@ from hnm.selection import best_row
 from hnm.slides.annotations import Region
 from hnm.slides.reading.canvas import aspects_of
 
-SPLITS = ("train", "validation", "test")
 STEPS = ("open", "mpp", "tissue", "tiles")
 ROUND_METRICS = ("auc", "average_precision", "accuracy", "f1", "sensitivity", "specificity")
 """Test metrics of each round in metrics.json; of the chosen round it has all."""

@@ -1,5 +1,5 @@
-"""Low-rank adapters: what a large encoder learns in fine-tuning as two thin matrices beside each
-linear layer.
+"""Low-rank adapters: two thin matrices beside each linear layer, which a large encoder learns in
+the place of its weights.
 """
 
 from typing import cast
@@ -12,11 +12,11 @@ from hnm.seeds import seed_of
 
 
 class Adapter(nn.Module):
-    """A linear layer that keeps its weights, plus a product of two thin matrices that is trained:
-    `W x + b + B A x` (Hu et al. 2021, equation 3, alpha = rank).
+    """A linear layer that keeps its weights, with a trained product of two thin matrices beside it:
+    `W x + b + B A x` (Hu et al. 2021, equation 3, with alpha = rank).
 
-    `A` `(rank, inputs)` is drawn, `B` `(outputs, rank)` starts at 0, so that at first nothing is
-    changed.
+    `A` `(rank, inputs)` is drawn at random and `B` `(outputs, rank)` starts at 0, so that the
+    adapter changes nothing at first.
     """
 
     def __init__(self, layer: nn.Linear, rank: int, seed: int) -> None:
@@ -28,7 +28,7 @@ class Adapter(nn.Module):
         self.up = nn.Parameter(layer.weight.new_zeros(layer.out_features, rank))
 
     def forward(self, features: Tensor) -> Tensor:
-        """`(…, inputs)` to `(…, outputs)`."""
+        """Returns the outputs `(…, outputs)` of features `(…, inputs)`."""
         adapted: Tensor = self.layer(features) + nn.functional.linear(
             nn.functional.linear(features, self.down), self.up
         )
@@ -36,26 +36,26 @@ class Adapter(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`(outputs, inputs)` of the whole, for attention that takes a layer's matrix and not its
-        output, as BEiT, EVA-02 and Swin 2 do.
+        """The matrix `(outputs, inputs)` of layer and adapter together. The attention of BEiT,
+        EVA-02 and Swin 2 takes it in the place of the layer's output.
         """
         return self.layer.weight + self.up @ self.down
 
     @property
     def bias(self) -> Tensor | None:
-        """`(outputs,)`, beside `weight`."""
+        """The bias `(outputs,)` beside `weight`."""
         return self.layer.bias
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The linear layer that computes the same alone."""
+        """Returns the linear layer that computes the same without an adapter."""
         self.layer.weight += self.up @ self.down
         return self.layer
 
 
 def add_adapters(backbone: nn.Module, rank: int, seed: int) -> None:
-    """Puts an adapter of `rank` around every linear layer that is to be trained, and leaves nothing
-    else of the backbone to train.
+    """Puts an adapter of `rank` around every linear layer that is to be trained. Nothing else of
+    the backbone is trained then.
 
     Raises:
         FinetuneError: no linear layer is to be trained.
@@ -78,8 +78,8 @@ def add_adapters(backbone: nn.Module, rank: int, seed: int) -> None:
 
 
 def merge_adapters(backbone: nn.Module) -> None:
-    """Puts the linear layers back, each with its adapter added to its weights: the encoder is again
-    one of its architecture.
+    """Puts the linear layers back, each with its adapter added to its weights, so that the encoder
+    has the tensors of its architecture again.
     """
     for name, layer in list(backbone.named_modules()):
         if isinstance(layer, Adapter):
@@ -87,5 +87,6 @@ def merge_adapters(backbone: nn.Module) -> None:
 
 
 def _put(backbone: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(backbone.get_submodule(parent), own, layer)
+    """Puts `layer` in the place of the submodule `name`."""
+    parent, _, attribute = name.rpartition(".")
+    setattr(backbone.get_submodule(parent), attribute, layer)

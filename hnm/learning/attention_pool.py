@@ -6,30 +6,27 @@ from torch.nn import functional
 
 
 class AttentionPool(nn.Module):
-    """Cross-attention of one learnt query over normalised tokens, normalised again: the image
-    pooling of CoCa (Yu et al., TMLR 2022) and CONCH.
+    """Cross-attention of one learnt query over normalised tokens, whose output is normalised again:
+    the image pooling of CoCa (Yu et al., TMLR 2022) and CONCH.
 
-    Its projections are linear layers of their own, so that adapters find them.
+    Query, key and value each have a linear layer, so that adapters find them.
     """
 
     def __init__(self, width: int, features: int, heads: int) -> None:
         super().__init__()
-        self.features, self.heads = features, heads
+        self.features = features
+        self.heads = heads
         self.query = nn.Parameter(torch.randn(1, features))
-        self.norm_query, self.norm_tokens, self.norm = (
-            nn.LayerNorm(features),
-            nn.LayerNorm(width),
-            nn.LayerNorm(features),
-        )
-        self.to_query, self.to_key, self.to_value = (
-            nn.Linear(features, features),
-            nn.Linear(width, features),
-            nn.Linear(width, features),
-        )
+        self.norm_query = nn.LayerNorm(features)
+        self.norm_tokens = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(features)
+        self.to_query = nn.Linear(features, features)
+        self.to_key = nn.Linear(width, features)
+        self.to_value = nn.Linear(width, features)
         self.out = nn.Linear(features, features)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features `(tiles, features)` of tokens `(tiles, tokens, width)`."""
+        """Returns the features `(tiles, features)` of tokens `(tiles, tokens, width)`."""
         tokens = self.norm_tokens(tokens)
         query = self.to_query(self.norm_query(self.query)).expand(len(tokens), 1, -1)
         by_head = [

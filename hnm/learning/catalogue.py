@@ -1,4 +1,4 @@
-"""Encoders with names of their own: how timm builds them, where their weights lie, under which
+"""The encoders that have a name in hnm: how timm builds them, where their weights lie, under which
 licence, and how their tensors are named.
 """
 
@@ -13,19 +13,22 @@ from torch import Tensor
 from hnm.learning.attention_pool import AttentionPool
 
 State = Mapping[str, Tensor]
+"""The tensors of a checkpoint by name."""
+Channels = tuple[float, float, float]
+"""A number for red, green and blue each."""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NON_COMMERCIAL = "CC BY-NC-ND 4.0"
 
 
 def resnet_names(state: State) -> dict[str, Tensor]:
-    """A SimCLR checkpoint of DSMIL's authors by timm's names.
+    """Returns the tensors of a SimCLR checkpoint of DSMIL's authors by timm's names.
 
-    Their network is torchvision's ResNet less its classifier as one sequence, `features.0` to
-    `features.7`, and the two layers `l1`, `l2` of the projection, which an encoder has not.
-    Checkpoints with torchvision's own names, under `module.`, `backbone.`, `encoder.`, `encoder_q.`
-    or `resnet.` (Huang et al.) or under nothing, are taken too; a classifier or projection is
-    dropped.
+    Their network is torchvision's ResNet without its classifier as one sequence, `features.0` to
+    `features.7`, and two layers `l1`, `l2` of a projection, which an encoder does not have.
+    Checkpoints with torchvision's names are taken too, with or without the prefixes `module.`,
+    `backbone.`, `encoder.`, `encoder_q.` and `resnet.` (Huang et al.). A classifier or projection
+    is dropped.
     """
     places = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
     named = {}
@@ -39,8 +42,8 @@ def resnet_names(state: State) -> dict[str, Tensor]:
 
 
 def vision_transformer_names(state: State) -> dict[str, Tensor]:
-    """A vision transformer of the package transformers by timm's names; query, key and value become
-    one matrix, a pooler is dropped.
+    """Returns the tensors of a vision transformer of the package transformers by timm's names.
+    Query, key and value become one matrix; a pooler is dropped.
     """
     places = {
         "embeddings.cls_token": "cls_token",
@@ -72,8 +75,8 @@ def vision_transformer_names(state: State) -> dict[str, Tensor]:
 
 
 def conch_names(state: State) -> dict[str, Tensor]:
-    """CONCH's image tower by the names of timm and `AttentionPool`; the text tower, the captions'
-    pool and the projection onto text are dropped.
+    """Returns the tensors of CONCH's image tower by the names of timm and `AttentionPool`. The text
+    tower, the pool of captions and the projection onto text are dropped.
     """
     places = {
         "ln_contrast.": "norm.",
@@ -95,59 +98,57 @@ def conch_names(state: State) -> dict[str, Tensor]:
                 f"head.to_{part}.bias": bias
                 for part, bias in zip(("query", "key", "value"), tensor.chunk(3), strict=True)
             }
-        elif there := next((there for there in places if plain.startswith(there)), None):
-            named[f"head.{places[there]}{plain.removeprefix(there)}"] = tensor
+        elif prefix := next((prefix for prefix in places if plain.startswith(prefix)), None):
+            named[f"head.{places[prefix]}{plain.removeprefix(prefix)}"] = tensor
     return named
 
 
 @dataclass(frozen=True)
-class Named:
-    """An encoder with a name of its own."""
+class CatalogueEntry:
+    """How an encoder is built, and where its weights lie."""
 
     architecture: str
-    """timm's name."""
+    """timm's name of the network."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What timm is told beside it; layers by their names in `timm.layers` or `torch.nn`."""
-    mean: tuple[float, ...] = IMAGENET[0]
-    std: tuple[float, ...] = IMAGENET[1]
+    """Options that timm builds it with; layers are named as in `timm.layers` or `torch.nn`."""
+    mean: Channels = IMAGENET[0]
+    std: Channels = IMAGENET[1]
     pooling: Literal["timm", "class_and_mean"] = "timm"
-    """How tokens become a feature: as timm's model does, or the class token beside the mean of the
-    patch tokens.
+    """How tokens become a feature: as in timm's model, or as the class token followed by the mean
+    of the patch tokens.
     """
     head: Callable[[], AttentionPool] | None = None
-    """Makes tokens a feature in the place of timm's classifier, where the encoder's authors have a
-    pooling that timm has not.
+    """Makes the layer that pools tokens to a feature, in the place of timm's classifier. None where
+    timm has the pooling of the encoder's authors.
     """
     hub: str = ""
     """Repository on the Hugging Face hub; empty where weights come by path alone."""
     file: str = "pytorch_model.bin"
     licence: str = ""
     gated: bool = False
-    """Whether the hub asks to accept the licence, with an account, before it hands the weights
-    out.
-    """
+    """Whether the hub gives the weights only to accounts that have accepted the licence."""
     names: Callable[[State], dict[str, Tensor]] = dict
-    """Brings a checkpoint's names to timm's."""
+    """Gives the tensors of a checkpoint timm's names."""
 
 
-CATALOGUE: Mapping[str, Named] = {
+CATALOGUE: Mapping[str, CatalogueEntry] = {
     # Li et al. 2021 (DSMIL) and Huang et al. 2024: pixels in [0, 1] without normalisation, norms
     # without weights
-    "resnet18_instance_norm": Named(
+    "resnet18_instance_norm": CatalogueEntry(
         "resnet18",
         {"norm_layer": "InstanceNorm2d"},
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
         names=resnet_names,
     ),
-    "uni": Named(
+    "uni": CatalogueEntry(
         "vit_large_patch16_224",
         {"init_values": 1e-5, "dynamic_img_size": True},
         hub="MahmoodLab/UNI",
         licence=NON_COMMERCIAL,
         gated=True,
     ),
-    "uni2-h": Named(
+    "uni2-h": CatalogueEntry(
         "vit_giant_patch14_224",
         {
             "img_size": 224,
@@ -167,7 +168,7 @@ CATALOGUE: Mapping[str, Named] = {
         licence=NON_COMMERCIAL,
         gated=True,
     ),
-    "virchow2": Named(
+    "virchow2": CatalogueEntry(
         "vit_huge_patch14_224",
         {
             "img_size": 224,
@@ -186,7 +187,7 @@ CATALOGUE: Mapping[str, Named] = {
     ),
     # Lu et al. 2024: the image's embedding before its projection onto text, as its authors advise
     # for all but text
-    "conch": Named(
+    "conch": CatalogueEntry(
         "vit_base_patch16_224",
         {"img_size": 448, "global_pool": "", "dynamic_img_size": True},
         mean=(0.48145466, 0.4578275, 0.40821073),
@@ -197,7 +198,7 @@ CATALOGUE: Mapping[str, Named] = {
         gated=True,
         names=conch_names,
     ),
-    "h-optimus-0": Named(
+    "h-optimus-0": CatalogueEntry(
         "vit_giant_patch14_reg4_dinov2",
         {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": True},
         mean=(0.707223, 0.578729, 0.703617),
@@ -206,7 +207,7 @@ CATALOGUE: Mapping[str, Named] = {
         licence="Apache-2.0",
         gated=True,
     ),
-    "phikon": Named(
+    "phikon": CatalogueEntry(
         "vit_base_patch16_224",
         {"dynamic_img_size": True},
         hub="owkin/phikon",
@@ -215,6 +216,6 @@ CATALOGUE: Mapping[str, Named] = {
         names=vision_transformer_names,
     ),
 }
-"""Name -> encoder. Architectures, options and normalisations are those of the hub's model cards and
-config files.
+"""`encoder.name` -> entry. Architectures, options and normalisations are those of the model cards
+and config files on the hub.
 """

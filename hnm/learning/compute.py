@@ -1,5 +1,5 @@
-"""How torch computes: on which device, in which precision, with how many threads, and the same way
-each time.
+"""The settings of torch: device, precision, threads and deterministic algorithms; and the processes
+that train together.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ class Machine:
     device: torch.device
     precision: Literal["float32", "bfloat16"] = "float32"
     rank: int = 0
-    """Which of the processes that train together this one is."""
+    """The number of this process among those that train together, from 0."""
     ranks: int = 1
-    """How many they are."""
+    """How many processes train together."""
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass: with `bfloat16`, matrix products and convolutions take and
-        give it; weights stay float32.
+        """Returns the context of a forward pass. With `bfloat16`, matrix products and convolutions
+        are computed in it; weights stay float32.
         """
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
@@ -40,29 +40,29 @@ CPU = Machine(torch.device("cpu"))
 
 
 def set_up_torch(section: params.Compute) -> Machine:
-    """Fixes torch's threads and its deterministic algorithms for this process, and picks device and
+    """Sets torch's threads and its deterministic algorithms for this process. Returns device and
     precision.
 
     Raises:
-        EncoderError: the section asks for a device or a precision that is not here.
+        EncoderError: this machine lacks the device or the precision of the section.
     """
     torch.set_num_threads(section.threads)
-    # cuBLAS reads it when its first handle is made; without it, deterministic matrix products on a
-    # GPU are refused
+    # cuBLAS reads this variable when its first handle is created; without it, torch refuses
+    # deterministic matrix products on a GPU
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # nothing here reads memory that was not written, and filling it takes a fifth of an encoder's
-    # time
+    # nothing in hnm reads memory before it is written, and filling memory takes a fifth of an
+    # encoder's time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = pick_device(section.device)
     if device.type == "cpu":
-        _tell_of_an_idle_gpu()
+        _warn_of_an_idle_gpu()
     return Machine(device, pick_precision(section.precision, device))
 
 
 @cache
-def _tell_of_an_idle_gpu() -> None:
-    """Once a process."""
+def _warn_of_an_idle_gpu() -> None:
+    """Warns, once in a process, where a GPU is there and not used."""
     if torch.cuda.is_available():
         logging.getLogger(__name__).warning(
             "compute.device=cpu leaves this machine's GPU idle; set it to auto to use it"
@@ -70,16 +70,16 @@ def _tell_of_an_idle_gpu() -> None:
 
 
 def first_process() -> bool:
-    """Whether this is the process that writes: of those that torchrun started the first, or the
-    only one.
+    """Returns whether this is the process that writes: the only one, or the first of those that
+    torchrun started.
     """
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
 def joined(machine: Machine, processes: int) -> Iterator[Machine]:
-    """This process as one of `processes` that train together, each on a GPU of its own where there
-    are GPUs; torchrun started them.
+    """Joins this process to the others of `processes` that torchrun started to train together.
+    Where there are GPUs, each process has a GPU to itself.
 
     Raises:
         EncoderError: torchrun started another number of processes, or none.
@@ -106,7 +106,7 @@ def joined(machine: Machine, processes: int) -> Iterator[Machine]:
 
 
 def pick_device(device: str) -> torch.device:
-    """The device that `compute.device` asks for; `auto` is the GPU where there is one."""
+    """Returns the device that `compute.device` names; `auto` is the GPU where there is one."""
     if device == "cuda" and not torch.cuda.is_available():
         raise EncoderError(
             "compute.device=cuda, but torch sees no GPU; set compute.device to auto or cpu"
@@ -115,18 +115,18 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_precision(precision: str, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """The precision that `compute.precision` asks for; `auto` is bfloat16 on a GPU that computes in
-    it (Ampere or newer), else float32.
+    """Returns the precision that `compute.precision` names. `auto` is bfloat16 on a GPU that
+    computes in it (Ampere or newer), else float32.
 
-    On a CPU bfloat16 must be asked for: with `avx512_bf16` or AMX it is the faster one, elsewhere
-    it is emulated and slower, and a result must not depend on which CPU a stage happens to meet.
+    On a CPU `auto` is never bfloat16: it is the faster one with `avx512_bf16` or AMX and is
+    emulated elsewhere, and a result must not depend on which CPU a stage meets.
     """
-    has_it = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
-    if precision == "bfloat16" and not has_it:
+    has_bfloat16 = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
+    if precision == "bfloat16" and not has_bfloat16:
         raise EncoderError(
             f"compute.precision=bfloat16, but {torch.cuda.get_device_name(device)} has no bfloat16;"
             " set compute.precision to auto or float32"
         )
-    if precision == "auto":
-        return "bfloat16" if has_it and device.type == "cuda" else "float32"
+    if precision == "auto" and device.type == "cuda" and has_bfloat16:
+        return "bfloat16"
     return "bfloat16" if precision == "bfloat16" else "float32"

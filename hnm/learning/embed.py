@@ -1,6 +1,6 @@
-"""Tiles to features: the encoder's forward pass over the packs of a cohort."""
+"""The features of the tiles of a cohort, by the forward pass of the encoder."""
 
-import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,84 +15,84 @@ from hnm.learning.compute import Machine
 from hnm.learning.encoder import TileEncoder, to_input
 from hnm.learning.read_ahead import read_ahead
 
-ReadTiles = Callable[[int, int, int], NDArray[np.uint8]]
+ReadRange = Callable[[int, int, int], NDArray[np.uint8]]
 """(slide, first tile, end) -> RGB tiles `(tiles, height, width, 3)` of the slide."""
-
 
 Encode = Callable[[Tensor], Tensor]
 """Input tiles `(tiles, 3, height, width)` -> features `(tiles, features)`."""
 
 
-def embed(
+def embed_tiles(
     encoder: TileEncoder,
     counts: Sequence[int],
-    read: ReadTiles,
+    read: ReadRange,
     *,
     batch_tiles: int,
     machine: Machine,
     compiled: bool = False,
 ) -> Iterator[NDArray[np.float32]]:
-    """The features `(tiles, features)` of each slide, in order.
+    """Yields the features `(tiles, features)` of each slide, in order.
 
-    Batches cross slide borders and all have one size (the last is filled up with zeros), so that a
-    feature does not depend on which slides are embedded beside it, but for its last bits where a
-    processor's kernels round by the place in a batch. The next batches are read and decoded while
-    the encoder runs. Where a batch does not fit into the device's memory, the encoder takes it in
-    halves, and all later ones too.
+    Batches cross the borders of slides and all have one size; the last one is filled up with zeros.
+    So a feature does not depend on which slides are embedded beside it, but for its last bits where
+    a processor's kernels round by the place in a batch. The next batches are read and decoded while
+    the encoder runs. Where a batch does not fit into the device's memory, the encoder takes it, and
+    all later ones, in halves.
 
     Args:
-        encoder: put on the machine's device and used as it is, in evaluation mode.
-        counts: tiles of each slide, at least 1.
+        encoder: is put on the machine's device and into evaluation mode.
+        counts: the number of tiles of each slide, at least 1.
         read: reads the pixels.
-        batch_tiles: size of a batch.
+        batch_tiles: the size of a batch.
         machine: where, and in which precision, the encoder runs.
-        compiled: whether `torch.compile` makes the encoder anew for this machine first.
+        compiled: whether `torch.compile` compiles the encoder for this machine first.
 
     Raises:
         EncoderError: not even one tile fits into the device's memory, or the encoder cannot be
-        compiled here.
+            compiled here.
     """
     encoder = encoder.to(machine.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     run = torch.compile(encoder) if compiled else encoder
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
+    ends = np.cumsum(counts).tolist()
+    total = ends[-1] if ends else 0
     borders = [*range(0, total, batch_tiles), total]
-    starts = ends - np.asarray(counts)
 
     def read_batch(batch: tuple[int, int]) -> NDArray[np.uint8]:
-        first, end = batch
-        slides = range(
-            int(np.searchsorted(ends, first, side="right")),
-            int(np.searchsorted(ends, end - 1, side="right")) + 1,
-        )
-        parts = [
-            read(
-                slide,
-                max(first - int(starts[slide]), 0),
-                min(end, int(ends[slide])) - int(starts[slide]),
-            )
-            for slide in slides
-        ]
-        return np.concatenate(parts)
+        return _read_batch(read, counts, ends, *batch)
 
     room = _Room(batch_tiles)
-    pending: list[NDArray[np.float32]] = []
+    waiting: list[NDArray[np.float32]] = []
     slide = 0
     for _, tiles in read_ahead(read_batch, pairwise(borders)):
-        pending.append(_forward(run, tiles, batch_tiles, machine, room))
-        if sum(map(len, pending)) < (counts[slide] if slide < len(counts) else math.inf):
+        waiting.append(_forward(run, tiles, batch_tiles, machine, room))
+        if slide == len(counts) or sum(map(len, waiting)) < counts[slide]:
             continue
-        features = np.concatenate(pending)
+        features = np.concatenate(waiting)
         while slide < len(counts) and len(features) >= counts[slide]:
             yield features[: counts[slide]]
             features = features[counts[slide] :]
             slide += 1
-        pending = [features]
+        waiting = [features]
+
+
+def _read_batch(
+    read: ReadRange, counts: Sequence[int], ends: Sequence[int], first: int, end: int
+) -> NDArray[np.uint8]:
+    """Returns the tiles from `first` to `end`, counted over all slides; `ends` are the ends of the
+    slides in that count.
+    """
+    parts = []
+    for slide in range(bisect_right(ends, first), bisect_right(ends, end - 1) + 1):
+        start = ends[slide] - counts[slide]
+        parts.append(read(slide, max(first - start, 0), min(end, ends[slide]) - start))
+    return np.concatenate(parts)
 
 
 @dataclass
 class _Room:
-    """How many tiles the device's memory takes at once, as far as is known."""
+    """The number of tiles that the encoder takes at once. It falls when the memory of the device
+    overflows.
+    """
 
     tiles: int
 
@@ -101,18 +101,18 @@ class _Room:
 def _forward(
     encoder: Encode, tiles: Tensor, batch_tiles: int, machine: Machine, room: _Room
 ) -> NDArray[np.float32]:
-    batch = to_input(tiles, machine.device)
-    if len(tiles) < batch_tiles:
-        batch = torch.cat([batch, batch.new_zeros(batch_tiles - len(tiles), *batch.shape[1:])])
+    """Returns the features of `tiles`, computed in a batch of `batch_tiles`."""
+    padding = tiles.new_zeros(batch_tiles - len(tiles), *tiles.shape[1:])
+    batch = to_input(torch.cat([tiles, padding]), machine.device)
     with machine.autocast():
-        features = _encoded(encoder, batch.contiguous(memory_format=torch.channels_last), room)
+        features = _encoded(encoder, batch, room)
     rows: NDArray[np.float32] = features[: len(tiles)].float().cpu().numpy()
     return rows
 
 
 def _encoded(encoder: Encode, batch: Tensor, room: _Room) -> Tensor:
-    """The encoder's output of `batch`, in parts of `room.tiles`, which are halved until they
-    fit.
+    """Returns the features of `batch`, computed in parts of `room.tiles`, which is halved until a
+    part fits.
     """
     while True:
         try:

@@ -1,5 +1,5 @@
-"""Features of one slide on disk: HDF5 with `features` `(tiles, features)` and `coords` `(tiles,
-2)`, both contiguous.
+"""The file of the features of one slide: HDF5 with `features` `(tiles, features)` and `coords`
+`(tiles, 2)`, both contiguous.
 """
 
 from pathlib import Path
@@ -13,24 +13,24 @@ from hnm import hdf5
 from hnm.errors import REMAKE, TableError
 
 MOST_FEATURES = 1 << 16
-"""Width of a feature."""
+"""Largest width of a feature."""
 DATASETS = {"features": hdf5.Wanted(("<f2", "<f4"), 2), "coords": hdf5.Wanted(("<i8",), 2)}
 
 
 def write(features: NDArray[Any], coords: NDArray[np.int64], path: Path) -> None:
-    """Writes a slide's features and its tiles' level-0 corners, whole or not at all; equal input
-    gives equal bytes.
+    """Writes the features of a slide and the level-0 corners of its tiles, whole or not at all.
+    Equal input gives equal bytes.
     """
     hdf5.write(path, {"features": features, "coords": coords})
 
 
 def read(path: Path, tiles: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-    """The features `(tiles, features)` of a slide, as float32; of `tiles` alone, in that order,
-    where they are given.
+    """Returns the features `(tiles, features)` of a slide: of all its tiles, or of the tiles with
+    the numbers `tiles`, in their order.
 
     Raises:
         TableError: the file is missing, torn or holds no features, or lacks a tile, or a feature is
-        not finite.
+            not finite.
     """
 
     def refusal(reason: str) -> TableError:
@@ -45,29 +45,43 @@ def read(path: Path, tiles: NDArray[np.int64] | None = None) -> NDArray[np.float
                     " not what a slide has"
                 )
             if tiles is None:
-                features: NDArray[np.float32] = (
-                    torch.from_numpy(file.array("features")).float().numpy()
-                )  # numpy takes four times as long from float16
+                # numpy takes four times as long as torch from float16
+                features = torch.from_numpy(file.array("features")).float().numpy()
             else:
-                rows, back = np.unique(tiles, return_inverse=True)
-                if len(rows) and not 0 <= rows[0] <= rows[-1] < count:
-                    wrong = rows[0] if rows[0] < 0 else rows[-1]
-                    raise TableError(
-                        f"{path} holds {count} tiles, not tile {wrong}; it is of another index of"
-                        " tiles, run the stage embed again"
-                    )
-                features = file.rows("features", rows).astype(np.float32)[back]
+                features = _rows(file, path, tiles, count)
     except FileNotFoundError:
         raise TableError(f"{path} does not exist; run the stage embed (dvc repro)") from None
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.dot(
-            features.ravel(), features.ravel()
-        )  # the quickest look at all of them; it may overflow
-    if not np.isfinite(squares) and not (finite := np.isfinite(features).all(axis=1)).all():
-        row = int(np.argmin(finite))
-        row = row if tiles is None else int(tiles[row])
-        raise TableError(
-            f"{path}: the feature of tile {row} is not finite; embed with embed.dtype=float32, or"
-            " look at the encoder"
-        )
+    _check_finite(features, path, tiles)
     return features
+
+
+def _rows(
+    file: hdf5.Contents, path: Path, tiles: NDArray[np.int64], count: int
+) -> NDArray[np.float32]:
+    """Returns the features of `tiles`, each of which is read once."""
+    numbers, places = np.unique(tiles, return_inverse=True)
+    for number in numbers[[0, -1]] if len(numbers) else ():
+        if not 0 <= number < count:
+            raise TableError(
+                f"{path} holds {count} tiles, not tile {number}; it is of another index of tiles,"
+                " run the stage embed again"
+            )
+    return file.rows("features", numbers).astype(np.float32)[places]
+
+
+def _check_finite(
+    features: NDArray[np.float32], path: Path, tiles: NDArray[np.int64] | None
+) -> None:
+    """Refuses features that are not finite, and names the first tile that has one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # the quickest look at all features: where it is finite, all of them are
+        squares = np.dot(features.ravel(), features.ravel())
+    if np.isfinite(squares):
+        return
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise TableError(
+            f"{path}: the feature of tile {row if tiles is None else tiles[row]} is not finite;"
+            " embed with embed.dtype=float32, or look at the encoder"
+        )

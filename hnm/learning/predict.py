@@ -1,4 +1,4 @@
-"""What a head says of slides and their tiles, as tables."""
+"""The scores of slides and tiles by a head, as tables."""
 
 from collections.abc import Mapping
 
@@ -13,54 +13,45 @@ from hnm.tables import SLIDE_SCORES, TILE_SCORES
 
 @torch.inference_mode()
 def predict(
-    head: Head, slides: Mapping[str, Tensor], tiles: pd.DataFrame, label: int = 1
+    head: Head, slides: Mapping[str, Tensor], tiles: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The `SLIDE_SCORES` and `TILE_SCORES` of slides, for one label.
+    """Returns the tables `SLIDE_SCORES` and `TILE_SCORES` of slides.
 
     Args:
         head: a fitted head.
         slides: slide id -> features `(tiles, features)`.
-        tiles: the `TILES` index; a slide's rows stand in the order of its features.
-        label: one of the head's `labels`; its scores are those of the label against the rest.
+        tiles: the `TILES` index. By the number of the tile, the rows of a slide are in the order of
+            its features.
 
     Raises:
-        HeadError: a slide has another number of features than of tiles.
+        HeadError: a slide has more or fewer features than tiles.
     """
     head.eval()
     tiles = tiles.sort_values(["slide_id", "tile"])
-    outputs = {
-        str(slide_id): head(slides[str(slide_id)]).of(label)
-        for slide_id in tiles["slide_id"].unique()
-    }
-    counts = tiles["slide_id"].value_counts()
-    if unlike := [
-        slide_id
-        for slide_id, output in outputs.items()
-        if len(output.tile_logits) != counts[slide_id]
-    ]:
-        raise HeadError(
-            f"slide {unlike[0]} has {len(slides[unlike[0]])} features, but {counts[unlike[0]]}"
-            " tiles; embed it again"
-        )
-    logit = torch.stack([output.slide_logit for output in outputs.values()])
-    tile_logit, attention = (
-        torch.cat(parts)
-        for parts in zip(
-            *((output.tile_logits, output.attention) for output in outputs.values()), strict=True
-        )
-    )
+    outputs = {}
+    for slide_id, count in tiles.groupby("slide_id").size().items():
+        features = slides[str(slide_id)]
+        if len(features) != count:
+            raise HeadError(
+                f"slide {slide_id} has {len(features)} features, but {count} tiles; embed it again"
+            )
+        outputs[str(slide_id)] = head(features)
+    slide_logits, tile_logits, attentions = zip(*outputs.values(), strict=True)
+    slide_logit = torch.stack(slide_logits)
+    tile_logit = torch.cat(tile_logits)
     slide_table = pd.DataFrame(
         {
             "slide_id": list(outputs),
-            "logit": logit.cpu().numpy(),
-            "score": logit.sigmoid().cpu().numpy(),
+            "logit": slide_logit.cpu().numpy(),
+            "score": slide_logit.sigmoid().cpu().numpy(),
         }
     )
-    columns = {
-        "logit": tile_logit.cpu().numpy(),
-        "score": tile_logit.sigmoid().cpu().numpy(),
-        "attention": attention.cpu().numpy().clip(0, 1),
-    }
-    return slide_table[list(SLIDE_SCORES.columns)], tiles.assign(**columns)[
-        list(TILE_SCORES.columns)
-    ].reset_index(drop=True)
+    tile_table = tiles.assign(
+        logit=tile_logit.cpu().numpy(),
+        score=tile_logit.sigmoid().cpu().numpy(),
+        attention=torch.cat(attentions).cpu().numpy().clip(0, 1),
+    )
+    return (
+        slide_table[list(SLIDE_SCORES.columns)],
+        tile_table[list(TILE_SCORES.columns)].reset_index(drop=True),
+    )

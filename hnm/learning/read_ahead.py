@@ -1,4 +1,4 @@
-"""Reading and decoding tiles in the background while the encoder is busy."""
+"""The reading and decoding of tiles in the background while the encoder computes."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,11 +16,11 @@ Batch = TypeVar("Batch")
 def read_ahead(
     read: Callable[[Batch], NDArray[np.uint8]], batches: Iterable[Batch], *, ahead: int = 4
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch with its tiles, in order; up to `ahead` of them are read, a thread each, while the
-    caller is busy with one.
+    """Yields each batch with its tiles, in order. Up to `ahead` further batches are read, each by a
+    thread, while the caller is busy with one.
 
-    One thread would not do for a GPU: it embeds a tile by a network of the size of ResNet-50 before
-    the next one is decoded.
+    One thread would not be enough for a GPU, which embeds a tile by a network of the size of
+    ResNet-50 before the next tile is decoded.
     """
     with ThreadPoolExecutor(max_workers=ahead) as pool:
         waiting: deque[tuple[Batch, Future[NDArray[np.uint8]]]] = deque()

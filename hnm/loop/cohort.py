@@ -14,9 +14,9 @@ from hnm.errors import SlideError
 from hnm.loop.paths import CohortFiles
 from hnm.params import Cohort, Split
 from hnm.progress import followed
+from hnm.project import project_file
 from hnm.slides.annotations import Region, write_annotation
 from hnm.slides.cohort.cohort import (
-    SPLITS,
     Entry,
     Identity,
     Opening,
@@ -31,8 +31,8 @@ from hnm.slides.cohort.cohort import (
 from hnm.slides.drawings import Drawing, read_drawings, warn_of_origins, warn_of_places
 from hnm.slides.reading.urls import kept_form, place_of
 from hnm.slides.workers import each
-from hnm.store import Store, project_file, project_store
-from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES
+from hnm.store import Store, project_store
+from hnm.tables import LABELS, PATIENTS, QUARANTINE, SLIDES, SPLITS
 
 OPEN_SECONDS = 300.0
 """Time limit of opening one slide."""

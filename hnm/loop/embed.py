@@ -11,7 +11,7 @@ from hnm.causes import keys_of
 from hnm.errors import REMAKE, TableError
 from hnm.learning import features as feature_files
 from hnm.learning.compute import Machine, set_up_torch
-from hnm.learning.embed import embed as embed_tiles
+from hnm.learning.embed import embed_tiles
 from hnm.learning.encoder import encoder_digest, load_encoder
 from hnm.loop.packs import Packs
 from hnm.loop.paths import EmbedFiles

@@ -26,9 +26,9 @@ from hnm.evidence.truth import contradictions, drawn_classes
 from hnm.files import digest_of, key_of, read_json, whole, write_json
 from hnm.learning.history import read_history
 from hnm.loop.paths import EvaluateFiles
+from hnm.project import project_home
 from hnm.slides.annotations import read_annotation
 from hnm.slides.cutting.pack import Pack
-from hnm.store import project_home
 from hnm.tables import LABELS, MINED, QUARANTINE, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
 

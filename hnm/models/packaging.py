@@ -13,8 +13,8 @@ from hnm.repository.stages import StageState, git_tags, locked_stages, stage_in
 
 
 def package_round(root: Path, round_: int | None, folder: Path) -> ModelRecord:
-    """Writes the model of a round, as dvc.lock names it, into `folder`: from the workspace, or else
-    from DVC's cache.
+    """Writes the model of a round into `folder` and returns its record. The files are those that
+    dvc.lock names, from the workspace or else from DVC's cache.
 
     Args:
         root: the repository.
@@ -42,7 +42,8 @@ def package_round(root: Path, round_: int | None, folder: Path) -> ModelRecord:
                 f"round {name} was not evaluated; {metrics} knows the rounds"
                 f" {', '.join(sorted(content['rounds'], key=int))}"
             )
-    head, embed = states[f"head@{name}"], stage_in(states, f"embed@{name}")
+    head = states[f"head@{name}"]
+    embed = stage_in(states, f"embed@{name}")
     with taking_apart(f"dvc.lock, or {metrics},", PredictionError):
         record = _record(states, name, content["rounds"][name], _commit(root))
     encoder = embed.argument("encoder")
@@ -50,17 +51,15 @@ def package_round(root: Path, round_: int | None, folder: Path) -> ModelRecord:
         raise PredictionError(
             f"{embed.name} of dvc.lock does not depend on {encoder}; run dvc repro"
         )
-    folder_of_head = head.output("folder")
-    write_model(
-        record, outputs.files(encoder, embed.deps[encoder]), outputs.files(*folder_of_head), folder
-    )
+    encoder_files = outputs.files(encoder, embed.deps[encoder])
+    write_model(record, encoder_files, outputs.files(*head.output("folder")), folder)
     return record
 
 
 def _record(
     states: Mapping[str, StageState], name: str, numbers: Mapping[str, Any], commit: str | None
 ) -> ModelRecord:
-    """The record of the round `name`, whose numbers metrics.json holds."""
+    """Returns the record of the round `name`; `numbers` are those of the round in metrics.json."""
     head, embed, cohort, tiles = (
         stage_in(states, stage) for stage in (f"head@{name}", f"embed@{name}", "cohort", "tiles")
     )
@@ -84,7 +83,7 @@ def _record(
 
 
 def _section(state: StageState, kind: type[SectionT], name: str) -> SectionT:
-    """A section that a stage used, which an earlier version of hnm may have known otherwise."""
+    """Returns a section that a stage used. An earlier version of hnm may have had other fields."""
     where = (
         f"{state.name} of dvc.lock, which another version of hnm may have written (run dvc repro)"
     )
@@ -92,13 +91,14 @@ def _section(state: StageState, kind: type[SectionT], name: str) -> SectionT:
 
 
 def cards_of(root: Path, round_: str) -> dict[str, Path]:
-    """The cards that `evaluate` wrote, by file name: the data card, and the model card where it is
-    of this round; none without an evaluation.
+    """Returns the cards that `evaluate` wrote, by file name: the data card, and the model card
+    where it is of this round. There are none without an evaluation.
     """
     states = locked_stages(root)
     if "evaluate" not in states:
         return {}
-    evaluate, outputs = states["evaluate"], Outputs(root)
+    evaluate = states["evaluate"]
+    outputs = Outputs(root)
 
     def file(name: str) -> Path:
         (card,) = outputs.files(*evaluate.output(name)).values()
@@ -106,17 +106,17 @@ def cards_of(root: Path, round_: str) -> dict[str, Path]:
 
     with taking_apart(evaluate.argument("metrics"), PredictionError):
         chosen = str(read_json(file("metrics"), PredictionError)["chosen_round"])
-    cards = ["data_card", *(["model_card"] if round_ == chosen else [])]
+    cards = ["data_card", "model_card"] if round_ == chosen else ["data_card"]
     return {f"{name}.md": file(name) for name in cards if name in evaluate.arguments}
 
 
 def versions_of(states: Mapping[str, StageState], head: StageState) -> dict[str, str]:
-    """Path -> md5 of the head's outputs and of all data that they come from, by way of the stages
-    that made it.
+    """Returns path -> md5 of the outputs of the stage `head`, and of all data that they were made
+    from by the stages before it.
 
     Raises:
-        PredictionError: a stage on the way ran on another version than the stage before it has last
-        written.
+        PredictionError: a stage ran on another version of its input than the stage before it has
+            last written.
     """
     maker_of = {path: state for state in states.values() for path in state.outs}
     path, md5 = head.output("folder")
@@ -125,21 +125,23 @@ def versions_of(states: Mapping[str, StageState], head: StageState) -> dict[str,
     while waiting:
         state = waiting.pop()
         for path, md5 in state.data.items():
-            if (maker := maker_of.get(path)) is not None and maker.outs[path] != md5:
+            maker = maker_of.get(path)
+            if maker is not None and maker.outs[path] != md5:
                 raise PredictionError(
                     f"{state.name} ran on {path} of md5 {md5}, but {maker.name} has written"
                     f" {maker.outs[path]} since; run dvc repro"
                 )
             if path not in versions:
                 versions[path] = md5
-                waiting += [maker] if maker is not None else []
+                if maker is not None:
+                    waiting.append(maker)
     return dict(sorted(versions.items()))
 
 
 def _commit(root: Path) -> str | None:
+    """Returns the commit of the repository; None where it has none."""
     tags = git_tags(root)
-    return (
-        tags["mlflow.source.git.commit"] + ("-dirty" if tags["hnm.git_dirty"] == "true" else "")
-        if tags
-        else None
-    )
+    if not tags:
+        return None
+    dirty = "-dirty" if tags["hnm.git_dirty"] == "true" else ""
+    return tags["mlflow.source.git.commit"] + dirty

@@ -1,7 +1,7 @@
-"""The model that MLflow keeps and serves: slide path -> class scores, tile scores and where the
-tiles lie.
+"""The model that MLflow stores and serves: the path of a slide to class scores, tile scores and the
+places of the tiles.
 
-MLflow runs this file to load the model ("models from code"); the weights lie beside it as a model
+MLflow runs this file to load the model ("models from code"). The weights lie beside it as a model
 folder, JSON and safetensors. No pickle is written or read.
 """
 
@@ -22,7 +22,7 @@ from mlflow.types.schema import Array, ColSpec, DataType, Map, ParamSchema, Para
 import hnm
 from hnm.errors import ParamsError, SlideError
 from hnm.prediction.model import ModelRecord, read_model, read_record
-from hnm.prediction.slide import Prediction, Refusal, Unchanged, predict_slides
+from hnm.prediction.slide import Outcome, Prediction, Refusal, predict_slides
 from hnm.slides.cohort.slide_names import slide_ids_of
 from hnm.slides.reading.urls import is_url
 
@@ -39,9 +39,8 @@ SIGNATURE = ModelSignature(
     outputs=Schema(
         [
             ColSpec(DataType.string, "path"),
-            ColSpec(
-                Map(DataType.double), "class_scores"
-            ),  # class -> score; empty where there is no prediction
+            # class -> score; empty where there is no prediction
+            ColSpec(Map(DataType.double), "class_scores"),
             ColSpec(DataType.string, "called"),  # the class at the threshold
             ColSpec(Array(DataType.double), "tile_scores"),
             ColSpec(Array(DataType.long), "x"),  # level-0 pixels of each tile's corner
@@ -69,45 +68,36 @@ class SlidePredictor(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """A row for each path of `model_input`, in its order; `params["mpp"]` overrides the µm per
-        pixel of the files.
+        """Returns a row for each path of `model_input`, in its order.
 
-        URLs are refused unless the environment variable HNM_SERVE_URLS is 1.
-
-        Slides are read in worker processes: a script that calls this does so under `if __name__ ==
-        "__main__":`.
+        `params["mpp"]` stands in place of the µm per pixel of the files. URLs are refused unless
+        the environment variable HNM_SERVE_URLS is 1. Slides are read in worker processes, so a
+        script calls this under `if __name__ == "__main__":`.
         """
         paths = model_input["path"].tolist()
-        slides = slide_ids_of(paths)
-        refused = (
-            {}
-            if _serves_urls()
-            else {slide_id: source for slide_id, source in slides.items() if is_url(source)}
-        )
-        wanted = {
-            slide_id: source for slide_id, source in slides.items() if slide_id not in refused
-        }
-        outcomes: dict[str, Prediction | Refusal] = {
-            source: Refusal(slide_id, source, SlideError(NO_URLS))
-            for slide_id, source in refused.items()
-        }
-        predicted = predict_slides(self._model, wanted, mpp=(params or {}).get("mpp"))
-        outcomes |= {
-            outcome.source: outcome for outcome in predicted if not isinstance(outcome, Unchanged)
-        }  # nothing was done before
+        serves_urls = _serves_urls()
+        outcomes: dict[str, Outcome] = {}
+        slides = {}
+        for slide_id, source in slide_ids_of(paths).items():
+            if is_url(source) and not serves_urls:
+                outcomes[source] = Refusal(slide_id, source, SlideError(NO_URLS))
+            else:
+                slides[slide_id] = source
+        for outcome in predict_slides(self._model, slides, mpp=(params or {}).get("mpp")):
+            outcomes[outcome.source] = outcome
         return pd.DataFrame([answer(outcomes[path], self._model.record) for path in paths])
 
 
 def _serves_urls() -> bool:
-    """Whether the environment allows that slides are fetched for whoever asks."""
+    """Returns whether the environment allows that URLs are fetched for whoever asks."""
     named = os.environ.get(URLS_VARIABLE, "0")
     if named not in {"0", "1"}:
         raise ParamsError(f"the environment variable {URLS_VARIABLE}={named!r} is neither 0 nor 1")
     return named == "1"
 
 
-def answer(outcome: Prediction | Refusal, record: ModelRecord) -> dict[str, Any]:
-    """The row of one slide, by the columns of `SIGNATURE`."""
+def answer(outcome: Outcome, record: ModelRecord) -> dict[str, Any]:
+    """Returns the row of one slide, by the columns of `SIGNATURE`."""
     row: dict[str, Any] = {
         "path": outcome.source,
         "class_scores": {},
@@ -119,25 +109,24 @@ def answer(outcome: Prediction | Refusal, record: ModelRecord) -> dict[str, Any]
         "reason": "",
     }
     if isinstance(outcome, Refusal):
-        return {**row, "reason": str(outcome.error)}
-    tiles, scores = outcome.tiles, (1 - outcome.score, outcome.score)
-    where = {
-        "tile_scores": tiles["score"].tolist(),
-        "x": tiles["x"].tolist(),
-        "y": tiles["y"].tolist(),
-        "side": int(tiles["side"].iloc[0]),
-    }
-    return {
-        **row,
-        "class_scores": dict(zip(record.classes, scores, strict=True)),
-        "called": outcome.called,
-        **where,
-    }
+        row["reason"] = str(outcome.error)
+    if isinstance(outcome, Prediction):
+        negative, positive = record.classes
+        tiles = outcome.tiles
+        row |= {
+            "class_scores": {negative: 1 - outcome.score, positive: outcome.score},
+            "called": outcome.called,
+            "tile_scores": tiles["score"].tolist(),
+            "x": tiles["x"].tolist(),
+            "y": tiles["y"].tolist(),
+            "side": int(tiles["side"].iloc[0]),
+        }
+    return row
 
 
 def save_predictor(model: Path, folder: Path) -> None:
-    """Writes MLflow's model of the model folder `model` (whose name must be `ARTIFACT`) into
-    `folder`, with this package's code.
+    """Writes MLflow's model of the model folder `model` into `folder`, with the code of this
+    package. The folder `model` must be called `ARTIFACT`.
     """
     save_model(
         folder,
@@ -154,28 +143,25 @@ def save_predictor(model: Path, folder: Path) -> None:
 
 @contextmanager
 def default_store(tracking_uri: str) -> Iterator[None]:
-    """Points those of MLflow's functions that know no client, some of which its clients call, at a
-    store while the block runs.
+    """Points MLflow's functions at a store while the block runs. Some of them take no client, and
+    clients call some of those.
     """
-    named = os.environ.get("MLFLOW_TRACKING_URI")  # which MLflow sets for its own children
+    before = os.environ.get("MLFLOW_TRACKING_URI")  # which MLflow sets for its child processes
     mlflow.set_tracking_uri(tracking_uri)
     try:
         yield
     finally:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # which puts the default back
-        if named is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = named
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def fetch_model(uri: str, folder: Path) -> Path:
-    """The model folder of MLflow's model at `uri` (`models:/…`), brought into `folder`; nothing of
-    it is run.
+    """Brings MLflow's model at `uri` (`models:/…`) into `folder` and returns the model folder in
+    it. Nothing of it is run.
     """
-    return (
-        Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
-        / "artifacts"
-        / ARTIFACT
-    )
+    model = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
+    return Path(model) / "artifacts" / ARTIFACT
 
 
 set_model(SlidePredictor())

@@ -1,14 +1,13 @@
-"""What `hnm predict` leaves in its folder: the table, the whole story as JSON, and a picture and
+"""The folder that `hnm predict` writes: the table of slides, as CSV and JSON, and a picture and
 GeoJSON of each slide.
 
-A slide's row is written when the slide is done, so that whatever ends the command costs the slides
-that were not. The same command goes on where it ended: a slide whose file, model and settings are
-those of its row is not predicted again.
+The row of a slide is written when the slide is done, so that whatever ends the command costs only
+the slides that were not done. The same command goes on where it ended: a slide whose file, model
+and settings are those of its row is not predicted again.
 """
 
 import csv
 import fcntl
-import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,31 +44,36 @@ PREDICTIONS = Table(
     ("slide_id",),
     {
         "slide_id": SLIDES.columns["slide_id"],
-        "source": pa.Column(
-            str
-        ),  # absolute path, or URL without its query; what cannot be printed as escapes
+        # absolute path, or URL without its query; what cannot be printed stands as escapes
+        "source": pa.Column(str),
+        # score and called are empty where the slide has no prediction
         "score": pa.Column(
             "float64", pa.Check.in_range(0, 1, error="must lie in [0, 1]"), nullable=True
-        ),  # empty, as the next one, where the slide has no prediction
+        ),
         "called": pa.Column(str, nullable=True),  # the class at the threshold
         "threshold": pa.Column("float64"),
         "tiles": pa.Column("int64"),
         "mpp": pa.Column("float64", nullable=True),  # µm per level-0 pixel along x
-        "fingerprint": pa.Column(
-            str, nullable=True
-        ),  # of the file: size, header, OpenSlide's quickhash
+        # of the file: size, header, OpenSlide's quickhash
+        "fingerprint": pa.Column(str, nullable=True),
         "model": pa.Column(str),
         "model_digest": pa.Column(str),
-        "settings": pa.Column(
-            str
-        ),  # digest of --mpp, the mask, the device, the code, the libraries and the machine
-        "step": pa.Column(str, nullable=True),  # that the slide failed
+        # digest of --mpp, the mask, the device, the code, the libraries and the machine
+        "settings": pa.Column(str),
+        "step": pa.Column(str, nullable=True),  # the step that the slide failed at
         "reason": pa.Column(str, nullable=True),
     },
 )
-TABLE, STORY = "predictions.csv", "predictions.json"
+TABLE = "predictions.csv"
+STORY = "predictions.json"
+KINDS = {name: str(column.dtype) for name, column in PREDICTIONS.columns.items()}
+"""Column -> dtype."""
 NUMBERS = ("score", "threshold", "tiles", "mpp")
+NOTHING: Mapping[str, Any] = {name: None if name in NUMBERS else "" for name in KINDS}
+"""The value of a column where a slide has none."""
 OTHER_FOLDER = "name another folder by --out, or remove this one"
+Row = Mapping[str, Any]
+"""The row of a slide: column of `PREDICTIONS` -> text, or a number or None."""
 
 
 def write_predictions(
@@ -83,16 +87,16 @@ def write_predictions(
     device: str | None = None,
     say: Callable[[str], None],
 ) -> None:
-    """Predicts slides and writes all there is to see of them into `folder`; a line for each slide
-    goes to `say` when it is done.
+    """Predicts slides and writes all there is to see of them into `folder`. Each slide that is done
+    is told to `say` in a line.
 
     `mpp`, `mask`, `origin` and `device` are those of `predict_slides`. Rows of slides that are not
     named stay.
 
     Raises:
         PredictionError: `folder` holds other things, or predictions of another model, or another
-        command writes into it. MachineError: the machine failed; the rows of all slides that were
-        done are written.
+            command writes into it.
+        MachineError: the machine failed. The rows of all slides that were done are written.
     """
     check_mask(mask, set(slides))
     machine = machine_of(model.record.compute, device)
@@ -102,7 +106,9 @@ def write_predictions(
         device=[machine.device.type, machine.precision],
         causes=causes_of("hnm.prediction.slide", machine.device.type),
     )[:16]
-    with _rows_of(folder, model) as rows:
+    with _locked(folder):
+        rows = _rows_of(folder, model)
+        write_table(rows, model, folder)
         ids = slide_ids_of(
             map(whole_source, slides), {row["source"]: slide_id for slide_id, row in rows.items()}
         )
@@ -115,40 +121,46 @@ def write_predictions(
             for outcome in predict_slides(
                 model, ids, mpp=mpp, mask=mask, origin=origin, device=device, done=done
             ):
+                slide_id = outcome.slide_id
                 if isinstance(outcome, Unchanged):
-                    say(
-                        f"{outcome.slide_id}\tdone before\tscore"
-                        f" {rows[outcome.slide_id]['score']:.4f}"
-                    )
+                    say(f"{slide_id}\tdone before\tscore {rows[slide_id]['score']:.4f}")
                     continue
-                rows[outcome.slide_id], line = _written(outcome, model, folder, settings)
-                _append(rows[outcome.slide_id], folder / TABLE)
-                say(readable(line, "\t"))
+                line = _write_slide(outcome, model, folder)
+                rows[slide_id] = row_of(outcome, model, settings)
+                _append(rows[slide_id], folder / TABLE)
+                say(readable(f"{slide_id}\t{line}", "\t"))
         finally:
-            write_table(list(rows.values()), model, folder)
+            write_table(rows, model, folder)
 
 
-def _written(
-    outcome: Prediction | Refusal, model: Model, folder: Path, settings: str
-) -> tuple[dict[str, Any], str]:
-    """Writes the files of a slide; its row, and a line that tells of it."""
-    if isinstance(outcome, Prediction):
-        write_slide(outcome, model, folder)
-        row = row_of(outcome, model, settings)
-        return (
-            row,
-            (
-                f"{outcome.slide_id}\t{outcome.called}\tscore {outcome.score:.4f} (threshold"
-                f" {model.record.threshold:.4f}), {len(outcome.tiles)} tiles"
-            ),
-        )
-    for path in files_of(outcome.slide_id, folder):
-        path.unlink(missing_ok=True)  # of what the file was before
-    return row_of(outcome, model, settings), f"{outcome.slide_id}\tnot predicted\t{outcome.error}"
+def _write_slide(outcome: Prediction | Refusal, model: Model, folder: Path) -> str:
+    """Writes the files of a slide that is predicted and removes those of one that is not. Returns a
+    line about it.
+    """
+    paths = files_of(outcome.slide_id, folder)
+    if isinstance(outcome, Refusal):
+        for path in paths:
+            path.unlink(missing_ok=True)  # they show what the file was before
+        return f"not predicted\t{outcome.error}"
+    read = outcome.read
+    picture, areas, scores = paths
+    with whole(picture) as temporary:
+        Image.fromarray(heat_over(read.overview, outcome.tiles, read.aspect)).save(temporary)
+    corner = read.canvas.corner("bounds")
+    write_json(
+        prediction_geojson(outcome.tiles, read.aspect, model.record.classes[1], corner), areas
+    )
+    TILE_SCORES.write(outcome.tiles, scores)
+    return (
+        f"{outcome.called}\tscore {outcome.score:.4f} (threshold"
+        f" {model.record.threshold:.4f}), {len(outcome.tiles)} tiles"
+    )
 
 
 def files_of(slide_id: str, folder: Path) -> tuple[Path, Path, Path]:
-    """The files of a slide that is predicted: picture, areas, and the scores of its tiles."""
+    """Returns the files of a slide that is predicted: the picture of its scores over the overview,
+    the GeoJSON of its region and top tiles, and the scores of all its tiles.
+    """
     return (
         folder / f"{slide_id}.png",
         folder / f"{slide_id}.geojson",
@@ -156,20 +168,18 @@ def files_of(slide_id: str, folder: Path) -> tuple[Path, Path, Path]:
     )
 
 
-def _is_done(row: Mapping[str, Any], settings: str, folder: Path) -> bool:
+def _is_done(row: Row, settings: str, folder: Path) -> bool:
+    """Returns whether a slide need not be predicted again while its file is the same."""
     return (
-        bool(row["fingerprint"])
-        and row["score"] is not None
+        row["score"] is not None
         and row["settings"] == settings
         and all(path.is_file() for path in files_of(row["slide_id"], folder))
     )
 
 
 @contextmanager
-def _rows_of(folder: Path, model: Model) -> Iterator[dict[str, dict[str, Any]]]:
-    """The rows that `folder` has, by slide id, while no other command may write into it; a last row
-    that was cut off is taken out of its table.
-    """
+def _locked(folder: Path) -> Iterator[None]:
+    """Refuses other commands that would write into `folder` while the block runs."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -180,156 +190,114 @@ def _rows_of(folder: Path, model: Model) -> Iterator[dict[str, dict[str, Any]]]:
                 f"another hnm predict writes into {folder}; wait for it, or name another folder by"
                 " --out"
             ) from None
-        if (folder / TABLE).exists() or (folder / TABLE).is_symlink():
-            rows = _read_rows(folder / TABLE)
-        elif others := sorted(
-            path.name for path in folder.iterdir() if not path.name.startswith(TEMPORARY)
-        ):
-            raise PredictionError(
-                f"{folder} holds other things ({readable(others[0])}) and no {TABLE}; name a new or"
-                " empty folder by --out"
-            )
-        else:
-            rows = {}
-        if wrong := next(
-            (row for row in rows.values() if row["model_digest"] != model.digest), None
-        ):
-            raise PredictionError(
-                f"{folder} holds predictions of another model, {readable(wrong['model'])} of digest"
-                f" {wrong['model_digest'][:16]}, not of {model.name} of digest {model.digest[:16]};"
-                f" {OTHER_FOLDER}"
-            )
-        write_table(list(rows.values()), model, folder)
-        yield rows
+        yield
     finally:
         os.close(handle)
 
 
-def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of a table of predictions, as `row_of` gives them, without a last one that has no
-    end; `PredictionError` where it is none.
+def _rows_of(folder: Path, model: Model) -> dict[str, Row]:
+    """Returns the rows of the table in `folder` by slide id. Refuses a folder that holds other
+    things, or predictions of another model.
+    """
+    table = folder / TABLE
+    if not table.exists() and not table.is_symlink():
+        for path in sorted(folder.iterdir()):
+            if not path.name.startswith(TEMPORARY):
+                raise PredictionError(
+                    f"{folder} holds other things ({readable(path.name)}) and no {TABLE}; name a"
+                    " new or empty folder by --out"
+                )
+        return {}
+    rows = _read_rows(table)
+    for row in rows.values():
+        if row["model_digest"] != model.digest:
+            raise PredictionError(
+                f"{folder} holds predictions of another model, {readable(row['model'])} of digest"
+                f" {row['model_digest'][:16]}, not of {model.name} of digest {model.digest[:16]};"
+                f" {OTHER_FOLDER}"
+            )
+    return rows
+
+
+def _read_rows(path: Path) -> dict[str, Row]:
+    """Returns the rows of a table of predictions by slide id. A last row that was cut off is left
+    out; of two rows of a slide the later one counts.
     """
     content = read_bounded(
         path, PredictionError, what=str(path), cure=f"; {OTHER_FOLDER}", most=MOST_BYTES
     )
-    content = content[
-        : content.rfind(b"\n") + 1
-    ]  # no cell holds the end of a line: `readable` sees to it
-    kinds = {name: str(column.dtype) for name, column in PREDICTIONS.columns.items()}
+    # `readable` sees to it that no cell holds the end of a line
+    content = content[: content.rfind(b"\n") + 1]
     try:
         frame = read_frame(
-            content, kinds, str(path), check=lambda names: _check_columns(names, path)
-        )
-        frame = frame.drop_duplicates("slide_id", keep="last")
+            content, KINDS, str(path), check=lambda names: _check_columns(names, path)
+        ).drop_duplicates("slide_id", keep="last")
         PREDICTIONS.check(frame, str(path))
     except TableError as error:
         raise PredictionError(f"{error}; {OTHER_FOLDER}") from None
-    missing: dict[str, Any] = {name: None if name in NUMBERS else "" for name in kinds}
     rows = [
-        {str(name): missing[str(name)] if pd.isna(value) else value for name, value in row.items()}
+        {str(name): NOTHING[str(name)] if pd.isna(value) else value for name, value in row.items()}
         for row in frame.to_dict("records")
     ]
-    return {str(row["slide_id"]): row for row in rows}
+    return {row["slide_id"]: row for row in rows}
 
 
 def _check_columns(names: Sequence[str], path: Path) -> None:
-    if list(names) != list(PREDICTIONS.columns):
+    """Refuses a table with other columns."""
+    if list(names) != list(KINDS):
         raise TableError(
             f"{path} is no table of predictions of this version of hnm: its columns are not"
-            f" {', '.join(PREDICTIONS.columns)}"
+            f" {', '.join(KINDS)}"
         )
 
 
-def _append(row: Mapping[str, Any], path: Path) -> None:
-    """Adds a row at the end of the table, on the disk when this returns; where a slide has two
-    rows, the later one counts.
-    """
-    line = io.StringIO()
-    cells = [
-        (
-            ""
-            if row[name] is None
-            else safe_cell(row[name])
-            if isinstance(row[name], str)
-            else repr(row[name])
-        )
-        for name in PREDICTIONS.columns
-    ]
-    csv.writer(line, lineterminator="\n").writerow(cells)
+def _append(row: Row, path: Path) -> None:
+    """Adds a row at the end of the table. It is on the disk when this returns."""
     failpoint("predictions.appending", path)
-    with path.open("ab", buffering=0) as stream:
-        content = line.getvalue().encode()
-        while content:
-            content = content[stream.write(content) :]
+    with path.open("a", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerow(
+            safe_cell(value) if isinstance(value, str) else value for value in row.values()
+        )
+        stream.flush()
         os.fsync(stream.fileno())
     failpoint("predictions.appended", path)
 
 
-def write_slide(prediction: Prediction, model: Model, folder: Path) -> None:
-    """`<slide_id>.png` (scores over the overview), `<slide_id>.geojson` (region and top tiles) and
-    `<slide_id>.tiles.parquet` (all scores).
-    """
-    read, tiles = prediction.read, prediction.tiles
-    picture, areas, scores = files_of(prediction.slide_id, folder)
-    with whole(picture) as temporary:
-        Image.fromarray(heat_over(read.overview, tiles, read.aspect)).save(temporary)
-    write_json(
-        prediction_geojson(
-            tiles, read.aspect, model.record.classes[1], read.canvas.corner("bounds")
-        ),
-        areas,
-    )
-    TILE_SCORES.write(tiles, scores)
-
-
-def row_of(outcome: Prediction | Refusal, model: Model, settings: str) -> dict[str, Any]:
-    """The row of a slide in the table `PREDICTIONS`: texts, and numbers or None."""
+def row_of(outcome: Prediction | Refusal, model: Model, settings: str) -> Row:
+    """Returns the row of a slide in the table `PREDICTIONS`."""
     row = {
+        **NOTHING,
         "slide_id": outcome.slide_id,
         "source": kept_name(outcome.source),
-        "score": None,
-        "called": "",
         "threshold": model.record.threshold,
         "tiles": 0,
-        "mpp": None,
-        "fingerprint": "",
         "model": readable(model.name),
         "model_digest": model.digest,
         "settings": settings,
-        "step": "",
-        "reason": "",
     }
     if isinstance(outcome, Refusal):
         return {**row, "step": outcome.error.step, "reason": readable(str(outcome.error))}
-    read = outcome.read
-    numbers = {
+    return {
+        **row,
         "score": float(outcome.score),
+        "called": outcome.called,
         "tiles": len(outcome.tiles),
-        "mpp": float(read.mpp[0]),
+        "mpp": float(outcome.read.mpp.x),
+        "fingerprint": outcome.read.fingerprint,
     }
-    return {**row, **numbers, "called": outcome.called, "fingerprint": read.fingerprint}
 
 
-def write_table(rows: Sequence[Mapping[str, Any]], model: Model, folder: Path) -> None:
-    """`predictions.csv`, and `predictions.json`, which also holds the model's record with its data
-    versions.
+def write_table(rows: Mapping[str, Row], model: Model, folder: Path) -> None:
+    """Writes `predictions.csv`, and `predictions.json` with the same rows and the record of the
+    model, which names the versions of its data.
     """
-    frame = _frame(rows)
+    kinds = {name: kind for name, kind in KINDS.items() if name in NUMBERS or not rows}
+    frame = pd.DataFrame(list(rows.values()), columns=list(KINDS)).astype(kinds)
     PREDICTIONS.write(frame, folder / TABLE)
     record = {
         "name": readable(model.name),
         "digest": model.digest,
         **model.record.model_dump(mode="json"),
     }
-    slides = [
-        {name: None if pd.isna(value) else value for name, value in row.items()}
-        for row in frame.sort_values("slide_id").to_dict("records")
-    ]
+    slides = [rows[slide_id] for slide_id in sorted(rows)]
     write_json({"model": record, "slides": slides}, folder / STORY)
-
-
-def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    kinds = {name: str(column.dtype) for name, column in PREDICTIONS.columns.items()}
-    return pd.DataFrame(rows, columns=list(PREDICTIONS.columns)).astype(
-        {name: kind for name, kind in kinds.items() if name in NUMBERS or not rows}
-    )

@@ -1,8 +1,8 @@
 """A model folder: all that is needed to predict a slide, in JSON and safetensors.
 
-    model.json                                how slides are cut, the threshold, and what the model
-    was made of encoder/encoder.json, weights.safetensors
-    head/head.json, weights.safetensors
+    model.json      how slides are cut, the threshold, and what the model was made of
+    encoder/        encoder.json, weights.safetensors
+    head/           head.json, weights.safetensors
 
 Nothing else may lie in it, and nothing in it is ever run: a pickle is refused, whatever its name.
 """
@@ -16,48 +16,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from hnm.errors import PredictionError
 from hnm.evidence.numbers.threshold import ABOVE_ALL
-from hnm.files import key_of, parse_json, read_bounded, whole, write_json
+from hnm.files import key_of, read_bounded, whole, write_json
 from hnm.learning.encoder import TileEncoder, encoder_of
 from hnm.learning.heads import Head, head_of
-from hnm.learning.weights import FILE, MOST_RECORD, MOST_WEIGHTS, Parts
+from hnm.learning.weights import FILE, MOST_RECORD, MOST_WEIGHTS, Parts, parse_record
 from hnm.params import Compute, Embed, Section, Tiles, Tissue, batch_fault
 from hnm.redaction import readable
 
 RECORD = "model.json"
-FILES = (
-    RECORD,
-    *(
-        f"{part}/{name}"
-        for part in ("encoder", "head")
-        for name in (f"{part}.json", "weights.safetensors")
-    ),
-)
+PARTS = ("encoder", "head")
+FILES = (RECORD, *(f"{part}/{name}" for part in PARTS for name in (f"{part}.json", FILE)))
 """All files of a model folder."""
 CLASSES = ("negative", "positive")
-"""What the labels 0 and 1 are called."""
+"""Names of the labels 0 and 1."""
 MOST_TEXT = 255
+"""Most characters of a text in a record."""
 MOST_ENTRIES = 100
-"""Of a folder, that are looked at."""
+"""Most entries of a folder that are looked at."""
 CURE = "; take the folder anew from where it was made"
 
 
 class ModelRecord(Section):
-    """What must be known beside the weights to predict a slide, and to tell what the model was made
+    """What must be known beside the weights to predict a slide, and to say what the model was made
     of.
     """
 
     form: Literal[1] = 1
-    """Of this file; a later form is for a later version of hnm."""
+    """The form of this file. A later version of hnm may write a later form."""
     cohort: str
     round: str
     classes: tuple[str, str] = CLASSES
     threshold: Annotated[float, Field(ge=0, le=ABOVE_ALL)]
-    """The score from which a slide is called `classes[1]`, chosen on validation; above 1 where no
-    score is (`choose_threshold`).
+    """The score from which on a slide is called `classes[1]`. It was chosen on validation, and is
+    above 1 where no slide is to be called so (`choose_threshold`).
     """
     mpp_from_objective: bool
     """As `cohort.mpp_from_objective`."""
@@ -68,10 +63,10 @@ class ModelRecord(Section):
     validation: dict[str, float] = Field(default_factory=dict)
     """Numbers of the round on validation: `auc`, `auc_low`, `auc_high`, `log_loss`."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Path of each data version that the model comes from -> DVC's md5."""
+    """Path of each data that the model comes from -> DVC's md5."""
     commit: str | None = None
-    """Of the repository that the model was taken from; `-dirty` at its end where tracked files
-    differed.
+    """The commit of the repository that the model was taken from, with `-dirty` at its end where
+    tracked files differed from it.
     """
 
 
@@ -85,7 +80,7 @@ class Model:
     digest: str
     """SHA-256 of the model folder: equal digests are equal models."""
     name: str
-    """How its user called it: `round 2`, `models:/hnm-demo@champion`."""
+    """The name that its user called it by: `round 2`, `models:/hnm-demo@champion`."""
 
 
 def write_model(
@@ -95,15 +90,15 @@ def write_model(
 
     Args:
         record: goes into `model.json`.
-        encoder: the encoder's files by name; other files than those that predict are left out.
-        head: the head's, likewise.
+        encoder: the files of the encoder by name. Those that predict nothing are left out.
+        head: the files of the head, likewise.
         folder: new or empty.
 
     Raises:
         PredictionError: a file is missing.
     """
     for part, files in (("encoder", encoder), ("head", head)):
-        for name in (f"{part}.json", "weights.safetensors"):
+        for name in (f"{part}.json", FILE):
             if name not in files:
                 raise PredictionError(
                     f"the {part} has no {name}, but a model needs it; run the stage that makes it"
@@ -115,18 +110,18 @@ def write_model(
 
 
 def read_record(folder: Path) -> ModelRecord:
-    """The record of a model folder; `PredictionError` where it is none, or holds a file that is not
-    a model's.
+    """Returns the record of a model folder. Refuses a folder that is none, or holds a file that no
+    model has.
     """
     _check_listing(folder)
     return _record_of(_bytes_of(folder, RECORD), folder / RECORD)
 
 
 def read_model(folder: Path, name: str) -> Model:
-    """The model in `folder`, called `name`; `HnmError` where a file is missing, unknown, or not
-    what its name says.
+    """Returns the model in `folder`, called `name`. Refuses a folder in which a file is missing,
+    unknown, or not what its name says.
 
-    Each file is read once, and the model's digest is of the bytes that the model is made of.
+    Each file is read once, so that the digest of the model is of the bytes that it is made of.
     """
     _check_listing(folder)
     files = {file: _bytes_of(folder, file) for file in FILES}
@@ -134,13 +129,8 @@ def read_model(folder: Path, name: str) -> Model:
     digest = key_of(
         files={file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
     )
-    parts = {
-        part: Parts(
-            str(folder / part), files.pop(f"{part}/{part}.json"), files.pop(f"{part}/{FILE}")
-        )
-        for part in ("encoder", "head")
-    }
-    encoder, head = encoder_of(parts.pop("encoder")), head_of(parts.pop("head"))
+    encoder = encoder_of(_parts(folder, "encoder", files))
+    head = head_of(_parts(folder, "head", files))
     if encoder.record.features != len(head.mean):
         raise PredictionError(
             f"{folder}: its encoder gives {encoder.record.features} numbers a tile, but its head"
@@ -149,44 +139,52 @@ def read_model(folder: Path, name: str) -> Model:
     return Model(record, encoder, head, digest, name)
 
 
+def _parts(folder: Path, part: str, files: dict[str, bytes]) -> Parts:
+    """Takes the files of the encoder or of the head out of `files`, so that their memory is freed
+    once the encoder or the head is made.
+    """
+    record = files.pop(f"{part}/{part}.json")
+    return Parts(str(folder / part), record, files.pop(f"{part}/{FILE}"))
+
+
 def _check_listing(folder: Path) -> None:
-    """Raises `PredictionError` where anything lies in the folder but the files of a model: links
+    """Refuses a folder in which a file of a model is missing, or in which anything else lies. Links
     and named pipes are no files.
     """
     if folder.exists() and not folder.is_dir():
         raise PredictionError(f"{folder} is no folder; name the folder that `hnm export` wrote")
-    there: set[str] = set()
-    for inner in ("", "encoder", "head"):
-        place = folder / inner
-        if place.is_symlink() and inner:
+    names: set[str] = set()
+    for part in ("", *PARTS):
+        if part and (folder / part).is_symlink():
             raise PredictionError(
-                f"{folder} holds a link, {inner}, in the place of a folder; copy what it leads to"
+                f"{folder} holds a link, {part}, in the place of a folder; copy what it leads to"
                 " there (cp -rL)"
             )
-        for entry in itertools.islice(os.scandir(place), MOST_ENTRIES) if place.is_dir() else ():
-            name = Path(inner, entry.name).as_posix()
-            if name in ("encoder", "head") and entry.is_dir(follow_symlinks=False):
-                continue
+        if not (folder / part).is_dir():
+            continue
+        for entry in itertools.islice(os.scandir(folder / part), MOST_ENTRIES):
+            name = Path(part, entry.name).as_posix()
             if name in FILES and not entry.is_file(follow_symlinks=False):
                 raise PredictionError(
                     f"{folder} holds {name}, which is no regular file but a link, a folder or a"
                     " pipe; copy the file itself there (cp -rL)"
                 )
-            there.add(name)
-    if missing := sorted(set(FILES) - there):
+            if name not in PARTS or not entry.is_dir(follow_symlinks=False):
+                names.add(name)
+    if missing := sorted(set(FILES) - names):
         raise PredictionError(
             f"{folder} is no model folder: it lacks {', '.join(missing)}; `hnm promote` and `hnm"
             " export` write whole ones"
         )
-    if unknown := sorted(there - set(FILES)):
-        named = readable(", ".join(unknown[:5]))
+    if unknown := sorted(names - set(FILES)):
         raise PredictionError(
-            f"{folder} holds {named}, which no model of hnm has; it is not read, as a file from"
-            " elsewhere may run code"
+            f"{folder} holds {readable(', '.join(unknown[:5]))}, which no model of hnm has; it is"
+            " not read, as a file from elsewhere may run code"
         )
 
 
 def _bytes_of(folder: Path, file: str) -> bytes:
+    """Returns the bytes of a file of the folder."""
     most = MOST_WEIGHTS if file.endswith(FILE) else MOST_RECORD
     return read_bounded(
         folder / file, PredictionError, what=str(folder / file), cure=CURE, most=most
@@ -194,44 +192,35 @@ def _bytes_of(folder: Path, file: str) -> bytes:
 
 
 def _record_of(content: bytes, path: Path) -> ModelRecord:
-    parse_json(
-        content, PredictionError, what=str(path), cure=CURE
-    )  # which refuses numbers that are none
-    try:
-        record = ModelRecord.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise PredictionError(
-            f"{path} is no record of a model: {where}: {first['msg']}{CURE}"
-        ) from None
+    """Returns the checked record of the file `path`."""
+    record = parse_record(
+        ModelRecord, content, PredictionError, what=str(path), noun="record of a model", cure=CURE
+    )
     if fault := _fault(record):
         raise PredictionError(f"{path} is no record of a model: {fault}{CURE}")
     return record
 
 
 def _fault(record: ModelRecord) -> str | None:
-    """What of a record would cost the machine more than any model does, or cannot be printed; None
-    where nothing.
+    """Returns a sentence about what would cost the machine more than any model does, or cannot be
+    printed; None where nothing does.
     """
     if fault := batch_fault(record.embed, record.tiles):
         return fault
+    if record.classes[0] == record.classes[1]:
+        return f"both classes are called {record.classes[0]!r}"
     texts = {
         "cohort": record.cohort,
         "round": record.round,
         "classes": record.classes[0],
         "classes.1": record.classes[1],
         "commit": record.commit or "-",
+        **{f"versions.{path}": md5 for path, md5 in record.versions.items()},
     }
-    for name, text in (
-        *texts.items(),
-        *((f"versions.{path}", md5) for path, md5 in record.versions.items()),
-    ):
+    for name, text in texts.items():
         if not text or len(text) > MOST_TEXT or not text.isprintable() or not name.isprintable():
             return (
                 f"{name[:80]!r}: {text[:80]!r} is no text of 1 to {MOST_TEXT} characters that can"
                 " be printed"
             )
-    if record.classes[0] == record.classes[1]:
-        return f"both classes are called {record.classes[0]!r}"
     return None

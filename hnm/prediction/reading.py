@@ -1,4 +1,4 @@
-"""What a worker process reads of a slide: its tiles, and an overview for the picture."""
+"""The reading of a slide in a worker process: its tiles, and an overview for the picture."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ from hnm.slides.cutting.masks import Placement, mask_bytes, placement_of
 from hnm.slides.reading.canvas import Canvas, OriginParam
 from hnm.slides.reading.reader import OpenSlideReader
 from hnm.slides.reading.remote import fetched
+from hnm.slides.reading.slide import Mpp
 from hnm.slides.reading.thumbnails import Thumbnail, thumbnail
 
 OVERVIEW_PX = 1200
-"""Longest side of the overview."""
+"""Length of the longest side of the overview."""
 
 
 @dataclass(frozen=True)
@@ -26,28 +27,27 @@ class Reading:
     source: str
     """Absolute path or URL of its file."""
     mpp: float | None
-    """µm per pixel that override the file's."""
+    """µm per pixel in place of those of the file."""
     mpp_from_objective: bool
     mask: Path | None
-    """A tissue mask in place of the classical one."""
+    """A tissue mask from elsewhere, in place of the classical one."""
     tissue: Tissue
     tiles: Tiles
     pack: Path
-    """Where its tiles will lie."""
+    """The file that its tiles are written to."""
     origin: OriginParam = "auto"
-    """What a mask counts from that does not say so."""
+    """What a mask counts from that does not say so, as `cohort.origin`."""
     done: str | None = None
-    """Fingerprint of the file that was predicted before; it is not cut again while it has that
-    one.
+    """Fingerprint of the file that was predicted before; while the file still has it, the slide is
+    not cut again.
     """
 
 
 @dataclass(frozen=True)
 class SlideRead:
-    """What was read of a slide, beside its pack."""
+    """What was read of a slide beside its pack."""
 
-    mpp: tuple[float, float]
-    """µm per level-0 pixel along x and y."""
+    mpp: Mpp
     fingerprint: str
     overview: Thumbnail
     canvas: Canvas
@@ -56,14 +56,14 @@ class SlideRead:
     @property
     def aspect(self) -> float:
         """Height of a tile over its width, in level-0 pixels."""
-        return self.mpp[0] / self.mpp[1]
+        return self.mpp.x / self.mpp.y
 
 
 def read_slide(reading: Reading) -> SlideRead | None:
-    """Writes the pack of a slide; None where its file is the one that was predicted before.
+    """Writes the pack of a slide. Returns None where its file is the one that was predicted before.
 
     Raises:
-        SlideError: at which step it cannot be used, and why.
+        SlideError: the slide cannot be used; it names the step and the reason.
         MachineError: the machine failed, or the slide or its mask changed while it was read.
     """
     with fetched(reading.source) as path:
@@ -73,7 +73,8 @@ def read_slide(reading: Reading) -> SlideRead | None:
                 return None
             mpp = _mpp_of(slide, reading)
             canvas = Canvas(*slide.dimensions, slide.bounds, reading.origin)
-        mask_digest, placement = "", Placement()
+        mask_digest = ""
+        placement = Placement()
         if reading.mask is not None:
             mask = mask_bytes(reading.mask)
             mask_digest = hashlib.sha256(mask).hexdigest()
@@ -92,24 +93,24 @@ def read_slide(reading: Reading) -> SlideRead | None:
         cut(Cutting(layout, reading.pack))
         with opened(layout) as slide_of_any_kind:
             bounds = slide_of_any_kind.bounds
-            overview = thumbnail(
-                slide_of_any_kind,
-                max(bounds.width * mpp[0], bounds.height * mpp[1]) / OVERVIEW_PX,
-                mpp,
-            )
+            longest_um = max(bounds.width * mpp.x, bounds.height * mpp.y)
+            overview = thumbnail(slide_of_any_kind, longest_um / OVERVIEW_PX, mpp)
     return SlideRead(mpp, fingerprint, overview, canvas, placement)
 
 
-def _mpp_of(slide: OpenSlideReader, reading: Reading) -> tuple[float, float]:
-    known = slide.mpp if reading.mpp is None else (reading.mpp, reading.mpp)
-    if known is None and reading.mpp_from_objective and slide.objective_power in OBJECTIVE_MPP:
-        known = (OBJECTIVE_MPP[slide.objective_power], OBJECTIVE_MPP[slide.objective_power])
-    if known is None:
+def _mpp_of(slide: OpenSlideReader, reading: Reading) -> Mpp:
+    """Returns the µm per level-0 pixel along x and y: those that the user gave, those that the file
+    states, or those of its objective.
+    """
+    mpp = slide.mpp if reading.mpp is None else Mpp(reading.mpp, reading.mpp)
+    if mpp is None and reading.mpp_from_objective and slide.objective_power in OBJECTIVE_MPP:
+        mpp = Mpp(OBJECTIVE_MPP[slide.objective_power], OBJECTIVE_MPP[slide.objective_power])
+    if mpp is None:
         raise SlideError("its file states no µm per pixel; give them by --mpp", step="mpp")
-    if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in known):
+    if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in mpp):
         raise SlideError(
-            f"{known[0]:.4g} x {known[1]:.4g} µm per pixel are not within {PLAUSIBLE_MPP[0]:g} and"
+            f"{mpp.x:.4g} x {mpp.y:.4g} µm per pixel are not within {PLAUSIBLE_MPP[0]:g} and"
             f" {PLAUSIBLE_MPP[1]:g}; give the true value by --mpp",
             step="mpp",
         )
-    return known
+    return mpp

@@ -1,6 +1,4 @@
-"""From tile scores to areas: the smoothed region that a model takes for positive, and GeoJSON of it
-and of the top tiles.
-"""
+"""The region of a slide that a model takes for positive, and GeoJSON of it and of the top tiles."""
 
 from typing import Any
 
@@ -14,37 +12,37 @@ from hnm.mining.export import tile_feature
 from hnm.slides.annotations import feature_collection
 
 REACH = 1.0
-"""Standard deviation in tiles of the Gaussian that smooths scores: a single tile among low ones
-makes no region.
+"""Standard deviation, in tiles, of the Gaussian that smooths scores. With it a single high tile
+among low ones makes no region.
 """
 ROUNDING = 0.25
-"""How far corners are rounded, in tiles."""
+"""Radius that corners are rounded by, in tiles."""
 COLOUR = [200, 0, 0]
+"""Red, green and blue of the region and of the top tiles."""
 TOP_TILES = 20
 TILE_CALLED = 0.5
-"""The smoothed tile score from which a place belongs to the region: where the head's tile logit is
-0.
-"""
+"""The smoothed tile score from which on a place belongs to the region: that of the tile logit 0."""
 
 
 def smoothed(
     scores: NDArray[np.float32], columns: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """(tiles,): the mean of each tile's neighbourhood, weighted by a Gaussian of `REACH` tiles;
-    places without a tile weigh nothing.
+    """Returns `(tiles,)`: the mean score around each tile, weighted by a Gaussian of `REACH` tiles.
+    Places without a tile weigh nothing.
     """
-    grid, weight = np.zeros((2, int(rows.max()) + 1, int(columns.max()) + 1))
-    grid[rows, columns], weight[rows, columns] = scores, 1
+    grids = np.zeros((2, int(rows.max()) + 1, int(columns.max()) + 1))
+    grids[0, rows, columns] = scores
+    grids[1, rows, columns] = 1
     blurred, weights = (
-        ndimage.gaussian_filter(values, REACH, mode="constant", truncate=3)
-        for values in (grid, weight)
+        ndimage.gaussian_filter(grid, REACH, mode="constant", truncate=3)[rows, columns]
+        for grid in grids
     )
-    return np.asarray(blurred[rows, columns] / weights[rows, columns])
+    return np.asarray(blurred / weights)
 
 
 def positive_region(tiles: pd.DataFrame, aspect: float) -> shapely.MultiPolygon:
-    """Where the smoothed tile scores are at least `TILE_CALLED`: rounded, in whole level-0 pixels;
-    empty where nothing is.
+    """Returns the area where the smoothed tile scores are at least `TILE_CALLED`, with round
+    corners, in whole level-0 pixels. It is empty where no score is so high.
 
     Args:
         tiles: the table `TILE_SCORES` of one slide.
@@ -55,7 +53,7 @@ def positive_region(tiles: pd.DataFrame, aspect: float) -> shapely.MultiPolygon:
     corners = tiles[["x", "y"]].to_numpy()
     columns, rows = (places(corners[:, axis], size[axis]) for axis in (0, 1))
     chosen = corners[smoothed(tiles["score"].to_numpy(), columns, rows) >= TILE_CALLED]
-    # neighbours' corners are rounded to whole pixels: a pixel more closes the gaps between them
+    # corners are rounded to whole pixels: a pixel more closes the gaps between neighbours
     union = shapely.union_all(shapely.box(*chosen.T, *(chosen + np.ceil(size) + 1).T))
     reach = ROUNDING * side
     rounded = union.buffer(reach).buffer(-2 * reach).buffer(reach)
@@ -68,10 +66,11 @@ def positive_region(tiles: pd.DataFrame, aspect: float) -> shapely.MultiPolygon:
 
 
 def places(corners: NDArray[np.int64], step: float) -> NDArray[np.int64]:
-    """(tiles,): the column (or row) of each tile from its corner along one axis.
+    """Returns `(tiles,)`: the column (or row) of each tile, from its corner along one axis.
 
-    `step` may be off by the rounding of corners to whole pixels. A moved-in last column is one of
-    its own, however little it lies behind the one before.
+    `step`, the side of a tile, may be off by the rounding of corners to whole pixels. The last
+    column, which is moved in to end with the slide, counts as a column however little of it lies
+    behind the one before.
     """
     distinct = np.unique(corners)
     gaps = np.maximum(np.rint(np.diff(distinct) / step), 1)
@@ -82,14 +81,14 @@ def places(corners: NDArray[np.int64], step: float) -> NDArray[np.int64]:
 def prediction_geojson(
     tiles: pd.DataFrame, aspect: float, class_name: str, corner: tuple[int, int] = (0, 0)
 ) -> dict[str, Any]:
-    """A FeatureCollection that QuPath opens: each part of the positive region, then the `TOP_TILES`
-    best-scoring tiles.
+    """Returns a FeatureCollection that QuPath opens: each part of the positive region, then the
+    `TOP_TILES` tiles of the highest scores.
 
     Args:
         tiles: the table `TILE_SCORES` of one slide.
         aspect: height of a tile over its width, in level-0 pixels.
         class_name: of the region.
-        corner: the upper left one of the scan, in level-0 pixels, from where QuPath counts.
+        corner: the upper left corner of the scan in level-0 pixels, which QuPath counts from.
     """
     features: list[tuple[shapely.Geometry, dict[str, Any]]] = [
         (
@@ -104,13 +103,6 @@ def prediction_geojson(
     ]
     best = tiles.sort_values(["score", "tile"], ascending=[False, True]).head(TOP_TILES)
     for rank, tile in enumerate(best.to_dict("records"), 1):
-        features.append(
-            tile_feature(
-                tile,
-                aspect,
-                "top tile",
-                COLOUR,
-                {"score": round(float(tile["score"]), 6), "rank": rank},
-            )
-        )
+        measurements = {"score": round(float(tile["score"]), 6), "rank": rank}
+        features.append(tile_feature(tile, aspect, "top tile", COLOUR, measurements))
     return feature_collection(features, "bounds", corner)

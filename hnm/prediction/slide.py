@@ -1,8 +1,7 @@
-"""Slides to scores: read in worker processes, encoded and scored here, with the very steps of the
-pipeline.
+"""The scores of slides: they are read in worker processes, then encoded and scored here by the very
+steps of the pipeline.
 """
 
-import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from hnm.errors import PredictionError, SlideError
 from hnm.evidence.numbers.threshold import called
 from hnm.learning.compute import Machine, set_up_torch
-from hnm.learning.embed import embed
+from hnm.learning.embed import embed_tiles
 from hnm.learning.predict import predict
 from hnm.params import Compute
 from hnm.prediction.model import Model
@@ -28,12 +27,18 @@ from hnm.slides.workers import each
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What a model says of one slide."""
+class Outcome:
+    """What became of one slide."""
 
     slide_id: str
     source: str
     """Path or URL of its file, as the user gave it."""
+
+
+@dataclass(frozen=True)
+class Prediction(Outcome):
+    """What a model says of one slide."""
+
     score: float
     called: str
     """The class that the score is called at the model's threshold."""
@@ -43,22 +48,15 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Refusal(Outcome):
     """Why a slide has no prediction."""
 
-    slide_id: str
-    source: str
-    """Path or URL of its file, as the user gave it."""
     error: SlideError
 
 
 @dataclass(frozen=True)
-class Unchanged:
+class Unchanged(Outcome):
     """A slide that was predicted before, and whose file is still the same."""
-
-    slide_id: str
-    source: str
-    """Path or URL of its file, as the user gave it."""
 
 
 def predict_slides(
@@ -71,24 +69,21 @@ def predict_slides(
     device: str | None = None,
     done: Mapping[str, str] | None = None,
 ) -> Iterator[Prediction | Refusal | Unchanged]:
-    """What `model` says of each slide, in order of completion; a slide that cannot be used is
-    refused with its reason, and the others go on.
+    """Yields a prediction of each slide as soon as it is done, or why the slide has none.
 
     Args:
-        model: the model; a slide of its cohort gets the very scores that the pipeline gave it, on
-        the same device and number of threads,
-            and with the mask and the µm per pixel that the manifest gave it.
+        model: the model. A slide of its cohort gets the very scores of the pipeline on the same
+            device, with as many threads and the mask and µm per pixel of the manifest.
         slides: slide id -> path or URL of its file.
-        mpp: µm per pixel that override those of the files.
+        mpp: µm per pixel in place of those of the files.
         mask: a tissue mask of the one slide, GeoJSON or an image, in place of the classical one.
         origin: what a mask counts from that does not say so, as `cohort.origin`.
-        device: as `compute.device`; None takes the model's own, or the CPU where that is not here.
-        done: slide id -> fingerprint of the file that was predicted before; it is not predicted
-        again while it has that fingerprint.
+        device: as `compute.device`. None takes that of the model, or the CPU where it is not here.
+        done: slide id -> fingerprint of a file that is not predicted again.
 
     Raises:
         PredictionError: the mask does not exist, or there are several slides that it could be of.
-        MachineError: the machine failed, after the outcomes of all other slides.
+        MachineError: the machine failed. It is raised after the outcomes of all other slides.
     """
     check_mask(mask, slides)
     record = model.record
@@ -109,7 +104,7 @@ def predict_slides(
             )
             for slide_id, source in slides.items()
         ]
-        for reading, outcome in each(
+        for reading, read in each(
             read_slide,
             readings,
             seconds=record.tiles.slide_seconds,
@@ -118,48 +113,45 @@ def predict_slides(
             here=True,
         ):
             source = slides[reading.slide_id]
-            if outcome is None:
+            if read is None:
                 yield Unchanged(reading.slide_id, source)
-                continue
-            if isinstance(outcome, SlideError):
-                yield Refusal(reading.slide_id, source, outcome)
-                continue
-            _warn_of_mask(reading.slide_id, outcome)
-            score, tiles = _scored(model, reading.pack, machine)
-            reading.pack.unlink()
-            if not (
-                math.isfinite(score)
-                and np.isfinite(tiles[["logit", "score", "attention"]].to_numpy()).all()
-            ):
-                yield Refusal(
-                    reading.slide_id,
-                    source,
-                    SlideError(
-                        "the model gives numbers that are not finite; look at the model",
-                        step="score",
-                    ),
-                )
-                continue
-            yield Prediction(
-                reading.slide_id,
-                source,
-                score,
-                record.classes[int(called(score, record.threshold))],
-                tiles,
-                outcome,
-            )
+            elif isinstance(read, SlideError):
+                yield Refusal(reading.slide_id, source, read)
+            else:
+                yield _scored(model, machine, reading, read, source)
 
 
-def _warn_of_mask(slide_id: str, read: SlideRead) -> None:
-    """Warns where the mask lies partly beside the scan, or does not say what it counts from."""
+def _scored(
+    model: Model, machine: Machine, reading: Reading, read: SlideRead, source: str
+) -> Prediction | Refusal:
+    """Returns the prediction of a slide that was read, and removes its pack."""
     warn_of_places(read.mask_placement.notes)
-    warn_of_origins("mask", {slide_id: (read.mask_placement.by, read.canvas)})
+    warn_of_origins("mask", {reading.slide_id: (read.mask_placement.by, read.canvas)})
+    section = model.record.embed
+    pack = Pack(reading.pack)
+    (features,) = embed_tiles(
+        model.encoder,
+        [len(pack)],
+        lambda _, first, end: pack.tiles(range(first, end)),
+        batch_tiles=section.batch_tiles,
+        machine=machine,
+    )
+    stored = torch.from_numpy(features.astype(section.dtype).astype("float32"))
+    slide, tiles = predict(model.head, {pack.slide_id: stored}, pack.index())
+    reading.pack.unlink()
+    score = float(slide["score"].iloc[0])
+    numbers = tiles[["logit", "score", "attention"]].to_numpy()
+    if not np.isfinite(score) or not np.isfinite(numbers).all():
+        error = SlideError(
+            "the model gives numbers that are not finite; look at the model", step="score"
+        )
+        return Refusal(reading.slide_id, source, error)
+    class_called = model.record.classes[int(called(score, model.record.threshold))]
+    return Prediction(reading.slide_id, source, score, class_called, tiles, read)
 
 
 def check_mask(mask: Path | None, slides: Collection[str]) -> None:
-    """Raises `PredictionError` where `mask` is not there, or there are several slides that it could
-    be of.
-    """
+    """Refuses a mask that does not exist, or that could be of several slides."""
     if mask is not None and len(slides) > 1:
         raise PredictionError(
             f"--mask {mask} is of one slide, but {len(slides)} are named; predict the slides with"
@@ -172,22 +164,6 @@ def check_mask(mask: Path | None, slides: Collection[str]) -> None:
 
 
 def machine_of(trained: Compute, device: str | None) -> Machine:
-    """Where a model computes: on `device`, or as it was trained where that is here."""
-    wanted = device or ("auto" if trained.device == "cuda" else trained.device)
-    return set_up_torch(Compute.model_validate({**trained.model_dump(), "device": wanted}))
-
-
-def _scored(model: Model, path: Path, machine: Machine) -> tuple[float, pd.DataFrame]:
-    """Score of the slide, and the table `TILE_SCORES`."""
-    section = model.record.embed
-    pack = Pack(path)
-    (features,) = embed(
-        model.encoder,
-        [len(pack)],
-        lambda _, first, end: pack.tiles(range(first, end)),
-        batch_tiles=section.batch_tiles,
-        machine=machine,
-    )
-    stored = torch.from_numpy(features.astype(section.dtype).astype("float32"))
-    slide, tiles = predict(model.head, {pack.slide_id: stored}, pack.index())
-    return float(slide["score"].iloc[0]), tiles
+    """Returns where a model computes: on `device`, or where it was trained if that is here."""
+    device = device or ("auto" if trained.device == "cuda" else trained.device)
+    return set_up_torch(Compute.model_validate({**trained.model_dump(), "device": device}))

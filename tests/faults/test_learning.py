@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from hnm.errors import EncoderError, HnmError, MachineError, TableError
 from hnm.files import write_json
 from hnm.learning import features as feature_files
-from hnm.learning.embed import embed
+from hnm.learning.embed import embed_tiles
 from hnm.tables import LABELS, MINED, TILE_SCORES
 from tests.support.stages import Project, outs_of
 
@@ -192,7 +192,7 @@ def test_out_of_gpu_memory() -> None:
 
     encoder.forward = small  # type: ignore[method-assign]
     tiles = np.random.default_rng(0).integers(0, 255, (7, 32, 32, 3), np.uint8)
-    (rows,) = embed(
+    (rows,) = embed_tiles(
         encoder,
         [7],
         lambda slide, first, end: tiles[first:end],
@@ -206,7 +206,7 @@ def test_out_of_gpu_memory() -> None:
     )  # type: ignore[method-assign]
     with pytest.raises((MachineError, EncoderError), match="memory"):
         list(
-            embed(
+            embed_tiles(
                 encoder,
                 [7],
                 lambda slide, first, end: tiles[first:end],

@@ -31,10 +31,10 @@ def transformer() -> TileEncoder:
 def beit() -> nn.Module:
     """An attention that takes its layers' matrices, not their outputs."""
     torch.manual_seed(0)
-    made: nn.Module = import_timm().create_model(
+    backbone: nn.Module = import_timm().create_model(
         "beit_base_patch16_224", depth=1, embed_dim=24, num_heads=2, img_size=32, num_classes=0
     )
-    return made.eval()
+    return backbone.eval()
 
 
 def test_adapters_of_an_attention_that_takes_the_matrices_of_its_layers() -> None:

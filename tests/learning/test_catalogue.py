@@ -16,7 +16,7 @@ from hnm import params
 from hnm.errors import EncoderError
 from hnm.learning import encoder as module
 from hnm.learning.attention_pool import AttentionPool
-from hnm.learning.catalogue import CATALOGUE, Named
+from hnm.learning.catalogue import CATALOGUE, CatalogueEntry
 from hnm.learning.encoder import TileEncoder, import_timm, load_encoder, make_encoder, save_encoder
 from tests.support.exactness import assert_same_weights
 
@@ -25,7 +25,7 @@ def tiles(count: int = 2, side: int = 64) -> torch.Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(3))
 
 
-def small(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> Named:
+def small(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> CatalogueEntry:
     """The catalogue's entry with a tiny network of the same kind in its place."""
     tiny = {
         "img_size": 32,

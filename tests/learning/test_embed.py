@@ -7,7 +7,7 @@ import torch
 from hnm import params
 from hnm.errors import EncoderError
 from hnm.learning.compute import CPU, Machine
-from hnm.learning.embed import embed
+from hnm.learning.embed import embed_tiles
 from hnm.learning.encoder import make_encoder, to_input
 
 ENCODER = make_encoder(params.Encoder(name="test_resnet", weights="random"))
@@ -21,7 +21,7 @@ def features_of(
     slides: list[np.ndarray], batch_tiles: int = 4, machine: Machine = CPU
 ) -> list[np.ndarray]:
     return list(
-        embed(
+        embed_tiles(
             ENCODER,
             [len(tiles) for tiles in slides],
             lambda slide, first, end: slides[slide][first:end],
@@ -88,14 +88,14 @@ class Small(torch.nn.Module):
 
 
 def embedded_by(encoder: Small, batch_tiles: int) -> np.ndarray:
-    made = embed(
+    features = embed_tiles(
         encoder,
         [len(tiles) for tiles in SLIDES],
         lambda slide, first, end: SLIDES[slide][first:end],
         batch_tiles=batch_tiles,
         machine=CPU,
     )  # type: ignore[arg-type]
-    return np.concatenate(list(made))
+    return np.concatenate(list(features))
 
 
 def test_a_batch_that_does_not_fit_is_taken_in_halves(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,7 @@ def test_a_compiled_encoder_gives_the_same_features_and_is_compiled_once(
         torch, "compile", lambda module: asked.append(module) or (lambda tiles: module(tiles))
     )
     compiled = list(
-        embed(
+        embed_tiles(
             ENCODER,
             [len(tiles) for tiles in SLIDES],
             lambda slide, first, end: SLIDES[slide][first:end],
@@ -152,7 +152,7 @@ def test_an_encoder_that_cannot_be_compiled_is_refused(monkeypatch: pytest.Monke
         ),
     ):
         list(
-            embed(
+            embed_tiles(
                 ENCODER,
                 [3],
                 lambda slide, first, end: SLIDES[0][first:end],

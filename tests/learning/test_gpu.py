@@ -10,7 +10,7 @@ import torch
 
 from hnm import params
 from hnm.learning.compute import CPU, Machine, set_up_torch
-from hnm.learning.embed import embed
+from hnm.learning.embed import embed_tiles
 from hnm.learning.encoder import TileEncoder, make_encoder
 from hnm.learning.training.fit_encoder import NEGATIVE, POSITIVE, fit_encoder, role_losses
 from hnm.learning.training.fit_simclr import fit_simclr
@@ -44,7 +44,7 @@ def machine(precision: str = "float32") -> Machine:
 def features_of(
     encoder: TileEncoder, machine: Machine, batch_tiles: int = 16, compiled: bool = False
 ) -> np.ndarray:
-    features = embed(
+    features = embed_tiles(
         encoder,
         [30, 18],
         lambda slide, first, end: TILES[30 * slide :][first:end],
@@ -84,7 +84,7 @@ def test_a_batch_that_the_gpu_s_memory_does_not_hold_is_taken_in_parts(
         torch.cuda.set_per_process_memory_fraction(
             0.6e9 / torch.cuda.get_device_properties(0).total_memory
         )
-        (parts,) = embed(
+        (parts,) = embed_tiles(
             encoder,
             [len(tiles)],
             lambda slide, first, end: tiles[first:end],

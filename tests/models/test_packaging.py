@@ -15,13 +15,13 @@ from tests.support import project as tiny
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture
-def project(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "project"))
+def project(demo: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo, tmp_path / "project"))
 
 
 def test_the_chosen_round_becomes_a_model_with_its_own_threshold_and_params(
@@ -127,7 +127,7 @@ def test_a_state_of_an_earlier_version_is_named_with_its_cure(
         ParamsError,
         match=(
             r"tiles of dvc\.lock, which another version .*\(run dvc repro\): tissue\.max_hole_um2"
-            r" is no param any more"
+            r" is gone"
         ),
     ):
         package_round(project, 1, tmp_path / "model")

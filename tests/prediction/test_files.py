@@ -21,6 +21,7 @@ from hnm.prediction.reading import SlideRead
 from hnm.prediction.slide import Prediction, Refusal, Unchanged
 from hnm.slides.cutting.masks import Placement
 from hnm.slides.reading.canvas import Box, Canvas
+from hnm.slides.reading.slide import Mpp
 from hnm.slides.reading.thumbnails import Thumbnail
 from hnm.tables import TILE_SCORES
 from tests.support import model as tiny_model
@@ -64,7 +65,7 @@ class Slides:
                 np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), bool), 0, 0, (4.0, 4.0), 2.0
             )
             read = SlideRead(
-                (0.1 + 0.2, 0.5),
+                Mpp(0.1 + 0.2, 0.5),
                 fingerprint,
                 overview,
                 Canvas(32, 32, Box(0, 0, 32, 32)),
@@ -336,8 +337,8 @@ def test_names_of_any_bytes_and_formulas_stand_in_the_table_and_break_nothing(
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8", newline="") as stream:
         cells = [cell for row in csv.reader(stream) for cell in row]
     assert not any(cell.startswith(tuple("=+-@\t\r")) for cell in cells)
-    told = json.loads((tmp_path / "out" / "predictions.json").read_text())["slides"]
-    assert f"{folder}/=HYPERLINK(A1).svs" in {slide["source"] for slide in told}
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["slides"]
+    assert f"{folder}/=HYPERLINK(A1).svs" in {slide["source"] for slide in rows}
     predict(model, tmp_path / "out", *reversed(names))
     assert len(slides.predicted) == 5
 

@@ -17,13 +17,13 @@ from tests.support import model as tiny
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
-def folder(tmp_path: Path, made: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "model"))
+def folder(tmp_path: Path, model_folder: Path) -> Path:
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
 
 
 class Canary:

@@ -73,16 +73,16 @@ def test_each_slide_has_its_row_and_those_that_cannot_be_used_their_reason(writt
 
 def test_the_json_tells_of_which_data_the_model_was_made(written):
     out, model, _, _ = written
-    told = json.loads((out / "predictions.json").read_text())
-    assert told["model"]["versions"] == {"data/mined/1/mined.parquet": "0f" * 16}
-    assert (told["model"]["name"], told["model"]["digest"], told["model"]["commit"]) == (
+    story = json.loads((out / "predictions.json").read_text())
+    assert story["model"]["versions"] == {"data/mined/1/mined.parquet": "0f" * 16}
+    assert (story["model"]["name"], story["model"]["digest"], story["model"]["commit"]) == (
         "round 1",
         model.digest,
         "c0ffee",
     )
     assert (
-        told["slides"][0]["reason"].startswith("it has no tissue")
-        and told["slides"][0]["score"] is None
+        story["slides"][0]["reason"].startswith("it has no tissue")
+        and story["slides"][0]["score"] is None
     )
 
 
@@ -213,14 +213,14 @@ def test_a_mask_that_is_not_there_or_of_no_one_slide_is_refused(written, tmp_pat
 
 
 def reading(path: Path, **changes) -> Reading:
-    known = {
+    settings = {
         "mpp": None,
         "mpp_from_objective": False,
         "mask": None,
         "tissue": tiny_model.RECORD["tissue"],
         "tiles": tiny_model.RECORD["tiles"],
     }
-    return Reading("s", str(path), **{**known, "pack": path.with_suffix(".h5"), **changes})
+    return Reading("s", str(path), **{**settings, "pack": path.with_suffix(".h5"), **changes})
 
 
 def test_mpp_may_be_given_or_come_from_the_objective(tmp_path, tiny):

@@ -75,9 +75,9 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def outputs(tmp_path: Path, cache: Path) -> Outputs:
-    found = Outputs(tmp_path)
-    found.__dict__["cache"] = Cache(cache)
-    return found
+    outputs_here = Outputs(tmp_path)
+    outputs_here.__dict__["cache"] = Cache(cache)
+    return outputs_here
 
 
 @pytest.mark.parametrize("name", [*ODD_NAMES, 7, None, ["a"], {}], ids=repr)

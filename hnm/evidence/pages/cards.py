@@ -10,11 +10,12 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from hnm.evidence.evaluation import SPLITS, CohortTruth, Evaluation, mined_summary
+from hnm.evidence.evaluation import CohortTruth, Evaluation, mined_summary
 from hnm.evidence.pages.templates import environment
 from hnm.evidence.truth import contradictions, drawn_classes
 from hnm.files import key_of
 from hnm.params import Section, flat
+from hnm.tables import SPLITS
 
 METRIC_NAMES = {
     "auc": "AUC",

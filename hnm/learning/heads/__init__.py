@@ -1,5 +1,5 @@
-"""Heads: the features of one slide to its logit, its tiles' logits and their attention. One file
-each, one interface.
+"""Heads, a file for each kind: the features of one slide to its logit, its tiles' logits and their
+attention.
 """
 
 from hnm.learning.heads.head import Head, HeadOutput

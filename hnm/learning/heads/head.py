@@ -1,5 +1,5 @@
-"""What every head is: standardised features of one slide in, logits and attention out; and the loss
-of its tiles.
+"""The base of all heads: the features of one slide to its logit, its tiles' logits and their
+attention, and the loss of the tiles.
 """
 
 from collections.abc import Sequence
@@ -13,35 +13,23 @@ from hnm import params
 
 
 class HeadOutput(NamedTuple):
-    """What a head says of one slide."""
+    """What a head says of one slide. Logits are those of label 1 against label 0."""
 
     slide_logit: Tensor
-    """`()`: above 0 is positive; of a head of several classes `(classes,)`, each against the
-    rest.
-    """
+    """`()`"""
     tile_logits: Tensor
-    """`(tiles,)`, or `(tiles, classes)`."""
+    """`(tiles,)`"""
     attention: Tensor
-    """`(tiles,)`, at least 0, sums to 1; or `(tiles, classes)`, of which each class's does."""
-
-    def of(self, label: int) -> "HeadOutput":
-        """What is said of one of the head's `labels`, as a head of two classes says it."""
-        if self.slide_logit.ndim == 0:
-            return self
-        return HeadOutput(
-            self.slide_logit[label], self.tile_logits[:, label], self.attention[:, label]
-        )
+    """`(tiles,)`, at least 0; its sum is 1."""
 
 
 class Head(nn.Module):
-    """Base of all heads. A head takes one slide at a time: padding slides to one length changes
-    DSMIL's answer.
+    """Base of all heads. Slides are never padded to one length, as padding changes DSMIL's
+    answer.
     """
 
     mean: Tensor
     scale: Tensor
-    classes: int = 2
-    """The labels of slides are 0 to `classes` - 1."""
 
     def __init__(self, features: int, section: params.Head) -> None:
         super().__init__()
@@ -49,53 +37,53 @@ class Head(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
 
-    @property
-    def labels(self) -> tuple[int, ...]:
-        """The labels that the head has logits for: label 1 of two, each one of several."""
-        return (1,) if self.classes == 2 else tuple(range(self.classes))
-
     def standardise(self, mean: Tensor, deviation: Tensor) -> None:
-        """Sets the standardisation of the features, each `(features,)`; a constant feature stays as
-        it is.
+        """Sets the mean and the standard deviation, each `(features,)`, that features are
+        standardised by. A constant feature is not scaled.
         """
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
     def forward(self, features: Tensor) -> HeadOutput:
-        """What the head says of a slide with these features `(tiles, features)`, as the encoder
-        gave them.
+        """Returns what the head says of a slide with the features `(tiles, features)`, which are
+        those of the encoder, not yet standardised.
         """
         return self.together([features])[0]
 
     def together(self, slides: Sequence[Tensor]) -> Sequence[HeadOutput]:
-        """`forward` of several slides, such as those of a step. Each is a bag of its own."""
+        """Returns `forward` of several slides, such as the two of a step. No slide changes what
+        the head says of another.
+        """
         features = torch.cat(list(slides)) if len(slides) > 1 else slides[0]
         return self.pool_each(
             self.dropout((features - self.mean) / self.scale), [len(slide) for slide in slides]
         )
 
     def pool_each(self, features: Tensor, counts: list[int]) -> Sequence[HeadOutput]:
-        """`pool` of each slide of `features` `(tiles, features)`: the first has the first of
-        `counts` tiles, and so on. A kind may have a quicker way.
+        """Returns `pool` of each slide. The rows of `features` `(tiles, features)` are the tiles of
+        the first slide, `counts[0]` of them, then those of the second, and so on. A kind of head
+        overrides this where slides can share work.
         """
-        return [self.pool(own) for own in torch.split(features, counts)]
+        return [self.pool(slide) for slide in torch.split(features, counts)]
 
     def pool(self, features: Tensor) -> HeadOutput:
-        """`forward` from standardised features `(tiles, features)`; each kind of head has its
-        own.
+        """Returns what the head says of a slide with the standardised features `(tiles,
+        features)`. Each kind of head implements this.
         """
         raise NotImplementedError
 
     def tile_loss(self, output: HeadOutput, label: int) -> Tensor:
-        """The loss that trains the tiles' logits by their slide's label, 0 or 1: the cross-entropy
-        of the highest one.
+        """Returns the loss `()` that trains the tile logits by the label of their slide, 0 or 1:
+        the cross-entropy of the highest tile logit.
 
-        A positive slide has a positive tile, a negative slide none. A kind whose paper trains its
-        tiles otherwise overrides this.
+        It is right because a positive slide has a positive tile and a negative slide has none. A
+        kind of head whose paper trains tiles otherwise overrides this.
         """
-        return cross_entropy(output.tile_logits.max(), label)
+        return label_loss(output.tile_logits.max(), label)
 
 
-def cross_entropy(logits: Tensor, label: int) -> Tensor:
-    """Mean binary cross-entropy of logits of any shape that all have the label 0 or 1."""
+def label_loss(logits: Tensor, label: int) -> Tensor:
+    """Returns the mean binary cross-entropy of logits of any shape that all have one label, 0 or
+    1.
+    """
     return binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))

@@ -1,13 +1,13 @@
-"""Mean pooling: the baseline that looks at all tiles alike."""
+"""Mean pooling: the slide logit is the mean tile logit."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hnm import params
-from hnm.learning.heads.head import Head, HeadOutput
+from hnm.learning.heads.head import HeadOutput
+from hnm.learning.heads.linear import LinearHead
 
 
-class Mean(Head):
+class Mean(LinearHead):
     """Every tile counts the same (the mean pooling of Ilse, Tomczak and Welling, ICML 2018, on a
     linear classifier).
 
@@ -15,13 +15,8 @@ class Mean(Head):
     logit 1/N sum_i (w h_i + b) = w mean(h) + b: pooling features or logits is the same.
     """
 
-    def __init__(self, features: int, section: params.Head) -> None:
-        super().__init__(features, section)
-        self.classifier = nn.Linear(features, 1)
-
     def pool(self, features: Tensor) -> HeadOutput:
         """See `Head.pool`."""
-        tile_logits = self.classifier(features).squeeze(1)
-        return HeadOutput(
-            tile_logits.mean(), tile_logits, torch.full_like(tile_logits, 1 / len(tile_logits))
-        )
+        tile_logits = self.tile_logits(features)
+        attention = torch.full_like(tile_logits, 1 / len(tile_logits))
+        return HeadOutput(tile_logits.mean(), tile_logits, attention)

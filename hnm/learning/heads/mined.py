@@ -1,4 +1,4 @@
-"""Mined: a tile classifier that is trained on the mined tiles alone."""
+"""Mined: a tile classifier that learns from the mined tiles alone."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,49 +15,53 @@ tiles.
 
 
 class Mined(Inherit):
-    """The linear tile classifier of `inherit`, solved on the tiles that were mined for its round:
+    """The linear tile classifier of `Inherit`, solved on the tiles that were mined for its round:
     positives against hard negatives.
 
     With features h_i, the tile logit is w h_i + b and the slide logit the mean of the `head.top_k`
-    highest of them. The classifier is the logistic regression of the roles, which weigh half each
-    however many tiles they have; of the regressions for `PENALTIES` validation chooses one. No
-    other loss, rate, schedule or dropout plays a part, and no draw. What of the mined tiles is hard
-    and what random is the mining policy's (`mining.policy: mixed`). Where nothing was mined, as in
-    round 0, all tiles of the train slides teach with the label of their slide. Positives of slide
-    labels are not all positive, and the slide logit is a mean of the highest: it leans to positive,
-    so that only comparisons and thresholds chosen on validation are meaningful.
+    highest tile logits. The classifier is the logistic regression of the roles; each role weighs
+    half, however many tiles it has. Validation chooses among the regressions for `PENALTIES`. There
+    is no other loss, and no learning rate, schedule, dropout or random draw.
+
+    Where nothing was mined, as in round 0, all tiles of the train slides are learnt with the label
+    of their slide. The tiles of a positive slide are not all positive, and the slide logit is a
+    mean of the highest. So it leans to positive, and only comparisons and thresholds that
+    validation chose are meaningful.
     """
 
     def solve(
         self, slides: Sequence[Tensor], labels: Sequence[int]
     ) -> Iterator[tuple[float, float]]:
         """Sets the classifier to the minimum of `mean_r mean_{i in r} CE(w h_i + b, r) + penalty /
-        2 |w|^2` for each penalty in turn.
+        2 |w|^2` over roles r, for each penalty in turn.
 
-        Each starts from the one before, by L-BFGS. The standardisation is put into the weights, so
-        that features are not copied.
+        Each minimum starts from the one before and is found by L-BFGS. The standardisation is put
+        into the weights, so that features are not copied.
 
         Args:
-            slides: the `(tiles, features)` of each slide that teach, as the encoder gave them; of
-            some slides none. labels: 0 or 1 of each slide; both have tiles.
+            slides: the features `(tiles, features)` of each slide to learn from, as the encoder
+                gave them. Some slides may have no tile.
+            labels: 0 or 1 of each slide. Both labels have tiles.
 
         Yields:
             The minimum, and the cross-entropy in it.
         """
         targets = torch.cat(
             [
-                slide.new_full((len(slide),), label)
-                for slide, label in zip(slides, labels, strict=True)
+                tiles.new_full((len(tiles),), label)
+                for tiles, label in zip(slides, labels, strict=True)
             ]
         )
         weights = torch.where(targets == 1, 0.5 / targets.sum(), 0.5 / (1 - targets).sum())
 
-        def cross_entropy() -> Tensor:
+        def losses(penalty: float) -> tuple[Tensor, Tensor]:
+            """Returns the loss that is minimised, and the cross-entropy in it."""
             weight = self.classifier.weight / self.scale
-            logits = torch.cat([slide @ weight.squeeze(0) for slide in slides]) + (
+            logits = torch.cat([tiles @ weight.squeeze(0) for tiles in slides]) + (
                 self.classifier.bias - weight @ self.mean
             )
-            return binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum")
+            entropy = binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum")
+            return entropy + penalty / 2 * self.classifier.weight.square().sum(), entropy
 
         torch.nn.init.zeros_(self.classifier.weight)
         torch.nn.init.zeros_(self.classifier.bias)
@@ -70,15 +74,13 @@ class Mined(Inherit):
                 line_search_fn="strong_wolfe",
             )
 
-            def minimum(
-                optimiser: torch.optim.LBFGS = optimiser, penalty: float = penalty
-            ) -> Tensor:
-                optimiser.zero_grad(set_to_none=True)
-                loss = cross_entropy() + penalty / 2 * self.classifier.weight.square().sum()
+            def gradients(penalty: float = penalty) -> Tensor:
+                self.classifier.zero_grad(set_to_none=True)
+                loss, _ = losses(penalty)
                 loss.backward()  # type: ignore[no-untyped-call]
                 return loss
 
-            optimiser.step(minimum)  # type: ignore[no-untyped-call]
+            optimiser.step(gradients)  # type: ignore[no-untyped-call]
             with torch.no_grad():
-                own = cross_entropy()
-                yield (own + penalty / 2 * self.classifier.weight.square().sum()).item(), own.item()
+                loss, entropy = losses(penalty)
+                yield loss.item(), entropy.item()

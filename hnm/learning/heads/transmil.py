@@ -10,24 +10,26 @@ from hnm import params
 from hnm.learning.heads.head import Head, HeadOutput
 
 PARTS = 8
-"""Attention heads of a layer, as published; `params.Head` refuses widths that they cannot share."""
+"""Attention heads of a layer, as published; `params.Head` refuses widths that 8 does not divide."""
 
 
 class TransMIL(Head):
-    """A class token and the tiles exchange what they know in two layers of self-attention.
+    """A class token gathers from the tiles, and the tiles from each other, in two layers of
+    self-attention.
 
     Features x_i become tokens relu(W x_i + b) of width d = `head.attention_features` (published:
-    512), filled up to the next square number with the first ones again, behind a learnt class
-    token. Then z + attention(LayerNorm(z)), the positions by `Positions`, and z +
+    512). They are filled up to the next square number with the first ones again, behind a learnt
+    class token. Then comes z + attention(LayerNorm(z)), then `Positions`, then z +
     attention(LayerNorm(z)) once more (algorithm 2). The slide logit is w LayerNorm(z) + b of the
-    class token, the tile logit the same classifier on the tile's own token: the tile as it is seen
-    in this slide. The attention is that of the class token in the second layer, exact, on the
-    slide's own tiles alone and meant over the 8 parts. The published dropout of 0.1 is left to
-    `head.dropout`; the paper trains the slide logit alone:
-    `head.tile_weight` and `ranking.weight` 0.
+    class token. The tile logit is the same of the token of the tile, so it depends on the other
+    tiles of the slide. The attention is that of the class token to the tiles in the second layer,
+    computed exactly, the mean over the 8 parts.
 
-    The tiles lie in the square in the order of the slide's pack, as published, not at their places
-    on the slide: unlike all other heads this one depends on that order.
+    The paper's dropout of 0.1 is `head.dropout`. The paper trains the slide logit alone:
+    `head.tile_weight` and `ranking.weight` are 0 there.
+
+    The tiles lie in the square in the order of the slide's pack, as published, and not at their
+    places on the slide. So this head, unlike all others, depends on the order of the tiles.
     """
 
     def __init__(self, features: int, section: params.Head) -> None:
@@ -54,8 +56,8 @@ class TransMIL(Head):
 
 
 class Layer(nn.Module):
-    """z + attention(LayerNorm(z)) with 8 parts, d/2 landmarks and the values' convolution along the
-    tokens, as published.
+    """z + attention(LayerNorm(z)), as published: with 8 parts, d/2 landmarks and a convolution of
+    the values along the tokens.
     """
 
     def __init__(self, width: int) -> None:
@@ -69,28 +71,27 @@ class Layer(nn.Module):
         self.join = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
-        """The tokens `(tokens, width)` after this layer, and the attention `(tiles,)` of the first
-        to the `tiles` after it.
+        """Returns the tokens `(tokens, width)` after this layer, and the attention `(tiles,)` of
+        the first token to the `tiles` tokens behind it.
         """
         queries, keys, values = (
             self.queries_keys_values(self.norm(tokens))
             .view(len(tokens), 3, 1, PARTS, -1)
             .permute(1, 2, 3, 0, 4)
         )
-        seen = nystroem_attention(queries, keys, values, self.landmarks) + self.neighbours(values)
+        attended = nystroem_attention(queries, keys, values, self.landmarks)
+        joined = self.join((attended + self.neighbours(values))[0].transpose(0, 1).flatten(1))
         logits = queries[0, :, :1] @ keys[0, :, 1 : 1 + tiles].mT / queries.shape[-1] ** 0.5
-        return tokens + self.join(seen[0].transpose(0, 1).flatten(1)), torch.softmax(
-            logits.squeeze(1), dim=1
-        ).mean(dim=0)
+        return tokens + joined, torch.softmax(logits.squeeze(1), dim=1).mean(dim=0)
 
 
 class Positions(nn.Module):
-    """The pyramid position encoding generator (PPEG): what lies around a tile in the square tells
-    where it lies.
+    """The pyramid position encoding generator (PPEG): a token learns its position from the tokens
+    around it.
 
-    The tokens behind the class token, laid out row by row in a square, are added to their own
-    depthwise convolutions of 7, 5 and 3 tokens; beyond the border of the square there are zeros.
-    The class token passes unchanged.
+    The tokens behind the class token are laid out row by row in a square. To each are added
+    depthwise convolutions of 7, 5 and 3 tokens of the square, with zeros beyond its border. The
+    class token is not changed.
     """
 
     def __init__(self, width: int) -> None:
@@ -100,7 +101,7 @@ class Positions(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`(1 + side * side, width)` to the same."""
+        """Returns the tokens `(1 + side * side, width)` with their positions."""
         side = isqrt(len(tokens) - 1)
         square = tokens[1:].T.reshape(1, -1, side, side)
         placed = square + sum(convolution(square) for convolution in self.convolutions)
@@ -108,31 +109,32 @@ class Positions(nn.Module):
 
 
 def nystroem_attention(queries: Tensor, keys: Tensor, values: Tensor, landmarks: int) -> Tensor:
-    """Softmax attention through landmarks, in time and memory linear in the tokens (Xiong et al.,
-    AAAI 2021).
+    """Returns softmax attention through landmarks `(1, parts, tokens, width)`, in time and memory
+    linear in the tokens (Xiong et al., AAAI 2021).
 
-    softmax(Q K'^T / sqrt(d)) softmax(Q' K'^T / sqrt(d))^+ softmax(Q' K^T / sqrt(d)) V, where Q' and
-    K' are means of neighbouring tokens. With a landmark for each token this is softmax(Q K^T /
-    sqrt(d)) V, as A A^+ A = A, and computed so. The published code fills the tokens up with zeros
-    that are attended to; here the segments differ in length.
+    It is softmax(Q K'^T / sqrt(d)) softmax(Q' K'^T / sqrt(d))^+ softmax(Q' K^T / sqrt(d)) V, where
+    Q' and K' are means of neighbouring tokens. With as many landmarks as tokens it would be
+    softmax(Q K^T / sqrt(d)) V, as A A^+ A = A, and is computed so. The published code fills the
+    tokens up with zeros, which are attended to; here the segments differ in length.
 
     Args:
-        queries: Q, `(1, parts, tokens, width)`, as are `keys` and `values`.
-        keys: K.
-        values: V.
-        landmarks: number of means.
+        queries: Q `(1, parts, tokens, width)`.
+        keys: K, likewise.
+        values: V, likewise.
+        landmarks: the number of means.
     """
     if queries.shape[-2] <= landmarks:
         return scaled_dot_product_attention(queries, keys, values)
-    query_means, key_means = segment_means(queries, landmarks), segment_means(keys, landmarks)
+    query_means = segment_means(queries, landmarks)
+    key_means = segment_means(keys, landmarks)
     core = torch.softmax(query_means @ key_means.mT / queries.shape[-1] ** 0.5, dim=-1)
     gathered = pseudo_inverse(core) @ scaled_dot_product_attention(query_means, keys, values)
     return scaled_dot_product_attention(queries, key_means, gathered)
 
 
 def segment_means(tokens: Tensor, segments: int) -> Tensor:
-    """`(…, tokens, width)` to the means `(…, segments, width)` of runs whose lengths differ by 1 at
-    most, the longer first.
+    """Returns the means `(…, segments, width)` of runs of tokens `(…, tokens, width)`. The lengths
+    of the runs differ by 1 at most; the longer ones come first.
     """
     length, longer = divmod(tokens.shape[-2], segments)
     border = longer * (length + 1)
@@ -142,11 +144,11 @@ def segment_means(tokens: Tensor, segments: int) -> Tensor:
 
 
 def pseudo_inverse(matrices: Tensor, iterations: int = 6) -> Tensor:
-    """The Moore-Penrose inverses of `(…, n, n)`, by the paper's iteration of third order (Xiong et
-    al., equation 11).
+    """Returns the Moore-Penrose inverses of matrices A `(…, n, n)`, nearly (Xiong et al., equation
+    11).
 
-    Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4 from Z = A^T / (|A|_1 |A|_inf). Six iterations,
-    the published number, come near; more come nearer.
+    The iteration is Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4, of third order, and starts
+    from Z = A^T / (|A|_1 |A|_inf). Six iterations are the published number; more come nearer.
     """
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     columns, rows = (

@@ -26,93 +26,86 @@ def cross_fitted_scores(
     section: params.Head,
     ranking: params.Ranking,
 ) -> pd.DataFrame:
-    """The `TILE_SCORES` of the train slides, each slide's by the head of its fold; empty where
-    `head.score_folds` is 0.
+    """Returns the `TILE_SCORES` of the train slides, each scored by a head that was not trained on
+    it; without rows where `head.score_folds` is 0.
 
-    A head has learnt the labels of its own train slides, and with many features and few slides some
-    of them by heart:
-    in sample, the hardest negatives are those that it did not get round to, and the surest
-    positives any tiles of positive slides. The head of a fold is trained as any other, its epoch
-    chosen on validation, on all train slides but the fold's. Two heads differ in how far they
-    spread their logits, so that ranking their folds together would take the hardest tiles from
-    whoever spreads most: each head's logits are shifted and stretched until those of all train
-    tiles have the mean and the deviation that the heads have on average. The order within a fold
-    stays.
+    With many features and few slides a head learns the labels of some train slides by heart. Of
+    these slides its hardest negatives are only the tiles that it has not learnt yet, and its surest
+    positives are any tiles of positive slides. So the train slides are dealt into folds, and the
+    head that scores a fold is trained on the other folds. Its best epoch is chosen on validation,
+    as for any head.
+
+    Heads differ in how far they spread their logits. If folds were ranked together as they are, the
+    hardest tiles would all come from the head that spreads most. So the logits of each head are
+    shifted and stretched until those of all train tiles have the mean and the deviation that the
+    heads have on average. The order within a fold stays.
 
     Args:
         train: the labelled train slides.
         patients: slide id -> patient id, of the train slides at least.
         validation: the labelled validation slides.
         tiles: the `TILES` index.
-        section: the head's settings.
-        ranking: the ranking loss's.
+        section: the settings of the head.
+        ranking: the settings of the ranking loss.
 
     Raises:
-        HeadError: fewer patients than folds have slides of a label, a fold leaves one label alone,
-        or as `fit_head`.
+        HeadError: a label has slides of fewer patients than there are folds, or the other folds
+            have slides of one label alone, or as `fit_head`.
     """
     if not section.score_folds:
         return TILE_SCORES.empty()
     features = {slide.slide_id: slide.features for slide in train}
     tiles = tiles[tiles["slide_id"].isin(list(features))]
-    of_folds, owned = [], []
-    for others, own in score_folds(train, patients, section.score_folds, section.seed):
-        head, _ = fit_head(others, validation, section, ranking, _untold)
-        of_folds.append(predict(head, features, tiles)[1])
-        owned.append({slide.slide_id for slide in own})
-    scaled = on_one_scale([scores["logit"].to_numpy(np.float64) for scores in of_folds])
     tables = []
-    for scores, logits, own_ids in zip(of_folds, scaled, owned, strict=True):
-        told = scores.assign(
+    scored_ids = []
+    for others, fold in score_folds(train, patients, section.score_folds, section.seed):
+        head, _ = fit_head(others, validation, section, ranking, lambda epoch, metrics: None)
+        tables.append(predict(head, features, tiles)[1])
+        scored_ids.append([slide.slide_id for slide in fold])
+    scaled = on_one_scale([table["logit"].to_numpy(np.float64) for table in tables])
+    parts = []
+    for table, logits, slide_ids in zip(tables, scaled, scored_ids, strict=True):
+        rescored = table.assign(
             logit=logits.astype(np.float32), score=expit(logits).astype(np.float32)
         )
-        tables.append(told[told["slide_id"].isin(own_ids)])
-    return pd.concat(tables, ignore_index=True)
+        parts.append(rescored[rescored["slide_id"].isin(slide_ids)])
+    return pd.concat(parts, ignore_index=True)
 
 
 def on_one_scale(logits: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
-    """Each head's `(tiles,)` logits of the same tiles, moved to the heads' average mean and
-    deviation.
+    """Returns the logits `(tiles,)` of each head, all of the same tiles, shifted and stretched to
+    the heads' average mean and deviation.
     """
-    means, deviations = np.mean(logits, axis=1), np.std(logits, axis=1)
-    stretch = deviations.mean() / np.where(
-        deviations > 0, deviations, 1
-    )  # a head that says one thing of all has nothing to stretch
-    return [
-        (own - mean) * factor + means.mean()
-        for own, mean, factor in zip(logits, means, stretch, strict=True)
-    ]
+    table = np.asarray(logits)
+    means = table.mean(axis=1)
+    deviations = table.std(axis=1)
+    # a head that gives all tiles one logit has nothing to stretch
+    stretch = deviations.mean() / np.where(deviations > 0, deviations, 1)
+    return list((table - means[:, None]) * stretch[:, None] + means.mean())
 
 
 def score_folds(
     train: Sequence[LabelledSlide], patients: Mapping[str, str], folds: int, seed: int
 ) -> Iterator[tuple[list[LabelledSlide], list[LabelledSlide]]]:
-    """(slides to train on, slides to score) of each fold: a patient's slides share a fold, labels
-    are spread evenly.
+    """Yields the slides to train on and the slides to score of each fold. The slides of a patient
+    share a fold, and labels are spread evenly.
     """
+    labels = [slide.label for slide in train]
+    owners = [patients[slide.slide_id] for slide in train]
     for label in (0, 1):
-        known = {patients[slide.slide_id] for slide in train if slide.label == label}
-        if len(known) < folds:
+        count = len({patients[slide.slide_id] for slide in train if slide.label == label})
+        if count < folds:
             raise HeadError(
                 f"head.score_folds={folds}, but train slides with label {label} and tiles are of"
-                f" {len(known)} patients; lower it, or add slides of others"
+                f" {count} patients; lower it, or add slides of others"
             )
     splitter = StratifiedGroupKFold(
         folds, shuffle=True, random_state=seed_of(seed, "score folds") % 2**32
     )
-    parts = splitter.split(
-        np.zeros(len(train)),
-        [slide.label for slide in train],
-        [patients[slide.slide_id] for slide in train],
-    )
-    for others, own in parts:
-        if len({train[i].label for i in others}) < 2:
+    for others, fold in splitter.split(np.zeros(len(train)), labels, owners):
+        if len({labels[i] for i in others}) < 2:
             raise HeadError(
                 f"head.score_folds={folds}: patients with slides of both labels leave a fold's head"
                 " train slides of one label alone; change it"
             )
-        yield [train[i] for i in others], [train[i] for i in own]
-
-
-def _untold(epoch: int, metrics: Mapping[str, float]) -> None:
-    """The epochs of a fold's head are told to nobody."""
+        yield [train[i] for i in others], [train[i] for i in fold]

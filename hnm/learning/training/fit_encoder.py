@@ -1,7 +1,7 @@
 """Fine-tuning the encoder on mined tiles by supervised contrast."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,13 @@ from hnm.learning.compute import Machine
 from hnm.learning.encoder import TileEncoder, import_timm
 from hnm.learning.history import OnEpoch
 from hnm.learning.training.losses import supervised_contrastive_loss
-from hnm.learning.training.trainer import ReadTiles, Rows, train_by_contrast
+from hnm.learning.training.trainer import ContrastTask, ReadTiles, Rows, train_by_contrast
 from hnm.seeds import seed_of
 
-NEGATIVE, POSITIVE = 0, 1
+NEGATIVE = 0
+"""The role of a hard negative."""
+POSITIVE = 1
+"""The role of a positive tile."""
 
 
 def fit_encoder(
@@ -30,27 +33,27 @@ def fit_encoder(
     machine: Machine,
     on_epoch: OnEpoch,
 ) -> list[dict[str, float]]:
-    """Fine-tunes `encoder` in place by `train_by_contrast` and returns the history: one mapping an
-    epoch.
+    """Fine-tunes `encoder` in place by `train_by_contrast`. Returns the history: one mapping for
+    each epoch.
 
-    A step takes tiles of both roles (`positive_share`), and two views of each. In the warm-up
-    negatives are anchors, with the other negatives as their positives; then those that
-    `section.anchors` names. Tiles of no certain label never come here: mining leaves them out.
-    Batch normalisation keeps its statistics, as the mined tiles are no fair sample of the cohort.
-    With an `adapter_rank` low-rank adapters of the linear layers are trained, and merged at the
+    A step takes tiles of both roles (`finetune.positive_share`), and two views of each. Tiles of
+    one role attract each other and repel those of the other role. In the warm-up hard negatives
+    alone are anchors, afterwards the roles that `finetune.anchors` names. Batch normalisation keeps
+    its statistics, as the mined tiles are no fair sample of the cohort. With a
+    `finetune.adapter_rank`, low-rank adapters of the linear layers are trained and merged at the
     end.
 
     Args:
         encoder: the encoder of the round before.
         read: reads the RGB tiles of rows of the mined set.
-        roles: `(tiles,)` `POSITIVE` or `NEGATIVE` (a hard negative).
+        roles: `(tiles,)`, each `POSITIVE` or `NEGATIVE`.
         section: the settings.
-        machine: where, and in which precision, to train; the loss is always computed in float32.
-        on_epoch: told of each epoch.
+        machine: where, and in which precision, to train. The loss is computed in float32.
+        on_epoch: is told of each epoch.
 
     Raises:
         FinetuneError: a role has no tile, no layer is left to train, or the loss is no longer
-        finite.
+            finite.
     """
     for role, name in ((NEGATIVE, "hard negatives"), (POSITIVE, "positives")):
         if not (roles == role).any():
@@ -62,37 +65,28 @@ def fit_encoder(
     if section.adapter_rank:
         add_adapters(encoder.backbone, section.adapter_rank, section.seed)
 
-    def batches(epoch: int) -> list[Rows]:
-        return list(role_batches(roles, section, epoch))
-
     def loss_of(projected: Tensor, rows: Rows, epoch: int) -> dict[str, Tensor]:
-        losses = role_losses(
-            projected,
-            torch.from_numpy(roles[rows]).to(projected.device),
-            temperature=section.temperature,
-        )
+        roles_of_rows = torch.from_numpy(roles[rows]).to(projected.device)
+        losses = role_losses(projected, roles_of_rows, temperature=section.temperature)
         loss = losses @ anchor_weights(section, epoch).to(losses.device)
         return {"loss": loss, "negative_loss": losses[NEGATIVE], "positive_loss": losses[POSITIVE]}
 
-    history = train_by_contrast(
-        encoder,
-        read,
-        len(roles),
-        batches,
-        loss_of,
-        section,
-        machine,
-        on_epoch,
+    task = ContrastTask(
         name="finetune",
+        read=read,
+        count=len(roles),
+        batches=lambda epoch: role_batches(roles, section, epoch),
+        loss_of=loss_of,
         frozen_batch_norm=True,
     )
+    history = train_by_contrast(encoder, task, section, machine, on_epoch)
     merge_adapters(encoder.backbone)
     return history
 
 
 def freeze_layers(encoder: TileEncoder, layers: int) -> None:
-    """Keeps the weights of the first `layers` layers, as timm groups them (stem first), out of
-    training.
+    """Keeps the weights of the first `layers` layers out of training. Layers are the groups of
+    timm, the first of which is the stem.
 
     Raises:
         FinetuneError: the encoder has no more layers than that.
@@ -110,7 +104,9 @@ def freeze_layers(encoder: TileEncoder, layers: int) -> None:
 
 
 def anchor_weights(section: params.Finetune, epoch: int) -> Tensor:
-    """Weights `(2,)` in the loss of the negatives and of the positives as anchors."""
+    """Returns the weights `(2,)` in the loss: of hard negatives as anchors and of positives as
+    anchors.
+    """
     anchors = "negatives" if epoch <= section.warmup_epochs else section.anchors
     return {
         "negatives": torch.tensor([1.0, 0.0]),
@@ -120,10 +116,10 @@ def anchor_weights(section: params.Finetune, epoch: int) -> Tensor:
 
 
 def collapse_of(history: Sequence[Mapping[str, float]], section: params.Finetune) -> str | None:
-    """What to say of a training that ended with all views at one point, or None.
+    """Returns a warning where the training ended with all views at one point, else None.
 
-    There every similarity is the same, so that the loss is ln(rows - 1) and has no gradient left.
-    The loss sees similarities in units of the temperature: views lie at one point where their
+    At one point all similarities are the same, so that the loss is ln(rows - 1) and has no gradient
+    left. The loss sees similarities in units of the temperature: views lie at one point where their
     spread is below a tenth of it.
     """
     last = history[-1]
@@ -142,8 +138,13 @@ def collapse_of(history: Sequence[Mapping[str, float]], section: params.Finetune
 
 
 def role_losses(projected: Tensor, roles: Tensor, *, temperature: float) -> Tensor:
-    """The contrastive loss with negatives, and with positives, as anchors: `(2,)`. The other role
-    is contrast in each.
+    """Returns the contrastive losses `(2,)` with hard negatives as anchors and with positives as
+    anchors. Rows of the other role are contrast alone.
+
+    Args:
+        projected: `(rows, features)` projected views.
+        roles: `(rows,)`, each `NEGATIVE` or `POSITIVE`.
+        temperature: that of `supervised_contrastive_loss`.
     """
     return torch.stack(
         [
@@ -154,7 +155,7 @@ def role_losses(projected: Tensor, roles: Tensor, *, temperature: float) -> Tens
 
 
 def step_tiles(section: params.Finetune) -> tuple[int, int]:
-    """Hard negatives and positives of a step."""
+    """Returns the numbers of hard negatives and of positives in a step."""
     positives = min(
         max(round(section.batch_tiles * section.positive_share), 1), section.batch_tiles - 1
     )
@@ -162,17 +163,16 @@ def step_tiles(section: params.Finetune) -> tuple[int, int]:
 
 
 def epoch_steps(section: params.Finetune, negatives: int, positives: int) -> int:
-    """Steps of an epoch that shows so many mined tiles of each role at least once."""
+    """Returns the number of steps in which every one of so many tiles of each role is shown."""
     return max(
         math.ceil(count / share)
         for count, share in zip((negatives, positives), step_tiles(section), strict=True)
     )
 
 
-def role_batches(
-    roles: NDArray[np.int64], section: params.Finetune, epoch: int
-) -> Iterator[NDArray[np.int64]]:
-    """Rows of each step, negatives first; all steps have as many tiles of each role.
+def role_batches(roles: NDArray[np.int64], section: params.Finetune, epoch: int) -> list[Rows]:
+    """Returns the rows of each step, hard negatives first. All steps have as many tiles of each
+    role.
 
     The tiles of a role come in one random order after the other, until the steps are filled. So
     every tile comes at least once, and no tile comes a second time before all others of its role
@@ -180,18 +180,11 @@ def role_batches(
     role, so the contrast stays right, and all steps keep one size.
     """
     generator = np.random.default_rng(seed_of(section.seed, "finetune batches", epoch))
-    rows = [np.flatnonzero(roles == role) for role in (NEGATIVE, POSITIVE)]
-    steps, shares = epoch_steps(section, *map(len, rows)), step_tiles(section)
-    orders = [
-        np.concatenate(
-            [generator.permutation(own) for _ in range(math.ceil(steps * share / len(own)))]
-        )
-        for own, share in zip(rows, shares, strict=True)
-    ]
-    for step in range(steps):
-        yield np.concatenate(
-            [
-                order[step * share : (step + 1) * share]
-                for order, share in zip(orders, shares, strict=True)
-            ]
-        )
+    rows_of_roles = [np.flatnonzero(roles == role) for role in (NEGATIVE, POSITIVE)]
+    steps = epoch_steps(section, *map(len, rows_of_roles))
+    blocks = []
+    for rows, share in zip(rows_of_roles, step_tiles(section), strict=True):
+        orders = math.ceil(steps * share / len(rows))
+        order = np.concatenate([generator.permutation(rows) for _ in range(orders)])
+        blocks.append(order[: steps * share].reshape(steps, share))
+    return list(np.concatenate(blocks, axis=1))

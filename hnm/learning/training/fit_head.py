@@ -1,14 +1,14 @@
 """Training a head from slide labels alone."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hnm import params
 from hnm.errors import HeadError
@@ -18,21 +18,24 @@ from hnm.learning.training.losses import ranking_loss
 from hnm.seeds import seed_of
 from hnm.selection import best_epoch
 
+LOSSES = ("loss", "slide_loss", "tile_loss", "ranking_loss")
+"""The columns of a history for the loss and its parts."""
 COLUMNS = 64
-"""Features whose mean and deviation are taken at once."""
+"""Number of features whose mean and deviation are computed at once."""
 
 
 @dataclass(frozen=True)
 class LabelledSlide:
-    """A slide as a head sees it in training."""
+    """A slide with its label, as the training of a head sees it."""
 
     slide_id: str
     features: Tensor
     """`(tiles, features)` float32"""
     label: int
+    """0 or 1"""
     mined: Tensor | None = None
-    """`(mined,)` the numbers of its tiles that were mined for the round; None where no slide's
-    were, as in round 0. Only `Mined` looks at them.
+    """`(mined,)`: the numbers of its tiles that were mined for the round. None where no tile of any
+    slide was mined, as in round 0. Only the head `mined` learns from it.
     """
 
 
@@ -43,56 +46,31 @@ def fit_head(
     ranking: params.Ranking,
     on_epoch: OnEpoch,
 ) -> tuple[Head, list[dict[str, float]]]:
-    """The head of the best validation epoch, and the history: one mapping an epoch.
+    """Returns the head of the best epoch, and the history: one mapping for each epoch.
 
-    A step takes one slide of each class, of two a positive and a negative one. An epoch shows every
-    slide: those of the smaller classes are drawn again until the largest is through. The best epoch
-    has the highest validation AUC; ties go to the lower validation log loss, then to the earlier
-    epoch. An epoch of the kind `mined` is one of its penalties.
-
-    There are as many classes as the highest label of the train slides says, at least two. Of more
-    than two, each is trained against the rest: the losses are the means over the pairs of a class
-    and another, and so is validation's AUC the mean over the classes.
+    A step takes one positive and one negative slide. An epoch shows every slide: those of the
+    smaller class are drawn again until the larger one is through. The best epoch is that of
+    `hnm.selection.best_epoch`: the highest validation AUC, then the lower log loss, then the
+    earlier. Training stops after `head.patience` epochs without a better one. The head `mined` is
+    solved and not trained by steps: each of its penalties counts as an epoch.
 
     Raises:
-        HeadError: train, its mined tiles or validation lack a class, validation has one more, there
-        are more than the
-            kind of head tells apart, or the loss is no longer finite.
+        HeadError: train, its mined tiles or validation have slides of one label alone, or the loss
+            is no longer finite.
     """
-    classes = max(2, 1 + max((slide.label for slide in train), default=0))
-    for split, slides in (("train", train), ("validation", validation)):
-        for label in range(classes):
-            if not any(slide.label == label for slide in slides):
-                raise HeadError(
-                    f"no {split} slide with label {label} has tiles; the head needs"
-                    f" {'both' if classes == 2 else f'all {classes}'} classes: add slides or look"
-                    " into data/tiles/quarantine.csv"
-                )
-    if strange := [slide for slide in validation if slide.label >= classes]:
-        raise HeadError(
-            f"validation slide {strange[0].slide_id} has label {strange[0].label}, which no train"
-            " slide has; move slides or correct the label"
-        )
-    head = make_head(train[0].features.shape[1], section, classes)
+    _check_labels(train, "train")
+    _check_labels(validation, "validation")
+    head = make_head(train[0].features.shape[1], section)
     _standardise(head, train)
+    if isinstance(head, Mined):
+        epochs = _penalties(head, train)
+    else:
+        epochs = _epochs(head, train, section, ranking)
     history: list[dict[str, float]] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(section.seed, "head dropout"))
-        for epoch, losses in enumerate(
-            (
-                _penalties(head, train)
-                if isinstance(head, Mined)
-                else _epochs(head, train, section, ranking)
-            ),
-            1,
-        ):
-            if not all(
-                torch.isfinite(weight).all() for weight in head.parameters()
-            ) or not np.isfinite(losses["loss"]):
-                raise HeadError(
-                    f"the head's weights or loss are not finite in epoch {epoch}; lower"
-                    f" head.learning_rate={section.learning_rate:g}"
-                )
+        for epoch, losses in enumerate(epochs, 1):
+            _check_finite(head, losses, epoch, section)
             auc, log_loss = validate(head, validation)
             row = {"epoch": epoch, **losses, "validation_auc": auc, "validation_loss": log_loss}
             history.append(row)
@@ -106,9 +84,33 @@ def fit_head(
     return head.eval(), history
 
 
+def _check_labels(slides: Sequence[LabelledSlide], split: str) -> None:
+    """Refuses a split that lacks slides of a label."""
+    for label in (0, 1):
+        if not any(slide.label == label for slide in slides):
+            raise HeadError(
+                f"no {split} slide with label {label} has tiles; the head needs both classes: add"
+                " slides or look into data/tiles/quarantine.csv"
+            )
+
+
+def _check_finite(
+    head: Head, losses: Mapping[str, float], epoch: int, section: params.Head
+) -> None:
+    """Refuses a training that has left the finite numbers."""
+    if not np.isfinite(losses["loss"]) or not all(
+        torch.isfinite(weight).all() for weight in head.parameters()
+    ):
+        raise HeadError(
+            f"the head's weights or loss are not finite in epoch {epoch}; lower"
+            f" head.learning_rate={section.learning_rate:g}"
+        )
+
+
 def _standardise(head: Head, train: Sequence[LabelledSlide]) -> None:
-    """By the mean and deviation of all train tiles; some columns at a time, so that the features
-    are not held twice.
+    """Standardises the head's features by the mean and deviation over all train tiles.
+
+    Some columns are taken at a time, so that the features are not held twice.
     """
     means, deviations = [], []
     for start in range(0, len(head.mean), COLUMNS):
@@ -121,148 +123,114 @@ def _standardise(head: Head, train: Sequence[LabelledSlide]) -> None:
 def _epochs(
     head: Head, train: Sequence[LabelledSlide], section: params.Head, ranking: params.Ranking
 ) -> Iterator[dict[str, float]]:
-    """Trains epoch by epoch; yields the learning rate and the mean losses of each."""
+    """Trains the head epoch by epoch. Yields the means over the steps of each epoch of the loss and
+    of its unweighted parts, and the learning rate.
+    """
     optimiser = torch.optim.Adam(
         head.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay, fused=True
     )
-    scheduler = (
-        torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, section.epochs)
-        if section.schedule == "cosine"
-        else None
-    )
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    if section.schedule == "cosine":
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, section.epochs)
+    else:
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
     for epoch in range(1, section.epochs + 1):
-        rate = optimiser.param_groups[0]["lr"]
-        losses = _train_epoch(
-            head, optimiser, steps_of(train, section.seed, epoch, head.classes), section, ranking
-        )
-        if scheduler:
-            scheduler.step()
-        yield {**losses, "learning_rate": rate}
+        head.train()
+        losses = []
+        for slides in steps_of(train, section.seed, epoch):
+            positive, negative = head.together([slide.features for slide in slides])
+            slide_loss, tile_loss, rank_loss = step_losses(head, positive, negative, ranking)
+            loss = (
+                section.slide_weight * slide_loss
+                + section.tile_weight * tile_loss
+                + ranking.weight * rank_loss
+            )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses.append(torch.stack([loss, slide_loss, tile_loss, rank_loss]).detach())
+        means = dict(zip(LOSSES, torch.stack(losses).mean(dim=0).tolist(), strict=True))
+        yield {**means, "learning_rate": optimiser.param_groups[0]["lr"]}
+        scheduler.step()
 
 
 def _penalties(head: Mined, train: Sequence[LabelledSlide]) -> Iterator[dict[str, float]]:
-    """Solves the head for each of its penalties on the mined tiles, or on all tiles where none were
-    mined; yields its losses.
+    """Solves the head for each of its penalties and yields its losses. It learns from the mined
+    tiles, or from all tiles where none were mined.
     """
-    taught = [
+    slides = [
         slide.features if slide.mined is None else slide.features[slide.mined] for slide in train
     ]
+    labels = [slide.label for slide in train]
     for label in (0, 1):
-        if not any(
-            len(tiles) for slide, tiles in zip(train, taught, strict=True) if slide.label == label
-        ):
+        mined = [tiles for tiles, slide in zip(slides, train, strict=True) if slide.label == label]
+        if not any(map(len, mined)):
             raise HeadError(
                 f"head.kind=mined, but no tile of a train slide with label {label} was mined; mine"
                 " more tiles, or take another kind of head"
             )
-    for loss, cross_entropy_ in head.solve(taught, [slide.label for slide in train]):
-        yield {"loss": loss, "tile_loss": cross_entropy_}
+    for loss, role_loss in head.solve(slides, labels):
+        yield {"loss": loss, "tile_loss": role_loss}
 
 
 def steps_of(
-    train: Sequence[LabelledSlide], seed: int, epoch: int, classes: int = 2
-) -> Iterator[tuple[LabelledSlide, ...]]:
-    """The steps of an epoch: a slide of each label, the highest label first. No slide is left out;
-    the smaller classes are drawn again.
+    train: Sequence[LabelledSlide], seed: int, epoch: int
+) -> Iterator[tuple[LabelledSlide, LabelledSlide]]:
+    """Yields the steps of an epoch, each a positive and a negative slide.
+
+    No slide is left out; the slides of the smaller class are drawn again.
     """
     generator = np.random.default_rng(seed_of(seed, "head pairs", epoch))
-    of_label = [
-        [slide for slide in train if slide.label == label] for label in reversed(range(classes))
-    ]
-    steps = max(len(slides) for slides in of_label)
-    yield from zip(*(_shuffled(slides, steps, generator) for slides in of_label), strict=True)
+    positives = [slide for slide in train if slide.label == 1]
+    negatives = [slide for slide in train if slide.label == 0]
+    steps = max(len(positives), len(negatives))
+    yield from zip(
+        _shuffled(positives, steps, generator), _shuffled(negatives, steps, generator), strict=True
+    )
 
 
 def _shuffled(
     slides: list[LabelledSlide], count: int, generator: np.random.Generator
 ) -> list[LabelledSlide]:
-    """`count` slides: whole random orders of `slides`, one after the other."""
+    """Returns `count` slides: whole random orders of `slides`, one after the other."""
     orders = [generator.permutation(len(slides)) for _ in range(-(-count // len(slides)))]
     return [slides[i] for i in np.concatenate(orders)[:count]]
 
 
-def _train_epoch(
-    head: Head,
-    optimiser: torch.optim.Optimizer,
-    steps: Iterator[tuple[LabelledSlide, ...]],
-    section: params.Head,
-    ranking: params.Ranking,
-) -> dict[str, float]:
-    """One pass; the means over its steps of the loss and of its unweighted parts."""
-    head.train()
-    parts = []
-    for slides in steps:
-        slide_loss, tile_loss, rank_loss = step_losses(
-            head, head.together([slide.features for slide in slides]), ranking
-        )
-        loss = (
-            section.slide_weight * slide_loss
-            + section.tile_weight * tile_loss
-            + ranking.weight * rank_loss
-        )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        parts.append(torch.stack([loss, slide_loss, tile_loss, rank_loss]).detach())
-    means = torch.stack(parts).mean(dim=0).tolist()
-    return dict(zip(("loss", "slide_loss", "tile_loss", "ranking_loss"), means, strict=True))
-
-
 def step_losses(
-    head: Head, outputs: Sequence[HeadOutput], ranking: params.Ranking
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Slide, tile and ranking loss of one step, unweighted: the means over the pairs of a label
-    that the head has logits for and another.
-
-    Args:
-        head: its tile loss is its own.
-        outputs: what it says of a slide of each label, the highest label first.
-        ranking: the ranking loss's settings.
-    """
-    of_label = outputs[::-1]
-    pairs = [
-        (of_label[label].of(label), other.of(label))
-        for label in head.labels
-        for other in of_label
-        if other is not of_label[label]
-    ]
-    losses = [_pair_losses(head, positive, negative, ranking) for positive, negative in pairs]
-    slide, tile, rank = (torch.stack(parts).mean() for parts in zip(*losses, strict=True))
-    return slide, tile, rank
-
-
-def _pair_losses(
     head: Head, positive: HeadOutput, negative: HeadOutput, ranking: params.Ranking
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses of a slide of a class and one of another, by the logits of the class; the first
-    two are means over the two slides.
+    """Returns the slide loss, the tile loss and the ranking loss of one step, each `()` and without
+    its weight.
+
+    The slide loss is the cross-entropy of the slide logits (Li et al., CVPR 2021), the tile loss
+    that of the kind of head, both the mean over the two slides; the ranking loss is
+    `losses.ranking_loss` (Huang et al., MICCAI 2024).
+
+    Args:
+        head: the head that gave the outputs.
+        positive: what it says of the positive slide of the step.
+        negative: what it says of the negative slide.
+        ranking: the settings of the ranking loss.
     """
     labels = torch.tensor([1.0, 0.0], device=positive.slide_logit.device)
-    slide_loss = cross_entropy(torch.stack([positive.slide_logit, negative.slide_logit]), labels)
+    slide_loss = binary_cross_entropy_with_logits(
+        torch.stack([positive.slide_logit, negative.slide_logit]), labels
+    )
     tile_loss = (head.tile_loss(positive, 1) + head.tile_loss(negative, 0)) / 2
-    ranked = [
-        output.tile_logits.sigmoid() if ranking.on == "score" else output.tile_logits
-        for output in (positive, negative)
-    ]
+    ranked = [positive.tile_logits, negative.tile_logits]
+    if ranking.on == "score":
+        ranked = [logits.sigmoid() for logits in ranked]
     return slide_loss, tile_loss, ranking_loss(*ranked, margin=ranking.margin, top_k=ranking.top_k)
 
 
 @torch.inference_mode()
 def validate(head: Head, slides: Sequence[LabelledSlide]) -> tuple[float, float]:
-    """Slide AUC and log loss of a head on labelled slides of all classes; of more than two the
-    means over the classes, each against the rest.
-    """
+    """Returns the AUC and the log loss of a head's slide logits, over slides of both labels."""
     head.eval()
-    outputs = [head(slide.features) for slide in slides]
-    numbers = []
-    for label in head.labels:
-        logits = torch.stack([output.of(label).slide_logit for output in outputs]).cpu()
-        truth = torch.tensor([float(slide.label == label) for slide in slides])
-        numbers.append(
-            (
-                float(roc_auc_score(truth.numpy(), logits.numpy())),
-                float(cross_entropy(logits, truth)),
-            )
-        )
-    auc, log_loss = (float(np.mean(values)) for values in zip(*numbers, strict=True))
-    return auc, log_loss
+    logits = torch.stack([head(slide.features).slide_logit for slide in slides]).cpu()
+    labels = torch.tensor([float(slide.label) for slide in slides])
+    return (
+        float(roc_auc_score(labels.numpy(), logits.numpy())),
+        float(binary_cross_entropy_with_logits(logits, labels)),
+    )

@@ -10,7 +10,7 @@ from hnm.learning.compute import Machine
 from hnm.learning.encoder import TileEncoder
 from hnm.learning.history import OnEpoch
 from hnm.learning.training.losses import nt_xent_loss
-from hnm.learning.training.trainer import ReadTiles, Rows, train_by_contrast
+from hnm.learning.training.trainer import ContrastTask, ReadTiles, Rows, train_by_contrast
 from hnm.seeds import seed_of
 
 
@@ -22,20 +22,21 @@ def fit_simclr(
     machine: Machine,
     on_epoch: OnEpoch,
 ) -> list[dict[str, float]]:
-    """Trains `encoder` in place by `train_by_contrast` and returns the history: one mapping an
+    """Trains `encoder` in place by `train_by_contrast`. Returns the history: one mapping for each
     epoch.
 
-    A step draws two views of each of its tiles; each view is to find the other one among all views
-    of the step (Chen et al., A Simple Framework for Contrastive Learning of Visual Representations,
-    2020). Batch normalisation learns its statistics, as the tiles are a fair sample of the cohort.
+    A step draws two views of each of its tiles. Each view is to find the other view of its tile
+    among all views of the step (Chen et al., A Simple Framework for Contrastive Learning of Visual
+    Representations, 2020). Batch normalisation learns its statistics, as the tiles are a fair
+    sample of the cohort.
 
     Args:
-        encoder: what to start from.
-        read: reads the RGB tiles of rows, from 0 to `count`.
-        count: how many tiles there are.
+        encoder: the encoder to start from.
+        read: reads the RGB tiles of rows from 0 to `count`.
+        count: the number of tiles.
         section: the settings.
-        machine: where, and in which precision, to train; the loss is computed in float32.
-        on_epoch: told of each epoch.
+        machine: where, and in which precision, to train. The loss is computed in float32.
+        on_epoch: is told of each epoch.
 
     Raises:
         EncoderError: there are fewer than two tiles.
@@ -47,35 +48,24 @@ def fit_simclr(
             " encoder.source to pretrained"
         )
 
-    def batches(epoch: int) -> list[Rows]:
-        return tile_batches(count, section.batch_tiles, section.seed, epoch)
-
     def loss_of(projected: Tensor, rows: Rows, epoch: int) -> dict[str, Tensor]:
-        return {
-            "loss": nt_xent_loss(
-                projected,
-                torch.from_numpy(rows).to(projected.device),
-                temperature=section.temperature,
-            )
-        }
+        tiles = torch.from_numpy(rows).to(projected.device)
+        return {"loss": nt_xent_loss(projected, tiles, temperature=section.temperature)}
 
-    return train_by_contrast(
-        encoder,
-        read,
-        count,
-        batches,
-        loss_of,
-        section,
-        machine,
-        on_epoch,
+    task = ContrastTask(
         name="simclr",
+        read=read,
+        count=count,
+        batches=lambda epoch: tile_batches(count, section.batch_tiles, section.seed, epoch),
+        loss_of=loss_of,
         frozen_batch_norm=False,
     )
+    return train_by_contrast(encoder, task, section, machine, on_epoch)
 
 
 def tile_batches(count: int, batch_tiles: int, seed: int, epoch: int) -> list[Rows]:
-    """Rows of each step: all in random order, in batches of one size; what is left over waits for
-    another epoch's order.
+    """Returns the rows of each step: all tiles in a random order, in batches of one size. Tiles
+    that fill no batch are left out of the epoch.
     """
     order = np.random.default_rng(seed_of(seed, "simclr batches", epoch)).permutation(count)
     size = min(batch_tiles, count)

@@ -1,44 +1,47 @@
-"""The losses of the method: patch ranking for the head, supervised contrast for the encoder."""
+"""The losses of the method: patch ranking trains the head, contrast trains the encoder."""
 
 import torch
 from torch import Tensor
 
 
 def ranking_loss(positive: Tensor, negative: Tensor, *, margin: float, top_k: int) -> Tensor:
-    """Patch ranking loss: the surest tiles of a positive slide must beat those of a negative one by
-    a margin.
+    """Returns the patch ranking loss `()`: the highest tiles of a positive slide are to be higher
+    than those of a negative slide by a margin (Huang et al., MICCAI 2024).
 
-    `max(0, margin - mean(top K of positive) + mean(top K of negative))` (Huang et al., MICCAI
-    2024).
+    It is `max(0, margin - mean(top K of positive) + mean(top K of negative))`.
 
     Args:
-        positive: `(tiles,)` scores or logits of a positive slide.
-        negative: `(tiles,)` the same of a negative slide.
-        margin: in the unit of the tiles' values.
-        top_k: K; a slide with fewer tiles uses those it has.
+        positive: `(tiles,)`: scores or logits of the tiles of a positive slide.
+        negative: `(tiles,)`: the same of a negative slide.
+        margin: the margin, in the unit of `positive` and `negative`.
+        top_k: K. All tiles of a slide are used where it has fewer.
     """
     return torch.relu(margin - _top_mean(positive, top_k) + _top_mean(negative, top_k))
 
 
 def _top_mean(values: Tensor, k: int) -> Tensor:
+    """Returns the mean of the `k` highest values, or of all where there are fewer."""
     return values.topk(min(k, len(values))).values.mean()
 
 
 def supervised_contrastive_loss(
     features: Tensor, roles: Tensor, anchors: Tensor, *, temperature: float
 ) -> Tensor:
-    """Supervised contrastive loss, the sum over positives outside the logarithm (Khosla et al.
-    2020, equation 2).
+    """Returns the supervised contrastive loss `()` with the sum over positives outside the
+    logarithm (Khosla et al. 2020, equation 2).
 
-    For anchor i with positives P(i), the other rows of its role, and contrast A(i), all other rows:
-    `-1/|P(i)| sum_{p in P(i)} log(exp(z_i z_p / t) / sum_{a in A(i)} exp(z_i z_a / t))`, meant over
-    the anchors that have a positive; 0 where none has. Computed by log-sum-exp, of half-precision
-    input in float32.
+    With z_i row i at unit length, P(i) the other rows of its role and A(i) all other rows, the loss
+    of anchor i is
+
+        -1/|P(i)| sum_{p in P(i)} log(exp(z_i z_p / t) / sum_{a in A(i)} exp(z_i z_a / t)).
+
+    Returned is the mean over the anchors that have a P(i), or 0 where none has. It is computed in
+    float32 at least, by log-sum-exp.
 
     Args:
-        features: `(rows, features)` projections; normalised here. The views of one tile are rows of
-        their own. roles: `(rows,)` the role of each row.
-        anchors: `(rows,)` bool, which rows are anchors; every row is contrast.
+        features: `(rows, features)`: projected views, each view a row. They are normalised here.
+        roles: `(rows,)`: the role of each row.
+        anchors: `(rows,)` bool: the rows that are anchors. Every row is contrast.
         temperature: t.
     """
     with torch.autocast(features.device.type, enabled=False):
@@ -54,15 +57,16 @@ def supervised_contrastive_loss(
 
 
 def nt_xent_loss(features: Tensor, tiles: Tensor, *, temperature: float) -> Tensor:
-    """SimCLR's normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), the mean
-    over all views.
+    """Returns SimCLR's normalised temperature-scaled cross-entropy `()` (Chen et al. 2020, equation
+    1).
 
-    `-log(exp(z_i z_j / t) / sum_{k != i} exp(z_i z_k / t))` for view i and the other view j of its
-    tile: supervised contrast in which every tile is a role of its own and every view an anchor.
+    It is the mean over all views i of `-log(exp(z_i z_j / t) / sum_{k != i} exp(z_i z_k / t))`,
+    where z_i is view i at unit length and j the other view of its tile. This is the supervised
+    contrastive loss in which each tile is a role and each view an anchor.
 
     Args:
-        features: `(views, features)` projections; normalised here.
-        tiles: `(views,)` the tile of each view; each comes twice.
+        features: `(views, features)`: projected views. They are normalised here.
+        tiles: `(views,)`: the tile of each view. Each tile has two views.
         temperature: t.
     """
     return supervised_contrastive_loss(
@@ -71,11 +75,11 @@ def nt_xent_loss(features: Tensor, tiles: Tensor, *, temperature: float) -> Tens
 
 
 def spread(features: Tensor) -> Tensor:
-    """How far rows point apart: the mean over pairs of rows of one less their cosine; 0 where all
-    point to one place, 1 where they are at right angles.
+    """Returns how far rows point apart `()`: the mean over pairs of rows of one less their cosine.
+    It is 0 where all rows point in one direction, and 1 where they are at right angles.
 
     Args:
-        features: `(rows, features)`, two rows at least.
+        features: `(rows, features)`: two rows at least.
     """
     unit = unit_rows(features)
     rows = len(unit)
@@ -83,7 +87,7 @@ def spread(features: Tensor) -> Tensor:
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """`features`, each row of length 1, in float32 at least."""
+    """Returns the rows of `features` at unit length, in float32 at least."""
     return torch.nn.functional.normalize(
         features.to(torch.promote_types(features.dtype, torch.float32)), dim=1
     )

@@ -1,5 +1,5 @@
-"""Random views of tiles, fit for histology: no direction, no colour beyond the stains' own
-variation.
+"""Random views of tiles for histology: tissue has no direction, and its colour varies as stains
+do.
 """
 
 import functools
@@ -11,55 +11,54 @@ from torch import Tensor
 from hnm import params
 
 _STAINS = torch.tensor(rgb_from_hed, dtype=torch.float32)
-"""Optical density per RGB channel of haematoxylin, eosin and residual, a stain each row (Ruifrok
-and Johnston 2001).
+"""`(3, 3)`: optical densities in red, green and blue of haematoxylin, eosin and residual, one stain
+a row (Ruifrok and Johnston 2001).
 """
 _UNMIX = torch.tensor(hed_from_rgb, dtype=torch.float32)
+"""`(3, 3)`: the inverse of `_STAINS`."""
 
 
 def random_views(tiles: Tensor, section: params.Views, seed: int) -> Tensor:
-    """A random view of each tile: flips, right-angle turns, resized crop, stain and brightness
-    jitter, blur.
+    """Returns a random view of each tile: `(tiles, 3, height, width)` in [0, 1].
 
-    Parameters are drawn for each tile.
+    A view is flipped, turned by a right angle, cropped and resized, blurred, and its stains and
+    brightness are changed. Each tile has its draws.
 
     Args:
-        tiles: `(tiles, 3, height, width)` in [0, 1], height = width.
-        section: how strong the views are.
-        seed: of all draws of this call; see `hnm.seeds.seed_of`.
-
-    Returns:
-        Views of the same shape, in [0, 1].
+        tiles: `(tiles, 3, height, width)` in [0, 1], with height = width.
+        section: how strong the changes are.
+        seed: the seed of all draws of this call, from `hnm.seeds.seed_of`.
     """
     with torch.random.fork_rng(devices=[tiles.device] if tiles.is_cuda else []):
         torch.manual_seed(seed)
-        views: Tensor = _geometry(tiles.shape[-1], section)(tiles)
+        views = _geometry(tiles.shape[-1], section)(tiles)
         views = jitter_stains(views, *_stain_draws(len(tiles), section, tiles.device))
         return views.clamp(0, 1)
 
 
 @functools.cache
 def _geometry(side: int, section: params.Views) -> torch.nn.Module:
+    """Returns the flips, turns, crops and blurs of tiles of `side` px."""
     import kornia.augmentation as k
 
-    square = (1.0, 1.0)
-    steps: list[torch.nn.Module] = [
+    return torch.nn.Sequential(
         k.RandomHorizontalFlip(p=0.5),
         k.RandomVerticalFlip(p=0.5),
         # two flips and a transposition make all eight orientations of a square without resampling
         k.RandomRotation90(times=(1, 1), p=0.5, resample="nearest"),
         k.RandomResizedCrop(
-            (side, side), scale=(section.min_crop, 1.0), ratio=square, cropping_mode="resample"
+            (side, side), scale=(section.min_crop, 1.0), ratio=(1.0, 1.0), cropping_mode="resample"
         ),
         k.RandomGaussianBlur((5, 5), (0.1, 1.5), p=section.blur),
-    ]
-    return torch.nn.Sequential(*steps)
+    )
 
 
 def _stain_draws(
     tiles: int, section: params.Views, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors and shifts `(tiles, 3)` of the stains, brightness `(tiles,)`."""
+    """Returns random factors and shifts `(tiles, 3)` of the stains, and of the brightness
+    `(tiles,)`.
+    """
 
     def around(centre: float, spread: float, *shape: int) -> Tensor:
         return centre + spread * (2 * torch.rand(shape, device=device) - 1)
@@ -72,21 +71,21 @@ def _stain_draws(
 
 
 def jitter_stains(tiles: Tensor, factors: Tensor, shifts: Tensor, brightness: Tensor) -> Tensor:
-    """Tiles whose stain densities are scaled and shifted: `density' = factor * density + shift`,
-    then brightness.
+    """Returns tiles whose stain densities are scaled and shifted, `factor * density + shift`, and
+    whose pixels are then multiplied by the brightness.
 
-    Densities are of base e, by Beer-Lambert, unmixed by Ruifrok and Johnston's stain vectors;
-    glass, whose density is 0, takes the shift as a tint.
+    Densities are natural logarithms (Beer-Lambert), unmixed by the stain vectors of Ruifrok and
+    Johnston. Glass has density 0, so the shift tints it.
 
     Args:
         tiles: `(tiles, 3, height, width)` in [0, 1].
-        factors: `(tiles, 3)` for haematoxylin, eosin, residual.
-        shifts: `(tiles, 3)`.
-        brightness: `(tiles,)` factor on the result.
+        factors: `(tiles, 3)`, of haematoxylin, eosin and residual.
+        shifts: `(tiles, 3)`, likewise.
+        brightness: `(tiles,)`.
     """
-    stains, unmix = _STAINS.to(tiles), _UNMIX.to(tiles)
-    # one 3 x 3 matrix a tile: unmix, scale, mix again
-    matrix = torch.einsum("is,ns,so->noi", unmix, factors, stains)
+    stains = _STAINS.to(tiles)
+    # one 3 x 3 matrix for each tile: unmix, scale, mix again
+    matrix = torch.einsum("is,ns,so->noi", _UNMIX.to(tiles), factors, stains)
     tint = shifts @ stains
     density = -torch.log(tiles.clamp_min(1e-3))
     jittered = torch.einsum("noi,nihw->nohw", matrix, density) + tint[:, :, None, None]

@@ -29,11 +29,10 @@ from hnm.slides.reading.reader import OpenSlideReader
 from hnm.slides.reading.remote import fetched, version_of
 from hnm.slides.reading.urls import checked_url, is_url, kept_form, lacks_query
 from hnm.store import Store
-from hnm.tables import QUARANTINE
+from hnm.tables import QUARANTINE, SPLITS
 
 REQUIRED = ("slide_id", "path", "label")
 OPTIONAL = ("patient_id", "split", "mpp", "annotation", "mask")
-SPLITS = ("train", "validation", "test")
 MOST_STATEMENT_BYTES = 1 << 16
 LONGEST_PATH = 4096
 NAMED_ROWS = 10

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
+from hnm.project import project_file
 from hnm.slides.cutting.masks import mask_bytes, read_mask
 from hnm.slides.cutting.pack import PackTile, encode, write_pack
 from hnm.slides.cutting.tiling import Grid, grid_of, tile_pixels, tissue_shares
@@ -25,7 +26,6 @@ from hnm.slides.reading.remote import fetched
 from hnm.slides.reading.slide import RegionError, Slide
 from hnm.slides.reading.thumbnails import Thumbnail, thumbnail
 from hnm.slides.reading.urls import place_of
-from hnm.store import project_file
 
 if TYPE_CHECKING:  # packs must not be cut anew for another version of it
     import pandas as pd

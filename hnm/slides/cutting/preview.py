@@ -14,13 +14,13 @@ from scipy import ndimage
 from hnm.errors import CohortError, SlideError
 from hnm.files import whole
 from hnm.params import Cohort, Tiles, Tissue
+from hnm.project import project_file
 from hnm.slides.cohort.cohort import with_queries
 from hnm.slides.cutting.cut import Layout, Plan, layouts_of, opened, plan_of
 from hnm.slides.cutting.tissue import Mask
 from hnm.slides.reading.slide import RGB
 from hnm.slides.reading.thumbnails import Thumbnail, thumbnail
 from hnm.slides.workers import each
-from hnm.store import project_file
 from hnm.tables import SLIDES
 
 SIDE_PX = 1200

@@ -64,18 +64,18 @@ def test_each_slide_is_scored_once_by_the_head_of_the_other_folds() -> None:
         fit_head(others, VALIDATION, SECTION, RANKING, lambda epoch, metrics: None)[0]
         for others, _ in folds
     ]
-    told = [
+    logits_of_folds = [
         predict(head, features, index_of(TRAIN))[1]
         .set_index(["slide_id", "tile"])["logit"]
         .astype(float)
         for head in heads
     ]
     mean, deviation = (
-        np.mean([own.mean() for own in told]),
-        np.mean([own.std(ddof=0) for own in told]),
+        np.mean([logits.mean() for logits in logits_of_folds]),
+        np.mean([logits.std(ddof=0) for logits in logits_of_folds]),
     )
-    for (_, own), logits in zip(folds, told, strict=True):
-        for slide in own:
+    for (_, fold), logits in zip(folds, logits_of_folds, strict=True):
+        for slide in fold:
             expected = (logits[slide.slide_id] - logits.mean()) / logits.std(
                 ddof=0
             ) * deviation + mean
@@ -87,8 +87,8 @@ def test_heads_that_spread_their_logits_more_are_brought_to_one_scale() -> None:
     first, second = generator.normal(1, 2, 50), generator.normal(-1, 1, 50)
     same = on_one_scale([first, second])
     moved = on_one_scale([first, 3 * second + 5])
-    assert [own.mean() for own in same] == pytest.approx([same[0].mean()] * 2) and [
-        own.std() for own in same
+    assert [logits.mean() for logits in same] == pytest.approx([same[0].mean()] * 2) and [
+        logits.std() for logits in same
     ] == pytest.approx([same[0].std()] * 2)
     for before, after in zip(same, moved, strict=True):
         assert (after - after.mean()) / after.std() == pytest.approx(
@@ -101,23 +101,23 @@ def test_heads_that_spread_their_logits_more_are_brought_to_one_scale() -> None:
 
 def test_folds_keep_patients_together_and_spread_the_labels() -> None:
     folds = list(score_folds(TRAIN, PATIENTS, 3, 0))
-    assert sorted(slide.slide_id for _, own in folds for slide in own) == [
+    assert sorted(slide.slide_id for _, fold in folds for slide in fold) == [
         slide.slide_id for slide in TRAIN
     ]
-    for others, own in folds:
-        assert len(others) + len(own) == 15
+    for others, fold in folds:
+        assert len(others) + len(fold) == 15
         assert not {PATIENTS[slide.slide_id] for slide in others} & {
-            PATIENTS[slide.slide_id] for slide in own
+            PATIENTS[slide.slide_id] for slide in fold
         }
-        assert all(2 <= count <= 3 for count in Counter(slide.label for slide in own).values())
-    assert [own for _, own in score_folds(TRAIN, PATIENTS, 3, 1)] != [own for _, own in folds]
+        assert all(2 <= count <= 3 for count in Counter(slide.label for slide in fold).values())
+    assert [fold for _, fold in score_folds(TRAIN, PATIENTS, 3, 1)] != [fold for _, fold in folds]
 
 
 def test_a_slides_tiles_change_no_score_of_its_own_fold() -> None:
     fold = {
         slide.slide_id
         for slide in next(
-            own for _, own in score_folds(TRAIN, PATIENTS, 3, SECTION.seed) if TRAIN[4] in own
+            fold for _, fold in score_folds(TRAIN, PATIENTS, 3, SECTION.seed) if TRAIN[4] in fold
         )
     }
     changed = [

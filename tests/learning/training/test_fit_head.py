@@ -55,7 +55,7 @@ def test_step_losses_by_hand() -> None:
     positive = HeadOutput(zero, torch.tensor([0.0, -1.0]), torch.tensor([0.5, 0.5]))
     negative = HeadOutput(torch.tensor(2.0), torch.tensor([-3.0, 1.0, 0.0]), torch.ones(3) / 3)
     slide, tile, rank = step_losses(
-        make_head(5, SECTION), [positive, negative], params.Ranking(on="logit", margin=1.0, top_k=2)
+        make_head(5, SECTION), positive, negative, params.Ranking(on="logit", margin=1.0, top_k=2)
     )
     log2, softplus2, softplus1 = 0.693147, 2.126928, 1.313262  # ln(1 + e^x)
     assert slide.item() == pytest.approx((log2 + softplus2) / 2, abs=1e-5)
@@ -66,7 +66,7 @@ def test_step_losses_by_hand() -> None:
 def test_the_tile_loss_of_a_step_is_the_heads_own() -> None:
     positive = HeadOutput(torch.tensor(0.0), torch.tensor([0.0, -1.0]), torch.tensor([0.5, 0.5]))
     negative = HeadOutput(torch.tensor(2.0), torch.tensor([-3.0, 1.0, 0.0]), torch.ones(3) / 3)
-    tile = step_losses(make_head(5, params.Head(kind="inherit")), [positive, negative], RANKING)[1]
+    tile = step_losses(make_head(5, params.Head(kind="inherit")), positive, negative, RANKING)[1]
     log2, softplus1, softplus_minus3 = 0.693147, 1.313262, 0.048587  # ln(1 + e^x)
     assert tile.item() == pytest.approx(
         ((log2 + softplus1) / 2 + (softplus_minus3 + softplus1 + log2) / 3) / 2, abs=1e-5
@@ -107,7 +107,8 @@ def test_ranking_on_scores_ranks_sigmoids() -> None:
     negative = HeadOutput(torch.tensor(0.0), torch.tensor([1.0]), torch.ones(1))
     rank = step_losses(
         make_head(5, SECTION),
-        [positive, negative],
+        positive,
+        negative,
         params.Ranking(on="score", margin=0.25, top_k=3),
     )[2]
     assert rank.item() == pytest.approx(0.25 - 0.5 + 0.731059, abs=1e-5)

@@ -122,12 +122,12 @@ def test_another_number_of_processes_than_asked_for_is_refused() -> None:
 class TestLaunch:
     @pytest.fixture
     def commands(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-        found: list[list[str]] = []
+        commands: list[list[str]] = []
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("os.execv", lambda program, arguments: found.append(arguments))
+        monkeypatch.setattr("os.execv", lambda program, arguments: commands.append(arguments))
         monkeypatch.setattr(launch, "die_with_parent", lambda: None)
         monkeypatch.setattr("sys.argv", ["finetune.py", "--round", "1"])
-        return found
+        return commands
 
     @pytest.mark.parametrize(("processes", "count"), [(1, 0), (3, 1)])
     def test_torchrun_takes_the_place_of_a_stage_that_asks_for_several(

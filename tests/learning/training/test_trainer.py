@@ -8,7 +8,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from hnm import params
 from hnm.learning.compute import CPU
 from hnm.learning.encoder import make_encoder
-from hnm.learning.training.trainer import learning_rate, train_by_contrast
+from hnm.learning.training.trainer import ContrastTask, learning_rate, train_by_contrast
 from hnm.learning.training.views import random_views
 
 
@@ -47,18 +47,16 @@ def test_each_step_takes_the_rate_of_its_own_moment_and_draws_its_views_anew(
     monkeypatch.setattr("hnm.learning.training.trainer.random_views", views)
     hook = register_optimizer_step_post_hook(step_taken)
     try:
-        train_by_contrast(
-            make_encoder(params.Encoder(name="test_resnet", weights="random")),
-            tiles.__getitem__,
-            len(tiles),
-            lambda epoch: [np.arange(4)] * 2,
-            lambda projected, rows, epoch: {"loss": projected.square().mean()},
-            section,
-            CPU,
-            lambda epoch, metrics: None,
+        task = ContrastTask(
             name="finetune",
+            read=tiles.__getitem__,
+            count=len(tiles),
+            batches=lambda epoch: [np.arange(4)] * 2,
+            loss_of=lambda projected, rows, epoch: {"loss": projected.square().mean()},
             frozen_batch_norm=True,
         )
+        encoder = make_encoder(params.Encoder(name="test_resnet", weights="random"))
+        train_by_contrast(encoder, task, section, CPU, lambda epoch, metrics: None)
     finally:
         hook.remove()
     assert rates == pytest.approx([learning_rate(section, epochs) for epochs in (0, 0.5, 1, 1.5)])

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from hnm.errors import StudyError
+from hnm.studies.files import StudyFiles, best_values, read_trials
 from hnm.studies.storage import mend_journal
-from hnm.studies.study_files import StudyFiles, best_values, read_trials
 
 
 @pytest.mark.parametrize(
