@@ -123,7 +123,8 @@ def test_ids_that_differ_by_case_alone(fresh: Project) -> None:
     tiles.
     """
     rows = rows_of(fresh)
-    rows[0]["slide_id"], rows[1]["slide_id"] = "Case-1", "case-1"
+    rows[0]["slide_id"] = "Case-1"
+    rows[1]["slide_id"] = "case-1"
     write_rows(fresh, rows)
     message = refusal(fresh)
     assert "Case-1" in message and "case-1" in message

@@ -156,8 +156,8 @@ def test_more_folds_than_patients_of_a_label_are_refused() -> None:
     with pytest.raises(
         HeadError,
         match=(
-            r"7 patients with positive slides cannot be dealt into head\.score_folds=8 folds, each of"
-            r" which needs one; lower it or add patients"
+            r"7 patients with positive slides cannot be dealt into head\.score_folds=8 folds,"
+            r" each of which needs one; lower it or add patients"
         ),
     ):
         list(score_folds(TRAIN, PATIENTS, 8, 0))
