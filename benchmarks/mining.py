@@ -51,7 +51,8 @@ from hnm.loop.rounds import Loop, RoundResult, Upstream
 from hnm.params import Params, load_params
 from hnm.processes import keep_freed_memory
 from hnm.slides.annotations import read_annotation
-from hnm.store import Store, expired
+from hnm.store import Store
+from hnm.store_keeping import Limits, expired, stored_results
 from hnm.studies.space import with_seed, with_values
 from hnm.tables import LABELS, MINED, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES, read_numbers
 
@@ -396,8 +397,9 @@ def main() -> None:
             break
         if error := fill(options.table, cohort, arm, seed, store):
             failed.append(error)
-        for kept in expired(store.kept(), now=time.time(), max_bytes=options.keep_gigabytes * 1e9):
-            store.remove(kept.path)
+        limits = Limits(bytes=options.keep_gigabytes * 1e9)
+        for result in expired(stored_results(store), limits, now=time.time()):
+            store.remove(result.path)
     for error in failed:
         print(error, flush=True)
 

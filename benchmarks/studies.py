@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -35,9 +36,9 @@ from hnm.loop.rounds import Loop, Upstream
 from hnm.params import Params, check_params, load_params
 from hnm.processes import keep_freed_memory
 from hnm.store import Store
+from hnm.studies.files import StudyFiles, read_trials
 from hnm.studies.space import with_values
-from hnm.studies.study import Limits, run_study
-from hnm.studies.study_files import StudyFiles, read_trials
+from hnm.studies.study import StudySettings, run_study
 from hnm.tables import PATIENTS, SLIDES
 
 SPACE = {
@@ -142,21 +143,19 @@ def report(
         together, _ = measured(lambda: tune(scratch / "project", store, trials, workers))
         say(f"{trials} trials, {workers} workers: {together:.1f} s")
 
-        files, alone = StudyFiles(scratch / "one"), Store(scratch / "alone")
+        files = StudyFiles(scratch / "one")
+        alone = Store(scratch / "alone")
         alone.root.mkdir()
         (alone.root / "features").symlink_to(store.root / "features")
         loop = Loop(upstream, alone)
-        study = measured(
-            lambda: run_study(files, params, upstream, loop, alone, Limits(compared), say=say)
-        )
+        settings = StudySettings(files, params, upstream, loop, alone, compared)
+        study = measured(lambda: run_study(settings, say))
         table, names = read_trials(files)
-        settings = [
-            with_values(params, {own: row[own] for own in names})
-            for row in table[names].to_dict("records")
-        ]
-        own = [measured(partial(bare, setting, upstream, alone)) for setting in settings]
-    wall, processor = (sum(seconds[part] for seconds in own) for part in range(2))
-    rows = [
+        rows: list[Any] = table[names].to_dict("records")
+        trials_params = [with_values(params, row) for row in rows]
+        seconds = [measured(partial(bare, one, upstream, alone)) for one in trials_params]
+    wall, processor = map(sum, zip(*seconds, strict=True))
+    lines = [
         f"| `hnm tune --trials {trials} --workers {workers}` | {together:.1f} s | | |",
         (
             f"| {compared} trials, 1 worker, in a process that is warm | {study[0]:.1f} s |"
@@ -171,7 +170,7 @@ def report(
         "| | wall | processor | against bare |",
         "|---|---|---|---|",
     ]
-    return "\n".join([*head, *rows]) + "\n"
+    return "\n".join([*head, *lines]) + "\n"
 
 
 def write(text: str, path: Path | None, show: Callable[[str], None] = print) -> None:

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import metadata
@@ -33,7 +34,9 @@ PLUMBING = frozenset(
         "hnm.names",
         "hnm.params",
         "hnm.tables",
+        "hnm.project",
         "hnm.store",
+        "hnm.store_keeping",
         "hnm.files",
         "hnm.folders",
         "hnm.leases",
@@ -85,26 +88,28 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """Import -> the distributions that do its work. An import that is missing here is its own."""
 
-SETTINGS = {
-    "ATEN_CPU_CAPABILITY": "",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "DNNL_DEFAULT_FPMATH_MODE": "",
-    "DNNL_MAX_CPU_ISA": "",
-    "MKL_CBWR": "",
-    "MKL_DEBUG_CPU_TYPE": "",
-    "MKL_ENABLE_INSTRUCTIONS": "",
-    "NPY_DISABLE_CPU_FEATURES": "",
-    "NPY_ENABLE_CPU_FEATURES": "",
-    "NVIDIA_TF32_OVERRIDE": "",
-    "ONEDNN_CPU_ISA_HINTS": "",
-    "ONEDNN_DEFAULT_FPMATH_MODE": "",
-    "ONEDNN_MAX_CPU_ISA": "",
-    "OPENBLAS_CORETYPE": "",
-    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "",
-}
-"""Environment variables that choose the kernels of torch and NumPy -> the value that is the same as
-none.
-"""
+SETTINGS = frozenset(
+    {
+        "ATEN_CPU_CAPABILITY",
+        "CUBLAS_WORKSPACE_CONFIG",
+        "DNNL_DEFAULT_FPMATH_MODE",
+        "DNNL_MAX_CPU_ISA",
+        "MKL_CBWR",
+        "MKL_DEBUG_CPU_TYPE",
+        "MKL_ENABLE_INSTRUCTIONS",
+        "NPY_DISABLE_CPU_FEATURES",
+        "NPY_ENABLE_CPU_FEATURES",
+        "NVIDIA_TF32_OVERRIDE",
+        "ONEDNN_CPU_ISA_HINTS",
+        "ONEDNN_DEFAULT_FPMATH_MODE",
+        "ONEDNN_MAX_CPU_ISA",
+        "OPENBLAS_CORETYPE",
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    }
+)
+"""Environment variables that choose the kernels of torch and NumPy."""
+SAME_AS_NONE = {"", ":4096:8"}
+"""Values of them that change nothing; the second is the one that hnm itself sets."""
 
 _INSTRUCTIONS = re.compile(r"(s?sse|avx|fma|amx|asimd|sve|sme(?!p))\w*|f16c|fphp|bf16|i8mm")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -114,7 +119,7 @@ NAMED = 3
 
 
 def causes_of(module: str, device: str = "cpu") -> Causes:
-    """All that can change what `module` makes of the same inputs and params.
+    """Returns all that can change what `module` makes of the same inputs and params.
 
     Args:
         module: a stage or a step, by its dotted name.
@@ -126,7 +131,8 @@ def causes_of(module: str, device: str = "cpu") -> Causes:
 
 
 def keys_of(module: str, device: str = "cpu") -> Callable[..., str]:
-    """What gives the key in the store of a result of `module`, by all inputs that it is made of.
+    """Returns a function that gives the key of a result of `module` in the store, by all inputs
+    that it is made of.
 
     Inputs are JSON-ready values by name, params among them. The causes are those of the moment of
     this call.
@@ -140,39 +146,36 @@ def keys_of(module: str, device: str = "cpu") -> Callable[..., str]:
 
 
 def differences(before: Causes, after: Causes) -> list[str]:
-    """What differs between two causes, in words: `torch 2.13.0 -> 2.14.0`, or `code of
+    """Returns what differs between two causes, in words: `torch 2.13.0 -> 2.14.0`, or `code of
     hnm.seeds`.
     """
     changes: list[str] = []
     for kind in sorted(before.keys() | after.keys()):
-        old, new = before.get(kind, {}), after.get(kind, {})
-        changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-        changes += [
-            (
-                f"code of {name}"
-                if kind == "code"
-                else f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}"
-            )
-            for name in changed
-        ]
+        old = before.get(kind, {})
+        new = after.get(kind, {})
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) == new.get(name):
+                continue
+            values = f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}"
+            changes.append(f"code of {name}" if kind == "code" else values)
     return changes
 
 
 def in_words(changes: Sequence[str]) -> str:
-    """Some changes as one line, which names the first and counts the others."""
+    """Returns changes as one line, which names the first and counts the others."""
     more = f" and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
     return ", ".join(changes[:NAMED]) + more
 
 
 def code_of(module: str) -> dict[str, str]:
-    """The modules that `module` runs through, and the files beside them that they name ->
-    digest.
+    """Returns the digest of each module that `module` runs through, and of each file beside them
+    that they name.
     """
     return dict(sorted(item for name in imports_of(module) for item in _digests(name).items()))
 
 
 def libraries_of(module: str) -> dict[str, str]:
-    """Python and the libraries that `module` runs through -> version, as installed now."""
+    """Returns the installed versions of Python and of the libraries that `module` runs through."""
     named = {name for part in imports_of(module) for name in _imported(part) if _is_library(name)}
     parts = sorted({part for name in named for part in PARTS.get(name, (name,))})
     return {
@@ -182,8 +185,8 @@ def libraries_of(module: str) -> dict[str, str]:
 
 
 def imports_of(module: str) -> frozenset[str]:
-    """All modules of this project that `module` imports, directly or not, itself included, without
-    the plumbing.
+    """Returns all modules of this project that `module` imports, directly or not, itself included,
+    without the plumbing.
     """
     reached: set[str] = set()
     waiting = [module]
@@ -196,45 +199,38 @@ def imports_of(module: str) -> frozenset[str]:
 
 
 def machine(device: str) -> dict[str, str]:
-    """What of the machine decides the last bits of arithmetic: processor, settings, and the GPU if
-    `device` uses one.
+    """Returns what decides the last bits of arithmetic on this machine: processor, settings, and
+    the GPU if `device` uses one.
     """
-    settings = {
-        name: value
-        for name, same in SETTINGS.items()
-        if (value := os.environ.get(name, "")) not in ("", same)
-    }
-    gpu = gpu_name() if device != "cpu" else ""
-    return {"processor": processor(), **settings, **({"gpu": gpu} if gpu else {})}
+    causes = {"processor": processor()}
+    for name in sorted(SETTINGS & os.environ.keys()):
+        if os.environ[name] not in SAME_AS_NONE:
+            causes[name] = os.environ[name]
+    if device != "cpu" and (gpu := gpu_name()):
+        causes["gpu"] = gpu
+    return causes
 
 
 def processor() -> str:
-    """Architecture, maker and instruction sets of the processor: what libraries choose their
-    kernels by.
+    """Returns architecture, maker and instruction sets of the processor, by which libraries choose
+    their kernels.
     """
     try:
         first = _CPUINFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
     except OSError:  # no Linux
         return f"{platform.machine()} {platform.processor()}".strip()
-    told = {
-        name.strip(): value.strip()
-        for name, _, value in (line.partition(":") for line in first.splitlines())
-    }
-    maker = told.get("vendor_id") or " ".join(
-        told.get(f"CPU {part}", "") for part in ("implementer", "part")
-    )
-    flags = (told.get("flags") or told.get("Features") or "").split()
-    return " ".join(
-        [
-            platform.machine(),
-            maker.strip(),
-            *sorted({flag for flag in flags if _INSTRUCTIONS.fullmatch(flag)}),
-        ]
-    )
+    fields: defaultdict[str, str] = defaultdict(str)
+    for line in first.splitlines():
+        name, _, value = line.partition(":")
+        fields[name.strip()] = value.strip()
+    maker = fields["vendor_id"] or f"{fields['CPU implementer']} {fields['CPU part']}".strip()
+    flags = (fields["flags"] or fields["Features"]).split()
+    instructions = sorted({flag for flag in flags if _INSTRUCTIONS.fullmatch(flag)})
+    return " ".join([platform.machine(), maker, *instructions])
 
 
 def gpu_name() -> str:
-    """The GPU that torch computes on, with its libraries; "" where there is none."""
+    """Returns the GPU that torch computes on, with its libraries; "" where there is none."""
     torch: Any = importlib.import_module("torch")
     if not torch.cuda.is_available():
         return ""
@@ -257,8 +253,8 @@ def _version(distribution: str) -> str:
 
 @cache
 def _imported(module: str) -> frozenset[str]:
-    """What `module` imports: modules of this project with the packages that they lie in, and
-    libraries by their first name.
+    """Returns what `module` imports: modules of this project with the packages that they lie in,
+    and libraries by their first name.
 
     What only type checkers see is left out.
     """
@@ -286,7 +282,7 @@ def _imported(module: str) -> frozenset[str]:
 
 
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below `tree`, without the blocks that run for type checkers alone."""
+    """Yields all nodes below `tree`, without the blocks that run for type checkers alone."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) in (
             "TYPE_CHECKING",
@@ -300,8 +296,8 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 @cache
 def _digests(module: str) -> dict[str, str]:
-    """Digest of the code of `module`, comments, docstrings and layout aside, and of each file
-    beside it that it names.
+    """Returns the digest of the code of `module`, comments, docstrings and layout aside, and of
+    each file beside it that it names.
     """
     if (file := _file_of(module)) is None:
         return {}
@@ -326,7 +322,9 @@ def _tree(file: Path) -> ast.Module:
 
 
 def _file_of(module: str) -> Path | None:
-    """The text of a module; None of one of others that has none, such as `builtins`."""
+    """Returns the text of a module; None for one of a library without text, such as
+    `builtins`.
+    """
     path = _place_of(module)
     if path is None and _is_ours(module):
         raise ModuleNotFoundError(f"there is no module {module}", name=module)
@@ -335,7 +333,7 @@ def _file_of(module: str) -> Path | None:
 
 @cache
 def _place_of(module: str) -> Path | None:
-    """The file of a module, which is not imported for it; None where there is none."""
+    """Returns the file of a module without importing it; None where there is none."""
     top, *inner = module.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:

@@ -35,15 +35,17 @@ class HnmError(Exception):
 
 
 class ParamsError(HnmError):
-    """params.yaml holds an unknown, misspelt, missing or out-of-range value."""
+    """params.yaml holds an unknown, misspelt, missing or out-of-range value; correct it there."""
 
 
 class TableError(HnmError):
-    """A table does not fit its schema; the message names file, column and row."""
+    """A table does not fit its schema; correct the row that the message names, or have its stage
+    make it anew.
+    """
 
 
 class CohortError(HnmError):
-    """The manifest, its labels or its splits cannot make a cohort."""
+    """The manifest, its labels or its splits cannot make a cohort; correct the manifest."""
 
 
 class SlideError(HnmError):
@@ -63,51 +65,53 @@ class MachineError(HnmError):
 
 
 class FolderError(HnmError):
-    """A folder that `hnm` is to fill or to empty is not its own."""
+    """A folder that `hnm` is to fill or to empty holds other things; name another."""
 
 
 class StoreError(HnmError):
-    """A result that was kept is damaged or gone."""
+    """A stored result is damaged or gone; remove it by `hnm store verify --remove`, and give the
+    same command again.
+    """
 
 
 class CausesError(HnmError):
-    """Code, libraries or machine are not those that the stage `causes` wrote down."""
+    """Code, libraries or machine are not those that the stage `causes` wrote down; run it again."""
 
 
 class EncoderError(HnmError):
-    """An encoder cannot be made or its weights cannot be loaded."""
+    """An encoder cannot be made or its weights cannot be loaded; name others."""
 
 
 class HeadError(HnmError):
-    """A head cannot be trained on what it was given."""
+    """A head cannot be trained on these slides; change `head`, `ranking` or the cohort."""
 
 
 class MiningError(HnmError):
-    """Nothing, or not what is needed, can be mined."""
+    """Nothing, or not what is needed, can be mined; change `mining`, or what the message names."""
 
 
 class FinetuneError(HnmError):
-    """The encoder cannot be fine-tuned on what it was given."""
+    """The encoder cannot be trained on these tiles; change `finetune`, `simclr` or `mining`."""
 
 
 class EvidenceError(HnmError):
-    """Predictions and truth cannot be brought together."""
+    """Predictions and truth cannot be brought together; mend the one that the message names."""
 
 
 class TrackingError(HnmError):
-    """The tracking store cannot be used as asked."""
+    """The tracking store, Git or DVC cannot be used as asked; mend that, or ask otherwise."""
 
 
 class StudyError(HnmError):
-    """A study cannot be started, resumed or believed as asked."""
+    """A study cannot be started, resumed or believed as asked; begin another or mend this one."""
 
 
 class PredictionError(HnmError):
-    """A model cannot be read, or not be used as asked."""
+    """A model cannot be read, or not be used as asked; export it again, or ask otherwise."""
 
 
 def _shortened(line: str) -> str:
-    """A line with its ends alone where it is too long: what it is about stands first, the cure
+    """Returns a line, with its ends alone where it is too long: its subject stands first, the cure
     last.
     """
     half = MOST_CHARACTERS // 2
@@ -142,17 +146,17 @@ _NO_TEMPORARY_FOLDER = "No usable temporary directory"
 
 
 def code_of_machine(error: BaseException) -> int | None:
-    """The errno of what the operating system refused, also where a library tells it in words alone;
-    None where it is none that a user can mend.
+    """Returns the errno of what the operating system refused, also where a library tells it in
+    words alone; None where a user cannot mend it.
     """
     if isinstance(error, OSError) and error.errno in _CURES:
         return error.errno
-    return next((code for code in _CURES if f"{os.strerror(code)}" in str(error)), None)
+    return next((code for code in _CURES if os.strerror(code) in str(error)), None)
 
 
 def error_of_machine(error: BaseException) -> MachineError | None:
-    """What the operating system or the memory refused, as one line with its cure; None where
-    `error` is something else, a defect.
+    """Returns what the operating system or the memory refused, as one line with its cure; None
+    where `error` is a defect.
     """
     if isinstance(error, MemoryError):
         return MachineError(

@@ -29,16 +29,16 @@ Refuse = Callable[[str], HnmError]
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name beside `path` that nothing has yet, of this program's temporary ones, with the suffix
-    of `path`.
+    """Returns a name beside `path` that nothing has yet, of this program's temporary ones, with the
+    suffix of `path`.
     """
     return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which becomes `path` when the block ends well and vanishes
-    when it does not; its mode is the umask's.
+    """Yields a temporary path beside `path`, which becomes `path` when the block ends well and
+    vanishes when it does not; its mode is the umask's.
 
     Raises:
         OSError: the disk refuses it, whatever kind of exception the library that writes makes of
@@ -72,13 +72,15 @@ def write_json(value: Any, path: Path) -> None:
 
 
 def json_text(value: Any) -> str:
-    """`value` as JSON with sorted keys, so that equal values are equal bytes; NaN is refused."""
+    """Returns `value` as JSON with sorted keys, so that equal values are equal bytes; NaN is
+    refused.
+    """
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_json(path: Path, kind: type[HnmError]) -> Any:
-    """The JSON value at `path`, which a stage has written; raises `kind` when it is missing or
-    torn.
+    """Returns the JSON value at `path`, which a stage has written; raises `kind` when it is missing
+    or torn.
     """
     if not path.exists():
         raise kind(f"{path} does not exist; run the stage that makes it (dvc repro)")
@@ -91,7 +93,7 @@ def read_json(path: Path, kind: type[HnmError]) -> Any:
 def read_bounded(
     path: Path, kind: Refuse, *, what: str, cure: str = "", most: int = MOST_JSON_BYTES
 ) -> bytes:
-    """The bytes of a regular file of at most `most` bytes.
+    """Returns the bytes of a regular file of at most `most` bytes.
 
     Args:
         path: is opened without waiting, so that a named pipe does not hang.
@@ -126,8 +128,8 @@ def read_bounded(
 
 
 def parse_json(content: bytes, kind: Refuse, *, what: str, cure: str = "") -> Any:
-    """The JSON value in `content`; `kind` where it is none, is nested too deep, or holds a number
-    that is not finite.
+    """Returns the JSON value in `content`; `kind` where it is none, is nested too deep, or holds a
+    number that is not finite.
     """
     try:
         return json.loads(
@@ -140,8 +142,8 @@ def parse_json(content: bytes, kind: Refuse, *, what: str, cure: str = "") -> An
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of a folder's files with their names; temporary files that a
-    kill has left are none of them.
+    """Returns the SHA-256 of a file's bytes, or of a folder's files with their names; temporary
+    files that a kill has left are none of them.
     """
     if path.is_dir():
         files = (
@@ -155,13 +157,13 @@ def digest_of(path: Path) -> str:
 
 
 def key_of(**causes: Any) -> str:
-    """Key of a result from all that can change it: JSON-ready values by name."""
+    """Returns the key of a result from all that can change it: JSON-ready values by name."""
     return hashlib.sha256(json.dumps(causes, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _refused_by_disk(error: BaseException, temporary: Path) -> int | None:
-    """The errno of what the operating system refused while `temporary` was written; None where it
-    refused something else, or nothing.
+    """Returns the errno of what the operating system refused while `temporary` was written; None
+    where it refused something else, or nothing.
     """
     if not isinstance(error, Exception) or isinstance(error, HnmError | MemoryError):
         return None

@@ -138,16 +138,14 @@ class _Place:
     kind: np.dtype[Any]
 
 
+@dataclass(frozen=True)
 class Contents:
     """The checked contents of an opened file: its attributes, and arrays that lie in it whole."""
 
-    def __init__(
-        self, handle: int, refuse: Refuse, places: Mapping[str, _Place], attributes: dict[str, Any]
-    ) -> None:
-        self.attributes = attributes
-        self._handle = handle
-        self._refuse = refuse
-        self._places = places
+    attributes: dict[str, Any]
+    _places: dict[str, _Place]
+    _handle: int
+    _refuse: Refuse
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a dataset."""
@@ -210,7 +208,7 @@ def opened(
         if not stat.S_ISREG(status.st_mode):
             raise refuse("it is no regular file")
         places, values = _described(path, status.st_size, datasets, attributes, refuse)
-        yield Contents(handle, refuse, places, values)
+        yield Contents(values, places, handle, refuse)
     finally:
         os.close(handle)
 

@@ -4,7 +4,7 @@ shown.
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST_ID = 128
 """Characters of an id. Files are named by it, and a file system takes 255 with what is put
@@ -19,16 +19,17 @@ ID_WORDS = (
     " characters at most"
 )
 SHOWN = 60
+"""Characters of a text that a message shows."""
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` may be an id."""
+    """Returns whether `text` may be an id."""
     return re.fullmatch(ID, text) is not None
 
 
 def clash(ids: Iterable[str]) -> tuple[str, str] | None:
-    """Two of `ids` that differ only in capitals, so that their files are one on macOS and Windows;
-    None where there are none.
+    """Returns two of `ids` that differ only in capitals, so that their files are one on macOS and
+    Windows; None where there are none.
     """
     first: dict[str, str] = {}
     for name in ids:
@@ -38,8 +39,8 @@ def clash(ids: Iterable[str]) -> tuple[str, str] | None:
 
 
 def is_printable(text: str) -> bool:
-    """Whether `text` can be shown and written in UTF-8 on one line: no control characters, line
-    separators or lone surrogates.
+    """Returns whether `text` can be shown and written in UTF-8 on one line: no control characters,
+    line separators or lone surrogates.
     """
     return not any(
         unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in text
@@ -47,8 +48,16 @@ def is_printable(text: str) -> bool:
 
 
 def quoted(text: object) -> str:
-    """`text` for a message: in quotes, with escapes for what cannot be shown, and not without
-    end.
+    """Returns `text` for a message: in quotes, with escapes for what cannot be shown, and
+    shortened.
     """
     whole = text if isinstance(text, str) else repr(text)
     return repr(whole) if len(whole) <= SHOWN else f"{whole[:SHOWN]!r}… ({len(whole)} characters)"
+
+
+def shortlist(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first `most` of `names`, and how many more there are."""
+    shown = separator.join(names[:most])
+    if len(names) <= most:
+        return shown
+    return f"{shown}{separator.lstrip(',')}and {len(names) - most} more"

@@ -15,6 +15,7 @@ HNM_EXECUTOR.
 import difflib
 import math
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -41,6 +42,8 @@ Area = Annotated[float, Field(ge=0, le=1e12)]
 """µm², of a square metre at most."""
 Workers = Annotated[int, Field(ge=1, le=256)]
 """Threads or processes."""
+BatchTiles = Annotated[int, Field(ge=4, le=2**31 - 1)]
+Schedule = Literal["cosine", "constant"]
 MOST_BATCH_PX = 1 << 28
 """Pixels of the tiles that are embedded at once."""
 MOST_BYTES = 1 << 20
@@ -49,14 +52,19 @@ MOST_NODES = 10_000
 """Values of params.yaml, those that aliases repeat counted each time."""
 DEEPEST = 20
 """Levels of params.yaml."""
+LONGEST_VALUE = 200
+"""Characters of a value that a message shows."""
 LONGEST_TEXT = 1024
 """Characters of a param."""
 REMOVED = {
     "tissue.max_hole_um2": (
         "no hole in tissue is filled, as a tile is judged by the tissue that it shows"
-    )
+    ),
+    "tune.space.*.when": "an entry of a study's space always counts; begin a study for each case",
+    "tune.pruner=hyperband": "studies prune by the median alone",
+    "tune.pruner=wilcoxon": "studies prune by the median alone",
 }
-"""Params of earlier versions, and why they went."""
+"""Params and values of earlier versions as patterns, and why they went."""
 
 
 def _checked_id(text: str) -> str:
@@ -95,6 +103,10 @@ class Cohort(Section):
     """CSV of the slides, from the repository's root; its relative paths count from its own
     folder.
     """
+    positive: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Labels of the manifest that count as 1; every other label counts as 0. Where it is empty, the
+    manifest's labels are 0 and 1.
+    """
     max_quarantined_share: Share = 0.1
     """Largest share of the manifest's slides that may be quarantined before a stage stops."""
     mpp_from_objective: bool = False
@@ -117,18 +129,15 @@ class Split(Section):
     folds: CountOrNone = 0
     """Folds of `hnm cv`, which deals all patients anew; no stage reads it, and 0 is for none."""
     seed: Seed = 0
+    """Another seed deals the patients otherwise."""
 
     @model_validator(mode="after")
-    def _folds_leave_train(self) -> "Split":
+    def _leaves_train(self) -> "Split":
         if self.folds in (1, 2):
             raise ValueError(
                 f"folds={self.folds} leaves no train slides beside validation and test; take 3 or"
                 " more, or 0 for none"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _leaves_train(self) -> "Split":
         if self.validation_share + self.test_share >= 1:
             raise ValueError(
                 f"validation_share={self.validation_share} and test_share={self.test_share} leave"
@@ -196,8 +205,9 @@ class Embed(Section):
     """Tiles to features."""
 
     batch_tiles: Annotated[int, Field(ge=1, le=65_536)] = 128
+    """Tiles that the encoder takes at once; fewer need less memory."""
     dtype: Literal["float16", "float32"] = "float16"
-    """Of the stored features."""
+    """Kind of number of the stored features."""
     compile: bool = False
     """Whether `torch.compile` makes the encoder anew for the machine: a minute or so at first, then
     faster; it needs a C++ compiler.
@@ -214,11 +224,15 @@ class Head(Section):
     `score_folds` alone.
     """
     epochs: Count = 40
+    """Most passes over the train slides."""
     patience: Count = 10
     """Epochs without a better validation AUC (ties: log loss) before training stops."""
     learning_rate: Positive = 2e-4
+    """Step size of the optimiser."""
     weight_decay: NotNegative = 5e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    """How strongly the optimiser pulls weights to 0."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rate over the epochs; `cosine` ends at 0."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of a tile's features dropped in training."""
     attention_features: Count = 128
@@ -242,6 +256,7 @@ class Head(Section):
     trains none.
     """
     seed: Seed = 0
+    """Draws the first weights, the order of the slides, the dropout and the folds."""
 
     @model_validator(mode="after")
     def _folds_leave_slides(self) -> "Head":
@@ -269,9 +284,11 @@ class Ranking(Section):
     on: Literal["score", "logit"] = "score"
     """What is ranked: scores in [0, 1], or logits."""
     margin: NotNegative = 0.5
+    """How far the positive slide's mean must lie above the negative slide's."""
     top_k: Count = 10
     """A slide with fewer tiles uses those it has."""
     weight: NotNegative = 2.0
+    """Weight of this loss beside those of the head; 0 leaves it out."""
 
     @model_validator(mode="after")
     def _margin_can_be_met(self) -> "Ranking":
@@ -334,6 +351,7 @@ class Mining(Section):
     strikes out none.
     """
     screen: Screen = Screen()
+    """Tiles that are not mined for their pixels."""
     extra: Annotated[tuple[Id, ...], Field(strict=False)] = ()
     """Folders in `extra/`, each of another project, whose mined hard negatives are learnt from as
     well; they count towards no budget.
@@ -367,17 +385,23 @@ class Contrast(Section):
     """What the two trainings of an encoder by contrast share."""
 
     epochs: Count
-    batch_tiles: Annotated[int, Field(ge=4, le=2**31 - 1)]
+    """Passes over the tiles."""
+    batch_tiles: BatchTiles
     """Tiles of a step; each gives two views."""
-    learning_rate: Positive
-    schedule: Literal["cosine", "constant"]
+    learning_rate: Positive = 3e-4
+    """Step size of the optimiser."""
+    schedule: Schedule
     """Of the learning rate; `cosine` ends at 0."""
     weight_decay: NotNegative = 1e-4
+    """How strongly the optimiser pulls weights to 0."""
     temperature: Positive
+    """Divides the cosines of the contrast: the lower, the more the nearest tiles count."""
     projection_features: Count = 128
     """Output width of the projection that the loss sees; it is dropped afterwards."""
     views: Views
+    """How the views of a tile differ from it."""
     seed: Seed = 0
+    """Draws the order of the tiles, their views and the projection's first weights."""
 
 
 class Simclr(Contrast):
@@ -386,10 +410,9 @@ class Simclr(Contrast):
     epochs: Count = 20
     max_tiles: Count = 100_000
     """Most tiles that are trained on, drawn from those of all train slides."""
-    batch_tiles: Annotated[int, Field(ge=4, le=2**31 - 1)] = 128
+    batch_tiles: BatchTiles = 128
     """Tiles of a step; each gives two views."""
-    learning_rate: Positive = 3e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     temperature: Positive = 0.5
     views: SimclrViews = SimclrViews()
 
@@ -405,12 +428,11 @@ class Finetune(Contrast):
     """First epochs, in which negatives alone are anchors."""
     anchors: Literal["negatives", "positives", "both"] = "both"
     """Whose tiles are anchors after the warm-up."""
-    batch_tiles: Annotated[int, Field(ge=4, le=2**31 - 1)] = 32
+    batch_tiles: BatchTiles = 32
     """Tiles of a step, of both roles; each gives two views."""
     positive_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of a step's tiles that are positives, one at least; the others are hard negatives."""
-    learning_rate: Positive = 3e-4
-    schedule: Literal["cosine", "constant"] = "constant"
+    schedule: Schedule = "constant"
     temperature: Positive = 0.07
     freeze_layers: CountOrNone = 4
     """First layers of the encoder that keep their weights, as timm groups them: the stem is one,
@@ -445,6 +467,7 @@ class Evaluate(Section):
     resamples: Annotated[int, Field(ge=100, le=10**6)] = 1000
     """Bootstrap resamples of the patients behind each interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Share of the resamples that an interval holds."""
     lesion_names: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = LESION_NAMES
     """Classes of an annotation that are lesions, whatever their case, and with them the classes
     that QuPath derives from one (`Tumor: Positive`).
@@ -454,12 +477,14 @@ class Evaluate(Section):
     but not 0, is left out of the tile AUC.
     """
     seed: Seed = 0
+    """Draws the resamples."""
 
 
 class Compute(Section):
-    """What of the machine can change the last bits of a result."""
+    """Settings of the machine that can change the last bits of a result."""
 
     device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where torch computes; `auto` takes a GPU where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the encoder's passes; heads are always trained in float32. `auto` is bfloat16 on a GPU
     that has it, and float32 on a CPU.
@@ -473,20 +498,18 @@ class Compute(Section):
 
 
 class Dimension(Section):
-    """What a study may set one param to: an interval, or choices."""
+    """The values that a study may give one param: an interval, or choices."""
 
     low: float | int | None = None
+    """Lower end of the interval, which holds both ends."""
     high: float | int | None = None
-    """Both ends belong to the interval."""
+    """Upper end of the interval."""
     log: bool = False
     """Draw evenly by the logarithm."""
     step: float | int | None = None
     """Draw `low`, `low + step`, … only."""
     choices: Annotated[tuple[bool | int | float | Text, ...], Field(strict=False)] | None = None
-    when: dict[Text, bool | int | float | Text] = {}
-    """Params of the space that have choices -> the one of them at which this entry counts; else its
-    param stays as params.yaml has it.
-    """
+    """Values to choose from, in place of an interval."""
 
     @model_validator(mode="after")
     def _is_an_interval_or_choices(self) -> "Dimension":
@@ -527,11 +550,10 @@ class Tune(Section):
     """0: trials are judged on validation. 2 or more: on each of so many parts of the train and
     validation patients, trained on the others; the mean counts.
     """
-    pruner: Literal["median", "wilcoxon", "hyperband", "none"] = "median"
+    pruner: Literal["median", "none"] = "median"
     """`median` stops a trial whose best round so far is below the median of the earlier trials at
-    the same round; `hyperband` halves the trials again and again by rounds, for many trials;
-    `wilcoxon` stops a trial that is worse than the best one on the folds and seeds that it has run
-    (signed ranks, p < 0.1)."""
+    the same round.
+    """
     cost: Literal["ignored", "objective"] = "ignored"
     """`objective`: a study searches the front between value and cost. Cost is counted in encoder
     passes of a tile; a trained view counts as three.
@@ -543,20 +565,24 @@ class Tune(Section):
     seed: Seed = 0
     """Draws the suggestions."""
     space: dict[Text, Dimension]
-    """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices; what
-    follows an @ tells several entries of one param apart. It has no default; {} where nothing is
-    searched."""
+    """Dotted param of `head`, `ranking`, `mining` or `finetune` -> its interval or choices. It has
+    no default; {} where nothing is searched.
+    """
+
+    @model_validator(mode="after")
+    def _has_an_entry_a_param(self) -> "Tune":
+        if labelled := [name for name in self.space if "@" in name]:
+            raise ValueError(
+                f"space.{labelled[0]} is gone: a study's space has one entry for each param; remove"
+                " what follows the @, and begin a study for each case"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_be_pruned(self) -> "Tune":
         if self.folds == 1:
             raise ValueError(
                 "folds=1 leaves no fold to train on; give 0 for the validation split, or 2 or more"
-            )
-        if self.pruner == "wilcoxon" and max(self.folds, 1) * self.seeds < 4:
-            raise ValueError(
-                "pruner=wilcoxon compares folds and seeds, but there are"
-                f" {max(self.folds, 1) * self.seeds}; raise folds or seeds to 4 in all"
             )
         if self.cost == "objective" and self.pruner != "none":
             raise ValueError(
@@ -570,12 +596,14 @@ class Round(Section):
     """One round of the loop; round 0 has no predecessor."""
 
     previous: str | None = None
+    """The round before, whose scores are mined."""
 
 
 class Params(Section):
     """The whole of params.yaml."""
 
     rounds: dict[str, Round]
+    """All rounds by name, `"0"`, `"1"` and so on."""
     later_rounds: dict[str, Round]
     """The rounds that mine and fine-tune: all but round 0."""
     cohort: Cohort
@@ -640,8 +668,8 @@ def batch_fault(embed: Embed, tiles: Tiles) -> str | None:
 
 
 def load_params(path: Path) -> Params:
-    """The checked params of `path`; `ParamsError` names each wrong key with its value and the
-    cure.
+    """Returns the checked params of `path`; `ParamsError` names each wrong key with its value and
+    the cure.
     """
     if not path.exists():
         raise ParamsError(
@@ -660,13 +688,8 @@ def load_params(path: Path) -> Params:
         raw = YAML(typ="safe").load(text)
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path} is not valid YAML: {error}; save it as UTF-8") from None
-    except (
-        YAMLError,
-        ValueError,
-        OverflowError,
-        TypeError,
-        RecursionError,
-    ) as error:  # of dates and numbers that there are not, and keys that are lists
+    # of dates and numbers that there are not, and keys that are lists
+    except (YAMLError, ValueError, OverflowError, TypeError, RecursionError) as error:
         raise ParamsError(f"{path} is not valid YAML: {error}; correct it there") from None
     return check_params(raw, where=str(path))
 
@@ -703,7 +726,7 @@ def _check_size(text: str, path: Path) -> None:
 
 
 def check_params(raw: Any, *, where: str = "params") -> Params:
-    """`raw` as Params; `where` opens the message of a `ParamsError`."""
+    """Returns `raw` as Params; `where` opens the message of a `ParamsError`."""
     if not isinstance(raw, dict):
         raise ParamsError(f"{where} must be a mapping of sections, but holds {type(raw).__name__}")
     try:
@@ -715,8 +738,8 @@ def check_params(raw: Any, *, where: str = "params") -> Params:
 
 
 def check_section(kind: type[SectionT], name: str, raw: Any, *, where: str) -> SectionT:
-    """`raw` as the section `name`, which is no part of a whole params.yaml; `where` opens the
-    message of a `ParamsError`.
+    """Returns `raw` as the section `name`, which is no part of a whole params.yaml; `where` opens
+    the message of a `ParamsError`.
     """
     try:
         return kind.model_validate(raw)
@@ -726,54 +749,50 @@ def check_section(kind: type[SectionT], name: str, raw: Any, *, where: str) -> S
 
 
 def _sentence(item: Any) -> str:
-    """One pydantic error as a sentence: the dotted name, the value, what is wanted."""
+    """Returns one pydantic error as a sentence: the dotted name, the value, what is wanted."""
     name = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden" and name in REMOVED:
-        return f"{name} is no param any more: {REMOVED[name]}; remove the line"
+    for removed in (name, f"{name}={item['input']}"):
+        for pattern, reason in REMOVED.items():
+            if fnmatchcase(removed, pattern):
+                return f"{removed} is gone: {reason}; remove the line"
     if item["type"] == "extra_forbidden":
         return f"{name}={_shown(item['input'])} is not a known param{_suggestion(item['loc'])}"
     if item["type"] == "missing":
         return f"{name} is missing; add it"
     message = item["msg"].removeprefix("Value error, ")
-    return (
-        f"{name}: {message}"
-        if item["type"] == "value_error"
-        else f"{name}={_shown(item['input'])}: {message[0].lower()}{message[1:]}"
-    )
+    if item["type"] == "value_error":
+        return f"{name}: {message}"
+    return f"{name}={_shown(item['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, not without end."""
+    """Returns a value for a message, shortened."""
     text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def _suggestion(location: tuple[str | int, ...]) -> str:
-    """`; did you mean X?` from the keys that the section at `location` does know."""
+    """Returns `; did you mean X?`, from the keys of the section at `location`."""
     section: type[BaseModel] = Params
     for part in location[:-1]:
-        annotation = (
-            section.model_fields[str(part)].annotation
-            if str(part) in section.model_fields
-            else None
-        )
+        field = section.model_fields.get(str(part))
+        annotation = field and field.annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return "; remove it"
         section = annotation
-    known = list(section.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    prefix = ".".join(str(part) for part in location[:-1])
-    names = [f"{prefix}.{key}" if prefix else key for key in close or known]
+    keys = list(section.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), keys, n=1)
+    prefix = ".".join(map(str, location[:-1]))
+    names = [f"{prefix}.{key}" if prefix else key for key in close or keys]
     return f"; did you mean {names[0]}?" if close else f"; known are {', '.join(names)}"
 
 
 def flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested names as dotted ones: {"head": {"seed": 0}} is {"head.seed": 0}."""
+    """Returns nested names as dotted ones: {"head": {"seed": 0}} is {"head.seed": 0}."""
     flattened: dict[str, Any] = {}
     for name, value in sections.items():
-        flattened |= (
-            flat(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{name}": value}
-        )
+        if isinstance(value, Mapping):
+            flattened |= flat(value, f"{prefix}{name}.")
+        else:
+            flattened[f"{prefix}{name}"] = value
     return flattened

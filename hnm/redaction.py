@@ -13,7 +13,10 @@ from functools import lru_cache
 from urllib.parse import quote, unquote, urlsplit
 
 HIDDEN = "***"
-_NAME = r"(?:passwd|password|passphrase|secret|token|credential|signature|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|\bpwd|\bsig)"
+_NAME = (
+    r"(?:passwd|password|passphrase|secret|token|credential|signature"
+    r"|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|\bpwd|\bsig)"
+)
 _BARE = r"[^\s'\"<>&]{1,8192}"
 _QUOTED = r"'(?:[^'\\]|\\.){0,8192}'|\"(?:[^\"\\]|\\.){0,8192}\""
 _URL = re.compile(r"://((?:(?!://)[^\s'\"<>])*)")
@@ -140,8 +143,8 @@ _LONG = 12
 
 
 def redacted(text: str) -> str:
-    """`text` without passwords and tokens: those of URLs, those that stand behind their name, and
-    those of this process's environment.
+    """Returns `text` without passwords and tokens: those of URLs, those that stand behind their
+    name, and those of this process's environment.
     """
     if "://" in text:
         if "@" in text:
@@ -159,7 +162,9 @@ def redacted(text: str) -> str:
 
 
 def _hidden_url(match: re.Match[str]) -> str:
-    """What stands behind `://`, without user, password, query, and fragments that name a value."""
+    """Returns what stands behind `://`, without user, password, query, and fragments that name a
+    value.
+    """
     rest = match[1]
     before, at, after = rest.rpartition("@")
     server = re.split(r"[/?#]", before, maxsplit=1)[0]
@@ -175,7 +180,7 @@ def _hidden_url(match: re.Match[str]) -> str:
 
 
 def _hidden_value(match: re.Match[str]) -> str:
-    """The name alone, and the brackets that close behind the value."""
+    """Returns the name alone, and the brackets that close behind the value."""
     value = match[2]
     closing = "" if value[-1] in "'\"" else value[len(value.rstrip(",;)]}")) :]
     return f"{match[1]}{HIDDEN}{closing}"
@@ -183,8 +188,8 @@ def _hidden_value(match: re.Match[str]) -> str:
 
 @lru_cache(maxsize=4)
 def _secrets(environment: tuple[tuple[str, str], ...]) -> list[re.Pattern[str]]:
-    """Patterns of the values of variables such as AWS_SECRET_ACCESS_KEY, and of passwords in URLs
-    such as MLFLOW_TRACKING_URI.
+    """Returns patterns of the values of variables such as AWS_SECRET_ACCESS_KEY, and of passwords
+    in URLs such as MLFLOW_TRACKING_URI.
     """
     values: set[str] = set()
     for name, value in environment:
@@ -228,8 +233,9 @@ def _password_of(url: str) -> str:
 
 
 def readable(text: str, allowed: str = "") -> str:
-    """`text` with what cannot be printed, or is not UTF-8, as escapes, but for what is `allowed`: a
-    file name of any bytes can stand in a table, and harms no terminal."""
+    """Returns `text` with what cannot be printed, or is not UTF-8, as escapes, but for what is
+    `allowed`: a file name of any bytes can stand in a table, and harms no terminal.
+    """
     if text.isprintable():
         return text
     return "".join(
@@ -241,10 +247,6 @@ def readable(text: str, allowed: str = "") -> str:
 def _escape(code: int) -> str:
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"  # how Python holds a byte of a name that is not UTF-8
-    return (
-        f"\\x{code:02x}"
-        if code < 0x100
-        else f"\\u{code:04x}"
-        if code < 0x10000
-        else f"\\U{code:08x}"
-    )
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

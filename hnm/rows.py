@@ -55,8 +55,8 @@ def text_lines(
     delimiter: str = ",",
     cure: str = "",
 ) -> Iterator[tuple[int, list[str]]]:
-    """The lines of a CSV or TSV file that are not empty, each with its number; lines may end as on
-    any system.
+    """Yields the lines of a CSV or TSV file that are not empty, each with its number; lines may end
+    as on any system.
 
     Args:
         source: the file, or its bytes.
@@ -99,8 +99,8 @@ def text_rows(
     cure: str = "",
     strip: bool = True,
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns of a table, and its rows by column, each with its line's number; arguments and
-    errors as of `text_lines`.
+    """Returns the columns of a table, and its rows by column, each with its line's number;
+    arguments and errors as of `text_lines`.
 
     Where `strip` is true, blanks around cells and names are taken away, as people leave them.
     """
@@ -125,15 +125,15 @@ def text_rows(
 
 
 def is_unknown(text: str) -> bool:
-    """Whether `text` says that something is not known: it is empty, or one of `UNKNOWN_WORDS`,
-    whatever its case.
+    """Returns whether `text` says that something is not known: it is empty, or one of
+    `UNKNOWN_WORDS`, whatever its case.
     """
     return text.strip().casefold() in UNKNOWN_WORDS
 
 
 def integer(text: str) -> int | None:
-    """The whole number of 64 bits that `text` is, `12.0` too, as programs write counts that may be
-    missing; None where it is none.
+    """Returns the whole number of 64 bits that `text` is, `12.0` too, as programs write counts that
+    may be missing; None where it is none.
     """
     match = _INTEGER.fullmatch(text)
     value = int(match[1]) if match else None
@@ -141,7 +141,7 @@ def integer(text: str) -> int | None:
 
 
 def number(text: str) -> float | None:
-    """The finite number that `text` is, to the last bit; None where it is none."""
+    """Returns the finite number that `text` is, to the last bit; None where it is none."""
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
     return value if math.isfinite(value) else None
 

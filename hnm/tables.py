@@ -33,6 +33,16 @@ SMALLEST = 1 << 20
 """Rows, or bytes, that any parquet file may hold."""
 NAMED = 5
 """Columns that an error names at most."""
+_DAMAGE = (
+    pyarrow.ArrowException,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    AttributeError,
+)
+"""Errors of pyarrow on a damaged file, and of pandas on forged notes in it."""
 _MISSING = {"float32": np.nan, "float64": np.nan, "Int64": pd.NA}
 """What an empty cell is, by dtype; numbers of other dtypes may not be missing."""
 _RUN_BY_SPREADSHEETS = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -42,14 +52,14 @@ quotes, so that nothing is lost on the way back.
 
 
 def safe_cell(text: str) -> str:
-    """`text` as a cell of a CSV file for people: a quote goes before what a spreadsheet would take
-    for a formula and run. `plain_cell` takes it away.
+    """Returns `text` as a cell of a CSV file for people: a quote goes before what a spreadsheet
+    would take for a formula and run. `plain_cell` takes it away.
     """
     return f"'{text}" if _RUN_BY_SPREADSHEETS.match(text) else text
 
 
 def plain_cell(cell: str) -> str:
-    """The text that `safe_cell` made `cell` of."""
+    """Returns the text that `safe_cell` made `cell` of."""
     return cell[1:] if cell.startswith("'") and _RUN_BY_SPREADSHEETS.match(cell) else cell
 
 
@@ -80,8 +90,8 @@ def read_frame(
     cure: str = "",
     check: Callable[[list[str]], None] | None = None,
 ) -> pd.DataFrame:
-    """The columns `kinds` of a CSV file that `write_csv` wrote; each text and each number is what
-    it was.
+    """Returns the columns `kinds` of a CSV file that `write_csv` wrote; each text and each number
+    is what it was.
 
     Args:
         source: the file, or its bytes.
@@ -120,25 +130,24 @@ def read_frame(
 def read_numbers(
     path: Path, *, texts: Collection[str] = (), refuse: Refuse = TableError, cure: str = ""
 ) -> pd.DataFrame:
-    """All columns of a CSV file that hnm wrote, those named in `texts` as text and the others as
-    numbers, whole where all of a column are; as `read_frame`.
+    """Returns all columns of a CSV file that hnm wrote, those named in `texts` as text and the
+    others as numbers, whole where all of a column are; as `read_frame`.
     """
     columns, rows = text_rows(path, str(path), refuse=refuse, cure=cure, strip=False)
-    whole_ones = {
-        name
-        for name in columns
-        if rows and all("." not in row[name] and integer(row[name]) is not None for _, row in rows)
-    }
-    kinds = {
-        name: "str" if name in texts else "int64" if name in whole_ones else "float64"
-        for name in columns
-    }
+    kinds = dict.fromkeys(columns, "float64")
+    for name in columns:
+        if name in texts:
+            kinds[name] = "str"
+        elif rows and all(
+            "." not in row[name] and integer(row[name]) is not None for _, row in rows
+        ):
+            kinds[name] = "int64"
     return read_frame(path, kinds, str(path), refuse=refuse, cure=cure)
 
 
 def _value(cell: str, kind: str) -> Any:
-    """The text, number or truth value that a cell of a column of this dtype is; None where it is
-    none.
+    """Returns the text, number or truth value that a cell of a column of this dtype is; None where
+    it is none.
     """
     if kind.startswith(("str", "object")):
         return plain_cell(cell)
@@ -173,22 +182,36 @@ def _one_of(*values: str | int) -> pa.Check:
 
 
 def _all_of(pattern: str, wanted: str) -> pa.Check:
-    """That the whole text matches, a line feed at its end included, which pandera's `str_matches`
-    and `$` would pass over.
+    """Returns a check that the whole text matches, a line feed at its end included, which pandera's
+    `str_matches` and `$` would pass over.
     """
     return pa.Check(
         lambda column: column.str.fullmatch(pattern, na=False), error=f"must be {wanted}"
     )
 
 
-_slide_id = pa.Column(str, _all_of(ID, ID_WORDS))
+SPLITS = ("train", "validation", "test")
 _at_least_0 = pa.Check.ge(0, error="must be at least 0")
+_at_least_1 = pa.Check.ge(1, error="must be at least 1")
 _positive = pa.Check.gt(0, error="must be above 0")
 _share = pa.Check.in_range(0, 1, error="must lie in [0, 1]")
-_tile = pa.Column("int32", _at_least_0)
-_corner = pa.Column("int64", _at_least_0)
+_text = pa.Column(str)
+_count = pa.Column("int64", _at_least_0)
+_pixels = pa.Column("int64", _positive)
+_number_or_none = pa.Column("Int64", _at_least_0, nullable=True)
+_share_of_a_role = pa.Column("float64", _share)
 _score = pa.Column("float32", _share)
 _logit = pa.Column("float32")
+_label = pa.Column("int64", _one_of(0, 1))
+_role = pa.Column(str, _one_of("positive", "hard_negative"))
+_SLIDE = {"slide_id": pa.Column(str, _all_of(ID, ID_WORDS))}
+_TILE = {
+    **_SLIDE,
+    "tile": pa.Column("int32", _at_least_0),  # its row in the slide's pack and features
+    "x": _count,  # level-0 pixels of the tile's corner
+    "y": _count,
+    "side": _pixels,  # level-0 pixels of the tile's side
+}
 
 
 @dataclass(frozen=True)
@@ -200,8 +223,8 @@ class Table:
     columns: dict[str, pa.Column]
 
     def check(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
-        """`frame` with this table's columns, sorted by its key; `TableError` names `where`, column,
-        row and value.
+        """Returns `frame` with this table's columns, sorted by its key; `TableError` names `where`,
+        column, row and value.
         """
         self._check_columns(list(frame.columns), where)
         schema = pa.DataFrameSchema(self.columns, strict=True, unique=list(self.key))
@@ -212,8 +235,8 @@ class Table:
         return checked.sort_values(list(self.key), kind="stable", ignore_index=True)
 
     def read(self, path: Path) -> pd.DataFrame:
-        """The checked table at `path` (.parquet or .csv), which may come from anybody; whatever is
-        wrong with it is one `TableError`.
+        """Returns the checked table at `path` (.parquet or .csv), which may come from anybody;
+        whatever is wrong with it is one `TableError`.
         """
         if not path.exists():
             raise TableError(
@@ -230,8 +253,8 @@ class Table:
         )
 
     def write(self, frame: pd.DataFrame, path: Path) -> None:
-        """`frame`, checked and sorted, to `path` (.parquet or .csv), whole or not at all; in CSV
-        text is made safe for spreadsheets by `safe_cell`.
+        """Writes `frame`, checked and sorted, to `path` (.parquet or .csv), whole or not at all; in
+        CSV text is made safe for spreadsheets by `safe_cell`.
         """
         checked = self.check(frame, str(path))
         with whole(path) as temporary:
@@ -243,16 +266,14 @@ class Table:
     def _check_columns(self, names: Sequence[str], where: str) -> None:
         missing = [column for column in self.columns if column not in names]
         extra = [str(column) for column in names if column not in self.columns]
-        twice = (
-            [str(column) for column in self.columns if list(names).count(column) > 1]
-            if len(names) > len(self.columns)
-            else []
-        )
-        parts = (("missing", missing), ("unknown", extra), ("doubled", twice))
-        if said := "; ".join(
-            f"{kind} columns {_shortened(columns)}" for kind, columns in parts if columns
-        ):
-            raise TableError(f"{where} is no {self.name} table: {said}")
+        twice = [column for column in self.columns if list(names).count(column) > 1]
+        faults = [
+            f"{kind} columns {_shortened(columns)}"
+            for kind, columns in (("missing", missing), ("unknown", extra), ("doubled", twice))
+            if columns
+        ]
+        if faults:
+            raise TableError(f"{where} is no {self.name} table: {'; '.join(faults)}")
 
     def _read_csv(self, path: Path) -> pd.DataFrame:
         kinds = {name: str(column.dtype) for name, column in self.columns.items()}
@@ -270,44 +291,23 @@ class Table:
                 ) as file,
             ):
                 fault = self._fault(file, path, path.stat().st_size)
-                table = None if fault else file.read(use_threads=False)
+                if fault is None:
+                    frame: pd.DataFrame = file.read(use_threads=False).to_pandas()
+                    return frame
         except MemoryError:
-            fault, table = "it asks for more memory than there is", None
-        except (
-            pyarrow.ArrowException,
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            OverflowError,
-        ) as error:
+            fault = "it asks for more memory than there is"
+        except _DAMAGE as error:
             if isinstance(error, OSError) and error_of_machine(error) is not None:
                 raise
-            lines = str(error).splitlines()
-            fault, table = lines[0] if lines else type(error).__name__, None
-        if table is None:
-            raise TableError(f"{path} is no parquet table that can be read ({fault}){cure}")
-        try:
-            frame: pd.DataFrame = table.to_pandas()
-        except (
-            pyarrow.ArrowException,
-            ValueError,
-            KeyError,
-            TypeError,
-            OverflowError,
-            AttributeError,
-        ) as error:  # pandas' notes in the file may be forged
-            raise TableError(
-                f"{path} is no parquet table that can be read ({type(error).__name__}:"
-                f" {error}){cure}"
-            ) from None
-        return frame
+            fault = next(iter(str(error).splitlines()), type(error).__name__)
+        raise TableError(f"{path} is no parquet table that can be read ({fault}){cure}")
 
     def _fault(self, file: pyarrow.parquet.ParquetFile, path: Path, size: int) -> str | None:
-        """What is wrong with a parquet file of `size` bytes by what it says of itself, before
-        anything of it is unpacked; None where nothing is.
+        """Returns what is wrong with a parquet file of `size` bytes by what it says of itself,
+        before anything of it is unpacked; None where nothing is.
         """
-        schema, most = file.schema_arrow, max(SMALLEST, MOST_PER_BYTE * size)
+        schema = file.schema_arrow
+        most = max(SMALLEST, MOST_PER_BYTE * size)
         self._check_columns(schema.names[: 2 * len(self.columns)], str(path))
         if wrong := [field.name for field in schema if not _is_plain(field.type)]:
             return (
@@ -329,43 +329,46 @@ class Table:
         return None
 
     def frame(self, columns: Mapping[str, Any]) -> pd.DataFrame:
-        """Rows of this table from a column each; one value is that of all rows. They are checked
-        when they are written.
+        """Returns rows of this table from a column each; one value is that of all rows. They are
+        checked when they are written.
         """
         return pd.DataFrame(columns)
 
     def empty(self) -> pd.DataFrame:
-        """This table without rows."""
+        """Returns this table without rows."""
         return pd.DataFrame(
             {name: pd.Series(dtype=str(column.dtype)) for name, column in self.columns.items()}
         )
 
 
 def _is_plain(kind: pyarrow.DataType) -> bool:
-    """Whether a column of parquet holds text, numbers, or nothing at all."""
-    tests = (
-        pyarrow.types.is_string,
-        pyarrow.types.is_large_string,
-        pyarrow.types.is_integer,
-        pyarrow.types.is_floating,
+    """Returns whether a column of parquet holds text, numbers, or nothing at all."""
+    types = pyarrow.types
+    return any(
+        test(kind)
+        for test in (
+            types.is_string,
+            types.is_large_string,
+            types.is_integer,
+            types.is_floating,
+            types.is_boolean,
+            types.is_null,
+        )
     )
-    return any(test(kind) for test in (*tests, pyarrow.types.is_boolean, pyarrow.types.is_null))
 
 
 def _shortened(names: Sequence[str]) -> str:
-    """The first `names` as a list, and how many more there are."""
+    """Returns the first `names` as a list, and how many more there are."""
     short = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:NAMED]]
     return f"{short}" + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _sentence(failures: pd.DataFrame, key: tuple[str, ...]) -> str:
-    """The first of pandera's failure cases as a sentence."""
+    """Returns the first of pandera's failure cases as a sentence."""
     first = failures.iloc[0]
-    value = (
-        first["failure_case"].item()
-        if isinstance(first["failure_case"], np.generic)
-        else first["failure_case"]
-    )
+    value = first["failure_case"]
+    if isinstance(value, np.generic):
+        value = value.item()
     row = "" if pd.isna(first["index"]) else f", row {int(first['index'])}"
     wanted = {
         "not_nullable": "must not be empty",
@@ -382,76 +385,56 @@ SLIDES = Table(
     "slides",
     ("slide_id",),
     {
-        "slide_id": _slide_id,
-        "path": pa.Column(str),  # as in the manifest: relative ones count from its folder
-        "patient_id": pa.Column(str),
-        "split": pa.Column(str, _one_of("train", "validation", "test")),
-        "vendor": pa.Column(str),
+        **_SLIDE,
+        "path": _text,  # as in the manifest: relative ones count from its folder
+        "patient_id": _text,
+        "split": pa.Column(str, _one_of(*SPLITS)),
+        "vendor": _text,
         "mpp_x": pa.Column("float64", _positive),
         "mpp_y": pa.Column("float64", _positive),
-        "width": pa.Column("int64", _positive),  # level-0 pixels
-        "height": pa.Column("int64", _positive),
-        "bounds_x": (
-            _corner
-            # level-0 pixels: where the scan lies, from where QuPath counts; all of level 0 where
-            # the
-            # file states no bounds
-        ),
-        "bounds_y": _corner,
-        "bounds_width": pa.Column("int64", _positive),
-        "bounds_height": pa.Column("int64", _positive),
-        "origin": pa.Column(
-            str, _one_of("auto", "level_0", "bounds")
-        ),  # cohort.origin: what drawings count from that do not say so
-        "fingerprint": pa.Column(str),  # of the file: size, header, OpenSlide's quickhash
-        "mask": pa.Column(str),  # a tissue mask from elsewhere, as in the manifest; "" for none
-        "mask_digest": pa.Column(str),
+        "width": _pixels,  # of level 0, as all that follow
+        "height": _pixels,
+        # the scan, from whose corner QuPath counts; all of level 0 where the file states no bounds
+        "bounds_x": _count,
+        "bounds_y": _count,
+        "bounds_width": _pixels,
+        "bounds_height": _pixels,
+        # cohort.origin: the corner that drawings count from which do not say it themselves
+        "origin": pa.Column(str, _one_of("auto", "level_0", "bounds")),
+        "fingerprint": _text,  # of the file: size, header, OpenSlide's quickhash
+        "mask": _text,  # a tissue mask from elsewhere, as in the manifest; "" for none
+        "mask_digest": _text,
     },
 )
-"""The checked cohort. No labels: those are one file a split."""
+"""The checked cohort. It holds no labels: those are one file a split."""
 
-PATIENTS = Table("patients", ("slide_id",), {"slide_id": _slide_id, "patient_id": pa.Column(str)})
-"""Whose each slide is: what of `SLIDES` a head needs, so that another fingerprint trains none
-anew.
+PATIENTS = Table("patients", ("slide_id",), {**_SLIDE, "patient_id": _text})
+"""The patient of each slide. Heads depend on this table and not on `SLIDES`, so a changed
+fingerprint does not retrain them.
 """
 
-LABELS = Table(
-    "labels", ("slide_id",), {"slide_id": _slide_id, "label": pa.Column("int64", _one_of(0, 1))}
-)
+LABELS = Table("labels", ("slide_id",), {**_SLIDE, "label": _label})
 
 QUARANTINE = Table(
     "quarantine",
     ("slide_id",),
     {
-        "slide_id": _slide_id,
+        **_SLIDE,
         "step": pa.Column(str, _one_of("open", "mpp", "tissue", "tiles")),
-        "reason": pa.Column(str),
+        "reason": _text,
     },
 )
 """Slides that cannot be used, the step that they failed, and why."""
 
-TILES = Table(
-    "tiles",
-    ("slide_id", "tile"),
-    {
-        "slide_id": _slide_id,
-        "tile": _tile,  # its row in the slide's pack and features
-        "x": _corner,  # level-0 pixels of the tile's corner
-        "y": _corner,
-        "side": pa.Column("int64", _positive),  # level-0 pixels of the tile's side
-        "tissue": pa.Column("float32", _share),
-    },
-)
+TILES = Table("tiles", ("slide_id", "tile"), {**_TILE, "tissue": pa.Column("float32", _share)})
 
 PACKS = Table(
     "packs",
     ("slide_id",),
     {
-        "slide_id": _slide_id,
+        **_SLIDE,
         "bytes": pa.Column("int64", _positive),
-        "sha256": pa.Column(
-            str, pa.Check.str_matches(r"^[0-9a-f]{64}\Z", error="must be 64 hexadecimal digits")
-        ),
+        "sha256": pa.Column(str, _all_of("[0-9a-f]{64}", "64 hexadecimal digits")),
     },
 )
 """The packs of a cohort, each with its size and the digest of its bytes, so that no later stage has
@@ -461,31 +444,20 @@ to hash them.
 TILE_SCORES = Table(
     "tile scores",
     ("slide_id", "tile"),
-    {
-        "slide_id": _slide_id,
-        "tile": _tile,
-        "x": _corner,
-        "y": _corner,
-        "side": pa.Column("int64", _positive),
-        "logit": _logit,
-        "score": _score,
-        "attention": pa.Column("float32", _share),
-    },
+    {**_TILE, "logit": _logit, "score": _score, "attention": _score},
 )
 
-SLIDE_SCORES = Table(
-    "slide scores", ("slide_id",), {"slide_id": _slide_id, "logit": _logit, "score": _score}
-)
+SLIDE_SCORES = Table("slide scores", ("slide_id",), {**_SLIDE, "logit": _logit, "score": _score})
 
 VETOES = Table(
     "vetoes",
     ("slide_id", "tile", "x", "y"),
     {
-        "slide_id": _slide_id,
-        "tile": pa.Column("Int64", _at_least_0, nullable=True),  # its number, or else:
-        "x": pa.Column("Int64", _at_least_0, nullable=True),  # a point in it, in level-0 pixels
-        "y": pa.Column("Int64", _at_least_0, nullable=True),
-        "reason": pa.Column(str),
+        **_SLIDE,
+        "tile": _number_or_none,  # its number, or else:
+        "x": _number_or_none,  # a point in it, in level-0 pixels
+        "y": _number_or_none,
+        "reason": _text,
     },
 )
 """Tiles that a person does not want mined."""
@@ -494,22 +466,15 @@ MINED = Table(
     "mined tiles",
     ("role", "rank"),
     {
-        "role": pa.Column(str, _one_of("positive", "hard_negative")),
-        "rank": pa.Column(
-            "int32", pa.Check.ge(1, error="must be at least 1")
-        ),  # 1 is the best-scoring of its role
-        "slide_id": _slide_id,
-        "tile": _tile,
-        "x": _corner,
-        "y": _corner,
-        "side": pa.Column("int64", _positive),
+        "role": _role,
+        "rank": pa.Column("int32", _at_least_1),  # 1 is the best-scoring of its role
+        **_TILE,
         "score": _score,
         "logit": _logit,
-        "round": pa.Column("int32", pa.Check.ge(1, error="must be at least 1")),
+        "round": pa.Column("int32", _at_least_1),
         "policy": pa.Column(str, _one_of("hard", "semi_hard", "mixed", "random", "all")),
-        "scorer": pa.Column(
-            str, _all_of("[0-9a-f]{16}", "16 hexadecimal digits")
-        ),  # of the scores that were mined
+        # digest of the scores that were mined
+        "scorer": pa.Column(str, _all_of("[0-9a-f]{16}", "16 hexadecimal digits")),
     },
 )
 
@@ -517,12 +482,8 @@ PASSED_OVER = Table(
     "passed-over tiles",
     ("role", "slide_id", "tile"),
     {
-        "role": MINED.columns["role"],
-        "slide_id": _slide_id,
-        "tile": _tile,
-        "x": _corner,
-        "y": _corner,
-        "side": pa.Column("int64", _positive),
+        "role": _role,
+        **_TILE,
         "score": _score,
         "reason": pa.Column(
             str, _one_of("pen", "blur", "fold", "near_duplicate", "like_hard_negative")
@@ -535,20 +496,18 @@ MINED_SLIDES = Table(
     "mined slides",
     ("slide_id",),
     {
-        "slide_id": _slide_id,
-        "patient_id": pa.Column(str),
-        "label": pa.Column("int64", _one_of(0, 1)),
-        "candidates": pa.Column("int64", _at_least_0),  # its tiles that its role could have mined
-        "mined": pa.Column("int64", _at_least_0),
-        "share": pa.Column("float64", _share),  # of all tiles of its role
-        "patient_share": pa.Column(
-            "float64", _share
-        ),  # of all tiles of its role, what the slides of its patient supply together
-        "hardest": pa.Column(
-            "int64", _at_least_0
-        ),  # its tiles among the best-scoring of the negative slides; 0 for a positive slide
+        **_SLIDE,
+        "patient_id": _text,
+        "label": _label,
+        "candidates": _count,  # its tiles that its role could have mined
+        "mined": _count,
+        "share": _share_of_a_role,  # of all mined tiles of its role
+        "patient_share": _share_of_a_role,  # the same of all slides of its patient together
+        # its tiles among the best-scoring of the negative slides; 0 for a positive slide
+        "hardest": _count,
         "expected": pa.Column("float64", _at_least_0),  # such tiles, were they spread evenly
-        "chance": pa.Column("float64", _share),  # of so many or more, were they spread by chance
+        # of so many such tiles or more, were they spread by chance
+        "chance": _share_of_a_role,
         "suspect": pa.Column("bool"),
     },
 )

@@ -7,8 +7,8 @@ from hnm import params
 from hnm.loop.evaluate import Provenance, Settings
 from hnm.loop.evaluate import evaluate as evaluate_files
 from hnm.loop.paths import EvaluateFiles
+from hnm.project import project_root
 from hnm.repository.stages import git_tags, locked_stages
-from hnm.store import project_root
 from hnm.tracking.runs import Tracker
 from pipelines import stage
 
@@ -28,7 +28,7 @@ def main(
         files, _provenance(files, rounds), rounds=rounds, settings=settings, section=evaluate
     )
     tracker.evaluation(metrics)
-    tracker.metrics({"test/openings": looks.openings, "test/opened_states": looks.states})
+    tracker.metrics({"test/openings": looks.times, "test/opened_states": looks.states})
     for path in (files.metrics, files.plots, files.report, files.model_card, files.data_card):
         tracker.file(path)
     auc = metrics["test"]["auc"]

@@ -59,8 +59,8 @@ class TestCode:
         assert {
             "hnm.slides",
             "hnm.slides.cutting.tissue",
-            "hnm.slides.reading.reader",
-            "hnm.slides.reading.failures",
+            "hnm.slides.reading.slide",
+            "hnm.slides.reading.canvas",
         } <= reached
         assert not {"hnm", "hnm.errors", "hnm.params"} & reached
         assert {

@@ -57,7 +57,7 @@ def answers(
     )
 
 
-def found(root: Path) -> dict[str, Finding]:
+def findings_of(root: Path) -> dict[str, Finding]:
     findings = list(examine(root))
     assert [finding.thing for finding in findings] == THINGS
     return {finding.thing: finding for finding in findings}
@@ -101,14 +101,14 @@ def holding(content: bytes) -> Callable[[Path], None]:
 )
 def test_a_manifest_of_any_kind(project: Path, breaks: Callable[[Path], None], says: str) -> None:
     breaks(project / "data" / "demo" / "slides.csv")
-    assert says in found(project)["slides"].says
+    assert says in findings_of(project)["slides"].says
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"[1", b"7", b"", b"[" * 100_000])
 def test_params_and_a_lock_of_any_kind(project: Path, content: bytes) -> None:
     (project / "dvc.lock").write_bytes(content)
     (project / "params.yaml").write_bytes(content[:9])
-    findings = found(project)
+    findings = findings_of(project)
     assert not findings["params"].fine and "params.yaml" in findings["params"].says
     assert findings["slides"] == Finding("slides", False, "unknown without params")
     assert "dvc.lock" in findings["outputs"].says and findings["remote"].fine
@@ -127,13 +127,15 @@ def test_a_dvc_that_fails(
 ) -> None:
     answers(monkeypatch, stderr=stderr, code=255)
     assert (
-        found(project)["remote"].says
+        findings_of(project)["remote"].says
         == f"DVC cannot be asked: {says}; mend that, dvc config --list tells more"
     )
 
 
 def test_a_remote_is_named_without_its_secrets(project: Path) -> None:
-    assert found(project)["remote"] == Finding("remote", True, "store, https://***@host/x?***")
+    assert findings_of(project)["remote"] == Finding(
+        "remote", True, "store, https://***@host/x?***"
+    )
 
 
 def test_slides_lost_to_the_machine_are_named_and_those_with_faults_are_not(project: Path) -> None:
@@ -151,7 +153,7 @@ def test_slides_lost_to_the_machine_are_named_and_those_with_faults_are_not(proj
     ):
         table.parent.mkdir(parents=True, exist_ok=True)
         table.write_text(f"slide_id,step,reason\n{rows}")
-    assert found(project)["lost"] == Finding(
+    assert findings_of(project)["lost"] == Finding(
         "lost",
         False,
         "2 slides were lost to the machine: b (the process that read it died (exit code -9)), c (it"
@@ -160,16 +162,17 @@ def test_slides_lost_to_the_machine_are_named_and_those_with_faults_are_not(proj
         " them again",
     )
     tables[1].write_bytes(b"\xff")
-    assert "data/tiles/quarantine.csv is not CSV in UTF-8" in found(project)["lost"].says
+    assert "data/tiles/quarantine.csv is not CSV in UTF-8" in findings_of(project)["lost"].says
     for table in tables:
         table.unlink()
-    assert found(project)["lost"].fine
+    assert findings_of(project)["lost"].fine
 
 
 def test_a_store_that_is_none_is_named(project: Path) -> None:
     (project / "mlflow.db").write_bytes(b"no database, but long enough to look like one" * 100)
     assert (
-        "cannot be read as MLflow's store: file is not a database" in found(project)["place"].says
+        "cannot be read as MLflow's store: file is not a database"
+        in findings_of(project)["place"].says
     )
 
 
@@ -180,7 +183,7 @@ def test_what_nobody_thought_of_in_one_check_hides_no_other(
         raise ZeroDivisionError("at https://me:geheim1@host")
 
     monkeypatch.setattr(doctor_module, "_slides", fails)
-    findings = found(project)
+    findings = findings_of(project)
     assert (
         findings["slides"].says
         == "cannot be examined (ZeroDivisionError: at https://***@host); please report this"
@@ -190,7 +193,7 @@ def test_what_nobody_thought_of_in_one_check_hides_no_other(
         "_lost",
         lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied", "/x")),
     )
-    assert found(project)["lost"].says.startswith(
+    assert findings_of(project)["lost"].says.startswith(
         "/x: Permission denied; give this user the right to it"
     )
     done = CliRunner().invoke(app, ["doctor"])

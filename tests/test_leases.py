@@ -13,6 +13,7 @@ import pytest
 from hnm import leases
 from hnm.files import key_of, write_json
 from hnm.store import Store
+from hnm.store_keeping import in_use, remove_unused, stored_results
 
 USES = """
 import sys, time
@@ -55,19 +56,19 @@ def test_what_a_living_process_uses_stays_and_its_lease_goes_with_it(store: Stor
     )
     time.sleep(0.02)
     user = user_of(store, used, missing)
-    results = {result.path: result for result in store.kept()}
-    assert store.in_use(results.values()) == {used}
-    assert (store.remove_unused(results[used]), store.remove_unused(results[other])) == (
+    results = {result.path: result for result in stored_results(store)}
+    assert in_use(store, results.values()) == {used}
+    assert (remove_unused(store, results[used]), remove_unused(store, results[other])) == (
         False,
         True,
     )
     later = made(store, 3)  # what it makes is named before it is there
-    (made_later,) = [result for result in store.kept() if result.path == later]
-    assert store.remove_unused(made_later) is False
+    (made_later,) = [result for result in stored_results(store) if result.path == later]
+    assert remove_unused(store, made_later) is False
     user.send_signal(signal.SIGKILL)
     user.wait()
-    assert store.in_use(results.values()) == set()
-    assert (store.remove_unused(results[used]), store.remove_unused(made_later)) == (True, True)
+    assert in_use(store, results.values()) == set()
+    assert (remove_unused(store, results[used]), remove_unused(store, made_later)) == (True, True)
     assert list((store.root / leases.FOLDER).iterdir()) == []
 
 
@@ -81,7 +82,7 @@ def test_what_was_made_since_the_oldest_living_process_began_stays_though_it_did
     since = made(store, 2)
     try:
         assert (
-            user.poll() is None and store.in_use(store.kept()) == set()
+            user.poll() is None and in_use(store, stored_results(store)) == set()
         )  # who names nothing has no lease
     finally:
         user.kill()
@@ -89,17 +90,17 @@ def test_what_was_made_since_the_oldest_living_process_began_stays_though_it_did
     time.sleep(0.02)
     later = made(store, 3)
     try:
-        assert store.in_use(store.kept()) == {before, later} and since.exists()
+        assert in_use(store, stored_results(store)) == {before, later} and since.exists()
     finally:
         user.kill()
 
 
 def test_a_result_that_was_used_since_it_was_listed_stays(store: Store) -> None:
     path = made(store, 1)
-    (listed,) = store.kept()
+    (listed,) = stored_results(store)
     time.sleep(0.02)
     store.link(path, store.root.parent / "out.json")
-    assert store.remove_unused(listed) is False and path.exists()
+    assert remove_unused(store, listed) is False and path.exists()
 
 
 def test_users_and_removers_that_race_never_lose_what_is_used(store: Store) -> None:
@@ -134,14 +135,14 @@ print(len(lost), flush=True)
             text=True,
         )
         assert user.stdin and user.stdout and user.stdout.readline() == "ready\n"
-        listed = store.kept()
+        listed = stored_results(store)
         user.stdin.write("\n")
         user.stdin.flush()
         for result in listed:
-            store.remove_unused(result)
+            remove_unused(store, result)
         assert user.stdout.readline().split()[1] == "0"
         for result in listed:
-            store.remove_unused(result)
+            remove_unused(store, result)
         user.stdin.write("\n")
         user.stdin.flush()
         assert user.stdout.readline() == "0\n"

@@ -64,7 +64,8 @@ def test_what_is_tested_is_allowed() -> None:
 
 
 def test_the_lowest_are_the_minima(ci: ModuleType) -> None:
-    lowest, tested = pinned("constraints-lowest.txt"), pinned("constraints.txt")
+    lowest = pinned("constraints-lowest.txt")
+    tested = pinned("constraints.txt")
     for name, minimum in ci.minima().items():
         wanted = tested[canonicalize_name(name)] if name in ci.AS_TESTED else Version(minimum)
         assert lowest[canonicalize_name(name)] == wanted, (

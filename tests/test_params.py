@@ -92,8 +92,40 @@ def test_params_yaml_shows_every_param() -> None:
         (
             {"tissue": {"max_hole_um2": 0.0}},
             (
-                r"tissue\.max_hole_um2 is no param any more: no hole in tissue is filled, .*;"
+                r"tissue\.max_hole_um2 is gone: no hole in tissue is filled, .*;"
                 r" remove the line"
+            ),
+        ),
+        (
+            {"tune": {"space": {}, "pruner": "hyperband"}},
+            r"tune\.pruner=hyperband is gone: studies prune by the median alone; remove the line",
+        ),
+        (
+            {"tune": {"space": {}, "pruner": "wilcoxon"}},
+            r"tune\.pruner=wilcoxon is gone: studies prune by the median alone; remove the line",
+        ),
+        (
+            {"tune": {"space": {}, "pruner": "mean"}},
+            r"tune\.pruner='mean': input should be 'median' or 'none'",
+        ),
+        (
+            {
+                "tune": {
+                    "space": {
+                        "ranking.margin": {"low": 0.0, "high": 1.0, "when": {"ranking.on": "score"}}
+                    }
+                }
+            },
+            (
+                r"tune\.space\.ranking\.margin\.when is gone: an entry of a study's space always"
+                r" counts; begin a study for each case; remove the line"
+            ),
+        ),
+        (
+            {"tune": {"space": {"ranking.margin@scores": {"low": 0.0, "high": 1.0}}}},
+            (
+                r"tune: space\.ranking\.margin@scores is gone: a study's space has one entry for"
+                r" each param; remove what follows the @"
             ),
         ),
         ({"minning": {}}, r"minning=\{\} is not a known param; did you mean mining\?"),

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ ROOT = Path(__file__).parents[1]
 ALWAYS = ["causes", "cohort"]
 """The stages that run each time; the bytes of their outputs decide what follows."""
 FORKED: dict[Path, tuple[Path, ...]] = {}
-"""Repository -> the folder whose `python` forks its stages."""
+"""Repository -> the folders whose `python` and `dvc` are forked from a process that has imported
+what they need.
+"""
 SMALL = {
     "tiles": {"tile_px": 64},
     "encoder": {"name": "test_resnet", "weights": "random"},
@@ -46,12 +49,9 @@ def make_repository(folder: Path, cohort: Path) -> Path:
     for name in ("vetoes", "extra", "weights"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copytree(cohort, folder / "data" / "demo")
-    for command in (
-        ["git", "init", "-q"],
-        ["dvc", "init", "-q"],
-        ["dvc", "config", "core.analytics", "false"],
-    ):
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
         subprocess.run(command, cwd=folder, check=True, env=environment(folder))
+    (folder / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
     change_params(folder, rounds=1, **SMALL)
     return folder
 
@@ -162,17 +162,20 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(
     tmp_path_factory: pytest.TempPathFactory, cohort: Path, launcher: Launcher
 ) -> Iterator[Path]:
-    """A repository whose pipeline has run once. DVC is the real one; its stages are forked from a
-    process that has imported what they need.
-    """
-    folder = make_repository(tmp_path_factory.mktemp("one") / "repository", cohort)
-    with (
-        stand_in(launcher, tmp_path_factory.mktemp("s")) as programs,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setitem(FORKED, folder, (programs,))
+    """A repository whose pipeline has run once."""
+    folder = tmp_path_factory.mktemp("one") / "repository"
+    with forked(folder, launcher, tmp_path_factory.mktemp("s")):
+        make_repository(folder, cohort)
         run_once(folder)
         yield folder
+
+
+@contextmanager
+def forked(folder: Path, launcher: Launcher, place: Path) -> Iterator[None]:
+    """The real DVC runs the real stages in `folder`, all forked by the launcher."""
+    with stand_in(launcher, place) as programs, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FORKED, folder, (programs / "stages", programs / "dvc"))
+        yield
 
 
 @pytest.fixture
@@ -180,7 +183,7 @@ def unforked(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages run in processes of their own, which see the project's copy of the code and what
     `upgrade` says.
     """
-    monkeypatch.delitem(FORKED, repository)
+    monkeypatch.setitem(FORKED, repository, FORKED[repository][1:])
 
 
 def run_once(folder: Path) -> None:
@@ -239,7 +242,7 @@ class TestPipeline:
             "path"
         ]
         command = [
-            sys.executable,
+            "python",
             "-m",
             "hnm.cli",
             "predict",
@@ -268,12 +271,21 @@ class TestPipeline:
             == hashes(repository)["head@1"]["data/heads/1"]
         )
 
+    @pytest.mark.parametrize(
+        "interpreters",
+        ["forked", pytest.param("one for each stage, as a user has", marks=pytest.mark.soak)],
+    )
     def test_elsewhere_in_another_country_with_other_workers_the_hashes_are_the_same(
-        self, repository: Path, cohort: Path, tmp_path: Path
+        self, repository: Path, cohort: Path, tmp_path: Path, interpreters: str
     ) -> None:
-        """Here each stage has an interpreter of its own, as on a user's machine."""
-        other = make_repository(tmp_path / "a folder" / "far" / "away", cohort)
-        repro(other, TZ="Pacific/Auckland", LC_ALL="C", PYTHONHASHSEED="77", HNM_WORKERS="1")
+        country = {"TZ": "Pacific/Auckland", "LC_ALL": "C", "PYTHONHASHSEED": "77"}
+        other = tmp_path / "a folder" / "far" / "away"
+        with ExitStack() as stack:
+            if interpreters == "forked":
+                launcher = stack.enter_context(closing(Launcher(**country)))
+                stack.enter_context(forked(other, launcher, tmp_path / "s"))
+            make_repository(other, cohort)
+            repro(other, **country, HNM_WORKERS="1")
         assert hashes(other) == hashes(repository)
 
     def test_a_second_run_checks_causes_and_fingerprints_and_nothing_else(
@@ -299,21 +311,6 @@ class TestPipeline:
         template.write_text(f"{text}<!-- more -->\n")
         assert concerned(repository) == {"evaluate"}
         template.write_text(text)
-        assert concerned(repository) == set()
-
-    @pytest.mark.usefixtures("unforked")
-    def test_an_upgrade_concerns_what_the_library_makes(self, repository: Path) -> None:
-        wanted = {
-            "mlflow": set(),
-            "kornia": {"encoder", "finetune@1"},
-            "openslide_bin": {"cohort", "tiles"},
-            "plotly": {"evaluate"},
-        }
-        for name, stages in wanted.items():
-            upgrade(repository, name, "99.1")
-            assert concerned(repository) == stages, name
-            upgrade(repository, name, "")
-        assert concerned(repository) == set()
 
     @pytest.mark.usefixtures("unforked")
     def test_other_kernels_of_the_processor_concern_what_torch_computes(
@@ -321,7 +318,35 @@ class TestPipeline:
     ) -> None:
         computed = {"encoder", "embed@0", "head@0", "mine@1", "finetune@1", "embed@1", "head@1"}
         assert concerned(repository, ATEN_CPU_CAPABILITY="default") == computed
-        assert concerned(repository) == set()
+
+    @pytest.mark.usefixtures("unforked")
+    def test_an_upgrade_concerns_what_the_library_makes(self, repository: Path) -> None:
+        wanted = {
+            "mlflow": set(),
+            "kornia": {"encoder", "finetune"},
+            "openslide_bin": {"cohort", "tiles"},
+            "plotly": {"evaluate"},
+        }
+        for name in wanted:
+            upgrade(repository, name, "99.1")
+        assert concerned(repository) == {
+            f"{stage}@1" if stage == "finetune" else stage
+            for stage in set().union(*wanted.values())
+        }
+        libraries = {
+            file.stem: json.loads(file.read_text())["libraries"]
+            for file in (repository / "data" / "causes").glob("*.json")
+        }
+        for name, stages in wanted.items():
+            distribution = name.replace("_", "-")
+            changed = {
+                stage
+                for stage, versions in libraries.items()
+                if versions.get(distribution) == "99.1"
+            }
+            assert changed == stages, name
+            upgrade(repository, name, "")
+        assert concerned(repository) == set(), "all is as it was, before this test and those above"
 
     @pytest.mark.usefixtures("unforked")
     def test_another_library_of_slides_cuts_them_anew_and_equal_packs_end_the_matter(

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from hnm.project import project_file, project_home, project_root
 from hnm.repository.revision import UnknownRevisionError, file_at
-from hnm.store import project_file, project_home, project_root, project_store
+from hnm.store import project_store
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = ["alone", "dvc in a subfolder", "dvc above"]
 STAGE = (
-    "import pathlib, hnm.store as s; pathlib.Path('seen').write_text(f'{s.project_root()}"
+    "import pathlib, hnm.project as s; pathlib.Path('seen').write_text(f'{s.project_root()}"
     ' {s.project_home()} {s.project_file(pathlib.Path("in/a"))}\')'
 )
 

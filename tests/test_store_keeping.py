@@ -16,39 +16,54 @@ from typer.testing import CliRunner
 
 from hnm.cli import app
 from hnm.errors import StoreError
-from hnm.files import key_of
+from hnm.files import key_of, whole
 from hnm.learning import features
 from hnm.slides.cutting.pack import Pack, PackTile, encode, write_pack
-from hnm.store import Kept, Store, expired, project_store
+from hnm.store import Store, project_store
+from hnm.store_keeping import (
+    Limits,
+    StoredResult,
+    expired,
+    in_use,
+    leftovers,
+    remove_unused,
+    stored_results,
+)
 
 DAY = 24 * 3600.0
 ROOT = Path(__file__).parents[1]
 
 
-def result(name: str, size: int, used: float) -> Kept:
-    return Kept("tiles", Path(name), size, used, False)
+def result(name: str, size: int, used: float) -> StoredResult:
+    return StoredResult("tiles", Path(name), size, used, False)
 
 
-KEPT = [result("a", 500, 10.0), result("b", 70, 20.0), result("c", 300, 30.0), result("d", 9, 40.0)]
+RESULTS = [
+    result("a", 500, 10.0),
+    result("b", 70, 20.0),
+    result("c", 300, 30.0),
+    result("d", 9, 40.0),
+]
 
 
 @pytest.mark.parametrize(
     ("limits", "gone"),
     [
         ({}, ""),
-        ({"max_seconds": 25.0}, "ab"),
-        ({"max_seconds": 20.0}, "ab"),
-        ({"max_bytes": 879}, ""),
-        ({"max_bytes": 878}, "a"),
-        ({"max_bytes": 309}, "ab"),
-        ({"max_bytes": 308}, "abc"),
-        ({"max_bytes": 0}, "abcd"),
-        ({"max_seconds": 35.0, "max_bytes": 378}, "ab"),
-        ({"max_seconds": 35.0, "max_bytes": 379}, "a"),
+        ({"seconds": 25.0}, "ab"),
+        ({"seconds": 20.0}, "ab"),
+        ({"bytes": 879}, ""),
+        ({"bytes": 878}, "a"),
+        ({"bytes": 309}, "ab"),
+        ({"bytes": 308}, "abc"),
+        ({"bytes": 0}, "abcd"),
+        ({"seconds": 35.0, "bytes": 378}, "ab"),
+        ({"seconds": 35.0, "bytes": 379}, "a"),
     ],
 )
 def test_what_expires_is_the_least_recently_used(limits, gone):
-    assert "".join(str(kept.path) for kept in expired(KEPT, now=46.0, **limits)) == gone
+    expiring = expired(RESULTS, Limits(**limits), now=46.0)
+    assert "".join(str(result.path) for result in expiring) == gone
 
 
 @pytest.fixture
@@ -88,15 +103,15 @@ def test_results_are_found_and_other_files_are_not(store, tmp_path):
     (folder / "inner").mkdir(parents=True)
     (folder / "inner" / "head.json").write_text("12345")
     (folder / "history.csv").write_text("123")
-    kept = {(result.kind, result.path): result for result in store.kept()}
-    assert {kind for kind, _ in kept} == {"tiles", "features", "trials/heads"}
-    assert len(kept) == 4
-    assert kept["trials/heads", folder].bytes == 8
+    results = {(result.kind, result.path): result for result in stored_results(store)}
+    assert {kind for kind, _ in results} == {"tiles", "features", "trials/heads"}
+    assert len(results) == 4
+    assert results["trials/heads", folder].bytes == 8
     pack = store.path("tiles", key_of(pack=1), ".h5")
-    assert not kept["tiles", pack].shared
+    assert not results["tiles", pack].shared
     time.sleep(0.02)  # file systems keep time in ticks
     store.link(pack, tmp_path / "out.h5")
-    linked = store.kept()[-1]
+    linked = stored_results(store)[-1]
     assert (linked.path, linked.shared) == (pack, True), "a link makes it the last that was used"
 
 
@@ -129,7 +144,7 @@ def test_gc_removes_leftovers_of_killed_writes_and_no_write_that_goes_on(store):
         ".hnm-tmp-new.h5",
         ".other.h5",
     }
-    assert len(store.kept()) == 3
+    assert len(stored_results(store)) == 3
 
 
 def test_gc_removes_what_killed_trials_were_making_and_no_trial_that_goes_on(store):
@@ -148,12 +163,12 @@ def test_gc_removes_what_killed_trials_were_making_and_no_trial_that_goes_on(sto
 
 
 def test_gc_keeps_within_a_size_and_outputs_stay(store, tmp_path):
-    first = store.kept()[0]
+    first = stored_results(store)[0]
     store.link(first.path, tmp_path / "out.h5")
     code, lines = run("gc", "--max-gb", "0", "--dry-run")
-    assert (code, len(lines), len(store.kept())) == (0, 4, 3)
+    assert (code, len(lines), len(stored_results(store))) == (0, 4, 3)
     assert run("gc", "--max-gb", "0")[1][3].startswith("3 results")
-    assert store.kept() == []
+    assert stored_results(store) == []
     assert (tmp_path / "out.h5").stat().st_size == first.bytes
 
 
@@ -173,7 +188,9 @@ def test_verify_names_what_is_damaged(store):
         "error: the store holds damaged results; remove them with `hnm store verify --remove`"
     )
     assert run("verify", "--remove")[1][-1] == "3 results read, 2 damaged and removed"
-    assert [kept.path for kept in store.kept()] == [store.path("tiles", key_of(pack=1), ".h5")]
+    assert [result.path for result in stored_results(store)] == [
+        store.path("tiles", key_of(pack=1), ".h5")
+    ]
 
 
 def test_a_result_its_output_and_dvc_s_cache_are_one_file(store, tmp_path):
@@ -212,7 +229,7 @@ def test_a_folder_that_is_asked_for_again_counts_as_used(tmp_path: Path) -> None
             lambda folder: (folder / "head.json").write_text("{}", encoding="utf-8"),
         )
         written = (path / "head.json").stat().st_mtime_ns
-    assert [kept.path.name for kept in store.kept()] == [keys[1], keys[2], keys[0]]
+    assert [result.path.name for result in stored_results(store)] == [keys[1], keys[2], keys[0]]
     assert (
         (store.path("trials/heads", keys[0], "") / "head.json").stat().st_mtime_ns
         == written
@@ -255,9 +272,9 @@ def test_what_is_not_the_store_s_own_is_never_counted_and_never_removed(store, t
     leftover = store.root / "tiles" / "ab" / ".hnm-tmp-link"
     leftover.symlink_to(tmp_path / "outside")
     os.utime(leftover, (old, old), follow_symlinks=False)
-    assert [kept.kind for kept in store.kept()] == ["tiles", "tiles"]
+    assert [result.kind for result in stored_results(store)] == ["tiles", "tiles"]
     assert run("gc", "--max-gb", "0", "--max-days", "0")[1][-1].startswith("2 results")
-    assert store.kept() == [] and not os.path.lexists(leftover)
+    assert stored_results(store) == [] and not os.path.lexists(leftover)
     assert precious.read_text() == "x" and all(path.read_text() == "x" for path in foreign)
     assert len(list((tmp_path / "moved").rglob("*.h5"))) == 1
 
@@ -369,7 +386,7 @@ def test_records_of_results_that_are_gone_are_leftovers(store):
     record = store.root / ".hnm-sums" / pack.relative_to(store.root)
     pack.unlink()
     os.utime(record, (1.0, 1.0))
-    assert store.leftovers(before=time.time()) == [record]
+    assert leftovers(store, before=time.time()) == [record]
 
 
 def test_a_damaged_result_that_may_not_be_removed_is_told_with_its_cure(store, monkeypatch):
@@ -390,7 +407,7 @@ def test_a_damaged_result_that_may_not_be_removed_is_told_with_its_cure(store, m
     assert (
         code == 0
         and sum(line.startswith("cannot remove ") for line in lines) == 2
-        and len(store.kept()) == 3
+        and len(stored_results(store)) == 3
     )
 
 
@@ -425,6 +442,7 @@ import os, sys
 import encodings.utf_8_sig  # another user may not be able to read the library
 from pathlib import Path
 from hnm.store import Store
+from hnm.store_keeping import stored_results
 os.umask(0o002)
 os.setgroups([]); os.setgid(4242); os.setuid(int(sys.argv[2]))
 store = Store(Path(sys.argv[1]))
@@ -439,9 +457,9 @@ else:
     assert store.holds(path)
     store.link(path, store.root / "second.json")
     store.folder("trials/heads", "b" * 64, lambda folder: 1 / 0)
-    for result in store.kept():
+    for result in stored_results(store):
         store.remove(result.path)
-    assert store.kept() == []
+    assert stored_results(store) == []
 print("done")
 """
     shared = tmp_path / "store"
@@ -460,3 +478,53 @@ print("done")
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_what_a_living_process_uses_is_not_removed_and_one_is_told(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for key in ("a" * 64, "b" * 64):
+        with whole(store.path("tiles", key, ".h5")) as temporary:
+            temporary.write_bytes(b"pack")
+    listed = {result.path.stem[0]: result for result in stored_results(store)}
+    store.use([listed["a"].path])
+    assert in_use(store, listed.values()) >= {listed["a"].path}
+    assert not remove_unused(store, listed["a"]) and listed["a"].path.exists()
+
+
+def test_a_result_is_shared_only_where_each_of_its_files_has_another_name(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    folder = store.path("trials/heads", "a" * 64, "")
+    (folder / "inner").mkdir(parents=True)
+    for number, name in enumerate(("one", "two"), start=1):
+        (folder / "inner" / name).write_bytes(b"x" * number)
+        (stored,) = stored_results(store)
+        assert (stored.bytes, stored.shared) == (2 * number - 1, False)
+        os.link(folder / "inner" / name, tmp_path / name)
+        (stored,) = stored_results(store)
+        assert stored.shared
+
+
+def test_gc_says_what_would_go_but_is_in_use(store):
+    time.sleep(0.02)  # the other two are older than the lease, also by a clock of ticks
+    store.use([store.path("tiles", key_of(pack=1), ".h5")])
+    code, lines = run("gc", "--max-gb", "0")
+    assert code == 0 and lines[-1].startswith("2 results (")
+    assert lines[-1].endswith("1 results (0.0 MB) stay; 1 of these would go too, but are in use")
+    assert len(lines) == 3 and all(line.startswith("removed ") for line in lines[:2])
+
+
+def test_gc_by_age_lets_only_old_results_go(store):
+    assert run("gc", "--max-days", "1")[1] == [
+        "0 results (0.0 MB) and 0 leftovers go, 3 results (0.0 MB) stay"
+    ]
+    assert run("gc", "--max-days", "0")[1][-1].startswith("3 results (0.0 MB) and 0 leftovers go")
+
+
+def test_a_limit_of_days_or_gigabytes_is_counted_in_seconds_or_bytes(store, monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        "hnm.store_keeping.expired", lambda results, limit, now: limits.append(limit) or []
+    )
+    run("gc")
+    run("gc", "--max-days", "2", "--max-gb", "0.5")
+    assert limits == [Limits(), Limits(seconds=172_800.0, bytes=5e8)]

@@ -47,11 +47,12 @@ def export(
     ] = "bounds",
 ) -> None:
     """Write the mined tiles as GeoJSON for QuPath: outline, role, score."""
+    from hnm.loop.paths import Paths
     from hnm.mining.export import export_mined
-    from hnm.store import project_root
+    from hnm.project import project_root
     from hnm.tables import MINED, SLIDES
 
-    slides = SLIDES.read(project_root() / "data" / "cohort" / "slides.parquet")
+    slides = SLIDES.read(Paths(project_root()).cohort.slides)
     folder = _mined_folder(round_)
     out = out or project_root() / RESULTS / folder.name
     written = export_mined(MINED.read(folder / "mined.parquet"), slides, out, origin)
@@ -79,15 +80,16 @@ def gallery(
     """Draw the best-scoring mined tiles with their scores and places, and those that guards passed
     over.
     """
+    from hnm.loop.paths import Paths
     from hnm.mining.gallery import write_gallery
-    from hnm.store import project_root
+    from hnm.project import project_root
     from hnm.tables import MINED, PASSED_OVER
 
-    folder, packs = _mined_folder(round_), project_root() / "data" / "tiles" / "packs"
+    folder = _mined_folder(round_)
     for path in write_gallery(
         MINED.read(folder / "mined.parquet"),
         PASSED_OVER.read(folder / "passed_over.csv"),
-        packs,
+        Paths(project_root()).tiles.packs,
         out or project_root() / RESULTS / folder.name,
         tiles,
     ):
@@ -109,27 +111,27 @@ def diff(
     slide.
     """
     from hnm.history.mined_sets import mined_difference
-    from hnm.store import project_root
+    from hnm.project import project_root
 
-    found = mined_difference(project_root(), before, after, round_)
-    typer.echo(f"round {found.round}, {before} to {after}")
-    for name, (was, is_) in found.params.items():
+    difference = mined_difference(project_root(), before, after, round_)
+    typer.echo(f"round {difference.round}, {before} to {after}")
+    for name, (was, is_) in difference.params.items():
         typer.echo(f"{name}\t{was} -> {is_}")
-    typer.echo(
-        f"scorer\t{'the same' if found.scorers[0] == found.scorers[1] else ' -> '.join(own or 'none' for own in found.scorers)}"
-    )
-    for role, overlap in found.by_role.items():
+    scorers = " -> ".join(scorer or "none" for scorer in difference.scorers)
+    is_same = len(set(difference.scorers)) == 1
+    typer.echo(f"scorer\t{'the same' if is_same else scorers}")
+    for role, overlap in difference.by_role.items():
         shares = [
             f"{name} {'-' if share is None else format(share, '.3f')}"
             for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn))
         ]
         typer.echo(
-            f"{role}\t{overlap.kept + overlap.went} -> {overlap.kept + overlap.came} tiles\t"
+            f"{role}\t{overlap.stayed + overlap.went} -> {overlap.stayed + overlap.came} tiles\t"
             + "\t".join(shares)
         )
-    for slide in found.by_slide.itertuples():
+    for slide in difference.by_slide.itertuples():
         typer.echo(
-            f"{slide.slide_id}\t{slide.role}\t{slide.came} came, {slide.went} went, {slide.kept}"
+            f"{slide.slide_id}\t{slide.role}\t{slide.came} came, {slide.went} went, {slide.stayed}"
             " stayed"
         )
 
@@ -137,9 +139,10 @@ def diff(
 def _mined_folder(round_: int | None) -> Path:
     """The folder of a round's mined tiles; of the last round where None."""
     from hnm.errors import MiningError
-    from hnm.store import project_root
+    from hnm.loop.paths import Paths
+    from hnm.project import project_root
 
-    folder = project_root() / "data" / "mined"
+    folder = Paths(project_root()).evaluate.mined
     rounds = [
         int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.name != "0"
     ]  # for round 0 nothing is mined

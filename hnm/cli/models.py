@@ -77,7 +77,7 @@ def _model_of(round_: int | None, run: str | None, model: str | None) -> "Model"
     from hnm.models.packaging import package_round
     from hnm.models.registry import model_of_run, registered_model
     from hnm.prediction.model import read_model
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     root = project_root()
     if run is not None:
@@ -103,7 +103,7 @@ def promote(
     """Register a round's model in MLflow as hnm-<cohort>, and make it champion or challenger."""
     from hnm.errors import PredictionError
     from hnm.models import registry
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     if alias not in ("champion", "challenger"):
         raise PredictionError(f"--alias {alias} is neither champion nor challenger")
@@ -128,7 +128,7 @@ def export(
     """
     from hnm.errors import PredictionError
     from hnm.models.packaging import package_round
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     if out.exists() and any(out.iterdir()):
         raise PredictionError(f"{out} is not empty; name a new folder")

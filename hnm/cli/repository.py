@@ -16,7 +16,7 @@ def track_sync(
     """Bring waiting runs to MLflow, make those of stages that DVC restored, and the summary of this
     state.
     """
-    from hnm.store import project_root
+    from hnm.project import project_root
     from hnm.tracking.record import refusals, spool_trouble
     from hnm.tracking.replay import sync
 
@@ -56,8 +56,8 @@ def verify(
     """
     from hnm.cli.store import damaged_results
     from hnm.errors import REMAKE, TrackingError
+    from hnm.project import project_root
     from hnm.repository import verification
-    from hnm.store import project_root
 
     root = project_root()
     verified = verification.verify(root, whole_cache=whole_cache)
@@ -92,7 +92,7 @@ def verify(
 def doctor() -> None:
     """Say what this project lacks: files, cache objects, remote, slides, tools; and what to do."""
     from hnm.doctor import examine
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     findings = list(examine(project_root()))
     for finding in findings:
@@ -115,7 +115,7 @@ def lineage(
     """Trace an output back to slides, params, code and runs, and forward to what was made of it."""
     from hnm.history.lineage import as_mermaid, as_text
     from hnm.history.lineage import lineage as lineage_of
-    from hnm.store import project_root
+    from hnm.project import project_root
 
     lineage = lineage_of(project_root(), target)
     typer.echo(as_mermaid(lineage) if mermaid else as_text(lineage))

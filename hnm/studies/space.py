@@ -1,9 +1,16 @@
 """The space of a study: which params it may set, and to what."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
+
+import numpy as np
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from hnm.errors import ParamsError
 from hnm.params import Dimension, Params, check_params
@@ -13,11 +20,11 @@ TUNABLE = ("head", "ranking", "mining", "finetune")
 share.
 """
 SEEDED = ("head", "mining", "finetune")
-"""Sections of a trial that draw."""
+"""Sections of a trial that draw random numbers."""
 
 Value = bool | int | float | str
 Values = dict[str, Value]
-"""Param -> value."""
+"""Dotted param -> value."""
 
 
 @dataclass(frozen=True)
@@ -25,36 +32,22 @@ class Space:
     """A checked space, with the values of params.yaml, which the first trial takes."""
 
     dimensions: dict[str, Dimension]
-    """By entry: sorted, but those that others wait for stand first. An entry is a param, or
-    `param@label`.
-    """
+    """By param, sorted."""
     defaults: Values
     """By param, sorted."""
 
-    def is_whole(self, entry: str) -> bool:
-        """Whether the param of `entry` takes whole numbers."""
-        default = self.defaults[param_of(entry)]
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distribution of each param."""
+        return {name: self._distribution(name) for name in self.dimensions}
+
+    def is_whole(self, name: str) -> bool:
+        """Returns whether the param takes whole numbers."""
+        default = self.defaults[name]
         return isinstance(default, int) and not isinstance(default, bool)
 
-    def values(self, suggest: Callable[[str, Dimension], Value]) -> Values:
-        """All params of the space: those of entries that count as `suggest` says, the others as
-        params.yaml does.
-        """
-        values = dict(self.defaults)
-        for entry, dimension in self.dimensions.items():
-            if counts(dimension, values):
-                values[param_of(entry)] = suggest(entry, dimension)
-        return values
-
     def complete(self, values: Mapping[str, Value]) -> Values:
-        """All params of the space: `values` where an entry counts, the others as params.yaml has
-        them; `ParamsError` as `entries`.
-        """
-        given = self.entries(values)
-        return self.values(lambda entry, _: given[entry])
-
-    def entries(self, values: Mapping[str, Value]) -> Values:
-        """Value of each entry that counts, so that the params become `values`.
+        """Returns a value for each param of the space: that of `values`, or else of params.yaml.
 
         Raises:
             ParamsError: a param is not in the space, or its value lies outside.
@@ -63,72 +56,62 @@ class Space:
             raise ParamsError(
                 f"{unknown[0]} is not in tune.space; it holds {', '.join(self.defaults)}"
             )
-        wanted = {**self.defaults, **values}
-        given = {
-            entry: wanted[param_of(entry)]
-            for entry, dimension in self.dimensions.items()
-            if counts(dimension, wanted)
-        }
-        for entry, value in given.items():
-            if not _contains(self.dimensions[entry], value):
-                raise ParamsError(
-                    f"{param_of(entry)}={value!r} lies outside of tune.space.{entry}; widen the"
-                    " space"
-                )
-        return given
+        for name, value in values.items():
+            if not _contains(self.dimensions[name], value):
+                raise ParamsError(f"{name}={value!r} lies outside of tune.space; widen the space")
+        return {**self.defaults, **values}
 
-
-def param_of(entry: str) -> str:
-    """The param that an entry sets."""
-    return entry.partition("@")[0]
-
-
-def counts(dimension: Dimension, values: Mapping[str, Value]) -> bool:
-    """Whether an entry's condition is met by the params `values`."""
-    return all(values[name] == value for name, value in dimension.when.items())
+    def _distribution(self, name: str) -> BaseDistribution:
+        dimension = self.dimensions[name]
+        if dimension.choices is not None:
+            return CategoricalDistribution(dimension.choices)
+        assert dimension.low is not None and dimension.high is not None
+        if self.is_whole(name):
+            step = int(dimension.step or 1)
+            return IntDistribution(
+                int(dimension.low), int(dimension.high), log=dimension.log, step=step
+            )
+        return FloatDistribution(
+            float(dimension.low), float(dimension.high), log=dimension.log, step=dimension.step
+        )
 
 
 def space_of(params: Params) -> Space:
-    """The space of `params.tune`, each entry checked against the schema of the param that it names.
+    """Returns the space of `params.tune`, each entry checked against the schema of its param.
 
     Raises:
-        ParamsError: the space is empty; a param is unknown, upstream of a study or refuses a value;
-        an interval is given
-            for names, whole numbers need whole ends, or the value of params.yaml lies outside; a
-            condition can never be met.
+        ParamsError: the space is empty; a param is unknown, upstream of a study or refuses a
+            value; names are given an interval, or whole numbers broken ends; the value of
+            params.yaml lies outside.
     """
     if not params.tune.space:
         raise ParamsError(
             "tune.space is empty; name a param and its interval there, for example ranking.margin:"
             " {low: 0.0, high: 1.0}"
         )
-    dimensions = in_order(params.tune.space)
-    space = Space(
-        dimensions,
-        {
-            name: _value_of(params, name)
-            for name in sorted({param_of(entry) for entry in dimensions})
-        },
-    )
-    for entry, dimension in dimensions.items():
-        _check_kind(entry, dimension, space)
+    dimensions = dict(sorted(params.tune.space.items()))
+    space = Space(dimensions, {name: _value_of(params, name) for name in dimensions})
+    for name, dimension in dimensions.items():
+        _check_kind(name, dimension, space)
         for value in dimension.choices or (dimension.low, dimension.high):
             assert value is not None
-            with_values(
-                params, {**dimension.when, param_of(entry): value}, where=f"tune.space.{entry}"
-            )
-        default = space.defaults[param_of(entry)]
-        if counts(dimension, space.defaults) and not _contains(dimension, default):
+            with_values(params, {name: value}, where=f"tune.space.{name}")
+        if not _contains(dimension, space.defaults[name]):
             raise ParamsError(
-                f"tune.space.{entry}: the value of params.yaml, {default!r}, lies outside, but it"
-                " is the first trial; widen the space"
+                f"tune.space.{name}: the value of params.yaml, {space.defaults[name]!r}, lies"
+                " outside, but it is the first trial; widen the space"
             )
     return space
 
 
+def plain(value: Any) -> Any:
+    """Returns a number of NumPy as Python's, and any other value as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def with_values(params: Params, values: Mapping[str, Value], *, where: str = "params") -> Params:
-    """`params` with other values of dotted params, checked whole; `where` opens the message of a
-    `ParamsError`.
+    """Returns `params` with other values of dotted params, checked whole; `where` opens the
+    message of a `ParamsError`.
     """
     raw = params.model_dump(mode="json")
     for name, value in values.items():
@@ -141,7 +124,9 @@ def with_values(params: Params, values: Mapping[str, Value], *, where: str = "pa
 
 
 def with_seed(params: Params, seed: int) -> Params:
-    """`params` with `seed` added to each seed of a trial; 0 leaves them, as the stages run."""
+    """Returns `params` with `seed` added to each seed of a trial; 0 leaves them, as the stages
+    run.
+    """
     return params.model_copy(
         update={
             name: section.model_copy(update={"seed": section.seed + seed})
@@ -151,49 +136,8 @@ def with_seed(params: Params, seed: int) -> Params:
     )
 
 
-def in_order(dimensions: Mapping[str, Dimension]) -> dict[str, Dimension]:
-    """Sorted entries, each after those that its condition names."""
-    params = {param_of(entry) for entry in dimensions}
-    for entry, dimension in dimensions.items():
-        for name, value in dimension.when.items():
-            choices = [
-                choice
-                for other, own in dimensions.items()
-                if param_of(other) == name
-                for choice in own.choices or ()
-            ]
-            if value not in choices:
-                known = (
-                    f"has no choice {value!r} there" if name in params else "is not in the space"
-                )
-                raise ParamsError(
-                    f"tune.space.{entry}.when: {name} {known}, so the condition is never met or"
-                    " says nothing; mend it or remove it"
-                )
-    for one, other in combinations(sorted(dimensions), 2):
-        first, second = dimensions[one].when, dimensions[other].when
-        if param_of(one) == param_of(other) and not any(
-            first[name] != second[name] for name in first.keys() & second.keys()
-        ):
-            raise ParamsError(
-                f"tune.space.{one} and {other} can count at once; give both a `when` of the same"
-                " param with other values"
-            )
-    ordered: dict[str, Dimension] = {}
-    while waiting := sorted(dimensions.keys() - ordered.keys()):
-        left = {param_of(entry) for entry in waiting}
-        ready = [entry for entry in waiting if not left & dimensions[entry].when.keys()]
-        if not ready:
-            raise ParamsError(
-                f"tune.space.{waiting[0]}.when: the conditions of {', '.join(waiting)} wait for"
-                " each other; remove one"
-            )
-        ordered |= {entry: dimensions[entry] for entry in ready}
-    return ordered
-
-
 def _value_of(params: Params, name: str) -> Value:
-    """The value of the dotted param `name` in `params`."""
+    """Returns the value of the dotted param `name`; `ParamsError` where a study cannot set it."""
     section, *path = name.split(".")
     if section not in TUNABLE:
         where = (
@@ -208,13 +152,11 @@ def _value_of(params: Params, name: str) -> Value:
     for part in path:
         if not isinstance(value, dict):
             raise ParamsError(
-                f"tune.space.{name} is not a known param; {name.rpartition('.')[0]} has none of"
-                " its own"
+                f"tune.space.{name} is not a known param; {name.rpartition('.')[0]} has no params"
+                " below it"
             )
-        if part not in value:
-            with_values(
-                params, {name: 0}, where="tune.space"
-            )  # the schema's own sentence suggests what was meant
+        if part not in value:  # the schema's own message suggests what was meant
+            with_values(params, {name: 0}, where="tune.space")
         value = value[part]
     if isinstance(value, dict):
         raise ParamsError(
@@ -234,21 +176,21 @@ def _value_of(params: Params, name: str) -> Value:
     return value
 
 
-def _check_kind(entry: str, dimension: Dimension, space: Space) -> None:
+def _check_kind(name: str, dimension: Dimension, space: Space) -> None:
+    """Raises `ParamsError` where an interval does not fit the kind of the param's value."""
     if dimension.choices is not None:
         return
-    default = space.defaults[param_of(entry)]
+    default = space.defaults[name]
     if isinstance(default, bool | str):
         raise ParamsError(
-            f"tune.space.{entry}: {default!r} and its alternatives have no order; give choices"
+            f"tune.space.{name}: {default!r} and its alternatives have no order; give choices"
             " instead of low and high"
         )
     for end in ("low", "high", "step"):
         value = getattr(dimension, end)
-        if space.is_whole(entry) and value is not None and not isinstance(value, int):
+        if space.is_whole(name) and value is not None and not isinstance(value, int):
             raise ParamsError(
-                f"tune.space.{entry}.{end}={value!r} must be a whole number, as"
-                f" {param_of(entry)} is"
+                f"tune.space.{name}.{end}={value!r} must be a whole number, as {name} is"
             )
 
 

@@ -1,4 +1,4 @@
-"""Where a study's trials are kept while it runs: a journal file, SQLite, or a server's database."""
+"""The storage of a study's trials while it runs: a journal file, SQLite, or a server's database."""
 
 import json
 import os
@@ -26,14 +26,14 @@ STORAGE_ERRORS: tuple[type[Exception], ...] = (
     SQLAlchemyError,
     optuna.exceptions.StorageInternalError,
 )
-"""What a storage raises that is away, locked or full."""
+"""Errors of a storage that is away, locked or full."""
 JOURNAL = "journal:///"
 HEARTBEAT_SECONDS = int(os.environ.get("HNM_STUDY_HEARTBEAT", "30"))
-"""How often a trial tells a server that it is alive; after four times as long without a word it
-counts as dead.
-"""
+"""Seconds between two messages of a trial to a server that it is alive."""
+SILENT_SECONDS = 4 * HEARTBEAT_SECONDS
+"""Seconds without a message, after which a trial counts as dead."""
 ALIVE = "alive"
-"""Mark of a trial that has told a server so."""
+"""Attribute of a trial that has sent such a message."""
 CONNECT_SECONDS = 15
 """Longest that a server may take to answer a connection; PGCONNECT_TIMEOUT or `connect_timeout` in
 the URL say otherwise.
@@ -45,24 +45,21 @@ CREATIONS = 5
 
 
 def file_of(url: str) -> Path | None:
-    """The file of a storage; None for a server's."""
+    """Returns the file of a storage; None for that of a server."""
     if url.startswith(JOURNAL):
         return Path(url.removeprefix(JOURNAL))
     try:
         parsed = make_url(url)
     except ArgumentError:
         return None
-    return (
-        Path(parsed.database)
-        if parsed.get_backend_name() == "sqlite" and parsed.database and "uri" not in parsed.query
-        else None
-    )
+    is_file = parsed.get_backend_name() == "sqlite" and "uri" not in parsed.query
+    return Path(parsed.database) if is_file and parsed.database else None
 
 
 @contextmanager
 def alone(url: str, name: str) -> Iterator[None]:
-    """Keeps other commands away from a storage that is a file: what runs in it when one starts is
-    of a dead process. A server takes many.
+    """Keeps other commands away from a storage that is a file, so that what runs in it when one
+    starts is of a dead process. A server takes many commands.
     """
     path = file_of(url)
     if path is None:
@@ -83,7 +80,8 @@ def alone(url: str, name: str) -> Iterator[None]:
 
 
 def open_storage(url: str, *, make: bool) -> Any:
-    """Optuna's storage at `url`; `make` makes a file or a server's tables where there are none.
+    """Returns Optuna's storage at `url`; `make` makes a file or a server's tables where there are
+    none.
 
     Raises:
         StudyError: it cannot be reached, read or written.
@@ -111,25 +109,27 @@ def open_storage(url: str, *, make: bool) -> Any:
 
 
 def _database(url: str, *, heartbeat: bool) -> Any:
-    beat, grace = (HEARTBEAT_SECONDS, 4 * HEARTBEAT_SECONDS) if heartbeat else (None, None)
-    engine: dict[str, Any] = {"pool_pre_ping": True} if heartbeat else {}
+    engine: dict[str, Any] = {}
+    beats: dict[str, Any] = {}
+    if heartbeat:
+        engine["pool_pre_ping"] = True
+        beats = {"heartbeat_interval": HEARTBEAT_SECONDS, "grace_period": SILENT_SECONDS}
     if make_url(url).drivername == "postgresql+psycopg":
         engine["creator"] = partial(_connected, url)
-    for attempt in range(CREATIONS):
+    attempt = 1
+    while True:
         try:
-            return optuna.storages.RDBStorage(
-                url, engine_kwargs=engine, heartbeat_interval=beat, grace_period=grace
-            )
+            return optuna.storages.RDBStorage(url, engine_kwargs=engine, **beats)
         except SQLAlchemyError as error:
-            if not heartbeat or attempt + 1 == CREATIONS or "already exists" not in str(error):
+            if not heartbeat or attempt == CREATIONS or "already exists" not in str(error):
                 raise
+            attempt += 1
             time.sleep(1.0)
-    raise AssertionError("the last try returns or raises")
 
 
 def _connected(url: str) -> Any:
-    """A connection to PostgreSQL, each answer of which comes in time or ends it: a server that
-    hangs hangs no study, in no thread.
+    """Returns a connection to PostgreSQL that ends where an answer does not come in time, so that
+    a server that hangs does not hang the study, in any thread.
     """
     import psycopg
 
@@ -140,9 +140,8 @@ def _connected(url: str) -> Any:
         def _timed(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
             deadline = time.monotonic() + ANSWER_SECONDS
             try:
-                waited_for = next(
-                    gen
-                )  # which ends at once where there is nothing to ask the server
+                # it ends at once where there is nothing to ask the server
+                waited_for = next(gen)
                 while True:
                     ready = yield waited_for
                     if not ready and time.monotonic() > deadline:
@@ -160,7 +159,7 @@ def _connected(url: str) -> Any:
 
 @contextmanager
 def usable(url: str, *also: type[Exception]) -> Iterator[None]:
-    """What the storage raises in the block, errors of the kinds `also` among it, becomes a
+    """Turns what the storage raises in the block, and errors of the kinds `also`, into a
     `StudyError` that names the storage and the cure.
     """
     try:
@@ -176,8 +175,8 @@ def usable(url: str, *also: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def heartbeat_of(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
-    """Tells a server, as long as the block runs, that the trial is alive; where it does not hear,
-    it is told again later.
+    """Tells a server, as long as the block runs, that the trial is alive; a message that it does
+    not get is sent again later.
     """
     storage: Any = study._storage
     if not optuna.storages._heartbeat.is_heartbeat_enabled(storage):
@@ -211,7 +210,7 @@ def close_dead(study: optuna.Study, url: str) -> None:
     running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
     if file_of(url) is None:
         optuna.storages.fail_stale_trials(study)
-        oldest = datetime.now() - timedelta(seconds=4 * HEARTBEAT_SECONDS)
+        oldest = datetime.now() - timedelta(seconds=SILENT_SECONDS)
         running = [
             trial
             for trial in running
@@ -220,15 +219,14 @@ def close_dead(study: optuna.Study, url: str) -> None:
             and trial.datetime_start < oldest
         ]
     for trial in running:
-        with suppress(
-            optuna.exceptions.UpdateFinishedTrialError, ValueError
-        ):  # another machine was first
+        # another machine may be first
+        with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
 
 def mend_journal(path: Path, say: Callable[[str], None]) -> None:
-    """Cuts off the last line where a kill has torn it, and what a dead writer locked; the torn
-    journal is kept beside it.
+    """Cuts off the last line where a kill has torn it, and unlocks what a dead writer has locked;
+    a copy of the torn journal stays beside it.
 
     Raises:
         StudyError: another line is damaged.
@@ -249,9 +247,9 @@ def mend_journal(path: Path, say: Callable[[str], None]) -> None:
         (int(copy.suffix[1:]) for copy in path.parent.glob(f"{path.name}.torn.*")), default=0
     )
     copy = path.with_name(f"{path.name}.torn.{number}")
-    for target, kept in ((copy, lines), (path, lines[:-1])):
+    for target, content in ((copy, lines), (path, lines[:-1])):
         with whole(target) as temporary:
-            temporary.write_bytes(b"".join(kept))
+            temporary.write_bytes(b"".join(content))
     say(f"the last line of {path.name} was torn by a kill and is cut off; {copy.name} keeps it")
 
 

@@ -21,44 +21,47 @@ TEXTURE_PX = 512
 
 @dataclass(frozen=True)
 class Kind:
-    """Cells of one kind. Lengths in pixels of 0.5 µm, shares in percent."""
+    """Cells of one kind. Lengths are in pixels of 0.5 µm, shares in percent.
+
+    Ranges of whole numbers leave out their end.
+    """
 
     spacing: int
-    """Of the hexagonal lattice that the cells are scattered around."""
+    """The spacing of the hexagonal lattice that the cells are scattered around."""
     jitter: int
-    """Largest displacement from it, of the spacing."""
+    """The largest displacement from the lattice, in shares of the spacing."""
     radius: tuple[float, float]
-    """Geometric mean of a nucleus's half axes."""
+    """The range of the geometric mean of a nucleus's half axes."""
     elongation: tuple[int, int]
-    """Long over short axis."""
+    """The range of the long over the short axis."""
     roughness: int
-    """Of the outline, of the radius."""
+    """The roughness of the outline, in shares of the radius."""
     density: tuple[int, int]
-    """Haematoxylin, in thousandths."""
+    """The range of haematoxylin, in thousandths."""
     clumps: int
-    """Contrast of the chromatin."""
+    """The contrast of the chromatin."""
     pallor: int = 0
-    """How much paler the inside is than the membrane (vesicular nuclei)."""
-    nucleoli: int = 0
-    """At most."""
+    """The lack of haematoxylin inside of the membrane (vesicular nuclei)."""
+    nucleoli: tuple[int, int] = (0, 1)
+    """The range of the number of nucleoli."""
 
 
 LYMPHOCYTE = Kind(
     spacing=16,
     jitter=30,
     radius=(5.5, 7.5),
-    elongation=(100, 128),
+    elongation=(100, 129),
     roughness=14,
-    density=(720, 1150),
+    density=(720, 1151),
     clumps=45,
 )
 FIBROBLAST = Kind(
     spacing=30,
     jitter=60,
     radius=(4.5, 7.0),
-    elongation=(250, 520),
+    elongation=(250, 521),
     roughness=14,
-    density=(500, 900),
+    density=(500, 901),
     clumps=25,
 )
 
@@ -78,12 +81,12 @@ def large_cells(dice: Dice, pleomorphism: int) -> Kind:
         spacing=dice.one(22, 27),
         jitter=22 + pleomorphism * 36 // 100,
         radius=(radius * (100 - sizes) / 100, radius * (100 + sizes) / 100),
-        elongation=(100, 116 + pleomorphism * 80 // 100),
+        elongation=(100, 117 + pleomorphism * 80 // 100),
         roughness=9 + pleomorphism * 22 // 100,
-        density=(density * (100 - shades) // 100, density * (100 + shades) // 100),
+        density=(density * (100 - shades) // 100, density * (100 + shades) // 100 + 1),
         clumps=dice.one(25, 50),
         pallor=dice.one(5, 40),
-        nucleoli=2,
+        nucleoli=(0, 3),
     )
 
 
@@ -143,8 +146,9 @@ def _nucleus(
 
     Its long axis lies in `direction`; outline and chromatin vary as some part of `textures`.
     """
-    radius = kind.radius[0] + (kind.radius[1] - kind.radius[0]) * dice.one(0, 257) / 256
-    stretch = float(np.sqrt(dice.one(kind.elongation[0], kind.elongation[1] + 1) / 100))
+    least, most = kind.radius
+    radius = least + (most - least) * dice.one(0, 257) / 256
+    stretch = float(np.sqrt(dice.one(*kind.elongation) / 100))
     long = radius * stretch
     short = radius / stretch
     reach = min(int(long * 1.35) + 2, MARGIN - 1)
@@ -162,8 +166,8 @@ def _nucleus(
     inside = np.clip((1 - from_centre) * short / EDGE_PX + 0.5, 0, 1)
     chromatin = 1 + clumped * kind.clumps / 30000
     membrane = 1 - kind.pallor * np.clip((0.9 - from_centre) * 3, 0, 1) / 100
-    density = dice.one(kind.density[0], kind.density[1] + 1) * chromatin * membrane
-    for _ in range(dice.one(0, kind.nucleoli + 1)):
+    density = dice.one(*kind.density) * chromatin * membrane
+    for _ in range(dice.one(*kind.nucleoli)):
         at_x = dice.one(-40, 41) * short / 100
         at_y = dice.one(-40, 41) * short / 100
         distance = np.sqrt(np.square(x - at_x) + np.square(y - at_y))

@@ -304,7 +304,7 @@ def _bring_one(root: Path, client: "MlflowClient", record: Record) -> str | None
     if not events or events[-1]["event"] != "finish":
         return None
     stages = events[0].get("stages")
-    if stages and keys_of(waiting_records(root)) & set(stages.values()):
+    if stages and run_keys(waiting_records(root)) & set(stages.values()):
         return None  # a summary goes after the runs that it links
     delivery = Delivery(root, record, client)
     delivery.bring(events)
@@ -312,7 +312,7 @@ def _bring_one(root: Path, client: "MlflowClient", record: Record) -> str | None
     return None if delivery.refusals else str(events[0]["name"])
 
 
-def keys_of(records: Sequence[Record]) -> set[str]:
+def run_keys(records: Sequence[Record]) -> set[str]:
     """The keys of the stages and states whose runs the records hold; what is no record has none."""
     keys: set[str] = set()
     for record in records:

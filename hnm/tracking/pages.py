@@ -6,8 +6,8 @@ from typing import NoReturn
 
 from hnm.errors import TrackingError
 from hnm.output import say
+from hnm.project import project_home
 from hnm.redaction import redacted
-from hnm.store import project_home
 from hnm.tracking.connection import connect, store_errors, tracking_uri
 from hnm.tracking.delivery import bring_waiting
 from hnm.tracking.record import first_line

@@ -26,7 +26,7 @@ from hnm.repository.stages import (
 )
 from hnm.tracking.connection import connect, store_errors, tracking_uri
 from hnm.tracking.courier import COURIER_SECONDS
-from hnm.tracking.delivery import bring_waiting, keys_of
+from hnm.tracking.delivery import bring_waiting, run_keys
 from hnm.tracking.lookup import finished_run, runs_of_stages
 from hnm.tracking.record import Record, first_line, refused_records
 from hnm.tracking.runs import Tracker, run_name, stage_run
@@ -97,7 +97,7 @@ def _replay(root: Path, client: "MlflowClient") -> Synced:
     experiment = cohort_name(states)
     keys = {name: state.key for name, state in states.items()}
     runs = runs_of_stages(client, experiment, keys)
-    refused_keys = keys_of(refused_records(root))
+    refused_keys = run_keys(refused_records(root))
     written: list[str] = []
     missing: list[str] = []
     for name in in_reading_order(states):

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from hnm.errors import TrackingError
 from hnm.params import Params
+from hnm.project import project_home, project_root
 from hnm.repository.costs import cost_so_far, dvc_name
 from hnm.repository.stages import StageState, current_stages, git_tags, locked_stages, running_stage
-from hnm.store import project_home, project_root
 from hnm.tracking.courier import await_courier, send_courier
 from hnm.tracking.delivery import was_delivered
 from hnm.tracking.record import Record
@@ -129,7 +129,7 @@ def track_stage(
         sections: the sections of params.yaml that the stage uses; the run's params.
         params: the whole of params.yaml.
     """
-    if not is_on():
+    if not tracking_is_on():
         yield Tracker(stage, None)
         return
     began = time.monotonic()
@@ -153,7 +153,7 @@ def track_stage(
             _record_summary(root, folder, state, params.cohort.name, tracker.summary)
 
 
-def is_on() -> bool:
+def tracking_is_on() -> bool:
     """Whether stages and studies log runs."""
     return os.environ.get("HNM_TRACKING") != "off"
 

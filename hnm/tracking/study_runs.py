@@ -9,7 +9,7 @@ from typing import Any
 
 from hnm.repository.stages import git_tags
 from hnm.tracking.record import Record
-from hnm.tracking.runs import Tracker, is_on, live_run
+from hnm.tracking.runs import Tracker, live_run, tracking_is_on
 from hnm.tracking.summary import flat_params
 
 Step = tuple[int | None, Mapping[str, float | None]]
@@ -41,7 +41,7 @@ class StudyTracker:
             summary: metrics of the study, asked for at its end.
             plots: folder of pictures, kept with the run where it is there at the end.
         """
-        if self.root is None or not is_on():
+        if self.root is None or not tracking_is_on():
             yield
             return
         tags = {"hnm.kind": "study", **git_tags(self.root)}
@@ -81,7 +81,7 @@ class StudyTracker:
 
     def _run(self, start: Mapping[str, Any], steps: Sequence[Step]) -> None:
         """Writes the record of a run that is over."""
-        if self.root is None or not is_on():
+        if self.root is None or not tracking_is_on():
             return
         has_failed = start["tags"].get("hnm.trial_state") == "failed"
         with Record.written(self.root, start, "FAILED" if has_failed else "FINISHED") as record:

@@ -1,7 +1,7 @@
-"""The closed vocabulary of metrics and tags, and what of a stage's outputs goes by which name.
+"""The closed vocabulary of metrics and tags, and the metrics of a stage's outputs by these names.
 
-The names are made from the outputs alone, so that a run made afterwards from the files says the
-same as the run that was logged while they were made.
+The metrics are made from the outputs alone. So a run that is made from the files says the same as
+the run that was logged while they were written.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -174,66 +174,52 @@ def of_history(rows: Sequence[Mapping[str, float]]) -> Iterator[Step]:
 
 
 def of_mining(content: Mapping[str, Any]) -> dict[str, float]:
-    """What the summary of mined tiles holds; round 1, before which nothing was mined, has no
-    overlap, and an older summary may tell of none.
+    """The metrics of a summary of mined tiles. Round 1, before which nothing was mined, has no
+    overlap, and an older summary may have none either.
     """
-    overlap = {
-        f"round/{name}": content[name]
-        for name in ("jaccard", "churn")
-        if content.get(name) is not None
-    }
-    return {
+    metrics = {
         "round/positives": content["positive"]["tiles"],
         "round/hard_negatives": content["hard_negative"]["tiles"],
-        **overlap,
     }
+    for name in ("jaccard", "churn"):
+        if content.get(name) is not None:
+            metrics[f"round/{name}"] = content[name]
+    return metrics
 
 
 def of_evaluation(content: Mapping[str, Any]) -> Iterator[Step]:
-    """What metrics.json holds: each round by its number, then the chosen one; what has no name in
-    the vocabulary stays in the file.
+    """The metrics of a metrics.json: each round by its number, then the chosen one. Numbers without
+    a name in the vocabulary stay in the file.
     """
-    for name, numbers in content["rounds"].items():
-        yield (
-            int(name),
-            _known(
-                {
-                    **_prefixed("round/validation_", numbers["validation"]),
-                    **_prefixed("round/test_", numbers["test"]),
-                    **_prefixed("round/test_tile_", numbers["test_tiles"]),
-                    **_prefixed(
-                        "round/",
-                        {
-                            name: value
-                            for name, value in numbers.get("mined", {}).items()
-                            if value is not None
-                        },
-                    ),
-                }
-            ),
-        )
+    for round_, numbers in content["rounds"].items():
+        metrics = {
+            **_named("round/validation_", numbers["validation"]),
+            **_named("round/test_", numbers["test"]),
+            **_named("round/test_tile_", numbers["test_tiles"]),
+        }
+        mined = _named("round/", numbers.get("mined", {}))
+        metrics |= {name: value for name, value in mined.items() if value is not None}
+        yield int(round_), metrics
     chosen = content["rounds"][str(content["chosen_round"])]
+    gains = {
+        name.replace("test_auc", "auc_gain"): gain
+        for name, gain in content["gain"].items()
+        if name.startswith("test_auc")
+    }
     yield (
         None,
-        _known(
-            {
-                "validation/chosen_round": content["chosen_round"],
-                "validation/threshold": content["threshold"],
-                **_prefixed("validation/", chosen["validation"]),
-                **_prefixed("test/", content["test"]),
-                **_prefixed("test/tile_", content["test_tiles"]),
-                **{
-                    name.replace("test_auc", "test/auc_gain"): value
-                    for name, value in content["gain"].items()
-                },
-            }
-        ),
+        {
+            "validation/chosen_round": content["chosen_round"],
+            "validation/threshold": content["threshold"],
+            **_named("validation/", chosen["validation"]),
+            **_named("test/", content["test"]),
+            **_named("test/tile_", content["test_tiles"]),
+            **_named("test/", gains),
+        },
     )
 
 
-def _prefixed(prefix: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}{name}": value for name, value in numbers.items()}
-
-
-def _known(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name in METRICS}
+def _named(prefix: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that have a name in the vocabulary, by this name."""
+    names = {name: f"{prefix}{name}" for name in numbers}
+    return {names[name]: value for name, value in numbers.items() if names[name] in METRICS}

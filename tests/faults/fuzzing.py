@@ -44,9 +44,9 @@ dead worker costs one slide.
 
 def _slide(path: Path, folder: Path) -> None:
     from hnm.prediction.reading import Reading, read_slide
-    from hnm.slides.cohort.cohort import Opening, identify
+    from hnm.slides.cohort.identity import SlideSource, identify
 
-    identify(Opening("a", str(path), None))
+    identify(SlideSource("a", str(path), None))
     read_slide(Reading("a", str(path), None, True, None, *_sections(), folder / "scratch" / "a.h5"))
 
 
@@ -100,19 +100,19 @@ def _annotation(path: Path, folder: Path) -> None:
 
 def _outline(path: Path, folder: Path) -> None:
     from hnm.slides.annotations import write_annotation
-    from hnm.slides.cohort.sources import outlined
+    from hnm.slides.cohort.outlines import outlined
 
     write_annotation(outlined(path), folder / "scratch" / "a.geojson")
 
 
 def _manifest(path: Path, folder: Path) -> None:
     from hnm.params import Split
-    from hnm.slides.cohort.cohort import check_classes, read_manifest, splits_of
+    from hnm.slides.cohort.labels import check_classes, labels_of, splits_of
+    from hnm.slides.cohort.manifest import read_manifest
 
-    entries = read_manifest(path)
-    check_classes(
-        {entry.slide_id: entry.label for entry in entries}, splits_of(entries, Split()), str(path)
-    )
+    rows = read_manifest(path)
+    labels = labels_of(rows, (), path)
+    check_classes(labels, splits_of(rows, labels, Split()), str(path))
 
 
 def _pack(path: Path, folder: Path) -> None:
@@ -147,9 +147,9 @@ def _table(path: Path, folder: Path) -> None:
 
 
 def _ledger(path: Path, folder: Path) -> None:
-    from hnm.evidence.test_ledger import read_openings
+    from hnm.evidence.test_ledger import read_ledger
 
-    read_openings(path)
+    read_ledger(path)
 
 
 def _vetoes(path: Path, folder: Path) -> None:
@@ -248,20 +248,55 @@ SHARES = {
 
 def make_seeds(folder: Path) -> dict[str, list[Path]]:
     """Whole files of each kind in `folder`, small."""
-    import numpy as np
-    import pandas as pd
-    from PIL import Image
-    from ruamel.yaml import YAML
+    folder.mkdir(parents=True)
+    slides = _make_slides(folder)
+    _make_drawings(folder)
+    _make_manifest(folder)
+    _make_tables(folder)
+    (folder / "vetoes").mkdir()
+    (folder / "vetoes" / "vetoes.csv").write_text(
+        "slide_id,tile,x,y,reason\na,1,,,blur\na,,70,5,pen\n"
+    )
+    _make_ledger(folder / "test_ledger.csv")
+    model = _make_model(folder)
+    shutil.copy(ROOT / "params.yaml", folder)
+    _make_lock(folder)
+    return {
+        "slide": slides,
+        "mask": [folder / "mask.png", folder / "drawn.geojson"],
+        "annotation": [folder / "drawn.geojson"],
+        "outline": [folder / "tumor_001.xml", folder / "tumor_002.json"],
+        "manifest": [folder / "manifest.csv"],
+        "pack": [folder / "pack.h5"],
+        "features": [folder / "features.h5"],
+        "table": [
+            folder / name
+            for name in (
+                "index.parquet",
+                "slides.parquet",
+                "mined.parquet",
+                "scores.parquet",
+                "labels.csv",
+                "quarantine.csv",
+            )
+        ],
+        "ledger": [folder / "test_ledger.csv"],
+        "vetoes": [folder / "vetoes" / "vetoes.csv", folder / "drawn.geojson"],
+        "model": model,
+        "params": [folder / "params.yaml"],
+        "dvc.lock": [folder / "dvc.lock"],
+    }
 
-    from hnm import tables
-    from hnm.files import digest_of
+
+def _make_slides(folder: Path) -> list[Path]:
+    """Slides of three makers, a mask, and a pack with its features."""
+    import numpy as np
+    from PIL import Image
+
     from hnm.learning import features
-    from hnm.slides.cutting.pack import Pack, PackTile, encode, write_pack
-    from tests.support import evidence
-    from tests.support.model import make_model
+    from hnm.slides.cutting.pack import PackTile, encode, write_pack
     from tests.support.slides import NUCLEI, STROMA, aperio, leica, painted, trestle
 
-    folder.mkdir(parents=True)
     pixels = painted(256, 320, (50, 40, 180, 170, STROMA), (90, 80, 40, 40, NUCLEI))
     slides = [
         aperio(folder / "slide.svs", pixels, levels=2),
@@ -269,6 +304,20 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         trestle(folder / "trestle.tif", pixels, "E6E6FA"),
     ]
     Image.fromarray((pixels[..., 0] < 230).astype(np.uint8) * 255).save(folder / "mask.png")
+    packed = [
+        PackTile(32 * n, 0, 0.75, encode(pixels[40 + n : 72 + n, 60:92], 90)) for n in range(5)
+    ]
+    write_pack(folder / "pack.h5", packed, slide_id="a", mpp=1.0, tile_px=32, side=32, planned=5)
+    features.write(
+        np.random.default_rng(0).random((5, 8), np.float32).astype(np.float16),
+        np.zeros((5, 2), np.int64),
+        folder / "features.h5",
+    )
+    return slides
+
+
+def _make_drawings(folder: Path) -> None:
+    """One lesion as GeoJSON, as ASAP writes it, and as CAMELYON's JSON."""
     ring = [[50, 40], [230, 40], [230, 210], [50, 210], [50, 40]]
     feature = {
         "type": "Feature",
@@ -300,6 +349,9 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     (folder / "tumor_002.json").write_text(
         json.dumps({"positive": [{"name": "a", "vertices": ring}], "negative": []})
     )
+
+
+def _make_manifest(folder: Path) -> None:
     splits = ("train", "validation", "test")
     rows = [
         f"s{n},slides/s{n}.svs,{n % 2},p{n},{splits[n // 2 % 3]},0.5,a.geojson,m.png"
@@ -308,15 +360,16 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
     (folder / "manifest.csv").write_text(
         "\n".join(["slide_id,path,label,patient_id,split,mpp,annotation,mask", *rows]) + "\n"
     )
-    packed = [
-        PackTile(32 * n, 0, 0.75, encode(pixels[40 + n : 72 + n, 60:92], 90)) for n in range(5)
-    ]
-    write_pack(folder / "pack.h5", packed, slide_id="a", mpp=1.0, tile_px=32, side=32, planned=5)
-    features.write(
-        np.random.default_rng(0).random((5, 8), np.float32).astype(np.float16),
-        np.zeros((5, 2), np.int64),
-        folder / "features.h5",
-    )
+
+
+def _make_tables(folder: Path) -> None:
+    """A small table of each kind; the tiles are those of the pack."""
+    import pandas as pd
+
+    from hnm import tables
+    from hnm.slides.cutting.pack import Pack
+    from tests.support import evidence
+
     tables.TILES.write(Pack(folder / "pack.h5").index(), folder / "index.parquet")
     slide = {
         "slide_id": "a",
@@ -349,21 +402,23 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         pd.DataFrame({"slide_id": ["a"], "step": ["open"], "reason": ["it is torn"]}),
         folder / "quarantine.csv",
     )
-    (folder / "vetoes").mkdir()
-    (folder / "vetoes" / "vetoes.csv").write_text(
-        "slide_id,tile,x,y,reason\na,1,,,blur\na,,70,5,pen\n"
-    )
-    _make_ledger(folder / "test_ledger.csv")
+
+
+def _make_model(folder: Path) -> list[Path]:
+    """A model's records, then its weights."""
+    from tests.support.model import make_model
+
     model = make_model(folder / "parts").rename(folder / "model")
-    named = [
-        shutil.copy(model / name, folder)
-        for name in ("model.json", "encoder/encoder.json", "head/head.json")
-    ]
-    weights = [
-        shutil.copy(model / part / "weights.safetensors", folder / f"{part}-weights.safetensors")
-        for part in ("encoder", "head")
-    ]
-    shutil.copy(ROOT / "params.yaml", folder)
+    records = ("model.json", "encoder/encoder.json", "head/head.json")
+    copies = {name: Path(name).name for name in records} | {
+        f"{part}/weights.safetensors": f"{part}-weights.safetensors" for part in ("encoder", "head")
+    }
+    return [Path(shutil.copy(model / name, folder / copy)) for name, copy in copies.items()]
+
+
+def _make_lock(folder: Path) -> None:
+    from ruamel.yaml import YAML
+
     md5 = "0" * 32
     stage = {
         "cmd": (
@@ -391,39 +446,13 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
             },
             stream,
         )
-    assert digest_of(folder / "mask.png")
-    return {
-        "slide": slides,
-        "mask": [folder / "mask.png", folder / "drawn.geojson"],
-        "annotation": [folder / "drawn.geojson"],
-        "outline": [folder / "tumor_001.xml", folder / "tumor_002.json"],
-        "manifest": [folder / "manifest.csv"],
-        "pack": [folder / "pack.h5"],
-        "features": [folder / "features.h5"],
-        "table": [
-            folder / name
-            for name in (
-                "index.parquet",
-                "slides.parquet",
-                "mined.parquet",
-                "scores.parquet",
-                "labels.csv",
-                "quarantine.csv",
-            )
-        ],
-        "ledger": [folder / "test_ledger.csv"],
-        "vetoes": [folder / "vetoes" / "vetoes.csv", folder / "drawn.geojson"],
-        "model": [Path(path) for path in (*named, *weights)],
-        "params": [folder / "params.yaml"],
-        "dvc.lock": [folder / "dvc.lock"],
-    }
 
 
 def _make_ledger(path: Path) -> None:
-    from hnm.evidence.test_ledger import Opening, enter_opening
+    from hnm.evidence.test_ledger import LedgerEntry, enter
 
     for state in ("a" * 64, "b" * 64):
-        enter_opening(path, Opening(state, "c" * 64, "d" * 40, "false", "evaluate"))
+        enter(path, LedgerEntry(state, "c" * 64, "d" * 40, "false", "evaluate"))
 
 
 @dataclass(frozen=True)
@@ -478,7 +507,8 @@ class Worker:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps([kind, str(path)]) + "\n")
         process.stdin.flush()
-        begin, end = _processor_seconds(process.pid), time.monotonic() + WAITS * SECONDS
+        begin = _processor_seconds(process.pid)
+        end = time.monotonic() + WAITS * SECONDS
         while not select.select([process.stdout], [], [], 1.0)[0]:
             if _processor_seconds(process.pid) - begin > SECONDS or time.monotonic() > end:
                 self.stop()
@@ -505,7 +535,8 @@ def _processor_seconds(process: int) -> float:
 
 def problem_of(kind: str, path: Path, answer: dict[str, Any]) -> str | None:
     """What is wrong with an answer; None where nothing is."""
-    outcome, message = answer["outcome"], answer.get("message", "")
+    outcome = answer["outcome"]
+    message = answer.get("message", "")
     if outcome == "used" or (outcome == "died" and kind in READ_APART):
         return None
     if outcome != "refused":
@@ -556,7 +587,9 @@ def run(
     seeds = make_seeds(folder / "seeds")
     (folder / "scratch").mkdir()
     (folder / "findings").mkdir()
-    tally, worker, end = Tally(), Worker(folder), time.monotonic() + seconds
+    tally = Tally()
+    worker = Worker(folder)
+    end = time.monotonic() + seconds
     for kind, paths in seeds.items():
         for path in paths:
             if kind in kinds:

@@ -181,7 +181,8 @@ def test_out_of_gpu_memory() -> None:
     from hnm.learning.encoder import make_encoder
     from hnm.params import Encoder
 
-    encoder, seen = make_encoder(Encoder(name="test_resnet", weights="random")), []
+    encoder = make_encoder(Encoder(name="test_resnet", weights="random"))
+    seen = []
     forward = encoder.forward
 
     def small(tiles: torch.Tensor) -> torch.Tensor:

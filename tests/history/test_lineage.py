@@ -48,10 +48,10 @@ def names(states) -> list[str]:
 
 
 def test_a_mined_set_comes_from_the_round_before_and_leads_to_its_own(project: Path) -> None:
-    found = lineage(project, "data/mined/1/mined.parquet")
-    assert found.stage.name == "mine@1"
-    assert names(found.before) == ["cohort", "tiles", "encoder", "embed@0", "head@0"]
-    assert names(found.after) == ["finetune@1", "embed@1", "head@1", "evaluate"]
+    traced = lineage(project, "data/mined/1/mined.parquet")
+    assert traced.stage.name == "mine@1"
+    assert names(traced.before) == ["cohort", "tiles", "encoder", "embed@0", "head@0"]
+    assert names(traced.after) == ["finetune@1", "embed@1", "head@1", "evaluate"]
 
 
 def test_a_file_in_an_output_an_absolute_path_and_a_stage_are_found(project: Path) -> None:
@@ -63,9 +63,9 @@ def test_a_file_in_an_output_an_absolute_path_and_a_stage_are_found(project: Pat
 def test_a_run_leads_to_its_stage_and_the_text_to_the_run(project: Path) -> None:
     run = finished_run(connect(project), "demo", "hnm.stage", "head")
     assert run is not None
-    found = lineage(project, run.info.run_id)
-    assert found.stage.name == "head@1" and list(found.runs) == ["head@1"]
-    text = as_text(found)
+    traced = lineage(project, run.info.run_id)
+    assert traced.stage.name == "head@1" and list(traced.runs) == ["head@1"]
+    text = as_text(traced)
     assert f"    run     head-r1-dsmil-s0 {run.info.run_id}, code c0ffee" in text.splitlines()
     assert (
         f"    wrote   data/mined/1/mined.parquet {md5_of(project / 'data/mined/1/mined.parquet')}"
@@ -81,10 +81,10 @@ def test_a_run_leads_to_its_stage_and_the_text_to_the_run(project: Path) -> None
 def test_a_registered_model_leads_to_its_head_and_the_data_to_the_model(project: Path) -> None:
     for name in ("models:/hnm-demo@champion", "models:/hnm-demo/2"):
         assert lineage(project, name).stage.name == "head@1"
-    found = lineage(project, "data/mined/1/mined.parquet")
-    assert found.models == {"models:/hnm-demo/2 (champion)": "head@1"}
-    assert as_text(found).splitlines()[-1] == "  models:/hnm-demo/2 (champion), by head@1"
-    assert "    head_r1 --> model0" in as_mermaid(found).splitlines()
+    traced = lineage(project, "data/mined/1/mined.parquet")
+    assert traced.models == {"models:/hnm-demo/2 (champion)": "head@1"}
+    assert as_text(traced).splitlines()[-1] == "  models:/hnm-demo/2 (champion), by head@1"
+    assert "    head_r1 --> model0" in as_mermaid(traced).splitlines()
     assert lineage(project, "evaluate").models == {}
     with pytest.raises(
         TrackingError,
@@ -137,7 +137,7 @@ def test_names_of_a_stranger_are_text_in_a_flowchart_and_on_a_terminal() -> None
     state = StageState(
         evil, "pipelines.head", {}, {"head": {"note": "\x1b[2J"}}, {}, {"data/heads/1": "a" * 32}
     )
-    found = Lineage(
+    traced = Lineage(
         evil,
         state,
         [],
@@ -146,15 +146,15 @@ def test_names_of_a_stranger_are_text_in_a_flowchart_and_on_a_terminal() -> None
         {'models:/"x"/1': evil},
         "slides",
     )
-    chart = as_mermaid(found)
+    chart = as_mermaid(traced)
     assert (
         "<img" not in chart
         and chart.count('["') == chart.count('"]') == 3
         and "#60;img src=x onerror=alert(1)#62;" in chart
     )
     assert all(
-        letter.isprintable() or letter == "\n" for letter in as_text(found)
-    ) and "run\\x1b]0;owned\\x07\\x0aok" in as_text(found)
+        letter.isprintable() or letter == "\n" for letter in as_text(traced)
+    ) and "run\\x1b]0;owned\\x07\\x0aok" in as_text(traced)
 
 
 def test_a_name_in_a_description_is_no_markup() -> None:

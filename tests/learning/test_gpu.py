@@ -78,7 +78,8 @@ def test_a_batch_that_the_gpu_s_memory_does_not_hold_is_taken_in_parts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     encoder = make_encoder(params.Encoder(name="resnet18_instance_norm", weights="random"))
-    whole, tiles = features_of(encoder, machine()), TILES.repeat(40, axis=0)
+    whole = features_of(encoder, machine())
+    tiles = TILES.repeat(40, axis=0)
     torch.cuda.empty_cache()
     try:
         torch.cuda.set_per_process_memory_fraction(

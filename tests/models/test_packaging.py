@@ -127,7 +127,7 @@ def test_a_state_of_an_earlier_version_is_named_with_its_cure(
         ParamsError,
         match=(
             r"tiles of dvc\.lock, which another version .*\(run dvc repro\): tissue\.max_hole_um2"
-            r" is no param any more"
+            r" is gone"
         ),
     ):
         package_round(project, 1, tmp_path / "model")

@@ -113,8 +113,8 @@ def test_the_champion_changes_for_a_model_that_is_not_worse(repository: Path) ->
         line for line in table.splitlines() if line.startswith("| `")
     }
     assert set(version.tags) <= set(MODEL_TAGS)
-    found = registered_model(repository, "models:/hnm-tiny@challenger")
-    assert (found.name, found.record.round) == ("models:/hnm-tiny/2", "0")
+    model = registered_model(repository, "models:/hnm-tiny@challenger")
+    assert (model.name, model.record.round) == ("models:/hnm-tiny/2", "0")
     assert not [
         path for path in repository.rglob("*") if path.suffix in {".pkl", ".pickle", ".pt", ".bin"}
     ]
@@ -175,9 +175,9 @@ def test_a_clean_process_predicts_a_slide_from_the_registry_alone(
     assert (answer["x"], answer["y"], answer["side"]) == ([32, 64, 96] * 2, [32] * 3 + [64] * 3, 32)
     assert len(answer["tile_scores"]) == 6
     assert refused["reason"].startswith("it has no tissue") and refused["class_scores"] == {}
-    told = json.loads((elsewhere / "out" / "predictions.json").read_text())
-    assert told["slides"][0]["score"] == answer["class_scores"]["positive"]
-    assert told["model"]["name"] == "models:/hnm-tiny/1"
+    predictions = json.loads((elsewhere / "out" / "predictions.json").read_text())
+    assert predictions["slides"][0]["score"] == answer["class_scores"]["positive"]
+    assert predictions["model"]["name"] == "models:/hnm-tiny/1"
     assert not (elsewhere / "params.yaml").exists() and not (elsewhere / "mlflow.db").exists()
 
 

@@ -68,7 +68,7 @@ def test_no_command_of_dvc_yaml_runs_what_a_rounds_name_says(
     (tmp_path / "ours").mkdir()
     make_repository(tmp_path / "ours", {"embed": stages["embed"]["do"]["cmd"]})
     with stand_in(launcher, tmp_path / "s") as programs:
-        output = repro(tmp_path / "ours", programs)
+        output = repro(tmp_path / "ours", programs / "stages")
     assert not (tmp_path / "ours" / "pwned").exists()
     assert output.count("of params.yaml is no number; rounds count from") == len(HOSTILE), (
         output

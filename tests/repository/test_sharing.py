@@ -39,8 +39,8 @@ def test_what_was_pulled_is_what_was_pushed(shared: tuple[Path, Path]) -> None:
         "results/metrics.json",
     }
     assert {path: md5_of(colleague / path) for path in outs} == outs
-    found = verify(colleague, whole_cache=True)
-    assert (found.damaged, found.changed, found.missing) == ({}, {}, {})
+    verified = verify(colleague, whole_cache=True)
+    assert (verified.damaged, verified.changed, verified.missing) == ({}, {}, {})
 
 
 def test_without_slides_nothing_after_tiles_has_to_run(shared: tuple[Path, Path]) -> None:

@@ -15,15 +15,15 @@ from tests.support import project as tiny
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tiny.make_project(tmp_path_factory.mktemp("project"))
     tiny.fill_cache(root)
     return root
 
 
 @pytest.fixture
-def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = Path(shutil.copytree(made, tmp_path / "project"))
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = Path(shutil.copytree(finished, tmp_path / "project"))
     cache = Cache(root / ".dvc" / "cache" / "files" / "md5")
     monkeypatch.setattr(Cache, "of", lambda _: cache)
     return root
@@ -34,18 +34,18 @@ def cached(project: Path, path: str, inside: str = "") -> Path:
     return project / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
 
 
-def overwrite(kept: Path, content: bytes) -> None:
+def overwrite(stored: Path, content: bytes) -> None:
     """As a failing disk or a person would, past the read-only bit."""
-    kept.chmod(0o644)
-    kept.write_bytes(content)
-    kept.chmod(0o444)
+    stored.chmod(0o644)
+    stored.write_bytes(content)
+    stored.chmod(0o444)
 
 
 def test_a_whole_project_is_found_whole(project: Path) -> None:
-    found = verify(project, whole_cache=False)
-    assert (found.damaged, found.changed, found.missing) == ({}, {}, {})
-    assert found.objects == len(list((project / ".dvc" / "cache").rglob("??/*")))
-    assert found.paths == len(
+    verified = verify(project, whole_cache=False)
+    assert (verified.damaged, verified.changed, verified.missing) == ({}, {}, {})
+    assert verified.objects == len(list((project / ".dvc" / "cache").rglob("??/*")))
+    assert verified.paths == len(
         {path for _, stage in tiny.resolved() for path in (*stage["deps"], *stage["outs"])}
     )
 
@@ -57,12 +57,12 @@ def test_a_whole_project_is_found_whole(project: Path) -> None:
 def test_a_tampered_and_a_truncated_object_are_found_though_they_are_read_only(
     project: Path, path: str, inside: str
 ) -> None:
-    kept = cached(project, path, inside)
-    for content in (b"tampered", kept.read_bytes()[:-3]):
-        overwrite(kept, content)
-        found = verify(project, whole_cache=False)
-        assert list(found.damaged) == [kept] and found.damaged[kept] == md5_of(kept)
-        assert not found.changed
+    stored = cached(project, path, inside)
+    for content in (b"tampered", stored.read_bytes()[:-3]):
+        overwrite(stored, content)
+        verified = verify(project, whole_cache=False)
+        assert list(verified.damaged) == [stored] and verified.damaged[stored] == md5_of(stored)
+        assert not verified.changed
 
 
 def test_what_is_damaged_is_removed_by_every_name_and_nothing_else(
@@ -74,7 +74,7 @@ def test_what_is_damaged_is_removed_by_every_name_and_nothing_else(
     monkeypatch.chdir(project)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.delenv("HNM_STORE", raising=False)
-    kept, out, store = (
+    stored, out, store = (
         cached(project, "data/tiles/packs", "b.h5"),
         project / "data" / "tiles" / "packs" / "b.h5",
         project_store(),
@@ -83,9 +83,9 @@ def test_what_is_damaged_is_removed_by_every_name_and_nothing_else(
     result.parent.mkdir(parents=True)
     for path in (out, result):
         path.unlink(missing_ok=True)
-        path.hardlink_to(kept)
+        path.hardlink_to(stored)
     assert store.holds(result)
-    overwrite(kept, b"tampered")
+    overwrite(stored, b"tampered")
     before = {path for path in project.rglob("*") if path.is_file() and ".hnm" not in path.parts}
     assert CliRunner().invoke(app, ["verify"]).exit_code == 1
     outcome = CliRunner().invoke(app, ["verify", "--remove"])
@@ -95,7 +95,7 @@ def test_what_is_damaged_is_removed_by_every_name_and_nothing_else(
         == "3 damaged files are removed; dvc repro makes them anew, or dvc pull brings them"
     )
     assert (
-        before - {path for path in project.rglob("*") if path.is_file()} == {kept, out}
+        before - {path for path in project.rglob("*") if path.is_file()} == {stored, out}
         and not result.exists()
     )
 
@@ -112,9 +112,9 @@ def test_what_changed_or_went_in_the_workspace_is_named(project: Path) -> None:
     wanted = md5_of(project / "vetoes")
     (project / "vetoes" / "vetoes.csv").write_text("other\n")
     (project / "data" / "scores" / "0" / "slides.parquet").unlink()
-    found = verify(project, whole_cache=False)
-    assert found.changed["vetoes"] == (wanted, md5_of(project / "vetoes"))
-    assert set(found.missing) == {"data/scores/0/slides.parquet"} and set(found.changed) == {
+    verified = verify(project, whole_cache=False)
+    assert verified.changed["vetoes"] == (wanted, md5_of(project / "vetoes"))
+    assert set(verified.missing) == {"data/scores/0/slides.parquet"} and set(verified.changed) == {
         "vetoes",
         "data/scores",
     }

@@ -9,8 +9,8 @@ from typing import Any
 import optuna
 import pytest
 
+from hnm.studies.files import StudyFiles, read_trials
 from hnm.studies.storage import open_storage
-from hnm.studies.study_files import StudyFiles, read_trials
 from tests.support.loop import FormulaLoop, run_machine
 from tests.support.postgres import postgres
 from tests.support.study import make_upstream

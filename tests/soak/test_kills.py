@@ -57,7 +57,9 @@ class Repository:
 
     def finish(self) -> None:
         """The undisturbed run; how long each stage takes is seen from outside."""
-        process, running, begin = self.start(), "", 0.0
+        process = self.start()
+        running = ""
+        begin = 0.0
         while process.poll() is None:
             stage = running_stage(process)
             if stage is not None and stage[0] != running:
@@ -179,7 +181,10 @@ def test_killed_at_random_moments_of_every_stage(repository: Repository) -> None
     def is_enough() -> bool:
         return sum(caught.values()) >= KILLS or time.monotonic() - begin > SECONDS
 
-    dice, caught, missed, cycles = random.Random(SEED), Counter[str](), 0, 0
+    dice = random.Random(SEED)
+    caught = Counter[str]()
+    missed = 0
+    cycles = 0
     while not is_enough():
         before = "causes"
         for wanted in (stage for stage in ORDER for _ in range(HITS)):

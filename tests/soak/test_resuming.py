@@ -22,7 +22,9 @@ from hnm.synthetic import make_demo_cohort
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).parents[2]
-SLIDES, KILLS, SEED = 60, 20, 20261122
+SLIDES = 60
+KILLS = 20
+SEED = 20261122
 OUTPUTS = ("data/tiles", "data/features")
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 

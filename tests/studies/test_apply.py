@@ -17,8 +17,8 @@ from hnm.loop.rounds import Loop, Upstream
 from hnm.params import load_params
 from hnm.store import Store
 from hnm.studies.apply import trial_values, write_values
-from hnm.studies.study import Limits, run_study
-from hnm.studies.study_files import StudyFiles
+from hnm.studies.files import StudyFiles
+from hnm.studies.study import StudySettings, run_study
 from tests.support.rounds import run_stages
 from tests.support.study import RAW, make_upstream
 
@@ -133,15 +133,11 @@ def test_the_stages_then_yield_the_value_that_the_study_showed(
     upstream, path = Upstream(tmp_path), tmp_path / "params.yaml"
     with path.open("w") as stream:
         YAML().dump(RAW, stream)
-    run_study(
-        files,
-        load_params(path),
-        upstream,
-        Loop(upstream, Store(tmp_path / "trials")),
-        Store(tmp_path / "trials"),
-        Limits(trials=2),
-        say=str,
+    store = Store(tmp_path / "trials")
+    settings = StudySettings(
+        files, load_params(path), upstream, Loop(upstream, store), store, trials=2
     )
+    run_study(settings, str)  # type: ignore[arg-type]
     number, values = trial_values(files, 1)
     assert number == 1 and values["ranking.margin"] != 0.5
     write_values(path, values)

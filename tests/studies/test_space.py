@@ -3,6 +3,11 @@
 from typing import Any
 
 import pytest
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from hnm.errors import ParamsError
 from hnm.params import Params, check_params
@@ -68,7 +73,10 @@ def test_a_space_is_sorted_and_knows_the_values_of_params_yaml() -> None:
         ),
         (
             {"ranking.margin.low": {"low": 0, "high": 9}},
-            r"tune\.space\.ranking\.margin\.low is not a known param",
+            (
+                r"tune\.space\.ranking\.margin\.low is not a known param; ranking\.margin has no"
+                r" params below it"
+            ),
         ),
         (
             {"mining.extra": {"choices": ["a", "b"]}},
@@ -177,81 +185,54 @@ def test_a_seed_is_added_to_what_draws() -> None:
     )
 
 
-ON = {"choices": ["score", "logit"]}
-
-
-@pytest.mark.parametrize(
-    ("space", "message"),
-    [
-        (
-            {"ranking.margin": {"low": 0.0, "high": 1.0, "when": {"ranking.on": "score"}}},
-            r"tune\.space\.ranking\.margin\.when: ranking\.on is not in the space",
-        ),
-        (
-            {
-                "ranking.on": ON,
-                "ranking.margin": {"low": 0.0, "high": 1.0, "when": {"ranking.on": "odds"}},
-            },
-            r"when: ranking\.on has no choice 'odds' there",
-        ),
-        (
-            {
-                "ranking.on": ON,
-                "ranking.margin@a": {"low": 0.0, "high": 1.0},
-                "ranking.margin@b": {"low": 0.0, "high": 0.7},
-            },
-            r"ranking\.margin@a and ranking\.margin@b can",
-        ),
-        (
-            {
-                "ranking.on": ON,
-                "ranking.margin": {"low": 0.0, "high": 2.0, "when": {"ranking.on": "score"}},
-            },
-            r"margin=2\.0 can never be met by scores",
-        ),
-        (
-            {
-                "ranking.on": {**ON, "when": {"head.kind": "max"}},
-                "head.kind": {"choices": ["max", "dsmil"], "when": {"ranking.on": "logit"}},
-            },
-            r"the conditions of head\.kind, ranking\.on wait for each other; remove one",
-        ),
-    ],
-)
-def test_a_condition_that_says_nothing_is_named(space: dict[str, Any], message: str) -> None:
-    with pytest.raises(ParamsError, match=message):
-        space_of(params_with(space))
-
-
-def test_entries_follow_what_they_wait_for_and_count_by_it() -> None:
-    margins = {
-        "a.low": {"low": 0.25, "high": 0.75, "when": {"ranking.on": "score"}},
-        "b": {"low": 2.0, "high": 8.0, "when": {"ranking.on": "logit"}},
-    }
+def test_values_complete_a_space_or_are_refused_by_name() -> None:
     space = space_of(
         params_with(
             {
-                "ranking.on": ON,
-                **{f"ranking.margin@{label}": entry for label, entry in margins.items()},
+                "ranking.on": {"choices": ["score", "logit"]},
+                "ranking.margin": {"low": 0.25, "high": 0.75},
+                "ranking.top_k": {"low": 1, "high": 9, "step": 2},
             }
         )
     )
-    assert list(space.dimensions) == ["ranking.on", "ranking.margin@a.low", "ranking.margin@b"]
-    assert space.entries({"ranking.on": "logit", "ranking.margin": 3.0}) == {
-        "ranking.on": "logit",
-        "ranking.margin@b": 3.0,
+    assert space.complete({"ranking.margin": 0.25}) == {
+        "ranking.margin": 0.25,
+        "ranking.on": "score",
+        "ranking.top_k": 5,
     }
-    assert space.entries({}) == {"ranking.on": "score", "ranking.margin@a.low": 0.5}
-    assert space.values(
-        lambda entry, dimension: {"ranking.on": "logit", "ranking.margin@b": 4.0}[entry]
-    ) == {"ranking.margin": 4.0, "ranking.on": "logit"}
-    with pytest.raises(
-        ParamsError,
-        match=(
-            r"ranking\.margin=0\.5 lies outside of tune\.space\.ranking\.margin@b; widen the space"
+    for values, message in (
+        ({"ranking.margin": 0.875}, r"ranking\.margin=0\.875 lies outside of tune\.space; widen"),
+        ({"ranking.on": "odds"}, r"ranking\.on='odds' lies outside of tune\.space"),
+        ({"ranking.top_k": 4}, r"ranking\.top_k=4 lies outside of tune\.space"),
+        (
+            {"head.dropout": 0.5},
+            (
+                r"head\.dropout is not in tune\.space; it holds ranking\.margin, ranking\.on,"
+                r" ranking\.top_k"
+            ),
         ),
     ):
-        space.entries({"ranking.on": "logit"})
+        with pytest.raises(ParamsError, match=message):
+            space.complete(values)
+
+
+def test_a_space_is_optuna_s_distributions() -> None:
+    space = space_of(
+        params_with(
+            {
+                "head.schedule": {"choices": ["cosine", "constant"]},
+                "head.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
+                "ranking.top_k": {"low": 1, "high": 9, "step": 2},
+                "ranking.margin": {"low": 0, "high": 1, "step": 0.25},
+            }
+        )
+    )
+    assert space.distributions == {
+        "head.schedule": CategoricalDistribution(("cosine", "constant")),
+        "head.learning_rate": FloatDistribution(1e-5, 1e-2, log=True),
+        "ranking.top_k": IntDistribution(1, 9, step=2),
+        "ranking.margin": FloatDistribution(0.0, 1.0, step=0.25),
+    }
 
 
 @pytest.mark.parametrize(
@@ -262,13 +243,6 @@ def test_entries_follow_what_they_wait_for_and_count_by_it() -> None:
             (
                 r"tune: folds=1 leaves no fold to train on; give 0 for the validation split, or 2"
                 r" or more"
-            ),
-        ),
-        (
-            {"pruner": "wilcoxon", "seeds": 3},
-            (
-                r"tune: pruner=wilcoxon compares folds and seeds, but there are 3; raise folds or"
-                r" seeds to 4 in all"
             ),
         ),
         (

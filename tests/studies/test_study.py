@@ -14,10 +14,11 @@ from hnm.files import digest_of
 from hnm.loop.rounds import Fold, Loop, RoundResult, Upstream
 from hnm.params import Params
 from hnm.store import Store
+from hnm.studies.files import StudyFiles, best_values, export, load_study, trials_table
 from hnm.studies.space import space_of
 from hnm.studies.storage import mend_journal
-from hnm.studies.study import Job, Limits, _work, run_study, work
-from hnm.studies.study_files import StudyFiles, best_values, export, load_study, trials_table
+from hnm.studies.study import StudySettings, run_study
+from hnm.studies.trials import Job, run_trials, work
 from tests.support.loop import FormulaLoop
 from tests.support.study import make_upstream, tiny_params
 
@@ -41,16 +42,17 @@ def run(
 ) -> list[str]:
     lines: list[str] = []
     say = more.pop("say", lines.append)
-    run_study(
+    settings = StudySettings(
         StudyFiles(folder),
         params or tiny_params(),
         upstream,
         loop,
         Store(folder.parent / "store"),
-        Limits(trials, seconds),
-        say=say,
+        trials,
+        seconds,
         **more,
     )
+    run_study(settings, say)
     return lines
 
 
@@ -59,7 +61,7 @@ def with_tune(**changes: Any) -> Params:
 
 
 def table_of(folder: Path, params: Params | None = None) -> Any:
-    return trials_table(space_of(params or tiny_params())).read(folder / "trials.parquet")
+    return trials_table(space_of(params or tiny_params()).defaults).read(folder / "trials.parquet")
 
 
 def in_storage(folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -239,43 +241,16 @@ def test_a_space_that_holds_no_more_ends_the_study(tmp_path: Path, upstream: Ups
     ]
 
 
-def test_an_entry_counts_when_its_condition_is_met(tmp_path: Path, upstream: Upstream) -> None:
-    space = {
-        "ranking.on": {"choices": ["score", "logit"]},
-        "ranking.margin@scores": {"low": 0.25, "high": 1.0, "when": {"ranking.on": "score"}},
-        "ranking.margin@logits": {"low": 2.0, "high": 8.0, "when": {"ranking.on": "logit"}},
-    }
-    loop = FormulaLoop()
-    run(tmp_path / "s", upstream, loop, trials=12, params=with_tune(space=space, pruner="none"))
-    assert {seen.ranking.on for seen in loop.seen} == {"score", "logit"}
-    assert all(
-        (
-            0.25 <= seen.ranking.margin <= 1.0
-            if seen.ranking.on == "score"
-            else 2.0 <= seen.ranking.margin <= 8.0
-        )
-        for seen in loop.seen
-    )
-    table = table_of(tmp_path / "s", with_tune(space=space))
-    assert table["ranking.margin"].tolist() == [seen.ranking.margin for seen in loop.seen]
-
-
-@pytest.mark.parametrize(
-    ("pruner", "changes"),
-    [("median", {}), ("hyperband", {}), ("wilcoxon", {"folds": 3, "seeds": 2})],
-)
+@pytest.mark.parametrize("changes", [{}, {"folds": 3, "seeds": 2}])
 def test_a_bad_trial_is_pruned_and_what_that_saved_is_said(
-    tmp_path: Path, upstream: Upstream, pruner: str, changes: dict[str, int]
+    tmp_path: Path, upstream: Upstream, changes: dict[str, int]
 ) -> None:
-    params = with_tune(pruner=pruner, **changes)
-    lines = run(tmp_path / "s", upstream, FormulaLoop(), trials=12, params=params)
+    lines = run(tmp_path / "s", upstream, FormulaLoop(), trials=12, params=with_tune(**changes))
     table = table_of(tmp_path / "s")
     planned = 2 * changes.get("folds", 1) * changes.get("seeds", 1)
     pruned = table[table["state"] == "pruned"]
-    assert len(pruned) and (pruned["rounds"] < planned).all() and 0 not in pruned.index
-    assert any(
-        f"pruned after {pruned['rounds'].iloc[0]} rounds, validation AUC" in line for line in lines
-    )
+    assert len(pruned) and (pruned["rounds"] == planned / 2).all() and 0 not in pruned.index
+    assert any(f"pruned after {planned // 2} rounds, validation AUC" in line for line in lines)
     assert lines[-1].endswith(
         f"pruning saved {12 * planned - table['rounds'].sum()} of {12 * planned} rounds"
     )
@@ -513,7 +488,7 @@ def test_a_trial_that_others_overtake_has_the_number_that_its_table_gives_it(
 
     def noted(study: optuna.Study, job: Job, worker: str) -> bool:
         jobs.append(job)
-        return _work(study, job, worker)
+        return run_trials(study, job, worker)
 
     class Overtaken(FormulaLoop):
         def rounds(self, params: Params, fold: Fold | None = None) -> Iterator[RoundResult]:
@@ -521,7 +496,8 @@ def test_a_trial_that_others_overtake_has_the_number_that_its_table_gives_it(
                 work(replace(jobs[0], loop=FormulaLoop()), "1")
             yield from super().rounds(params, fold)
 
-    monkeypatch.setattr("hnm.studies.study._work", noted)
+    for module in ("study", "trials"):
+        monkeypatch.setattr(f"hnm.studies.{module}.run_trials", noted)
     lines = run(tmp_path / "s", upstream, Overtaken(), trials=3, params=with_tune(pruner="none"))
     assert [line.partition(":")[0] for line in lines[:3]] == ["trial 1", "trial 2", "trial 0"]
     aucs = table_of(tmp_path / "s")["validation_auc"]

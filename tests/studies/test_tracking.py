@@ -7,8 +7,8 @@ import pytest
 
 from hnm.loop.rounds import Upstream
 from hnm.store import Store
-from hnm.studies.study import Limits, run_study
-from hnm.studies.study_files import StudyFiles
+from hnm.studies.files import StudyFiles
+from hnm.studies.study import StudySettings, run_study
 from hnm.tracking.connection import connect
 from hnm.tracking.delivery import bring_waiting
 from hnm.tracking.record import refusals, waiting_records
@@ -95,17 +95,16 @@ def test_a_study_that_is_deleted_and_begun_anew_has_runs_of_its_own(
         params = tiny_params(
             tune={**tiny_params().tune.model_dump(mode="json"), "seed": seed, "startup_trials": 9}
         )
-        limits, loop = Limits(trials), FormulaLoop()
-        run_study(
+        settings = StudySettings(
             StudyFiles(root / "studies" / "s"),
             params,
             Upstream(root),
-            loop,
+            FormulaLoop(),
             Store(root / "store"),
-            limits,
+            trials,
             root=root,
-            say=lambda line: None,
-        )  # type: ignore[arg-type]
+        )
+        run_study(settings, str)  # type: ignore[arg-type]
         bring_waiting(root, client)
 
     run(0, 1)

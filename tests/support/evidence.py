@@ -10,14 +10,15 @@ import pandas as pd
 import shapely
 
 from hnm.evidence.evaluation import CohortTruth, RoundResults
-from hnm.evidence.numbers.metrics import Detections
+from hnm.evidence.numbers.tile_metrics import Detections
 from hnm.files import write_json
 from hnm.params import Cohort, Embed, Encoder, Finetune, Head, Mining, Ranking, Tiles
 from hnm.slides.annotations import Region, write_annotation
 from hnm.slides.cutting.pack import PackTile, encode, write_pack
 from hnm.tables import LABELS, MINED, QUARANTINE, SLIDE_SCORES, SLIDES, TILE_SCORES, TILES
 
-SIDE, TILE_PX = 64, 32
+SIDE = 64
+TILE_PX = 32
 GRID = [(SIDE * column, SIDE * row) for row in range(3) for column in range(4)][:11]
 
 # slide -> split, patient, label, score of the slide in rounds 0, 1, 2

@@ -7,7 +7,8 @@ import torch
 
 def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
     """Weights are copied, not computed: their bits are equal on every machine."""
-    weights, others = one.state_dict(), other.state_dict()
+    weights = one.state_dict()
+    others = other.state_dict()
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 

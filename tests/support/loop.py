@@ -12,8 +12,8 @@ from pathlib import Path
 from hnm.loop.rounds import Fold, Loop, RoundResult, Upstream
 from hnm.params import Params
 from hnm.store import Store
-from hnm.studies.study import Limits, run_study
-from hnm.studies.study_files import StudyFiles
+from hnm.studies.files import StudyFiles
+from hnm.studies.study import StudySettings, run_study
 from tests.support.study import tiny_params
 
 
@@ -66,13 +66,13 @@ def run_machine(
         with lines.open("a") as stream:
             stream.write(f"{line}\n")
 
-    run_study(
+    settings = StudySettings(
         StudyFiles(folder),
         tiny_params(),
         Upstream(data.parent),
         loop,
         Store(folder / "store"),
-        Limits(trials),
+        trials,
         storage=url,
-        say=say,
     )
+    run_study(settings, say)

@@ -28,8 +28,10 @@ def postgres() -> Iterator[str]:
     initdb = shutil.which("initdb") or (str(BINARIES / "initdb") if BINARIES else None)
     if initdb is None:
         pytest.skip("no PostgreSQL; `make test-services` installs it where it may")
-    binaries, port = Path(initdb).resolve().parent, free_port()
-    folder, user = Path(tempfile.mkdtemp(prefix="hnm-postgres-", dir="/var/tmp")), None
+    binaries = Path(initdb).resolve().parent
+    port = free_port()
+    folder = Path(tempfile.mkdtemp(prefix="hnm-postgres-", dir="/var/tmp"))
+    user = None
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         user = "postgres"
         shutil.chown(folder, user)

@@ -1,5 +1,5 @@
-"""One of two processes that train together, as torchrun starts them: `python processes.py FOLDER`
-writes what it saw to FOLDER/<rank>.pt.
+"""One of two processes that train together, as torchrun starts them: `python -m
+tests.support.processes FOLDER` writes what it saw to FOLDER/<rank>.pt.
 """
 
 import os

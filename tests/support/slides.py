@@ -150,33 +150,38 @@ def mirax(
     slide's id, the place of the list of zoom levels, then a page of (place in the grid, offset,
     length, file) for each tile.
     """
-    down, across = pixels.shape[0] // tile, pixels.shape[1] // tile
-    columns, rows = across + before[0] + 1, down + before[1] + 2
-    stored, page = bytearray(), []
+    down = pixels.shape[0] // tile
+    across = pixels.shape[1] // tile
+    columns = across + before[0] + 1
+    rows = down + before[1] + 2
+    stored = bytearray()
+    page = []
     for row in range(down):
         for column in range(across):
             stream = io.BytesIO()
-            Image.fromarray(
-                pixels[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
-            ).save(stream, "PNG")
-            page.append(
-                ((row + before[1]) * columns + column + before[0], len(stored), stream.tell(), 0)
-            )
+            square = pixels[row * tile : (row + 1) * tile, column * tile : (column + 1) * tile]
+            Image.fromarray(square).save(stream, "PNG")
+            place = (row + before[1]) * columns + column + before[0]
+            page.append((place, len(stored), stream.tell(), 0))
             stored += stream.getvalue()
     head = b"01.02" + b"A" * 32
-    first = (
-        len(head) + 8 + 4 + 8
-    )  # after the two roots, the list of one level, and the page before the first
-    index = (
-        head
-        + struct.pack("<iiiii", len(head) + 8, 0, len(head) + 12, 0, first)
-        + struct.pack("<ii", len(page), 0)
-    )
+    # after the two roots, the list of one level, and the page before the first
+    first = len(head) + 8 + 4 + 8
+    index = head + struct.pack("<iiiii", len(head) + 8, 0, len(head) + 12, 0, first)
+    index += struct.pack("<ii", len(page), 0)
     index += b"".join(struct.pack("<iiii", *record) for record in page)
     folder = path.with_suffix("")
     folder.mkdir(parents=True)
     (folder / "Index.dat").write_bytes(index)
     (folder / "Data0000.dat").write_bytes(stored)
+    ini = _mirax_ini(columns, rows, mpp, tile)
+    (folder / "Slidedat.ini").write_text(ini, encoding="utf-8", newline="")
+    path.write_bytes(b"")
+    return path
+
+
+def _mirax_ini(columns: int, rows: int, mpp: float, tile: int) -> str:
+    """What OpenSlide needs of Slidedat.ini, for a grid of `columns` and `rows` tiles."""
     sections: dict[str, dict[str, object]] = {
         "GENERAL": {
             "SLIDE_VERSION": "01.02",
@@ -213,9 +218,7 @@ def mirax(
         for name, values in sections.items()
         for line in (f"[{name}]", *(f"{key} = {value}" for key, value in values.items()))
     ]
-    (folder / "Slidedat.ini").write_text("\r\n".join([*lines, ""]), encoding="utf-8", newline="")
-    path.write_bytes(b"")
-    return path
+    return "\r\n".join([*lines, ""])
 
 
 def damage(path: Path, *tiles: int, page: int = 0) -> Path:

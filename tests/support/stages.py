@@ -13,6 +13,7 @@ import json
 import os
 import re
 import runpy
+import select
 import shlex
 import shutil
 import signal
@@ -47,6 +48,9 @@ ORDER = (
 )
 """The stages of two rounds, in an order that DVC could take."""
 IMPORTED = (
+    "dvc.cli.parser",
+    "dvc.repo.reproduce",
+    "dvc.repo.status",
     "encodings.utf_8_sig",
     "hnm.cli",
     "hnm.tracking.runs",
@@ -98,26 +102,43 @@ class Done:
 class Launcher:
     """Starts stages and commands from one process that has imported all they need."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: str) -> None:
+        """`settings` are variables that Python reads where it starts, as PYTHONHASHSEED is."""
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+        self._asking = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.stages"],
             cwd=ROOT,
-            env=environment,
+            env=environment | settings,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
     def start(
-        self, module: str, arguments: list[str], *, cwd: Path, env: dict[str, str], **how: str
+        self,
+        module: str,
+        arguments: list[str],
+        *,
+        cwd: Path,
+        env: dict[str, str],
+        log: str,
+        umask: str = "",
+        user: str = "",
     ) -> int:
         """The id of the process that runs `python -m module arguments`; it leads a group of its
-        own.
+        own. Its output goes to `log`.<id>.out and `log`.<id>.err.
         """
+        how = {"log": log, "umask": umask, "user": user}
         return int(self._ask(module=module, arguments=arguments, cwd=str(cwd), env=env, **how))
 
     def wait(self, pid: int) -> int:
+        """The exit code of a process, once it has ended; others can be started meanwhile."""
+        ended = os.pidfd_open(pid)
+        try:
+            select.select([ended], [], [])
+        finally:
+            os.close(ended)
         return int(self._ask(wait=pid))
 
     def close(self) -> None:
@@ -127,16 +148,18 @@ class Launcher:
 
     def _ask(self, **request: Any) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        with self._asking:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
 
 
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as line:
     line.connect({socket!r})
-    line.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+    arguments = [*{arguments!r}, *sys.argv[1:]]
+    line.sendall(json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode() + b"\\n")
     code, out, err = json.loads(line.makefile().read())
 sys.stdout.write(out)
 sys.stderr.write(err)
@@ -146,13 +169,15 @@ sys.exit(code)
 
 @contextmanager
 def stand_in(launcher: Launcher, folder: Path) -> Iterator[Path]:
-    """A folder to put first into PATH: its `python -m module arguments` has the launcher run the
-    module, with the code of this project.
+    """A folder with two folders to put first into PATH. The launcher runs what they start:
+    `stages/python -m module arguments`, with the code of this project, and `dvc/dvc arguments`.
     """
-    (folder / "bin").mkdir(parents=True)
     place = str(folder / "s")
-    (folder / "bin" / "python").write_text(CLIENT.format(python=sys.executable, socket=place))
-    (folder / "bin" / "python").chmod(0o755)
+    for program, arguments in (("stages/python", []), ("dvc/dvc", ["-m", "dvc"])):
+        client = folder / program
+        client.parent.mkdir(parents=True)
+        client.write_text(CLIENT.format(python=sys.executable, socket=place, arguments=arguments))
+        client.chmod(0o755)
 
     def serve(connection: socket.socket) -> None:
         with connection, connection.makefile() as lines:
@@ -162,8 +187,6 @@ def stand_in(launcher: Launcher, folder: Path) -> Iterator[Path]:
                 arguments,
                 cwd=Path(cwd),
                 env=environment,
-                umask="",
-                user="",
                 log=str(folder / "log"),
             )
             code = launcher.wait(pid)
@@ -176,13 +199,14 @@ def stand_in(launcher: Launcher, folder: Path) -> Iterator[Path]:
     def accept() -> None:
         with suppress(OSError):
             while True:
-                serve(listening.accept()[0])
+                connection = listening.accept()[0]
+                threading.Thread(target=serve, args=[connection], daemon=True).start()
 
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(place)
         listening.listen()
         threading.Thread(target=accept, daemon=True).start()
-        yield folder / "bin"
+        yield folder
         listening.shutdown(socket.SHUT_RDWR)
 
 
@@ -215,9 +239,14 @@ class Project:
             "HNM_WORKERS": "2",
             **environment,
         }
-        how = {"umask": umask, "user": user, "log": log or str(self.folder / ".log")}
         return self.launcher.start(
-            words[0], words[1:], cwd=self.folder, env=inherited | settings, **how
+            words[0],
+            words[1:],
+            cwd=self.folder,
+            env=inherited | settings,
+            log=log or str(self.folder / ".log"),
+            umask=umask,
+            user=user,
         )
 
     def wait(self, pid: int, *, log: str = "") -> Done:
@@ -264,13 +293,9 @@ class Project:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def empty(self, stage: str) -> None:
-        """Back to before a stage's first run: no outputs, and what the store keeps of it is
-        gone.
-        """
+        """Goes back to before a stage's first run: its outputs and the store are gone."""
         self.clear(stage)
-        kind = {"tiles": "tiles", "embed": "features"}.get(stage.partition("@")[0])
-        if kind is not None:
-            shutil.rmtree(self.folder / ".hnm" / "store" / kind, ignore_errors=True)
+        shutil.rmtree(self.folder / ".hnm" / "store", ignore_errors=True)
 
     def copy(self, target: Path) -> "Project":
         shutil.copytree(self.folder, target, symlinks=True)
@@ -363,7 +388,7 @@ def _become(request: dict[str, Any]) -> int:
         os.setuid(int(request["user"]))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [request["module"], *request["arguments"]]
-    module = request["module"] + (".__main__" if request["module"] == "hnm.cli" else "")
+    module = request["module"] + (".__main__" if request["module"] in ("dvc", "hnm.cli") else "")
     sys.modules.pop(module, None)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -49,6 +49,22 @@ RAW: dict[str, Any] = {
     },
 }
 
+SLIDE = {
+    "vendor": "aperio",
+    "mpp_x": 1.0,
+    "mpp_y": 1.0,
+    "width": 640,
+    "height": 480,
+    "bounds_x": 0,
+    "bounds_y": 0,
+    "bounds_width": 640,
+    "bounds_height": 480,
+    "origin": "auto",
+    "mask": "",
+    "mask_digest": "",
+}
+"""What all slides of the cohort have in common."""
+
 
 def tiny_params(**changes: Any) -> Params:
     return check_params({**RAW, **changes})
@@ -56,7 +72,9 @@ def tiny_params(**changes: Any) -> Params:
 
 def make_upstream(data: Path) -> None:
     """Writes packs, index, slides, labels and encoder into `data`."""
-    packs, rows, digests, slides = data / "tiles" / "packs", [], [], []
+    indices = []
+    digests = []
+    slides = []
     for split, count in SLIDES_OF.items():
         labels = [number % 2 for number in range(count)]
         ids = [f"{split}_{number}" for number in range(count)]
@@ -65,53 +83,14 @@ def make_upstream(data: Path) -> None:
             data / "cohort" / "labels" / f"{split}.csv",
         )
         for number, (slide_id, label) in enumerate(zip(ids, labels, strict=True)):
-            generator = np.random.default_rng([len(split), number])
-            tiles = []
-            for tile in range(5 + number):
-                pixels = generator.normal(150, 40, (TILE_PX, TILE_PX, 3))
-                pixels[..., 0] += 25 * label * (tile % 3 == 0)
-                tiles.append(
-                    PackTile(tile * 16, 0, 1.0, encode(pixels.clip(0, 255).astype(np.uint8), 90))
-                )
-            write_pack(
-                packs / f"{slide_id}.h5",
-                tiles,
-                slide_id=slide_id,
-                mpp=1.0,
-                tile_px=TILE_PX,
-                side=16,
-                planned=len(tiles),
-            )
-            pack = Pack(packs / f"{slide_id}.h5")
-            rows.append(pack.index())
+            pack = _make_pack(data / "tiles" / "packs", split, number, label)
             content = pack.path.read_bytes()
-            digests.append(
-                {
-                    "slide_id": slide_id,
-                    "bytes": len(content),
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                }
-            )
-            slide = {
-                "slide_id": slide_id,
-                "path": f"{slide_id}.svs",
-                "patient_id": slide_id,
-                "split": split,
-                "vendor": "aperio",
-                "mpp_x": 1.0,
-                "mpp_y": 1.0,
-            }
-            scan = {
-                "width": 640,
-                "height": 480,
-                "bounds_x": 0,
-                "bounds_y": 0,
-                "bounds_width": 640,
-                "bounds_height": 480,
-                "origin": "auto",
-            }
-            slides.append({**slide, **scan, "fingerprint": slide_id, "mask": "", "mask_digest": ""})
-    TILES.write(pd.concat(rows), data / "tiles" / "index.parquet")
+            digest = hashlib.sha256(content).hexdigest()
+            indices.append(pack.index())
+            digests.append({"slide_id": slide_id, "bytes": len(content), "sha256": digest})
+            slides.append({**SLIDE, "slide_id": slide_id, "patient_id": slide_id, "split": split})
+            slides[-1] |= {"path": f"{slide_id}.svs", "fingerprint": slide_id}
+    TILES.write(pd.concat(indices), data / "tiles" / "index.parquet")
     PACKS.write(pd.DataFrame(digests), data / "tiles" / "packs.csv")
     SLIDES.write(pd.DataFrame(slides), data / "cohort" / "slides.parquet")
     (data / "cohort" / "annotations").mkdir()
@@ -122,3 +101,25 @@ def make_upstream(data: Path) -> None:
     save_encoder(
         make_encoder(Encoder(name="test_resnet", weights="random")), data / "encoders" / "0"
     )
+
+
+def _make_pack(folder: Path, split: str, number: int, label: int) -> Pack:
+    """The pack of a slide; every third tile of a positive one is redder."""
+    generator = np.random.default_rng([len(split), number])
+    tiles = []
+    for tile in range(5 + number):
+        pixels = generator.normal(150, 40, (TILE_PX, TILE_PX, 3))
+        pixels[..., 0] += 25 * label * (tile % 3 == 0)
+        jpeg = encode(pixels.clip(0, 255).astype(np.uint8), 90)
+        tiles.append(PackTile(tile * 16, 0, 1.0, jpeg))
+    path = folder / f"{split}_{number}.h5"
+    write_pack(
+        path,
+        tiles,
+        slide_id=f"{split}_{number}",
+        mpp=1.0,
+        tile_px=TILE_PX,
+        side=16,
+        planned=len(tiles),
+    )
+    return Pack(path)

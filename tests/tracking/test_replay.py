@@ -139,7 +139,7 @@ stages:
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    kept = {
+    variables = {
         name: value
         for name, value in os.environ.items()
         if name
@@ -152,8 +152,8 @@ def environment() -> dict[str, str]:
         }
     }
     return {
-        **kept,
-        "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}",
+        **variables,
+        "PATH": f"{Path(sys.executable).parent}:{variables['PATH']}",
         "DVC_NO_ANALYTICS": "1",
     }
 
@@ -177,7 +177,7 @@ def repro(environment: dict[str, str]) -> Repro:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, repro: Repro) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, repro: Repro) -> Path:
     """The repository after its first `dvc repro`, which leaves nothing to sync."""
     root = tmp_path_factory.mktemp("repository")
     (root / "params.yaml").write_text(
@@ -218,9 +218,9 @@ def wait_for_couriers(root: Path) -> None:
 
 
 @pytest.fixture
-def repository(made: Path, tmp_path: Path) -> Path:
+def repository(finished: Path, tmp_path: Path) -> Path:
     """A copy of the repository; its database still names the artifacts of the original."""
-    shutil.copytree(made, tmp_path / "repository", symlinks=True)
+    shutil.copytree(finished, tmp_path / "repository", symlinks=True)
     return tmp_path / "repository"
 
 
@@ -238,7 +238,7 @@ def said(run: Run, root: Path) -> dict[str, Any]:
     """What a run says but for its times, its ids and its cost."""
     client = connect(root)
     names = [name for name in run.data.metrics if not name.startswith("cost/")]
-    own = (
+    passing = (
         "hnm.record",
         "hnm.kind",
         "hnm.git_dirty",
@@ -259,7 +259,7 @@ def said(run: Run, root: Path) -> dict[str, Any]:
             )
             for name in names
         },
-        "tags": {name: value for name, value in run.data.tags.items() if name not in own},
+        "tags": {name: value for name, value in run.data.tags.items() if name not in passing},
         "inputs": sorted(
             (i.dataset.name, i.dataset.digest, i.tags[0].value) for i in run.inputs.dataset_inputs
         ),
@@ -280,19 +280,19 @@ def said(run: Run, root: Path) -> dict[str, Any]:
     }
 
 
-def test_dvc_and_we_agree_on_md5(made: Path) -> None:
-    head = locked_stages(made)["head@1"]
-    assert md5_of(made / "data/features/1") == head.deps["data/features/1"]
-    assert md5_of(made / "pipelines/head.py") == head.deps["pipelines/head.py"]
+def test_dvc_and_we_agree_on_md5(finished: Path) -> None:
+    head = locked_stages(finished)["head@1"]
+    assert md5_of(finished / "data/features/1") == head.deps["data/features/1"]
+    assert md5_of(finished / "pipelines/head.py") == head.deps["pipelines/head.py"]
     assert folder_md5({"b": "1" * 32, "a/c": "2" * 32}) == folder_md5(
         {"a/c": "2" * 32, "b": "1" * 32}
     )
 
 
-def test_live_runs_carry_the_key_that_the_lock_gives(made: Path) -> None:
-    locked = locked_stages(made)
-    found = runs(made)
-    assert {name: run.data.tags["hnm.kind"] for name, run in found.items()} == {
+def test_live_runs_carry_the_key_that_the_lock_gives(finished: Path) -> None:
+    locked = locked_stages(finished)
+    by_name = runs(finished)
+    assert {name: run.data.tags["hnm.kind"] for name, run in by_name.items()} == {
         "head-r0-dsmil-s0": "stage",
         "head-r1-dsmil-s0": "stage",
         "evaluate": "stage",
@@ -303,13 +303,13 @@ def test_live_runs_carry_the_key_that_the_lock_gives(made: Path) -> None:
         ("head-r1-dsmil-s0", "head@1"),
         ("evaluate", "evaluate"),
     ):
-        assert found[name].data.tags["hnm.stage_key"] == locked[stage].key
+        assert by_name[name].data.tags["hnm.stage_key"] == locked[stage].key
 
 
-def test_tags_are_those_of_the_vocabulary(made: Path) -> None:
+def test_tags_are_those_of_the_vocabulary(finished: Path) -> None:
     used = {
         re.sub(r"^hnm\.run\..*", "hnm.run.<stage>.<round>", tag)
-        for run in runs(made).values()
+        for run in runs(finished).values()
         for tag in run.data.tags
         if tag.startswith("hnm.")
     }
@@ -323,13 +323,13 @@ def test_tags_are_those_of_the_vocabulary(made: Path) -> None:
     assert used <= TAGS.keys()
 
 
-def test_inputs_are_data_with_dvcs_md5(made: Path) -> None:
-    locked = locked_stages(made)
-    found = runs(made)
+def test_inputs_are_data_with_dvcs_md5(finished: Path) -> None:
+    locked = locked_stages(finished)
+    by_name = runs(finished)
     inputs = {
         name: [
             (i.dataset.name, i.dataset.digest, i.tags[0].value)
-            for i in found[name].inputs.dataset_inputs
+            for i in by_name[name].inputs.dataset_inputs
         ]
         for name in ("head-r1-dsmil-s0", "evaluate")
     }
@@ -342,10 +342,10 @@ def test_inputs_are_data_with_dvcs_md5(made: Path) -> None:
     ]
 
 
-def test_the_summary_of_a_state(made: Path) -> None:
-    found = runs(made)
-    summary = found["baseline"]
-    history = connect(made).get_metric_history(summary.info.run_id, "round/validation_auc")
+def test_the_summary_of_a_state(finished: Path) -> None:
+    by_name = runs(finished)
+    summary = by_name["baseline"]
+    history = connect(finished).get_metric_history(summary.info.run_id, "round/validation_auc")
     assert sorted((m.step, m.value) for m in history) == [(0, 0.605), (1, 0.705)]
     assert {
         name: summary.data.metrics[name]
@@ -366,9 +366,9 @@ def test_the_summary_of_a_state(made: Path) -> None:
         "validation/threshold": 0.25,
     }
     assert (summary.data.params["rounds"], summary.data.params["ranking.margin"]) == ("2", "0.5")
-    assert summary.data.tags["hnm.run.head.1"] == found["head-r1-dsmil-s0"].info.run_id
+    assert summary.data.tags["hnm.run.head.1"] == by_name["head-r1-dsmil-s0"].info.run_id
     assert (
-        f"[evaluate](#/experiments/{summary.info.experiment_id}/runs/{found['evaluate'].info.run_id})"
+        f"[evaluate](#/experiments/{summary.info.experiment_id}/runs/{by_name['evaluate'].info.run_id})"
         in summary.data.tags["mlflow.note.content"]
     )
 
@@ -380,9 +380,9 @@ def test_a_second_sync_does_nothing(repository: Path) -> None:
 
 
 def test_without_its_database_the_same_comparison_is_back(
-    repository: Path, made: Path, empty_store: Path
+    repository: Path, finished: Path, empty_store: Path
 ) -> None:
-    before = {name: said(run, made) for name, run in runs(made).items()}
+    before = {name: said(run, finished) for name, run in runs(finished).items()}
     shutil.copy(empty_store, repository / "mlflow.db")
     shutil.rmtree(repository / "mlruns")
     done = sync(repository)
@@ -391,11 +391,11 @@ def test_without_its_database_the_same_comparison_is_back(
         "baseline",
         [],
     )
-    found = runs(repository)
-    assert {run.data.tags["hnm.kind"] for run in found.values()} == {"replay", "summary"}
-    for name, run in found.items():
+    by_name = runs(repository)
+    assert {run.data.tags["hnm.kind"] for run in by_name.values()} == {"replay", "summary"}
+    for name, run in by_name.items():
         assert said(run, repository) == before[name]
-    assert said(found["evaluate"], repository)["artifacts"] == [
+    assert said(by_name["evaluate"], repository)["artifacts"] == [
         ("metrics.json", False),
         ("plots", True),
         ("report.html", False),
@@ -498,8 +498,8 @@ def test_what_was_mined_elsewhere_has_its_run(repository: Path) -> None:
     }
     (history,) = connect(repository).get_metric_history(run.info.run_id, "round/positives")
     assert history.step == 1
-    (kept,) = connect(repository).list_artifacts(run.info.run_id)
-    assert kept.path == "summary.json"
+    (artifact,) = connect(repository).list_artifacts(run.info.run_id)
+    assert artifact.path == "summary.json"
     assert (
         done.summary is not None
         and runs(repository)[done.summary].data.tags["hnm.run.mine.1"] == run.info.run_id
@@ -571,13 +571,13 @@ def test_a_changed_param_makes_a_state_that_its_name_tells(repository: Path, rep
     }
 
 
-def test_a_state_whose_evaluation_is_late_has_no_summary(made: Path) -> None:
-    locked = locked_stages(made)
+def test_a_state_whose_evaluation_is_late_has_no_summary(finished: Path) -> None:
+    locked = locked_stages(finished)
     states = current_stages(locked)
-    assert outdated(states, locked, Outputs(made)) == []
+    assert outdated(states, locked, Outputs(finished)) == []
     other = states["head@1"].outs | {"data/scores/1/tiles.txt": "0" * 32}
     states["head@1"] = states["head@1"].__class__(**{**states["head@1"].__dict__, "outs": other})
-    assert outdated(states, states, Outputs(made)) == ["evaluate"]
+    assert outdated(states, states, Outputs(finished)) == ["evaluate"]
 
 
 def test_names_of_states() -> None:
@@ -659,10 +659,10 @@ def test_a_summary_that_lacks_links_gets_them(repository: Path) -> None:
 
 @pytest.mark.parametrize("moved", [True, False], ids=["moved", "copied"])
 def test_artifacts_of_a_project_that_was_moved_or_copied_are_where_it_is(
-    made: Path, tmp_path: Path, moved: bool
+    finished: Path, tmp_path: Path, moved: bool
 ) -> None:
     first, here = tmp_path / "a", tmp_path / "new place" / "b"
-    for source, target in ((made, first), (first, here)):
+    for source, target in ((finished, first), (first, here)):
         shutil.copytree(source, target, symlinks=True)
         connect(target)
     before = {path.relative_to(first) for path in first.rglob("*")}

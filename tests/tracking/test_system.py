@@ -27,12 +27,12 @@ def test_a_stage_and_its_children_are_watched_and_no_one_else(monkeypatch) -> No
         assert not watch.due()
         watch.sample()
         time.sleep(0.5)
-        found = watch.sample()
-        assert 120 < found["system/memory_mb"] < 300
+        metrics = watch.sample()
+        assert 120 < metrics["system/memory_mb"] < 300
         assert (
-            0 < found["system/processor_percent"] < 130
+            0 < metrics["system/processor_percent"] < 130
         )  # the child's one core, as far as others leave it one
-        assert watch.samples == 2 and set(found) <= set(METRICS)
+        assert watch.samples == 2 and set(metrics) <= set(METRICS)
         monkeypatch.setattr("hnm.tracking.system.EVERY_SECONDS", 0.0)
         assert watch.due()
     finally:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,12 @@ from PIL.TiffImagePlugin import TiffImageFile
 from hnm.errors import CohortError, HnmError, SlideError
 from hnm.files import read_bounded
 from hnm.slides.annotations import Region, check_inside, drawn_in, joined, unmended_in
-from hnm.slides.cutting.tissue import Mask
 from hnm.slides.reading.canvas import Box, By, Canvas
 from hnm.slides.reading.failures import ChangedError, check_file, error_of, printable_name
 from hnm.slides.reading.thumbnails import Thumbnail
+
+if TYPE_CHECKING:  # the stage `cohort`, which always runs, need not wait for its libraries
+    from hnm.slides.cutting.tissue import Mask
 
 GEOJSON = frozenset({".geojson", ".json"})
 FORMATS = ("PNG", "TIFF", "JPEG")
@@ -90,7 +92,7 @@ def mask_bytes(path: Path, digest: str | None = None) -> bytes:
     return content
 
 
-def read_mask(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Mask:
+def read_mask(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> "Mask":
     """(height, width): which pixels of the thumbnail `view` are tissue, of a slide with this
     `canvas`.
 
@@ -163,13 +165,9 @@ def covered_box(size: tuple[int, int], canvas: Canvas, thing: str) -> tuple[Box,
 
 def _is_scaled(size: tuple[int, int], box: Box) -> bool:
     """Whether the sides of an image are those of `box` at one scale, each rounded up or down."""
-    least = max(
-        side / (pixels + 1) for side, pixels in zip((box.width, box.height), size, strict=True)
-    )
-    most = min(
-        side / max(pixels - 1, 1e-9)
-        for side, pixels in zip((box.width, box.height), size, strict=True)
-    )
+    sides = list(zip((box.width, box.height), size, strict=True))
+    least = max(side / (pixels + 1) for side, pixels in sides)
+    most = min(side / max(pixels - 1, 1e-9) for side, pixels in sides)
     return least < most
 
 
@@ -182,7 +180,7 @@ def _is_geojson(path: Path) -> bool:
     return path.suffix.lower() in GEOJSON
 
 
-def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
+def rasterised(regions: Collection[Region], view: Thumbnail) -> "Mask":
     """(height, width): the pixels of `view` whose centres lie in one of `regions`; holes are left
     out.
     """
@@ -202,7 +200,7 @@ def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
     return mask
 
 
-def _of_polygons(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Mask:
+def _of_polygons(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> "Mask":
     where = f"its mask {printable_name(path)}"
     try:
         drawn = drawn_in(content, where, canvas, named=False, cure=CURE)
@@ -212,25 +210,28 @@ def _of_polygons(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) ->
     return rasterised(drawn.regions, view)
 
 
-def _of_image(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Mask:
+def _of_image(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> "Mask":
     thing = f"its mask {printable_name(path)}"
     pixels = _image_of(content, thing)
     rows, columns = pixels.shape
     covered, _ = covered_box((columns, rows), canvas, thing)
     height, width = view.lost.shape
-    scale = columns / covered.width, rows / covered.height
-    left, top = (view.x - covered.x) * scale[0], (view.y - covered.y) * scale[1]
-    box = (
-        left,
-        top,
-        min(left + width * view.scale[0] * scale[0], columns),
-        min(top + height * view.scale[1] * scale[1], rows),
-    )
+    across = columns / covered.width
+    down = rows / covered.height
+    left = (view.x - covered.x) * across
+    top = (view.y - covered.y) * down
+    right = min(left + width * view.scale[0] * across, columns)
+    lower = min(top + height * view.scale[1] * down, rows)
     tissue = Image.fromarray(pixels.astype(np.uint8) * 255)
-    return np.asarray(tissue.resize((width, height), Image.Resampling.BOX, box=box)) >= 128
+    return (
+        np.asarray(
+            tissue.resize((width, height), Image.Resampling.BOX, box=(left, top, right, lower))
+        )
+        >= 128
+    )
 
 
-def _image_of(content: bytes, thing: str) -> Mask:
+def _image_of(content: bytes, thing: str) -> "Mask":
     """(height, width): where the image is not 0; of a JPEG image, which has no exact 0, where it is
     at least half of white.
     """

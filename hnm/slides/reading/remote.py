@@ -13,6 +13,7 @@ files and not in the user's cache folder: home folders are often small, and moun
 of a cluster, but each machine has a cache of its own.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -23,7 +24,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def version_of(url: str) -> Version:
     return Version(url, int(size), etag)
 
 
-@contextmanager
+@contextlib.contextmanager
 def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
     """Yields the file of a path or URL on this machine.
 
@@ -126,13 +126,12 @@ def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
         return
     keeps = _keeps()
     version = version_of(source)
-    with _usable_cache() as cache:
-        # without a tag a file of this size may be another one, so none is used again
-        key = key_of(url=version.url, size=version.size, etag=version.etag or uuid.uuid4().hex)[:32]
-        target = cache / f"{key}{suffix_of(version.url)}"
-        lock = _open_lock(cache / f"{key}.lock")
-    try:
-        with _usable_cache():
+    # without a tag a file of this size may be another one, so none is used again
+    key = key_of(url=version.url, size=version.size, etag=version.etag or uuid.uuid4().hex)[:32]
+    with contextlib.ExitStack() as locks:
+        with _usable_cache() as cache:
+            target = cache / f"{key}{suffix_of(version.url)}"
+            lock = locks.enter_context(_lock_file(cache / f"{key}.lock"))
             while True:
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 if _is_there(target, version.size):
@@ -151,8 +150,6 @@ def fetched(source: str, *, stays: bool = False) -> Iterator[Path]:
         finally:
             if not (keeps or (stays and version.etag)):
                 _leave(target, lock)
-    finally:
-        os.close(lock)
 
 
 def _fetch(version: Version, target: Path) -> None:
@@ -258,13 +255,10 @@ def _make_room(part: Path, size: int) -> None:
             for file, status in slides:
                 if total <= limit:
                     break
-                lock = _open_lock(file.with_suffix(".lock"))
-                try:
+                with _lock_file(file.with_suffix(".lock")) as lock:
                     if _is_free(lock):
                         file.unlink()
                         total -= status.st_size
-                finally:
-                    os.close(lock)
             if total <= limit:
                 part.touch(mode=0o600, exist_ok=False)
                 os.truncate(part, size)
@@ -284,44 +278,41 @@ def _slides_in(cache: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 yield file, status
 
 
-@contextmanager
+@contextlib.contextmanager
 def _room(cache: Path) -> Iterator[None]:
     """Holds the lock of whoever makes, names or removes a file of the cache.
 
     So the sizes of its files can be summed.
     """
-    lock = _open_lock(cache / "room.lock")
-    try:
+    with _lock_file(cache / "room.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(lock)
 
 
-def _open_lock(path: Path) -> int:
-    """Returns the handle of a file that is locked and never written.
+@contextlib.contextmanager
+def _lock_file(path: Path) -> Iterator[int]:
+    """Yields the handle of a file that is locked and never written.
 
     No link is followed, nothing is emptied, and a named pipe does not hang.
     """
+    no_lock = FolderError(
+        f"{path} in the cache of slides is no file of hnm (a link, a pipe or a folder stands"
+        " there); remove it, or name another folder by HNM_SLIDE_CACHE"
+    )
     try:
         handle = os.open(
             path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
         )
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise _no_lock(path) from None
+            raise no_lock from None
         raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise no_lock
+        yield handle
+    finally:
         os.close(handle)
-        raise _no_lock(path)
-    return handle
-
-
-def _no_lock(path: Path) -> FolderError:
-    return FolderError(
-        f"{path} in the cache of slides is no file of hnm (a link, a pipe or a folder stands"
-        " there); remove it, or name another folder by HNM_SLIDE_CACHE"
-    )
 
 
 def _is_free(lock: int) -> bool:
@@ -332,7 +323,7 @@ def _is_free(lock: int) -> bool:
     return True
 
 
-@contextmanager
+@contextlib.contextmanager
 def _usable_cache() -> Iterator[Path]:
     """Yields the folder of the cache.
 
@@ -393,7 +384,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         ) from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _errors_of_cloud(name: str) -> Iterator[None]:
     """Turns errors of a cloud's client into errors of the slide `name`.
 

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from hnm.errors import ParamsError, SlideError
+from hnm.project import project_file
 from hnm.redaction import HIDDEN
-from hnm.store import project_file
 
 PROTOCOLS = ("s3", "gs", "az", "abfs", "abfss", "http", "https")
 VARIABLE = "HNM_SLIDE_PROTOCOLS"

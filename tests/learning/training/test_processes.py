@@ -18,32 +18,35 @@ from hnm.learning.compute import CPU, joined
 from hnm.learning.training.trainer import shares_of
 from hnm.loop import launch
 from tests.support import processes as tiny_processes
+from tests.support.stages import Launcher
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
+def two(
+    tmp_path_factory: pytest.TempPathFactory, launcher: Launcher
+) -> list[dict[str, dict[str, torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    root = Path(__file__).parents[3]
     shared = {
         **os.environ,
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "PYTHONPATH": str(root),
     }
-    command = [sys.executable, str(root / "tests" / "support" / "processes.py"), str(folder)]
     running = [
-        subprocess.Popen(
-            command, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        launcher.start(
+            "tests.support.processes",
+            [str(folder)],
+            cwd=folder,
+            env={**shared, "RANK": str(rank)},
+            log=str(folder / "log"),
         )
         for rank in range(2)
     ]
     for process in running:
-        _, errors = process.communicate(timeout=280)
-        assert process.returncode == 0, errors
+        assert launcher.wait(process) == 0, (folder / f"log.{process}.err").read_text()
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -1,8 +1,10 @@
-"""Pictures of a study: history, importance of the params, parallel coordinates, slices, and value
-against cost.
+"""Pictures of a study: its history, the importance of its params, parallel coordinates, slices, and
+value against cost.
 """
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ from optuna.trial import FrozenTrial
 from optuna.visualization import matplotlib as draw
 
 from hnm.files import whole
+from hnm.studies.files import front_of
 
 matplotlib.use("Agg")
 PNG: dict[str, Any] = {"dpi": 120, "format": "png", "metadata": {"Software": None}}
 """The same picture is the same bytes."""
 NEEDED = 2
-"""Complete trials, of which importance and the like can say something."""
+"""Complete trials without which importance and the like say nothing."""
 
 
 def draw_plots(study: optuna.Study, trials: pd.DataFrame, folder: Path) -> None:
@@ -30,40 +33,34 @@ def draw_plots(study: optuna.Study, trials: pd.DataFrame, folder: Path) -> None:
     Args:
         study: the study.
         trials: its table.
-        folder: where to.
+        folder: is made, even where it stays empty, as DVC wants the output.
     """
-    folder.mkdir(parents=True, exist_ok=True)  # DVC wants the output, even an empty one
-    if (trials["state"] == "complete").sum() < NEEDED:
+    folder.mkdir(parents=True, exist_ok=True)
+    values = trials.loc[trials["state"] == "complete", "value"]
+    if len(values) < NEEDED:
         return
-    importance = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    drawings: dict[str, Callable[..., Any]] = {
+        "history": draw.plot_optimization_history,
+        "parallel_coordinate": draw.plot_parallel_coordinate,
+        "slice": draw.plot_slice,
+    }
+    if values.nunique() > 1:
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        drawings["importance"] = partial(draw.plot_param_importances, evaluator=evaluator)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        _save(
-            draw.plot_optimization_history(study, target=_value, target_name="value"),
-            folder / "history.png",
-        )
-        if trials.loc[trials["state"] == "complete", "value"].nunique() > 1:
-            _save(
-                draw.plot_param_importances(
-                    study, evaluator=importance, target=_value, target_name="value"
-                ),
-                folder / "importance.png",
-            )
-        _save(
-            draw.plot_parallel_coordinate(study, target=_value, target_name="value"),
-            folder / "parallel_coordinate.png",
-        )
-        _save(draw.plot_slice(study, target=_value, target_name="value"), folder / "slice.png")
+        for name, drawing in drawings.items():
+            _save(drawing(study, target=_value, target_name="value"), folder / f"{name}.png")
     with whole(folder / "pareto.png") as temporary:
         draw_front(trials).savefig(temporary, **PNG)
 
 
 def draw_front(trials: pd.DataFrame) -> Figure:
-    """Value against cost of the complete trials; those that none surpasses in both are joined."""
-    complete = trials[trials["state"] == "complete"].sort_values(
-        ["value", "cost"], ascending=[False, True]
-    )
-    front = complete[complete["cost"] < complete["cost"].shift(fill_value=float("inf")).cummin()]
+    """Draws value against cost of the complete trials, and joins those that none surpasses in
+    both.
+    """
+    complete = trials[trials["state"] == "complete"]
+    front = front_of(complete)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.scatter(complete["cost"], complete["value"], s=18, color="0.6", label="complete trials")
