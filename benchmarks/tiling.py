@@ -40,12 +40,13 @@ from hnm.learning.compute import set_up_torch
 from hnm.learning.embed import embed_tiles
 from hnm.learning.encoder import make_encoder, save_encoder, to_input
 from hnm.processes import keep_freed_memory
-from hnm.slides.cohort.cohort import read_manifest
+from hnm.slides.cohort.manifest import read_manifest
 from hnm.slides.cutting.cut import Cutting, Layout, cut, plan_of
 from hnm.slides.cutting.pack import Pack, PackTile, encode, write_pack
 from hnm.slides.cutting.tiling import tile_pixels
 from hnm.slides.reading.raw_tiles import RawTileReader, open_slide
 from hnm.slides.reading.reader import OpenSlideReader
+from hnm.slides.reading.slide import Mpp
 from hnm.synthetic import make_demo_cohort
 from hnm.tables import QUARANTINE, SLIDES
 
@@ -178,7 +179,7 @@ def layout_of(slide: Path, mpp: float) -> Layout:
     return Layout(
         "s",
         str(slide),
-        (MPP, MPP),
+        Mpp(MPP, MPP),
         "",
         None,
         "",
@@ -407,7 +408,7 @@ def tissue_texture(folder: Path) -> np.ndarray:
     manifest = make_demo_cohort(
         folder / "demo", slides=8, width_px=2 * TEXTURE_PX, odd_slides=False
     )
-    first = next(entry.path for entry in read_manifest(manifest) if entry.label == 1)
+    first = next(entry.path for entry in read_manifest(manifest) if entry.label == "1")
     with OpenSlideReader(manifest.parent / first) as slide:
         left, top = ((side - TEXTURE_PX) // 2 for side in slide.dimensions)
         return slide.read(left, top, 0, TEXTURE_PX, TEXTURE_PX)

@@ -4,7 +4,7 @@ shown.
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST_ID = 128
 """Characters of an id. Files are named by it, and a file system takes 255 with what is put
@@ -53,3 +53,11 @@ def quoted(text: object) -> str:
     """
     whole = text if isinstance(text, str) else repr(text)
     return repr(whole) if len(whole) <= SHOWN else f"{whole[:SHOWN]!r}… ({len(whole)} characters)"
+
+
+def shortlist(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first `most` of `names`, and how many more there are."""
+    shown = separator.join(names[:most])
+    if len(names) <= most:
+        return shown
+    return f"{shown}{separator.lstrip(',')}and {len(names) - most} more"

@@ -103,6 +103,10 @@ class Cohort(Section):
     """CSV of the slides, from the repository's root; its relative paths count from its own
     folder.
     """
+    positive: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Labels of the manifest that count as 1; every other label counts as 0. Where it is empty, the
+    manifest's labels are 0 and 1.
+    """
     max_quarantined_share: Share = 0.1
     """Largest share of the manifest's slides that may be quarantined before a stage stops."""
     mpp_from_objective: bool = False

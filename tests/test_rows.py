@@ -15,7 +15,7 @@ from hnm.evidence.numbers.pooling import OUT_OF_FOLD, read_predictions, write_pr
 from hnm.history.states import _test_slides
 from hnm.learning.history import read_history, write_history
 from hnm.rows import integer, is_unknown, number, text_rows
-from hnm.slides.cohort.cohort import read_manifest
+from hnm.slides.cohort.manifest import read_manifest
 from hnm.tables import LABELS, PATIENTS, read_frame, write_csv
 
 WORDS = [

@@ -83,11 +83,11 @@ def gallery(
     from hnm.project import project_root
     from hnm.tables import MINED, PASSED_OVER
 
-    folder, packs = _mined_folder(round_), project_root() / "data" / "tiles" / "packs"
+    folder = _mined_folder(round_)
     for path in write_gallery(
         MINED.read(folder / "mined.parquet"),
         PASSED_OVER.read(folder / "passed_over.csv"),
-        packs,
+        project_root() / "data" / "tiles" / "packs",
         out or project_root() / RESULTS / folder.name,
         tiles,
     ):
@@ -111,25 +111,25 @@ def diff(
     from hnm.history.mined_sets import mined_difference
     from hnm.project import project_root
 
-    found = mined_difference(project_root(), before, after, round_)
-    typer.echo(f"round {found.round}, {before} to {after}")
-    for name, (was, is_) in found.params.items():
+    difference = mined_difference(project_root(), before, after, round_)
+    typer.echo(f"round {difference.round}, {before} to {after}")
+    for name, (was, is_) in difference.params.items():
         typer.echo(f"{name}\t{was} -> {is_}")
-    typer.echo(
-        f"scorer\t{'the same' if found.scorers[0] == found.scorers[1] else ' -> '.join(own or 'none' for own in found.scorers)}"
-    )
-    for role, overlap in found.by_role.items():
+    scorers = " -> ".join(scorer or "none" for scorer in difference.scorers)
+    is_same = len(set(difference.scorers)) == 1
+    typer.echo(f"scorer\t{'the same' if is_same else scorers}")
+    for role, overlap in difference.by_role.items():
         shares = [
             f"{name} {'-' if share is None else format(share, '.3f')}"
             for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn))
         ]
         typer.echo(
-            f"{role}\t{overlap.kept + overlap.went} -> {overlap.kept + overlap.came} tiles\t"
+            f"{role}\t{overlap.stayed + overlap.went} -> {overlap.stayed + overlap.came} tiles\t"
             + "\t".join(shares)
         )
-    for slide in found.by_slide.itertuples():
+    for slide in difference.by_slide.itertuples():
         typer.echo(
-            f"{slide.slide_id}\t{slide.role}\t{slide.came} came, {slide.went} went, {slide.kept}"
+            f"{slide.slide_id}\t{slide.role}\t{slide.came} came, {slide.went} went, {slide.stayed}"
             " stayed"
         )
 

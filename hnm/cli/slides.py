@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from hnm.slides.cohort.sources import Found
+    from hnm.slides.cohort.draft import DraftManifest
 
 cohort = typer.Typer(
     help="A manifest from what a cohort looks like on a disk.", no_args_is_help=True
@@ -46,12 +46,13 @@ def preview(
     root = project_root()
     params = load_params(root / "params.yaml")
     cohort = params.cohort.model_copy(update={"manifest": str(root / params.cohort.manifest)})
-    slides, folder = (
-        root / "data" / "cohort" / "slides.parquet",
-        out or root / "results" / "preview",
-    )
     for path in preview_cohort(
-        slides, slide_ids, folder, cohort=cohort, tissue=params.tissue, tiles=params.tiles
+        root / "data" / "cohort" / "slides.parquet",
+        slide_ids,
+        out or root / "results" / "preview",
+        cohort=cohort,
+        tissue=params.tissue,
+        tiles=params.tiles,
     ):
         typer.echo(path)
 
@@ -66,7 +67,7 @@ def cohort_camelyon16(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """CAMELYON16: normal_*, tumor_* and test_* slides, ASAP's XML, reference.csv."""
-    from hnm.slides.cohort.sources import camelyon16
+    from hnm.slides.cohort.camelyon16 import camelyon16
 
     _write_manifest(
         camelyon16(
@@ -99,7 +100,7 @@ def cohort_tcga(
     or a CSV.
     """
     from hnm.errors import CohortError
-    from hnm.slides.cohort.sources import tcga
+    from hnm.slides.cohort.tcga import tcga
 
     if (labels is None) == (positive is None):
         raise CohortError(
@@ -117,22 +118,22 @@ def cohort_directory(
     out: Manifest = Path("data/slides.csv"),
 ) -> None:
     """One folder a class."""
-    from hnm.slides.cohort.sources import directory
+    from hnm.slides.cohort.class_folders import directory
 
     _write_manifest(directory(folder, positive=positive), out)
 
 
-def _write_manifest(found: "Found", out: Path) -> None:
-    from hnm.slides.cohort.sources import write_manifest
+def _write_manifest(draft: "DraftManifest", out: Path) -> None:
+    from hnm.slides.cohort.draft import write_manifest
 
-    write_manifest(found.entries, out)
-    for note in found.notes:
+    write_manifest(draft.rows, out)
+    for note in draft.notes:
         typer.echo(f"note: {note}")
-    for line in found.left_out.lines():
+    for line in draft.left_out.lines():
         typer.echo(line)
-    positives = sum(entry.label for entry in found.entries)
-    left_out = f", {len(found.left_out)} left out" if len(found.left_out) else ""
+    positives = sum(row.label == "1" for row in draft.rows)
+    left_out = f", {len(draft.left_out)} left out" if len(draft.left_out) else ""
     typer.echo(
-        f"{out}: {len(found.entries)} slides, {positives} of them positive{left_out}; set"
+        f"{out}: {len(draft.rows)} slides, {positives} of them positive{left_out}; set"
         " cohort.manifest to it in params.yaml"
     )

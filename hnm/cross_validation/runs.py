@@ -15,13 +15,14 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from hnm.causes import keys_of
-from hnm.cross_validation.folds import folds_of, split_of_fold
-from hnm.errors import StudyError
+from hnm.cross_validation.folds import split_of_fold
+from hnm.errors import CohortError, StudyError
 from hnm.files import digest_of
 from hnm.loop.encoder import check_place, first_encoder, weights_path
 from hnm.loop.paths import Paths
 from hnm.loop.rounds import Loop, RoundResult, Upstream
 from hnm.params import Params
+from hnm.splits import folds_of
 from hnm.store import Store
 from hnm.studies.space import with_seed
 from hnm.tables import LABELS, SLIDE_SCORES, SLIDES, SPLITS, TILES
@@ -91,11 +92,14 @@ def deal(root: Path, params: Params) -> dict[str, int]:
             "split.folds=0 asks for no cross-validation; set it to 3 or more in params.yaml"
         )
     slides, labels = _labelled_slides(Paths(root))
-    positive = slides.merge(labels, on="slide_id").groupby("patient_id")["label"].max() == 1
+    labelled = slides.merge(labels, on="slide_id")
     return folds_of(
-        {str(patient): bool(value) for patient, value in positive.items()},
+        zip(labelled["patient_id"], labelled["label"], strict=True),
         params.split.folds,
         params.split.seed,
+        "fold",
+        "split.folds",
+        CohortError,
     )
 
 

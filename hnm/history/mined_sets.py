@@ -33,8 +33,8 @@ class MinedDifference:
     """Digests of the scores that were mined; "" where nothing was."""
     by_role: dict[str, Overlap]
     by_slide: pd.DataFrame
-    """slide_id, role, kept, came, went of the slides where something came or went, the most changed
-    first.
+    """slide_id, role, stayed, came, went of the slides where something came or went, the most
+    changed first.
     """
 
 

@@ -16,18 +16,10 @@ from hnm.params import Cohort, Split
 from hnm.progress import followed
 from hnm.project import project_file
 from hnm.slides.annotations import Region, write_annotation
-from hnm.slides.cohort.cohort import (
-    Entry,
-    Identity,
-    Opening,
-    check_classes,
-    check_quarantine,
-    check_twins,
-    identify,
-    quarantine_frame,
-    read_manifest,
-    splits_of,
-)
+from hnm.slides.cohort.identity import Identity, SlideSource, check_twins, identify
+from hnm.slides.cohort.labels import check_classes, labels_of, splits_of
+from hnm.slides.cohort.manifest import ManifestRow, read_manifest
+from hnm.slides.cohort.quarantine import check_quarantine, quarantine_frame
 from hnm.slides.drawings import Drawing, read_drawings, warn_of_origins, warn_of_places
 from hnm.slides.reading.urls import kept_form, place_of
 from hnm.slides.workers import each
@@ -47,9 +39,9 @@ def check_cohort(files: CohortFiles, *, cohort: Cohort, split: Split) -> None:
             not as it must be.
     """
     manifest = project_file(Path(cohort.manifest))
-    entries = {entry.slide_id: entry for entry in read_manifest(manifest)}
-    splits = splits_of(entries.values(), split)
-    labels = {slide_id: entry.label for slide_id, entry in entries.items()}
+    entries = {row.slide_id: row for row in read_manifest(manifest)}
+    labels = labels_of(entries.values(), cohort.positive, manifest)
+    splits = splits_of(entries.values(), labels, split)
     check_classes(labels, splits, str(manifest))
     folder = manifest.parent.resolve()
     opened, refused = _open_slides(entries, folder, cohort)
@@ -81,7 +73,7 @@ def check_cohort(files: CohortFiles, *, cohort: Cohort, split: Split) -> None:
 
 
 def _open_slides(
-    entries: Mapping[str, Entry], folder: Path, cohort: Cohort
+    entries: Mapping[str, ManifestRow], folder: Path, cohort: Cohort
 ) -> tuple[dict[str, Identity], dict[str, SlideError]]:
     """Opens the slides of a manifest in `folder`. Returns the identity of each slide that opens,
     and the error of each other.
@@ -105,10 +97,10 @@ def _open_slides(
     return opened, refused
 
 
-def _opening(entry: Entry, folder: Path, cohort: Cohort, statements: Store) -> Opening:
+def _opening(entry: ManifestRow, folder: Path, cohort: Cohort, statements: Store) -> SlideSource:
     """Returns what a worker needs to open the slide of a row of the manifest in `folder`."""
     mask = project_file(folder / entry.mask) if entry.mask else None
-    return Opening(
+    return SlideSource(
         entry.slide_id,
         place_of(entry.path, folder),
         entry.mpp,
@@ -119,7 +111,7 @@ def _opening(entry: Entry, folder: Path, cohort: Cohort, statements: Store) -> O
     )
 
 
-def _line(opened_slide: tuple[Opening, Identity | SlideError]) -> tuple[str, int]:
+def _line(opened_slide: tuple[SlideSource, Identity | SlideError]) -> tuple[str, int]:
     """Returns what the log says of a slide, and 1 where it was opened."""
     opening, outcome = opened_slide
     if isinstance(outcome, SlideError):
@@ -130,7 +122,7 @@ def _line(opened_slide: tuple[Opening, Identity | SlideError]) -> tuple[str, int
 
 
 def _print_summary(
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, ManifestRow],
     opened: Mapping[str, Identity],
     refused: Mapping[str, SlideError],
 ) -> None:
@@ -161,7 +153,7 @@ def _warn_of_masks(opened: Mapping[str, Identity]) -> None:
     warn_of_origins("mask", origins)
 
 
-def _row(entry: Entry, split: str, identity: Identity) -> dict[str, str | int | float]:
+def _row(entry: ManifestRow, split: str, identity: Identity) -> dict[str, str | int | float]:
     """Returns a slide's row of the table `SLIDES`."""
     canvas = identity.canvas
     return {

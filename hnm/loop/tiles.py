@@ -13,7 +13,8 @@ from hnm.loop.paths import TilesFiles
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.progress import followed
 from hnm.project import project_file
-from hnm.slides.cohort.cohort import check_quarantine, quarantine_frame, with_queries
+from hnm.slides.cohort.manifest import with_queries
+from hnm.slides.cohort.quarantine import check_quarantine, quarantine_frame
 from hnm.slides.cutting.cut import Cutting, cut, layouts_of
 from hnm.slides.cutting.pack import Pack
 from hnm.slides.workers import each

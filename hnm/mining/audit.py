@@ -11,7 +11,7 @@ from scipy.stats import hypergeom
 
 from hnm import params
 from hnm.mining.overlap import overlap_of
-from hnm.mining.select import Mined, below_the_top, best_first, budget, tiles_labelled
+from hnm.mining.select import MinedSet, below_the_top, best_first, budget, tiles_labelled
 from hnm.tables import MINED_SLIDES
 
 BINS = 20
@@ -30,7 +30,7 @@ DIGITS = 6
 
 
 def summarise(
-    mined: Mined,
+    mined: MinedSet,
     before: pd.DataFrame,
     slides: pd.DataFrame,
     scores: pd.DataFrame,
@@ -49,43 +49,31 @@ def summarise(
     Args:
         mined: what was mined.
         before: the `MINED` table of the round before; where it is empty, `jaccard` and `churn` are
-        None. slides: its `MINED_SLIDES` table.
+            None.
+        slides: the `MINED_SLIDES` table of what was mined.
         scores: the `TILE_SCORES` table that it was mined from.
         labels: the `LABELS` of the train slides.
         section: the settings that it was mined with.
         round_: its round.
     """
-    positive, negative = (tiles_labelled(label, scores, labels) for label in (1, 0))
-    of_role = {
-        "positive": (
-            positive[positive["score"] > section.threshold],
-            section.positive_fraction,
-            slides[slides["label"] == 1],
-        ),
-        "hard_negative": (negative, section.negative_fraction, slides[slides["label"] == 0]),
-    }
-    budgets = {
-        role: budget(fraction, section.growth, round_, len(pool))
-        for role, (pool, fraction, _) in of_role.items()
-    }
-    budgets["hard_negative"] = min(
-        budgets["hard_negative"], len(below_the_top(best_first(negative), section))
-    )
-    if section.policy == "none":
-        budgets = dict.fromkeys(budgets, 0)
+    positive = tiles_labelled(1, scores, labels)
+    positive = positive[positive["score"] > section.threshold]
+    negative = tiles_labelled(0, scores, labels)
+    positives = negatives = 0
+    if section.policy != "none":
+        positives = budget(section.positive_fraction, section.growth, round_, len(positive))
+        negatives = min(
+            budget(section.negative_fraction, section.growth, round_, len(negative)),
+            len(below_the_top(best_first(negative), section)),
+        )
     overlap = overlap_of(before, mined.tiles)
-    return {
-        "round": round_,
-        "policy": section.policy,
-        **{
-            name: None if before.empty or share is None else round(share, DIGITS)
-            for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn))
-        },
+    summary: dict[str, Any] = {"round": round_, "policy": section.policy}
+    for name, share in (("jaccard", overlap.jaccard), ("churn", overlap.churn)):
+        summary[name] = None if before.empty or share is None else round(share, DIGITS)
+    return summary | {
         "suspect_slides": slides.loc[slides["suspect"], "slide_id"].tolist(),
-        **{
-            role: _role_summary(role, mined, pool, budgets[role], own)
-            for role, (pool, _, own) in of_role.items()
-        },
+        "positive": _role_summary("positive", mined, positive, positives, slides),
+        "hard_negative": _role_summary("hard_negative", mined, negative, negatives, slides),
     }
 
 
@@ -116,53 +104,53 @@ def slide_supply(
         patients: slide id -> patient id, of the train slides at least.
         section: the settings that it was mined with.
     """
-    negative, positive = (tiles_labelled(label, scores, labels) for label in (0, 1))
-    slides = labels.set_index("slide_id").sort_index()
+    negative = tiles_labelled(0, scores, labels)
+    positive = tiles_labelled(1, scores, labels)
+    candidates = pd.concat([negative, positive[positive["score"] > section.threshold]])
     hardest = best_first(negative).head(round(HARDEST_SHARE * len(negative)))
-
-    def count(tiles: pd.DataFrame) -> pd.Series:
-        return tiles["slide_id"].value_counts().reindex(slides.index, fill_value=0)
-
-    pool, found, supplied = (
-        count(pd.concat([negative, positive[positive["score"] > section.threshold]])),
-        count(hardest),
-        count(mined),
-    )
-    is_negative = slides["label"] == 0
-    expected = np.where(is_negative, pool * (len(hardest) / max(len(negative), 1)), 0.0)
-    chance = np.where(
-        is_negative & (pool > 0),  # of no tiles at all there is no chance
-        hypergeom.sf(found - 1, len(negative), len(hardest), pool.where(is_negative, 0)),
-        1.0,
-    )
-    of_role = supplied.groupby(slides["label"]).transform("sum").clip(lower=1)
-    patient = pd.Series(
+    slides = labels.set_index("slide_id").sort_index()
+    for column, tiles in (("candidates", candidates), ("mined", mined), ("hardest", hardest)):
+        slides[column] = tiles["slide_id"].value_counts().reindex(slides.index, fill_value=0)
+    slides["patient_id"] = pd.Series(
         [patients[str(slide_id)] for slide_id in slides.index], slides.index, dtype="str"
     )
-    table = slides.assign(
-        patient_id=patient,
-        candidates=pool,
-        mined=supplied,
-        share=np.round(supplied / of_role, DIGITS),
-        patient_share=np.round(
-            supplied.groupby([slides["label"], patient]).transform("sum") / of_role, DIGITS
-        ),
-        hardest=found,
-        expected=np.round(expected, DIGITS),
-        chance=[
-            float(f"{value:.{DIGITS}g}") for value in np.clip(chance, 0, 1)
-        ],  # the last bits are the machine's
-        suspect=is_negative
+    of_role = slides.groupby("label")["mined"].transform("sum").clip(lower=1)
+    of_patient = slides.groupby(["label", "patient_id"])["mined"].transform("sum")
+    slides["share"] = np.round(slides["mined"] / of_role, DIGITS)
+    slides["patient_share"] = np.round(of_patient / of_role, DIGITS)
+    suspicion = _suspicion(slides, len(negative), len(hardest))
+    return MINED_SLIDES.check(slides.join(suspicion).reset_index(), "mined slides")
+
+
+def _suspicion(slides: pd.DataFrame, tiles: int, hardest: int) -> pd.DataFrame:
+    """Returns `expected`, `chance` and `suspect` of each slide, where the negative slides have
+    `tiles`, of which `hardest` are the hardest.
+    """
+    is_negative = slides["label"] == 0
+    pool = slides["candidates"].where(is_negative, 0)
+    expected = pool * (hardest / max(tiles, 1))
+    tail = hypergeom.sf(slides["hardest"] - 1, tiles, hardest, pool)
+    chance = np.where(pool > 0, np.clip(tail, 0, 1), 1.0)  # of no tiles at all there is no chance
+    is_suspect = (
+        is_negative
         & (chance * is_negative.sum() < SUSPECT_CHANCE)
-        & (found >= SUSPECT_LIFT * expected),
+        & (slides["hardest"] >= SUSPECT_LIFT * expected)
     )
-    return MINED_SLIDES.check(table.reset_index(), "mined slides")
+    return pd.DataFrame(
+        {
+            "expected": np.round(expected, DIGITS),
+            # The last bits are the machine's.
+            "chance": [float(f"{value:.{DIGITS}g}") for value in chance],
+            "suspect": is_suspect,
+        }
+    )
 
 
 def _role_summary(
-    role: str, mined: Mined, pool: pd.DataFrame, budget: int, slides: pd.DataFrame
+    role: str, mined: MinedSet, pool: pd.DataFrame, budget: int, slides: pd.DataFrame
 ) -> dict[str, Any]:
-    tiles, passed_over = (table[table["role"] == role] for table in mined)
+    tiles = mined.tiles[mined.tiles["role"] == role]
+    passed_over = mined.passed_over[mined.passed_over["role"] == role]
     counts = {
         "candidates": len(pool),
         "tiles": len(tiles),
@@ -172,7 +160,8 @@ def _role_summary(
     }
     if tiles.empty:
         return counts
-    scores, supplying = tiles["score"], slides[slides["mined"] > 0]
+    scores = tiles["score"]
+    supplying = slides[(slides["mined"] > 0) & (slides["label"] == int(role == "positive"))]
     return {
         **counts,
         "score_histogram": _histogram(scores),

@@ -8,7 +8,7 @@ import pandas as pd
 import shapely
 
 from hnm.files import write_json
-from hnm.slides.annotations import feature_collection
+from hnm.slides.annotations import Feature, feature_collection
 from hnm.slides.reading.canvas import Origin, aspects_of, canvases_of
 
 COLOURS = {"positive": [200, 0, 0], "hard_negative": [0, 90, 200]}
@@ -51,26 +51,22 @@ def tile_feature(
     class_name: str,
     colour: Sequence[int],
     measurements: Mapping[str, float],
-) -> tuple[shapely.Polygon, dict[str, Any]]:
-    """A tile as a feature that QuPath shows: its outline in level-0 pixels, and its class in
-    `colour` (RGB) with its measurements.
+) -> Feature:
+    """Returns a tile as a feature that QuPath shows: its outline, and its class in `colour` (RGB)
+    with its measurements.
 
     `tile` has the columns `tile`, `x`, `y`, `side`; `aspect` is its height over its width.
     """
-    left, top = int(tile["x"]), int(tile["y"])
-    right, bottom = left + int(tile["side"]), top + round(tile["side"] * aspect)
+    left = int(tile["x"])
+    top = int(tile["y"])
+    right = left + int(tile["side"])
+    bottom = top + round(tile["side"] * aspect)
     outline = shapely.Polygon([(left, top), (right, top), (right, bottom), (left, bottom)])
-    return outline, {
-        "objectType": "annotation",
-        "name": f"tile {tile['tile']}",
-        "classification": {"name": class_name, "color": list(colour)},
-        "measurements": dict(measurements),
-    }
+    name = f"tile {tile['tile']}"
+    return Feature(outline, class_name, name, colour, measurements)
 
 
-def _mined_feature(
-    tile: Mapping[Any, Any], aspect: float
-) -> tuple[shapely.Polygon, dict[str, Any]]:
+def _mined_feature(tile: Mapping[Any, Any], aspect: float) -> Feature:
     role = tile["role"]
     return tile_feature(
         tile,

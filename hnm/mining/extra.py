@@ -55,14 +55,9 @@ def extra_negatives(folder: Path, projects: Sequence[str], packs: Path) -> pd.Da
         TableError: a table or pack cannot be read.
     """
     parts = [_negatives_of(folder / project, project, packs) for project in sorted(set(projects))]
-    found = (
-        pd.concat(parts)
-        if parts
-        else MINED.empty().assign(
-            project=pd.Series(dtype=str), pack=pd.Series(dtype=str), own_slide=pd.Series(dtype=bool)
-        )
-    )
-    return found[["project", "pack", OWN, *MINED.columns]].sort_values(
+    nothing = MINED.empty().assign(project="", pack="", own_slide=False)
+    extra = pd.concat(parts or [nothing.astype({"own_slide": bool})])
+    return extra[["project", "pack", OWN, *MINED.columns]].sort_values(
         ["project", "slide_id", "tile"], ignore_index=True
     )
 
@@ -71,46 +66,39 @@ def counts_by_project(extra: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Project -> how many of its hard negatives are learnt from, from how many slides, and how many
     are left out as the project's own.
     """
-    return {
-        str(project): {
-            "hard_negatives": int((~tiles[OWN]).sum()),
-            "slides": int(tiles.loc[~tiles[OWN], "slide_id"].nunique()),
-            "left_out": int(tiles[OWN].sum()),
+    counts = {}
+    for project, tiles in extra.groupby("project"):
+        learnt = tiles[~tiles[OWN]]
+        counts[str(project)] = {
+            "hard_negatives": len(learnt),
+            "slides": learnt["slide_id"].nunique(),
+            "left_out": len(tiles) - len(learnt),
         }
-        for project, tiles in extra.groupby("project")
-    }
+    return counts
 
 
 def _negatives_of(folder: Path, project: str, packs: Path) -> pd.DataFrame:
-    if not (folder / MINED_FILE).is_file():
+    table = folder / MINED_FILE
+    if not table.is_file():
         raise MiningError(
-            f"mining.extra names {project}, but {folder / MINED_FILE} does not exist; bring it by"
-            " dvc import, or take the name away"
+            f"mining.extra names {project}, but {table} does not exist; bring it by dvc import, or"
+            " take the name away"
         )
-    table = MINED.read(folder / MINED_FILE)
-    table = table[table["role"] == "hard_negative"]
-    if table.empty:
-        raise MiningError(
-            f"{folder / MINED_FILE} holds no hard negatives; take {project} out of mining.extra"
-        )
+    mined = MINED.read(table)
+    mined = mined[mined["role"] == "hard_negative"]
+    if mined.empty:
+        raise MiningError(f"{table} holds no hard negatives; take {project} out of mining.extra")
     first = Pack(min(packs.glob("*.h5")))
     looks = []
-    for slide_id, tiles in table.groupby("slide_id"):
-        path = folder / "packs" / f"{slide_id}.h5"
+    for slide_id, tiles in mined.groupby("slide_id"):
+        path = folder.absolute() / "packs" / f"{slide_id}.h5"
         if not path.is_file():
             raise MiningError(
-                f"{path} does not exist, but {folder / MINED_FILE} has {len(tiles)} hard negatives"
-                " of it; bring it by dvc import"
+                f"{path} does not exist, but {table} has {len(tiles)} hard negatives of it; bring"
+                " it by dvc import"
             )
-        looks.append(
-            _Look(
-                path.absolute(),
-                (packs / path.name).absolute(),
-                tiles,
-                (first.tile_px, first.mpp),
-                folder / MINED_FILE,
-            )
-        )
+        namesake = packs.absolute() / path.name
+        looks.append(_Look(path, namesake, tiles, first.tile_px, first.mpp, table))
     parts = []
     try:
         for look, outcome in each(_look_at, looks, seconds=PACK_SECONDS, step="tiles", here=True):
@@ -123,9 +111,8 @@ def _negatives_of(folder: Path, project: str, packs: Path) -> pd.DataFrame:
                     own_slide=outcome,
                 )
             )
-    except (
-        MachineError
-    ) as error:  # a file that is made to hang or to fill the memory looks like a machine that fails
+    # A file that is made to hang or to fill the memory looks like a machine that fails.
+    except MachineError as error:
         raise TableError(f"packs in {folder / 'packs'} cannot be read; {CURE}: {error}") from None
     return pd.concat(parts)
 
@@ -141,8 +128,10 @@ class _Look:
     """The pack that this project would have of a slide of that name."""
     tiles: pd.DataFrame
     """What was mined from it, as `MINED` has it."""
-    cut: tuple[int, float]
-    """Side of this project's tiles in pixels, and their µm per pixel."""
+    tile_px: int
+    """Side of this project's tiles."""
+    mpp: float
+    """Of this project's tiles."""
     table: Path
 
     @property
@@ -160,50 +149,45 @@ def _look_at(look: _Look) -> bool:
         raise MiningError(
             f"{look.path} is a pack of slide_id={pack.slide_id}, not of {look.path.stem}; {CURE}"
         )
-    _check_fit(pack, look.tiles, look.cut, look.table)
-    return _is_own(pack, look.namesake)
+    _check_fit(pack, look)
+    return _is_of_slide(pack, look.namesake)
 
 
-def _check_fit(pack: Pack, tiles: pd.DataFrame, cut: tuple[int, float], table: Path) -> None:
+def _check_fit(pack: Pack, look: _Look) -> None:
     """`MiningError` where the pack was cut otherwise than this project's, or is not the one that
     the tiles were mined from.
     """
     # a level within TOLERANCE of tiles.mpp is taken as it is, so packs of one project differ by as
     # much either way
-    alike = abs(pack.mpp / cut[1] - 1) <= (1 + TOLERANCE) / (1 - TOLERANCE) - 1
-    if pack.tile_px != cut[0] or not alike:
+    alike = abs(pack.mpp / look.mpp - 1) <= (1 + TOLERANCE) / (1 - TOLERANCE) - 1
+    if pack.tile_px != look.tile_px or not alike:
         raise MiningError(
             f"{pack.path} has tiles of {pack.tile_px} px at {pack.mpp} µm per pixel, but this"
-            f" project's are of {cut[0]} px at {cut[1]}; take mined tiles of a project with the"
-            " same tiles.tile_px and tiles.mpp"
+            f" project's are of {look.tile_px} px at {look.mpp}; take mined tiles of a project with"
+            " the same tiles.tile_px and tiles.mpp"
         )
-    for tile, x, y in tiles[["tile", "x", "y"]].itertuples(index=False):
+    for tile, x, y in look.tiles[["tile", "x", "y"]].itertuples(index=False):
         if tile >= len(pack) or tuple(pack.coords[tile]) != (x, y):
             raise MiningError(
-                f"{table}: tile={tile} of slide_id={pack.slide_id} at x={x}, y={y} is not in"
+                f"{look.table}: tile={tile} of slide_id={pack.slide_id} at x={x}, y={y} is not in"
                 f" {pack.path}; bring both from one revision"
             )
 
 
-def _is_own(pack: Pack, own: Path) -> bool:
-    """Whether `own` is a pack of the same slide: tiles at the same places show the same, whatever
-    their numbers and their JPEG quality.
+def _is_of_slide(pack: Pack, namesake: Path) -> bool:
+    """Returns whether `namesake` is a pack of the same slide: tiles at the same places show the
+    same, whatever their numbers and their JPEG quality.
 
     Packs that share no place cannot be told apart, and count as of one slide.
     """
-    if not own.is_file():
+    if not namesake.is_file():
         return False
-    other = Pack(own)
-    numbers = {tuple(place): tile for tile, place in enumerate(other.coords.tolist())}
-    shared = [
-        (tile, numbers[place])
-        for tile, place in enumerate(map(tuple, pack.coords.tolist()))
-        if place in numbers
-    ][:COMPARED]
+    other = Pack(namesake)
+    tile_at = {tuple(place): tile for tile, place in enumerate(other.coords.tolist())}
+    places = list(map(tuple, pack.coords.tolist()))
+    shared = [tile for tile, place in enumerate(places) if place in tile_at][:COMPARED]
     if not shared:
         return True
-    theirs, ours = (
-        of.tiles(list(tiles)).astype(np.int64)
-        for of, tiles in zip((pack, other), zip(*shared, strict=True), strict=True)
-    )
+    theirs = pack.tiles(shared).astype(np.int64)
+    ours = other.tiles([tile_at[places[tile]] for tile in shared])
     return bool(np.abs(theirs - ours).mean() < SAME)

@@ -1,23 +1,22 @@
 """Contact sheets of mined tiles: what the head takes for tumour, for a person to look at."""
 
-from collections.abc import Sequence
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from hnm.files import whole
 from hnm.mining.select import best_first
+from hnm.slides.contact_sheet import Cell, contact_sheet
 from hnm.slides.cutting.pack import Pack
 
-TILE_SIDE, GAP, LINE, HEADING = 128, 6, 14, 28
-"""Pixels of a sheet: of a tile as it is shown, around it, of a line of its caption, and of the
-sheet's heading.
-"""
-COLUMNS = 10
+TILE_SIDE_PX = 128
+"""Of a tile as it is shown."""
 LINES = 4
+MOST_COLUMNS = 10
+LEAST_COLUMNS = 4
+"""Columns that a heading needs."""
 
 
 def write_gallery(
@@ -37,71 +36,33 @@ def write_gallery(
         most: how many tiles a sheet shows.
     """
     sheets = {
-        str(role): own.sort_values("rank").assign(reason="") for role, own in mined.groupby("role")
+        str(role): tiles.sort_values("rank").assign(reason="")
+        for role, tiles in mined.groupby("role")
     }
     if not passed_over.empty:
         sheets["passed_over"] = best_first(passed_over.assign(logit=passed_over["score"]))
     written = []
     for name, tiles in sheets.items():
         shown = tiles.head(most)
-        heading = (
-            f"{name.replace('_', ' ')}: the {len(shown)} best-scoring of {len(tiles)} tiles of"
-            f" {tiles['slide_id'].nunique()} slides"
-        )
         path = folder / f"{name}.png"
+        sheet = contact_sheet(
+            [_cell(packs, tile) for tile in shown.itertuples()],
+            side_px=TILE_SIDE_PX,
+            columns=min(MOST_COLUMNS, max(LEAST_COLUMNS, len(shown))),
+            lines=LINES,
+            heading=(
+                f"{name.replace('_', ' ')}: the {len(shown)} best-scoring of {len(tiles)} tiles of"
+                f" {tiles['slide_id'].nunique()} slides"
+            ),
+        )
         with whole(path) as temporary:
-            contact_sheet(
-                [_picture(packs, tile) for tile in shown.itertuples()],
-                [_caption(tile) for tile in shown.itertuples()],
-                heading,
-            ).save(temporary)
+            sheet.save(temporary)
         written.append(path)
     return written
 
 
-def contact_sheet(
-    pictures: Sequence[Image.Image], captions: Sequence[Sequence[str]], heading: str
-) -> Image.Image:
-    """`pictures` in rows of `COLUMNS`, in reading order, each `TILE_SIDE` wide above its caption of
-    at most `LINES` lines.
-    """
-    width, height = TILE_SIDE + 2 * GAP, TILE_SIDE + 2 * GAP + LINES * LINE
-    columns = min(COLUMNS, max(4, len(pictures)))  # a heading has room
-    sheet = Image.new(
-        "RGB", (columns * width, HEADING + ceil(len(pictures) / columns) * height), "white"
-    )
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    pen.text((GAP, GAP), heading, fill="black", font=font)
-    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        left, top = number % columns * width + GAP, HEADING + number // columns * height + GAP
-        sheet.paste(picture.resize((TILE_SIDE, TILE_SIDE), Image.Resampling.LANCZOS), (left, top))
-        for line, text in enumerate(caption):
-            pen.text(
-                (left, top + TILE_SIDE + line * LINE),
-                _shortened(text, font),
-                fill="black",
-                font=font,
-            )
-    return sheet
-
-
-def _picture(packs: Path, tile: Any) -> Image.Image:
-    return Image.fromarray(Pack(packs / f"{tile.slide_id}.h5").tiles([tile.tile])[0])
-
-
-def _caption(tile: Any) -> list[str]:
-    return [
-        tile.slide_id,
-        f"{tile.score:.4f} {tile.reason}".strip(),
-        f"tile {tile.tile}",
-        f"{tile.x}, {tile.y}",
-    ]
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """`text`, cut off at its end until it fits the width of a tile."""
-    if font.getlength(text) <= TILE_SIDE:
-        return text
-    while font.getlength(f"{text}..") > TILE_SIDE:
-        text = text[:-1]
-    return f"{text}.."
+def _cell(packs: Path, tile: Any) -> Cell:
+    pixels = Pack(packs / f"{tile.slide_id}.h5").tiles([tile.tile])[0]
+    picture = Image.fromarray(pixels).resize((TILE_SIDE_PX, TILE_SIDE_PX), Image.Resampling.LANCZOS)
+    score = f"{tile.score:.4f} {tile.reason}".strip()
+    return Cell(picture, [tile.slide_id, score, f"tile {tile.tile}", f"{tile.x}, {tile.y}"])

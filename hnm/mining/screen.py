@@ -16,11 +16,14 @@ PEN_HUES = (0.25, 0.62)
 PEN_SATURATION = 0.25
 RED_HUES = (0.95, 0.03)
 """Across 0: eosin and blood have them too, but paler than a red pen."""
-RED_SATURATION, RED_VALUE = 0.7, 0.3
+RED_SATURATION = 0.7
+RED_VALUE = 0.3
 TISSUE_DENSITY = 0.15
 """Smallest optical density (the negative logarithm of grey) of what is not glass."""
-FOLD_DENSITY, FOLD_FACTOR = 1.2, 1.6
-"""Doubled tissue is at least so dense, and so many times denser than the tile's median tissue."""
+FOLD_DENSITY = 1.2
+"""Doubled tissue is at least so dense."""
+FOLD_FACTOR = 1.6
+"""Doubled tissue is so many times denser than the tile's median tissue."""
 FOLD_SMOOTHING = 1 / 32
 """Of a tile's side: nuclei are smoothed away, folds are not."""
 
@@ -31,22 +34,18 @@ def flaws_of(tiles: npt.NDArray[np.uint8], section: params.Screen) -> list[str]:
 
     A measure whose limit is 1 is not taken.
     """
-    measures = {
-        "pen": (pen_share, section.max_pen_share),
-        "blur": (blur, section.max_blur),
-        "fold": (fold_share, section.max_fold_share),
-    }
-    return [
-        next(
-            (
-                name
-                for name, (measure, limit) in measures.items()
-                if limit < 1 and measure(tile) > limit
-            ),
-            "",
-        )
-        for tile in tiles
-    ]
+    return [_flaw_of(tile, section) for tile in tiles]
+
+
+def _flaw_of(tile: Tile, section: params.Screen) -> str:
+    for name, measure, limit in (
+        ("pen", pen_share, section.max_pen_share),
+        ("blur", blur, section.max_blur),
+        ("fold", fold_share, section.max_fold_share),
+    ):
+        if limit < 1 and measure(tile) > limit:
+            return name
+    return ""
 
 
 def pen_share(tile: Tile) -> float:
@@ -80,16 +79,10 @@ def fold_share(tile: Tile) -> float:
 
     A tile that lies wholly in a fold has nothing to compare with, and passes.
     """
-    density = -np.log(
-        np.clip(
-            ndimage.gaussian_filter(rgb2gray(tile), len(tile) * FOLD_SMOOTHING, mode="nearest"),
-            1e-3,
-            1,
-        )
-    )
+    grey = ndimage.gaussian_filter(rgb2gray(tile), len(tile) * FOLD_SMOOTHING, mode="nearest")
+    density = -np.log(np.clip(grey, 1e-3, 1))
     tissue = density[density > TISSUE_DENSITY]
-    return (
-        float((density > max(FOLD_DENSITY, FOLD_FACTOR * float(np.median(tissue)))).mean())
-        if len(tissue)
-        else 0.0
-    )
+    if not len(tissue):
+        return 0.0
+    limit = max(FOLD_DENSITY, FOLD_FACTOR * float(np.median(tissue)))
+    return float((density > limit).mean())

@@ -12,10 +12,10 @@ import pandas as pd
 
 from hnm import params
 from hnm.errors import MiningError
+from hnm.mining.guards import Caps, GuardedChoice, Guards
 from hnm.mining.screen import flaws_of
 from hnm.mining.similarity import TileReader, likest, read_tiles
 from hnm.mining.vetoes import without
-from hnm.mining.walk import Caps, Guards, Walk
 from hnm.seeds import seed_of
 from hnm.tables import MINED, PASSED_OVER
 
@@ -23,7 +23,7 @@ BEST_FIRST = ["score", "logit", "slide_id", "tile"]
 LIKE_HARD_NEGATIVE = "like_hard_negative"
 
 
-class Mined(NamedTuple):
+class MinedSet(NamedTuple):
     """What was mined, and what guards refused on the way."""
 
     tiles: pd.DataFrame
@@ -44,8 +44,8 @@ def mine(
     vetoed: pd.DataFrame | None = None,
     features: TileReader | None = None,
     pixels: TileReader | None = None,
-) -> Mined:
-    """The mined tiles of one round.
+) -> MinedSet:
+    """Returns the mined tiles of one round.
 
     *Positives* are the best `positive_fraction` of the positive slides' tiles whose score exceeds
     `threshold`; *hard negatives* are drawn from the negative slides' tiles, all of which are truly
@@ -69,49 +69,57 @@ def mine(
         patients: slide id -> patient id; where None, each slide is another patient's.
         vetoed: slide_id and tile of the tiles that must not be mined, in either role.
         features: reads features of the encoder that made the scores; where both similarities are 1,
-        it is not called. pixels: reads pixels; where `screen` is off, it is not called.
+            it is not called.
+        pixels: reads pixels; where `screen` is off, it is not called.
 
     Raises:
         MiningError: a role has no tile; the message says which param would let some in.
     """
     _check_readers(section, features, pixels)
     if section.policy == "none":
-        return Mined(MINED.empty(), PASSED_OVER.empty())
+        return MinedSet(MINED.empty(), PASSED_OVER.empty())
     tiles = (scores if vetoed is None else without(scores, vetoed)).reset_index(drop=True)
-    tiles = tiles.assign(
-        patient_id=tiles["slide_id"] if patients is None else tiles["slide_id"].map(patients)
+    patient_ids = tiles["slide_id"] if patients is None else tiles["slide_id"].map(patients)
+    tiles = tiles.assign(patient_id=patient_ids)
+    negative = tiles_labelled(0, tiles, labels)
+    _check_negatives(negative)
+    sure = _sure(tiles_labelled(1, tiles, labels), section.threshold)
+    hard, hard_refused = negatives(negative, section, round_, features, pixels)
+    surest, sure_refused = positives(sure, hard, section, round_, features, pixels)
+    mined = _with_roles(surest, hard).assign(
+        round=round_,
+        policy=section.policy,
+        scorer=scorer_of(scores[scores["slide_id"].isin(labels["slide_id"])]),
     )
-    positive, negative = (tiles_labelled(label, tiles, labels) for label in (1, 0))
+    mined = mined.astype({"round": "int32", "rank": "int32"})[list(MINED.columns)]
+    passed_over = _with_roles(sure_refused, hard_refused).astype({"reason": "str"})
+    return MinedSet(mined, passed_over[list(PASSED_OVER.columns)])
+
+
+def _check_negatives(negative: pd.DataFrame) -> None:
     if negative.empty:
         raise MiningError(
             "no negative train slide has tiles that may be mined, so there are no hard negatives;"
             " add negative slides to the train split or lift vetoes"
         )
-    sure = positive[positive["score"] > section.threshold]
+
+
+def _sure(positive: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    sure = positive[positive["score"] > threshold]
     if sure.empty:
         best = "there is none" if positive.empty else f"best: {positive['score'].max():.3g}"
         raise MiningError(
-            f"no tile of a positive train slide scores above mining.threshold={section.threshold:g}"
+            f"no tile of a positive train slide scores above mining.threshold={threshold:g}"
             f" ({best}); lower it or train the head longer"
         )
-    hard, hard_refused = negatives(negative, section, round_, features, pixels)
-    surest, sure_refused = positives(sure, hard, section, round_, features, pixels)
-    table = pd.concat(
-        [surest.assign(role="positive"), hard.assign(role="hard_negative")], ignore_index=True
-    )
-    table = table.assign(
-        round=round_,
-        policy=section.policy,
-        scorer=scorer_of(scores[scores["slide_id"].isin(labels["slide_id"])]),
-    ).astype({"round": "int32", "rank": "int32", "role": "str"})
-    passed_over = pd.concat(
-        [sure_refused.assign(role="positive"), hard_refused.assign(role="hard_negative")],
+    return sure
+
+
+def _with_roles(positive: pd.DataFrame, negative: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat(
+        [positive.assign(role="positive"), negative.assign(role="hard_negative")],
         ignore_index=True,
-    )
-    return Mined(
-        table[list(MINED.columns)],
-        passed_over.astype({"role": "str", "reason": "str"})[list(PASSED_OVER.columns)],
-    )
+    ).astype({"role": "str"})
 
 
 def tiles_labelled(label: int, tiles: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
@@ -170,40 +178,32 @@ def negatives(
         features if section.max_similarity < 1 else None,
         section.max_similarity,
     )
-    walk = Walk(tiles, caps_of(count, section), guards)
+    choice = GuardedChoice(tiles, caps_of(count, section), guards)
     match section.policy:
         case "hard":
-            walk.go(ordered, count)
+            choice.take(ordered, count)
         case "semi_hard":
-            walk.go(below_the_top(ordered, section), count)
+            choice.take(below_the_top(ordered, section), count)
         case "random":
-            walk.go(shuffled, count)
+            choice.take(shuffled, count)
         case "mixed":
-            walk.go(ordered, math.ceil(round(section.hard_share * count, 6)))
-            walk.go(shuffled, count)
+            choice.take(ordered, rounded_up(section.hard_share * count))
+            choice.take(shuffled, count)
         case _:
-            return ranked(ordered), walk.refused
-    _check_taken(
-        walk,
-        "hard negatives",
-        (
-            "lower mining.skip_fraction"
-            if section.policy == "semi_hard"
-            else "raise mining.negative_fraction"
-        ),
-    )
-    return ranked(walk.taken), walk.refused
+            return ranked(ordered), choice.refused
+    is_semi_hard = section.policy == "semi_hard"
+    cure = "lower mining.skip_fraction" if is_semi_hard else "raise mining.negative_fraction"
+    _check_taken(choice, "hard negatives", cure)
+    return ranked(choice.taken), choice.refused
 
 
 def below_the_top(ordered: pd.DataFrame, section: params.Mining) -> pd.DataFrame:
     """What is left of the negatives, the best first, when `semi_hard` has skipped its
     `skip_fraction`; all of them under the other policies.
     """
-    return (
-        ordered.iloc[math.ceil(round(section.skip_fraction * len(ordered), 6)) :]
-        if section.policy == "semi_hard"
-        else ordered
-    )
+    if section.policy != "semi_hard":
+        return ordered
+    return ordered.iloc[rounded_up(section.skip_fraction * len(ordered)) :]
 
 
 def positives(
@@ -229,12 +229,12 @@ def positives(
         MiningError: `screen` refuses all, or all are struck out.
     """
     count = budget(section.positive_fraction, section.growth, round_, len(tiles))
-    walk = Walk(tiles, caps_of(count, section), Guards(_screen(section, pixels)))
-    walk.go(best_first(tiles), count)
-    _check_taken(walk, "positives", "raise mining.positive_fraction")
+    choice = GuardedChoice(tiles, caps_of(count, section), Guards(_screen(section, pixels)))
+    choice.take(best_first(tiles), count)
+    _check_taken(choice, "positives", "raise mining.positive_fraction")
     if features is None or section.max_positive_similarity == 1:
-        return ranked(walk.taken), walk.refused
-    likeness = likest(walk.taken, hard, features)
+        return ranked(choice.taken), choice.refused
+    likeness = likest(choice.taken, hard, features)
     struck = likeness > section.max_positive_similarity
     if struck.all():
         raise MiningError(
@@ -242,8 +242,8 @@ def positives(
             f" mining.max_positive_similarity={section.max_positive_similarity:g} (the least like:"
             f" {likeness.min():.3g}); raise it"
         )
-    return ranked(walk.taken[~struck]), pd.concat(
-        [walk.refused, walk.taken[struck].assign(reason=LIKE_HARD_NEGATIVE)]
+    return ranked(choice.taken[~struck]), pd.concat(
+        [choice.refused, choice.taken[struck].assign(reason=LIKE_HARD_NEGATIVE)]
     )
 
 
@@ -252,16 +252,18 @@ def budget(fraction: float, growth: float, round_: int, candidates: int) -> int:
     `growth` in each round after (self-paced), rounded up.
     """
     share = min(1.0, fraction * growth ** (round_ - 1))
-    return math.ceil(round(share * candidates, 6))  # 0.07 * 100 is 7.000000000000001
+    return rounded_up(share * candidates)
+
+
+def rounded_up(number: float) -> int:
+    """The whole number that is not below `number`, but for the rounding of floats."""
+    return math.ceil(round(number, 6))  # 0.07 * 100 is 7.000000000000001
 
 
 def caps_of(budget: int, section: params.Mining) -> Caps:
     """The caps of a role with this budget, rounded up."""
     return Caps(
-        *(
-            math.ceil(round(share * budget, 6))
-            for share in (section.max_slide_share, section.max_patient_share)
-        )
+        rounded_up(section.max_slide_share * budget), rounded_up(section.max_patient_share * budget)
     )
 
 
@@ -305,15 +307,15 @@ def _check_readers(
         )
 
 
-def _check_taken(walk: Walk, what: str, cure: str) -> None:
-    if walk.taken.empty and walk.refused.empty:
+def _check_taken(choice: GuardedChoice, what: str, cure: str) -> None:
+    if choice.taken.empty and choice.refused.empty:
         raise MiningError(f"no tile is left to be {what}; {cure}")
-    if walk.taken.empty:
+    if choice.taken.empty:
         counts = ", ".join(
             f"{reason}: {count}"
-            for reason, count in sorted(walk.refused["reason"].value_counts().items())
+            for reason, count in sorted(choice.refused["reason"].value_counts().items())
         )
         raise MiningError(
-            f"mining.screen refuses each of the {len(walk.refused)} tiles that could be {what}"
+            f"mining.screen refuses each of the {len(choice.refused)} tiles that could be {what}"
             f" ({counts}); raise its limits"
         )

@@ -60,25 +60,22 @@ def likest(
         others: slide_id and tile.
         features: reads features.
     """
-    return np.concatenate(
-        [
-            np.empty(0),
-            *(highest_cosine(own, _blocks(others, features)) for own in _blocks(tiles, features)),
-        ]
-    )
+    highest = [
+        highest_cosine(block, _blocks(others, features)) for block in _blocks(tiles, features)
+    ]
+    return np.concatenate([np.empty(0), *highest])
 
 
 def read_tiles(tiles: pd.DataFrame, reader: TileReader) -> npt.NDArray[Any]:
-    """What `reader` knows of `tiles` (slide_id, tile; at least one), in the order of their rows; a
+    """What `reader` reads of `tiles` (slide_id, tile; at least one), in the order of their rows; a
     slide is opened once.
     """
-    numbers, parts = tiles["tile"].to_numpy(np.int64), []
+    numbers = tiles["tile"].to_numpy(np.int64)
     rows_of = tiles.groupby("slide_id", sort=True).indices
-    for slide_id, rows in rows_of.items():
-        parts.append(reader(str(slide_id), numbers[rows]))
+    values = [reader(str(slide_id), numbers[rows]) for slide_id, rows in rows_of.items()]
     back = np.argsort(np.concatenate(list(rows_of.values())))
-    read: npt.NDArray[Any] = np.concatenate(parts)[back]
-    return read
+    in_order: npt.NDArray[Any] = np.concatenate(values)[back]
+    return in_order
 
 
 def _blocks(tiles: pd.DataFrame, features: TileReader) -> Iterator[Units]:

@@ -6,6 +6,7 @@ table's points are level-0 pixels, as in every table of hnm; a file of areas cou
 says, or from `cohort.origin`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,67 +39,73 @@ def vetoed_tiles(folder: Path, tiles: pd.DataFrame, slides: pd.DataFrame) -> pd.
         file is none of these. CohortError: GeoJSON files hold no polygons, or they lie outside
         their slide; all are named.
     """
-    if not folder.is_dir():
-        raise MiningError(
-            f"{folder} is no folder; make it, with a file {LISTED} whose only line is"
-            f" {','.join(VETOES.columns)}"
-        )
-    if not (folder / LISTED).exists():
-        raise MiningError(
-            f"{folder / LISTED} does not exist; make it, with the line {','.join(VETOES.columns)}"
-            " alone where no tile is listed"
-        )
-    vetoes = VETOES.read(folder / LISTED)
-    files = sorted(
-        path for path in folder.iterdir() if not path.name.startswith(".")
-    )  # desktops leave .DS_Store and the like
-    drawn = {path.stem: path for path in files if path.suffix == ".geojson"}
-    if strange := [path for path in files if path.suffix != ".geojson" and path.name != LISTED]:
-        raise MiningError(
-            f"{strange[0]} is neither {LISTED} nor <slide_id>.geojson; rename or remove it"
-        )
-    known = set(slides["slide_id"])
-    for slide_id, where in [
-        *((slide_id, folder / LISTED) for slide_id in vetoes["slide_id"]),
-        *drawn.items(),
-    ]:
-        if slide_id not in known:
+    table = _table_of(folder)
+    drawings = _drawings_of(folder)
+    places = [(slide_id, folder / LISTED) for slide_id in table["slide_id"]]
+    cohort_ids = set(slides["slide_id"])
+    for slide_id, place in [*places, *drawings.items()]:
+        if slide_id not in cohort_ids:
             raise MiningError(
-                f"{where}: slide_id={slide_id} is not among the cohort's slides; correct it, or"
+                f"{place}: slide_id={slide_id} is not among the cohort's slides; correct it, or"
                 " remove its veto (of a slide whose file cannot be opened too:"
                 " data/cohort/quarantine.csv)"
             )
-    rows = {str(slide_id): own for slide_id, own in tiles.groupby("slide_id", sort=False)}
     aspects = aspects_of(slides)
-    canvases = canvases_of(slides)
-    found = [
-        rows[slide_id]
-        .loc[
-            _listed(rows[slide_id], aspects[slide_id], tile, x, y, folder / LISTED),
-            ["slide_id", "tile"],
-        ]
-        .assign(reason=reason)
-        for slide_id, tile, x, y, reason in vetoes.itertuples(index=False)
-        if slide_id in rows
-    ]
-    drawings = [
-        Drawing(
-            slide_id, path.absolute(), canvases[slide_id], "veto", "; export it again, or remove it"
+    tiles_of = {str(slide_id): part for slide_id, part in tiles.groupby("slide_id", sort=False)}
+    parts = [tiles.iloc[:0].assign(reason="")]
+    for slide_id, tile, x, y, reason in table.itertuples(index=False):
+        if slide_id in tiles_of:
+            slide_tiles = tiles_of[slide_id]
+            is_vetoed = _listed(slide_tiles, aspects[slide_id], tile, x, y, folder / LISTED)
+            parts.append(slide_tiles[is_vetoed].assign(reason=reason))
+    for slide_id, regions in sorted(_regions_of(drawings, slides).items()):
+        if slide_id in tiles_of:
+            slide_tiles = tiles_of[slide_id]
+            for region in regions:
+                is_vetoed = _inside(slide_tiles, aspects[slide_id], region)
+                parts.append(slide_tiles[is_vetoed].assign(reason=region.name))
+    return (
+        pd.concat(parts)[["slide_id", "tile", "reason"]]
+        .drop_duplicates(["slide_id", "tile"])
+        .sort_values(["slide_id", "tile"], ignore_index=True)
+    )
+
+
+def _table_of(folder: Path) -> pd.DataFrame:
+    header = ",".join(VETOES.columns)
+    if not folder.is_dir():
+        raise MiningError(
+            f"{folder} is no folder; make it, with a file {LISTED} whose only line is {header}"
         )
-        for slide_id, path in drawn.items()
-    ]
-    for slide_id, regions in sorted(read_drawings(drawings).items()):
-        if slide_id in rows:
-            own = rows[slide_id]
-            found += [
-                own.loc[_inside(own, aspects[slide_id], region), ["slide_id", "tile"]].assign(
-                    reason=region.name
-                )
-                for region in regions
-            ]
-    table = pd.concat(found) if found else tiles.iloc[:0][["slide_id", "tile"]].assign(reason="")
-    return table.drop_duplicates(["slide_id", "tile"]).sort_values(
-        ["slide_id", "tile"], ignore_index=True
+    if not (folder / LISTED).exists():
+        raise MiningError(
+            f"{folder / LISTED} does not exist; make it, with the line {header} alone where no tile"
+            " is listed"
+        )
+    return VETOES.read(folder / LISTED)
+
+
+def _drawings_of(folder: Path) -> dict[str, Path]:
+    """Returns slide id -> GeoJSON file."""
+    drawings = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".geojson" and not path.name.startswith("."):
+            drawings[path.stem] = path
+        elif path.name != LISTED and not path.name.startswith("."):  # desktops leave .DS_Store
+            raise MiningError(
+                f"{path} is neither {LISTED} nor <slide_id>.geojson; rename or remove it"
+            )
+    return drawings
+
+
+def _regions_of(drawings: Mapping[str, Path], slides: pd.DataFrame) -> dict[str, list[Region]]:
+    canvases = canvases_of(slides)
+    cure = "; export it again, or remove it"
+    return read_drawings(
+        [
+            Drawing(slide_id, path.absolute(), canvases[slide_id], "veto", cure)
+            for slide_id, path in drawings.items()
+        ]
     )
 
 
@@ -119,13 +126,13 @@ def _listed(
             f" has tile={tile}, x={x}, y={y}; fill in one"
         )
     if not pd.isna(tile):
-        chosen, name = tiles["tile"] == tile, f"tile={tile}"
+        name = f"tile={tile}"
+        chosen = tiles["tile"] == tile
     else:
-        right, lower = tiles["x"] + tiles["side"], tiles["y"] + tiles["side"] * aspect
-        chosen, name = (
-            (tiles["x"] <= x) & (right > x) & (tiles["y"] <= y) & (lower > y),
-            f"tile at x={x}, y={y}",
-        )
+        name = f"tile at x={x}, y={y}"
+        right = tiles["x"] + tiles["side"]
+        lower = tiles["y"] + tiles["side"] * aspect
+        chosen = (tiles["x"] <= x) & (right > x) & (tiles["y"] <= y) & (lower > y)
     if not chosen.any():
         raise MiningError(
             f"{where}: slide_id={slide_id} has no {name}; correct or remove the veto (tiles are"
@@ -137,7 +144,8 @@ def _listed(
 def _inside(tiles: pd.DataFrame, aspect: float, region: Region) -> "pd.Series[bool]":
     """Which of a slide's tiles lie in `region`, by their centre or by most of their area."""
     x, y, side = (tiles[column].to_numpy() for column in ("x", "y", "side"))
-    width, height = float(side[0]), float(side[0]) * aspect
+    width = float(side[0])
+    height = width * aspect
     centred = shapely.intersects_xy(region.geometry, x + width / 2, y + height / 2)
     mostly = covered_shares([region], [region.name], x, y, width, height) > 0.5
     return pd.Series(np.asarray(centred | mostly), index=tiles.index)

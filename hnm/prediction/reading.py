@@ -4,11 +4,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from hnm.errors import SlideError
 from hnm.params import Tiles, Tissue
-from hnm.slides.cohort.cohort import OBJECTIVE_MPP, PLAUSIBLE_MPP
 from hnm.slides.cutting.cut import Cutting, Layout, cut, opened
 from hnm.slides.cutting.masks import Placement, mask_bytes, placement_of
+from hnm.slides.mpp import slide_mpp
 from hnm.slides.reading.canvas import Canvas, OriginParam
 from hnm.slides.reading.reader import OpenSlideReader
 from hnm.slides.reading.remote import fetched
@@ -71,7 +70,12 @@ def read_slide(reading: Reading) -> SlideRead | None:
             fingerprint = slide.fingerprint()
             if fingerprint == reading.done:
                 return None
-            mpp = _mpp_of(slide, reading)
+            mpp = slide_mpp(
+                slide.mpp,
+                slide.objective_power,
+                given=reading.mpp,
+                from_objective=reading.mpp_from_objective,
+            )
             canvas = Canvas(*slide.dimensions, slide.bounds, reading.origin)
         mask_digest = ""
         placement = Placement()
@@ -96,21 +100,3 @@ def read_slide(reading: Reading) -> SlideRead | None:
             longest_um = max(bounds.width * mpp.x, bounds.height * mpp.y)
             overview = thumbnail(slide_of_any_kind, longest_um / OVERVIEW_PX, mpp)
     return SlideRead(mpp, fingerprint, overview, canvas, placement)
-
-
-def _mpp_of(slide: OpenSlideReader, reading: Reading) -> Mpp:
-    """Returns the µm per level-0 pixel along x and y: those that the user gave, those that the file
-    states, or those of its objective.
-    """
-    mpp = slide.mpp if reading.mpp is None else Mpp(reading.mpp, reading.mpp)
-    if mpp is None and reading.mpp_from_objective and slide.objective_power in OBJECTIVE_MPP:
-        mpp = Mpp(OBJECTIVE_MPP[slide.objective_power], OBJECTIVE_MPP[slide.objective_power])
-    if mpp is None:
-        raise SlideError("its file states no µm per pixel; give them by --mpp", step="mpp")
-    if not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in mpp):
-        raise SlideError(
-            f"{mpp.x:.4g} x {mpp.y:.4g} µm per pixel are not within {PLAUSIBLE_MPP[0]:g} and"
-            f" {PLAUSIBLE_MPP[1]:g}; give the true value by --mpp",
-            step="mpp",
-        )
-    return mpp

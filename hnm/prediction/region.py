@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from hnm.mining.export import tile_feature
-from hnm.slides.annotations import feature_collection
+from hnm.slides.annotations import Feature, feature_collection
 
 REACH = 1.0
 """Standard deviation, in tiles, of the Gaussian that smooths scores. With it a single high tile
@@ -90,15 +90,8 @@ def prediction_geojson(
         class_name: of the region.
         corner: the upper left corner of the scan in level-0 pixels, which QuPath counts from.
     """
-    features: list[tuple[shapely.Geometry, dict[str, Any]]] = [
-        (
-            part,
-            {
-                "objectType": "annotation",
-                "name": f"region {number}",
-                "classification": {"name": class_name, "color": COLOUR},
-            },
-        )
+    features = [
+        Feature(part, class_name, f"region {number}", COLOUR)
         for number, part in enumerate(shapely.get_parts(positive_region(tiles, aspect)), 1)
     ]
     best = tiles.sort_values(["score", "tile"], ascending=[False, True]).head(TOP_TILES)

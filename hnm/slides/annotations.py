@@ -14,7 +14,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -71,6 +71,31 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Feature:
+    """One area of a GeoJSON file that hnm writes."""
+
+    geometry: shapely.Geometry
+    """In level-0 pixels."""
+    class_name: str
+    name: str = ""
+    """What QuPath calls this one; a feature with a name is an annotation of QuPath's."""
+    colour: Sequence[int] = ()
+    """Of the class, RGB."""
+    measurements: Mapping[str, float] = field(default_factory=dict)
+
+    def properties(self) -> dict[str, Any]:
+        """Returns the properties in QuPath's words."""
+        properties: dict[str, Any] = {"classification": {"name": self.class_name}}
+        if self.colour:
+            properties["classification"]["color"] = list(self.colour)
+        if self.name:
+            properties |= {"objectType": "annotation", "name": self.name}
+        if self.measurements:
+            properties["measurements"] = dict(self.measurements)
+        return properties
+
+
+@dataclass(frozen=True)
 class Drawn:
     """What a file of regions holds."""
 
@@ -82,31 +107,33 @@ class Drawn:
 
 
 def read_annotation(path: Path) -> list[Region]:
-    """The regions of a GeoJSON file in level-0 pixels, as `write_annotation` leaves them.
+    """Returns the regions of a GeoJSON file in level-0 pixels, as `write_annotation` leaves them.
 
-    It is a FeatureCollection, a list of features or one feature. A feature is a Polygon or
-    MultiPolygon with `properties.classification.name`. A ring that crosses itself, as hand-drawn
-    ones do, is mended. Raises `CohortError` naming the feature.
+    Raises:
+        CohortError: as `drawn_in`.
     """
     where = f"annotation {path}"
-    return regions_of(
-        read_bounded(path, CohortError, what=where, cure=_CURE, most=MOST_BYTES), where, named=True
-    )
+    content = read_bounded(path, CohortError, what=where, cure=_CURE, most=MOST_BYTES)
+    return regions_of(content, where, named=True)
 
 
 def regions_of(content: bytes, where: str, *, named: bool, cure: str = _CURE) -> list[Region]:
-    """The regions in the bytes of a GeoJSON file, where they are drawn; `content` and the others
-    are those of `drawn_in`.
+    """Returns the regions in the bytes of a GeoJSON file, where they are drawn; the arguments are
+    those of `drawn_in`.
     """
-    return mended(
-        _regions(_features(_parsed(content, where, cure), where, cure), where, named, (0, 0)), where
-    )
+    features = _features(parse_json(content, CohortError, what=where, cure=cure), where, cure)
+    return mended(_regions(features, where, named, (0, 0)), where)
 
 
 def drawn_in(
     content: bytes, where: str, canvas: Canvas, *, named: bool, cure: str = _CURE
 ) -> Drawn:
-    """The regions in the bytes of a GeoJSON file in level-0 pixels, whatever the file counts from.
+    """Returns the regions in the bytes of a GeoJSON file in level-0 pixels, whatever it counts
+    from.
+
+    It is a FeatureCollection, a list of features or one feature. A feature is a Polygon or
+    MultiPolygon with `properties.classification.name`. A ring that crosses itself, as hand-drawn
+    ones do, is mended.
 
     Args:
         content: of the file, so that a digest can be of the bytes that were read.
@@ -118,8 +145,7 @@ def drawn_in(
 
     Raises:
         CohortError: it is no GeoJSON, or names the feature that is no polygon, or the bound that is
-        exceeded; or it says
-            two things about what it counts from.
+        exceeded; or it says two things about what it counts from.
     """
     drawn = unmended_in(content, where, canvas, named=named, cure=cure)
     return replace(drawn, regions=mended(drawn.regions, where))
@@ -129,14 +155,10 @@ def unmended_in(
     content: bytes, where: str, canvas: Canvas, *, named: bool, cure: str = _CURE
 ) -> Drawn:
     """As `drawn_in`, with outlines that may cross themselves: enough to see where they lie."""
-    value = _parsed(content, where, cure)
+    value = parse_json(content, CohortError, what=where, cure=cure)
     features = _features(value, where, cure)
     origin, by = _origin_of(value, features, canvas, where)
     return Drawn(_regions(features, where, named, canvas.corner(origin)), origin, by)
-
-
-def _parsed(content: bytes, where: str, cure: str) -> Any:
-    return parse_json(content, CohortError, what=where, cure=cure)
 
 
 def _features(value: Any, where: str, cure: str) -> list[Any]:
@@ -174,11 +196,9 @@ def _regions(
 
 def shifted(geometry: Any, x: int, y: int) -> Any:
     """`geometry`, moved by `x` and `y` pixels."""
-    return (
-        shapely.transform(geometry, lambda corners: corners + np.array([x, y]))
-        if (x, y) != (0, 0)
-        else geometry
-    )
+    if (x, y) == (0, 0):
+        return geometry
+    return shapely.transform(geometry, lambda corners: corners + np.array([x, y]))
 
 
 def _origin_of(
@@ -189,8 +209,8 @@ def _origin_of(
     What it says itself comes first, then `cohort.origin`. A file that QuPath exported says nothing,
     but looks it, and QuPath counts from the bounds.
     """
-    marked = [value, *(_member(_member(feature, "properties"), "metadata") for feature in features)]
-    said = [origin for origin in (_member(thing, ORIGIN) for thing in marked) if origin is not None]
+    marked = [value, *(member(member(feature, "properties"), "metadata") for feature in features)]
+    said = [origin for origin in (member(thing, ORIGIN) for thing in marked) if origin is not None]
     if strange := [origin for origin in said if origin not in get_args(Origin)]:
         raise CohortError(
             f"{where} has {ORIGIN}={quoted(strange[0])}, which is none of"
@@ -214,8 +234,8 @@ def _origin_of(
 
 def _is_qupaths(feature: Any) -> bool:
     """Whether QuPath wrote a feature, by its looks."""
-    identifier = _member(feature, "id")
-    kind = _member(_member(feature, "properties"), "objectType")
+    identifier = member(feature, "id")
+    kind = member(member(feature, "properties"), "objectType")
     return (
         isinstance(identifier, str)
         and bool(_QUPATH_ID.fullmatch(identifier))
@@ -223,7 +243,7 @@ def _is_qupaths(feature: Any) -> bool:
     )
 
 
-def _member(value: Any, name: str) -> Any:
+def member(value: Any, name: str) -> Any:
     """The member of a JSON object; None where there is none, or `value` is no object."""
     return value.get(name) if isinstance(value, dict) else None
 
@@ -269,10 +289,8 @@ def _check_crossings(drawn: Sequence[Region], where: str) -> None:
                     f"{feature} touches or crosses itself too often (more than"
                     f" {MOST_SELF_CROSSINGS} places in this file); {_DRAW}"
                 )
-    if (
-        _crossings([region.geometry for region in drawn], MOST_CROSSINGS, "crosses")
-        > MOST_CROSSINGS
-    ):
+    outlines = [region.geometry for region in drawn]
+    if _crossings(outlines, MOST_CROSSINGS, "crosses") > MOST_CROSSINGS:
         raise CohortError(
             f"{where} has outlines that cross each other in more than {MOST_CROSSINGS} places;"
             " remove some, or draw them again"
@@ -285,15 +303,15 @@ def joined(polygons: Iterable[shapely.Geometry]) -> shapely.Geometry:
     """
     parts = np.array(shapely.get_parts(list(polygons)), dtype=object)
     near = _near(parts)
-    if near is None or len(parts) == 0:
+    if near is None:
         return shapely.union_all(parts)
-    groups, group = connected_components(
+    groups, group_of = connected_components(
         coo_array((np.ones(len(near[0]), np.int8), near), shape=(len(parts), len(parts))),
         directed=False,
     )
-    order = np.argsort(group, kind="stable")
-    members = np.split(parts[order], np.cumsum(np.bincount(group, minlength=groups))[:-1])
-    unions = shapely.get_parts([shapely.union_all(own) for own in members])
+    order = np.argsort(group_of, kind="stable")
+    members = np.split(parts[order], np.cumsum(np.bincount(group_of, minlength=groups))[:-1])
+    unions = shapely.get_parts([shapely.union_all(group) for group in members])
     return unions[0] if len(unions) == 1 else shapely.MultiPolygon(list(unions))
 
 
@@ -310,11 +328,10 @@ def _near(parts: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
         if count > MOST_CROSSINGS + _BLOCK * len(parts):
             return None
         pairs.append((one + first, other))
-    return (
-        (np.concatenate([one for one, _ in pairs]), np.concatenate([other for _, other in pairs]))
-        if pairs
-        else None
-    )
+    if not pairs:
+        return None
+    ones, others = zip(*pairs, strict=True)
+    return np.concatenate(ones), np.concatenate(others)
 
 
 def areal_parts(polygons: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -408,39 +425,37 @@ def write_annotation(regions: Collection[Region], path: Path) -> None:
     all sources.
     """
     write_json(
-        feature_collection(
-            (region.geometry, {"classification": {"name": region.name}}) for region in regions
-        ),
-        path,
+        feature_collection(Feature(region.geometry, region.name) for region in regions), path
     )
 
 
 def feature_collection(
-    features: Iterable[tuple[shapely.Geometry, Mapping[str, Any]]],
+    features: Iterable[Feature],
     origin: Origin = "level_0",
     corner: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
-    """A GeoJSON FeatureCollection of geometries in level-0 pixels with their properties, which
-    counts from `origin` and says so.
+    """Returns a GeoJSON FeatureCollection that counts from `origin` and says so.
 
     RFC 7946 asks for degrees; the unit is QuPath's. QuPath forgets members of the collection, but
     keeps `metadata` of features, so that what it exports of a collection that counts from the
     bounds still says so.
 
     Args:
-        features: geometry in level-0 pixels, and properties.
+        features: in level-0 pixels.
         origin: what coordinates count from.
         corner: the level-0 pixel that is (0, 0) there: `Canvas.corner(origin)`.
     """
     mark = {"metadata": {ORIGIN: origin}} if origin == "bounds" else {}
-    collected = [
-        {
-            "type": "Feature",
-            "geometry": json.loads(shapely.to_geojson(shifted(geometry, -corner[0], -corner[1]))),
-            "properties": {**properties, **mark},
-        }
-        for geometry, properties in features
-    ]
+    collected = []
+    for feature in features:
+        geometry = shifted(feature.geometry, -corner[0], -corner[1])
+        collected.append(
+            {
+                "type": "Feature",
+                "geometry": json.loads(shapely.to_geojson(geometry)),
+                "properties": feature.properties() | mark,
+            }
+        )
     return {"type": "FeatureCollection", ORIGIN: origin, "features": collected}
 
 
@@ -487,20 +502,18 @@ def _region(feature: Any, where: str, named: bool) -> Region:
             f"{where} has the class {quoted(name)}, which is no text of one line of at most"
             f" {MOST_NAME} characters; rename the class"
         )
-    geometry = feature.get("geometry") if isinstance(feature, dict) else None
-    kind = geometry.get("type") if isinstance(geometry, dict) else None
-    if not isinstance(geometry, dict) or kind not in ("Polygon", "MultiPolygon"):
+    geometry = member(feature, "geometry")
+    kind = member(geometry, "type")
+    if kind not in ("Polygon", "MultiPolygon"):
         shown = kind if kind is None or str(kind).isidentifier() else quoted(kind)
         raise CohortError(
             f"{where} ({name}) is a {shown}, not a Polygon or MultiPolygon; delete it or draw its"
             " area"
         )
     try:
-        coordinates = geometry.get("coordinates")
-        polygons = [
-            polygon(rings[0], rings[1:])
-            for rings in map(_rings, [coordinates] if kind == "Polygon" else _rings(coordinates))
-        ]
+        coordinates = member(geometry, "coordinates")
+        parts = [coordinates] if kind == "Polygon" else _rings(coordinates)
+        polygons = [polygon(rings[0], rings[1:]) for rings in map(_rings, parts)]
     except ValueError as error:
         raise CohortError(
             f"{where} ({name}) has coordinates that make no polygon: {error}; {_DRAW}"
@@ -510,10 +523,8 @@ def _region(feature: Any, where: str, named: bool) -> Region:
 
 def _name(feature: Any) -> str:
     """The class of a feature; "" where it has none."""
-    value = feature
-    for key in ("properties", "classification", "name"):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, str) else ""
+    name = member(member(member(feature, "properties"), "classification"), "name")
+    return name if isinstance(name, str) else ""
 
 
 def _rings(value: Any) -> list[Any]:
@@ -571,8 +582,10 @@ def _segments(
     corners, ring = shapely.get_coordinates(
         shapely.get_rings(shapely.get_parts(list(geometries))), return_index=True
     )
-    kept = (ring[:-1] == ring[1:]) & (corners[:-1] != corners[1:]).any(axis=1)
-    starts, ends, ring = corners[:-1][kept], corners[1:][kept], ring[:-1][kept]
+    is_segment = (ring[:-1] == ring[1:]) & (corners[:-1] != corners[1:]).any(axis=1)
+    starts = corners[:-1][is_segment]
+    ends = corners[1:][is_segment]
+    ring = ring[:-1][is_segment]
     follows = np.arange(1, len(ring) + 1)
     last = np.flatnonzero(np.diff(ring, append=-1) != 0)
     follows[last] = np.concatenate([[0], last[:-1] + 1])[: len(last)]

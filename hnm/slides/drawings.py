@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hnm.errors import CohortError, SlideError
 from hnm.files import read_bounded
+from hnm.names import shortlist
 from hnm.slides.annotations import MOST_BYTES, Drawn, Region, check_inside, drawn_in
 from hnm.slides.reading.canvas import By, Canvas
 from hnm.slides.workers import each
@@ -43,56 +44,40 @@ def read_drawings(drawings: Sequence[Drawing]) -> dict[str, list[Region]]:
     is left out in silence, as a slide whose lesions cannot be read is not one without. Raises
     `MachineError` where the machine failed.
     """
-    outcomes = {
-        drawing.slide_id: outcome
-        for drawing, outcome in each(_read, drawings, seconds=SECONDS, step="open", here=True)
-    }
-    faults = {}
-    for drawing in drawings:
-        outcome = outcomes[drawing.slide_id]
+    drawn: dict[str, Drawn] = {}
+    notes: dict[str, list[str]] = {}
+    faults: dict[str, str] = {}
+    for drawing, outcome in each(_read, drawings, seconds=SECONDS, step="open", here=True):
         if isinstance(outcome, SlideError):
             faults[drawing.slide_id] = f"{drawing.what} {drawing.path}: {outcome}{drawing.cure}"
         elif isinstance(outcome, str):
             faults[drawing.slide_id] = outcome
+        else:
+            drawn[drawing.slide_id], notes[drawing.slide_id] = outcome
     if faults:
-        listed = [faults[slide_id] for slide_id in sorted(faults)]
-        more = f"\n  and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
-        opening = (
-            f"{len(listed)} of {len(drawings)} files of regions cannot be used:\n  "
-            if len(listed) > 1
-            else ""
-        )
-        raise CohortError(opening + "\n  ".join(listed[:NAMED]) + more)
-    read = {
-        slide_id: outcome
-        for slide_id, outcome in sorted(outcomes.items())
-        if isinstance(outcome, tuple)
-    }
-    warn_of_places([note for _, notes in read.values() for note in notes])
-    canvases = {drawing.slide_id: drawing.canvas for drawing in drawings}
+        opening = f"{len(faults)} of {len(drawings)} files of regions cannot be used:\n  "
+        listed = shortlist([faults[slide_id] for slide_id in sorted(faults)], NAMED, "\n  ")
+        raise CohortError(opening * (len(faults) > 1) + listed)
+    warn_of_places([note for slide_id in sorted(notes) for note in notes[slide_id]])
     for what in sorted({drawing.what for drawing in drawings}):
-        of_kind = {drawing.slide_id for drawing in drawings if drawing.what == what}
         warn_of_origins(
             what,
             {
-                slide_id: (drawn.by, canvases[slide_id])
-                for slide_id, (drawn, _) in read.items()
-                if slide_id in of_kind
+                drawing.slide_id: (drawn[drawing.slide_id].by, drawing.canvas)
+                for drawing in drawings
+                if drawing.what == what
             },
         )
-    return {slide_id: drawn.regions for slide_id, (drawn, _) in read.items()}
+    return {slide_id: drawn[slide_id].regions for slide_id in sorted(drawn)}
 
 
 def warn_of_places(notes: Sequence[str]) -> None:
-    """Warns of regions that lie partly beside their scan, each told by a sentence of
-    `check_inside`.
-    """
+    """Warns of regions that lie partly beside their scan, each in a sentence of `check_inside`."""
     if notes:
-        more = [f"and {len(notes) - NAMED} more"] if len(notes) > NAMED else []
         logging.getLogger(__name__).warning(
             "%d regions reach beyond their scan:\n  %s",
             len(notes),
-            "\n  ".join([*notes[:NAMED], *more]),
+            shortlist(notes, NAMED, "\n  "),
         )
 
 
@@ -104,43 +89,34 @@ def warn_of_origins(what: str, files: Mapping[str, tuple[By, Canvas]]) -> None:
         what: the files are to the user.
         files: slide id -> what decided it, and the slide's canvas.
     """
-    for by, sentence in (
-        (
-            "nothing",
-            "files of kind {what} do not say what they count from, and were read as level-0 pixels",
-        ),
+    for decided_by, sentence in (
+        ("nothing", "do not say what they count from, and were read as level-0 pixels"),
         (
             "qupath",
             (
-                "files of kind {what} look as QuPath exports them, and were read as counting from"
-                " their slide's bounds, as QuPath does"
+                "look as QuPath exports them, and were read as counting from their slide's bounds,"
+                " as QuPath does"
             ),
         ),
     ):
-        of_kind = {
-            slide_id: canvas.bounds
-            for slide_id, (decided, canvas) in sorted(files.items())
-            if decided == by
-        }
-        named = [f"{slide_id} ({bounds.x}, {bounds.y})" for slide_id, bounds in of_kind.items()]
-        if named:
-            listed = ", ".join(
-                [
-                    *named[:NAMED],
-                    *([f"and {len(named) - NAMED} more"] if len(named) > NAMED else []),
-                ]
-            )
+        slides = [
+            f"{slide_id} ({canvas.bounds.x}, {canvas.bounds.y})"
+            for slide_id, (by, canvas) in sorted(files.items())
+            if by == decided_by
+        ]
+        if slides:
             logging.getLogger(__name__).warning(
-                "%s; the scans lie elsewhere on level 0: %s. Say which it is: set cohort.origin (of"
-                " hnm predict --origin) to bounds where they were drawn in QuPath, to level_0 where"
-                " their tool counts as OpenSlide does",
-                sentence.format(what=what),
-                listed,
+                "files of kind %s %s; the scans lie elsewhere on level 0: %s. Say which it is: set"
+                " cohort.origin (of hnm predict --origin) to bounds where they were drawn in"
+                " QuPath, to level_0 where their tool counts as OpenSlide does",
+                what,
+                sentence,
+                shortlist(slides, NAMED),
             )
 
 
 def _read(drawing: Drawing) -> tuple[Drawn, list[str]] | str:
-    """The regions and what is to be told of them, or what is wrong with them."""
+    """Returns the regions with the notes of `check_inside`, or what is wrong with them."""
     where = f"{drawing.what} {drawing.path}"
     try:
         content = read_bounded(

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from hnm.causes import keys_of
 from hnm.errors import StudyError
 from hnm.loop.rounds import Fold, Upstream
-from hnm.seeds import seed_of
+from hnm.splits import folds_of as dealt_folds
 from hnm.store import Store
 from hnm.tables import LABELS, SLIDES
 
@@ -25,7 +23,7 @@ def folds_of(upstream: Upstream, count: int, seed: int, store: Store) -> list[Fo
     part of the others.
 
     Raises:
-        StudyError: a part of a fold would lack a class.
+        StudyError: a fold would have no slides of one label.
     """
     if not count:
         return [upstream.split]
@@ -36,18 +34,13 @@ def folds_of(upstream: Upstream, count: int, seed: int, store: Store) -> list[Fo
     patients = labels["slide_id"].map(
         dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
     )
+    slide_patients = zip(patients, labels["label"], strict=True)
+    fold_of = dealt_folds(slide_patients, count, seed, "folds", "tune.folds", StudyError)
     key = keys_of("hnm.studies.folds")
     folds = []
-    for number, (train, validation) in enumerate(
-        split_patients(labels["label"].to_numpy(), patients.to_numpy(), count, seed)
-    ):
-        parts = {"train": labels.iloc[train], "validation": labels.iloc[validation]}
-        for name, part in parts.items():
-            if part["label"].nunique() < 2:
-                raise StudyError(
-                    f"fold {number + 1} of {count} has {name} slides of one class only; lower"
-                    " tune.folds, or add slides of the rarer class"
-                )
+    for number in range(count):
+        is_judged = patients.map(fold_of) == number
+        parts = {"train": labels[~is_judged], "validation": labels[is_judged]}
         slide_ids = {name: part["slide_id"].tolist() for name, part in parts.items()}
         folder = store.folder(
             "trials/folds",
@@ -67,21 +60,3 @@ def _write_parts(parts: Mapping[str, pd.DataFrame], folder: Path) -> None:
 def _read_parts(folder: Path) -> None:
     for name in ("train", "validation"):
         LABELS.read(folder / f"{name}.csv")
-
-
-def split_patients(
-    labels: np.ndarray, patients: np.ndarray, count: int, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows of train and of validation in each of `count` folds, by patient and with classes as even
-    as patients allow.
-    """
-    rarest = min(len(set(patients[labels == label])) for label in (0, 1))
-    if rarest < count:
-        raise StudyError(
-            f"tune.folds={count}, but the rarer class of train and validation has {rarest}"
-            " patients, and each fold needs one; lower it"
-        )
-    splitter = StratifiedGroupKFold(
-        count, shuffle=True, random_state=seed_of(seed, "folds") % 2**32
-    )
-    return list(splitter.split(labels, labels, patients))

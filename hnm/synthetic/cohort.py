@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 import shapely
 import tifffile
-from shapely import Polygon
 
 from hnm.errors import CohortError
-from hnm.files import whole, write_json
+from hnm.files import whole
 from hnm.processes import worker_pool
 from hnm.seeds import seed_of
-from hnm.slides.annotations import ORIGIN
+from hnm.slides.annotations import Region, write_annotation
 from hnm.slides.workers import worker_count
 from hnm.synthetic.fields import Bytes, Dice
 from hnm.synthetic.painting import Painting, Stain, mark_with_pen, paint_glass, paint_tissue
@@ -145,17 +144,14 @@ def _make_slide(out: Path, seed: int, width_px: int, subject: _Subject) -> None:
     if subject.content != "glass":
         height, width, _ = painting.pixels.shape
         scan = shapely.box(0, 0, width, height)
-        spots = {"tumour": painting.tumour, "look-alike": painting.look_alike}
-        features = [
-            _feature(name, part)
-            for name, polygons in spots.items()
-            for polygon in polygons
+        polygons = {"tumour": painting.tumour, "look-alike": painting.look_alike}
+        regions = [
+            Region(name, part)
+            for name, drawn in polygons.items()
+            for polygon in drawn
             for part in shapely.get_parts(polygon.intersection(scan))
         ]
-        write_json(
-            {"type": "FeatureCollection", ORIGIN: "level_0", "features": features},
-            out / "annotations" / f"{subject.slide_id}.geojson",
-        )
+        write_annotation(regions, out / "annotations" / f"{subject.slide_id}.geojson")
 
 
 def _paint(seed: int, width_px: int, subject: _Subject) -> Painting:
@@ -174,17 +170,6 @@ def _paint(seed: int, width_px: int, subject: _Subject) -> Painting:
         look_alike_share=subject.look_alike_share,
     )
     return mark_with_pen(dice, painting) if subject.content == "tissue and pen" else painting
-
-
-def _feature(name: str, polygon: Polygon) -> dict[str, object]:
-    return {
-        "type": "Feature",
-        "geometry": {
-            "type": "Polygon",
-            "coordinates": [[[int(x), int(y)] for x, y in polygon.exterior.coords]],
-        },
-        "properties": {"objectType": "annotation", "classification": {"name": name}},
-    }
 
 
 def _write_svs(pixels: Bytes, path: Path) -> None:

@@ -44,9 +44,9 @@ dead worker costs one slide.
 
 def _slide(path: Path, folder: Path) -> None:
     from hnm.prediction.reading import Reading, read_slide
-    from hnm.slides.cohort.cohort import Opening, identify
+    from hnm.slides.cohort.identity import SlideSource, identify
 
-    identify(Opening("a", str(path), None))
+    identify(SlideSource("a", str(path), None))
     read_slide(Reading("a", str(path), None, True, None, *_sections(), folder / "scratch" / "a.h5"))
 
 
@@ -100,19 +100,19 @@ def _annotation(path: Path, folder: Path) -> None:
 
 def _outline(path: Path, folder: Path) -> None:
     from hnm.slides.annotations import write_annotation
-    from hnm.slides.cohort.sources import outlined
+    from hnm.slides.cohort.outlines import outlined
 
     write_annotation(outlined(path), folder / "scratch" / "a.geojson")
 
 
 def _manifest(path: Path, folder: Path) -> None:
     from hnm.params import Split
-    from hnm.slides.cohort.cohort import check_classes, read_manifest, splits_of
+    from hnm.slides.cohort.labels import check_classes, labels_of, splits_of
+    from hnm.slides.cohort.manifest import read_manifest
 
-    entries = read_manifest(path)
-    check_classes(
-        {entry.slide_id: entry.label for entry in entries}, splits_of(entries, Split()), str(path)
-    )
+    rows = read_manifest(path)
+    labels = labels_of(rows, (), path)
+    check_classes(labels, splits_of(rows, labels, Split()), str(path))
 
 
 def _pack(path: Path, folder: Path) -> None:

@@ -19,7 +19,7 @@ from hnm.learning import features
 from hnm.learning.encoder import load_encoder
 from hnm.prediction.model import read_model
 from hnm.slides.annotations import read_annotation
-from hnm.slides.cohort.sources import outlined
+from hnm.slides.cohort.outlines import outlined
 from hnm.slides.cutting.pack import Pack
 from hnm.tables import LABELS, TILES
 from tests.faults.fuzzing import READERS, make_seeds

@@ -89,8 +89,8 @@ def test_what_came_and_went_and_which_params_differ(
     }
     assert found.scorers == ("0123456789abcdef", "fedcba9876543210")
     hard, positive = found.by_role["hard_negative"], found.by_role["positive"]
-    assert (hard.kept, hard.came, hard.went, hard.jaccard, hard.churn) == (3, 0, 0, 1.0, 0.0)
-    assert (positive.kept, positive.came, positive.went, positive.jaccard, positive.churn) == (
+    assert (hard.stayed, hard.came, hard.went, hard.jaccard, hard.churn) == (3, 0, 0, 1.0, 0.0)
+    assert (positive.stayed, positive.came, positive.went, positive.jaccard, positive.churn) == (
         0,
         1,
         2,

@@ -123,8 +123,8 @@ def test_bad_slides_go_to_quarantine_and_the_others_go_on(rows, tmp_path, tiny, 
             "s05",
             "mpp",
             (
-                "its file states no µm per pixel; give them in the manifest's column mpp, or set"
-                " cohort.mpp_from_objective: its objective has power 20"
+                "its file states no µm per pixel; give them in the manifest's column mpp, or by hnm"
+                " predict --mpp, or set cohort.mpp_from_objective: its objective has power 20"
             ),
         ],
         ["s08", "open", "gone.svs does not exist"],

@@ -32,7 +32,7 @@ def test_by_hand() -> None:
     )
     after = table({("a", "hard_negative", 1), ("a", "hard_negative", 3), ("c", "hard_negative", 2)})
     overlap = overlap_of(before, after)
-    assert (overlap.kept, overlap.came, overlap.went, overlap.jaccard, overlap.churn) == (
+    assert (overlap.stayed, overlap.came, overlap.went, overlap.jaccard, overlap.churn) == (
         1,
         2,
         3,
@@ -51,7 +51,7 @@ def test_by_hand() -> None:
 @given(TILES, TILES)
 def test_against_sets(before: set[tuple[str, str, int]], after: set[tuple[str, str, int]]) -> None:
     overlap = overlap_of(table(before), table(after))
-    assert (overlap.kept, overlap.came, overlap.went) == (
+    assert (overlap.stayed, overlap.came, overlap.went) == (
         len(before & after),
         len(after - before),
         len(before - after),

@@ -218,7 +218,7 @@ def test_mining_is_brute_force(
 def taken_by_hand(
     order: list[tuple[str, int]], want: int, cap: int, taken: list[tuple[str, int]]
 ) -> list[tuple[str, int]]:
-    """`taken`, and what a walk along `order` adds to it until there are `want`, `cap` a slide at
+    """`taken`, and what a choice along `order` adds to it until there are `want`, `cap` a slide at
     most.
     """
     for slide_id, tile in order:

@@ -14,7 +14,7 @@ from hnm.causes import causes_of
 from hnm.errors import CausesError, MachineError, ParamsError, SlideError
 from hnm.processes import one_read
 from hnm.slides import workers
-from hnm.slides.cohort.cohort import Opening, identify
+from hnm.slides.cohort.identity import SlideSource, identify
 from hnm.slides.cutting.cut import cut
 from hnm.slides.reading.failures import StorageError
 from hnm.slides.workers import each, worker_count
@@ -250,7 +250,7 @@ def test_no_process_can_be_started(monkeypatch):
 def test_what_is_wrong_with_a_slide_comes_back_with_its_step(tmp_path):
     (tmp_path / "other.svs").touch()
     ((_, outcome),) = each(
-        identify, [Opening("a", str(tmp_path / "none.svs"), None)], seconds=60, step="tiles"
+        identify, [SlideSource("a", str(tmp_path / "none.svs"), None)], seconds=60, step="tiles"
     )
     assert isinstance(outcome, SlideError)
     assert (str(outcome), outcome.step) == ("none.svs does not exist", "open")

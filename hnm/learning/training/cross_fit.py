@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit
-from sklearn.model_selection import StratifiedGroupKFold
 
 from hnm import params
 from hnm.errors import HeadError
 from hnm.learning.predict import predict
 from hnm.learning.training.fit_head import LabelledSlide, fit_head
-from hnm.seeds import seed_of
+from hnm.splits import folds_of
 from hnm.tables import TILE_SCORES
 
 
@@ -49,8 +48,7 @@ def cross_fitted_scores(
         ranking: the settings of the ranking loss.
 
     Raises:
-        HeadError: a label has slides of fewer patients than there are folds, or the other folds
-            have slides of one label alone, or as `fit_head`.
+        HeadError: a fold would have no slides of one label; or as `fit_head`.
     """
     if not section.score_folds:
         return TILE_SCORES.empty()
@@ -90,22 +88,11 @@ def score_folds(
     """Yields the slides to train on and the slides to score of each fold. The slides of a patient
     share a fold, and labels are spread evenly.
     """
-    labels = [slide.label for slide in train]
-    owners = [patients[slide.slide_id] for slide in train]
-    for label in (0, 1):
-        count = len({patients[slide.slide_id] for slide in train if slide.label == label})
-        if count < folds:
-            raise HeadError(
-                f"head.score_folds={folds}, but train slides with label {label} and tiles are of"
-                f" {count} patients; lower it, or add slides of others"
-            )
-    splitter = StratifiedGroupKFold(
-        folds, shuffle=True, random_state=seed_of(seed, "score folds") % 2**32
-    )
-    for others, fold in splitter.split(np.zeros(len(train)), labels, owners):
-        if len({labels[i] for i in others}) < 2:
-            raise HeadError(
-                f"head.score_folds={folds}: patients with slides of both labels leave a fold's head"
-                " train slides of one label alone; change it"
-            )
-        yield [train[i] for i in others], [train[i] for i in fold]
+    slides = [(patients[slide.slide_id], slide.label) for slide in train]
+    fold_of = folds_of(slides, folds, seed, "score folds", "head.score_folds", HeadError)
+    for fold in range(folds):
+        is_scored = [fold_of[patient] == fold for patient, _ in slides]
+        yield (
+            [slide for slide, scored in zip(train, is_scored, strict=True) if not scored],
+            [slide for slide, scored in zip(train, is_scored, strict=True) if scored],
+        )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from hnm.names import shortlist
 from hnm.redaction import readable
 
 SUFFIXES = frozenset(
@@ -58,15 +59,10 @@ class LeftOut:
 
     def lines(self) -> list[str]:
         """A line for each reason: how many, why, and the first names."""
-        lines = []
-        for reason, names in sorted(self.names.items()):
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            lines.append(
-                readable(
-                    f"{len(names)} left out, {reason}: {', '.join(sorted(names)[:NAMED])}{more}"
-                )
-            )
-        return lines
+        return [
+            readable(f"{len(names)} left out, {reason}: {shortlist(sorted(names), NAMED)}")
+            for reason, names in sorted(self.names.items())
+        ]
 
 
 def files_under(folder: Path, left_out: LeftOut) -> list[Path]:
@@ -167,7 +163,8 @@ def is_visible(path: Path, left_out: LeftOut) -> bool:
         left_out.add(path, "files that macOS leaves beside others (AppleDouble)")
     elif path.name.startswith(".") or path.name.casefold() in SYSTEM_FILES:
         left_out.add(path, "hidden files and files of the system")
-    elif not os.path.isfile(path):  # Path.is_file raises where a link goes round in a circle
+    # Path.is_file raises where a link goes round in a circle.
+    elif not os.path.isfile(path):  # noqa: PTH113
         left_out.add(path, "links that lead nowhere, and no regular files")
     else:
         return True

@@ -1,14 +1,16 @@
 """Outlines that others drew: ASAP's XML, and the JSON of the NCRF project, as regions of hnm."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
+import numpy as np
 import shapely
 
-from hnm.errors import CohortError
+from hnm.errors import CohortError, SlideError
 from hnm.files import parse_json, read_bounded
 from hnm.names import is_printable, quoted
 from hnm.params import LESION_NAMES
@@ -18,17 +20,50 @@ from hnm.slides.annotations import (
     MOST_NAME,
     MOST_REGIONS,
     Region,
+    areal_parts,
     joined,
+    member,
     mended,
     names_lesion,
     polygon,
 )
+from hnm.slides.workers import each
 
 HOLE_GROUPS = frozenset({"_2", "exclusion"})
 """Groups of ASAP, in small letters, whose shapes are cut out of the tumour."""
 MOST_LEVELS = 100
 """Of an XML file."""
+SECONDS = 300.0
+"""Time limit of one file."""
 _OUTLINES = "; fetch it again, or take it out of the folder"
+
+
+@dataclass(frozen=True)
+class OutlineFile:
+    """The outlines of one slide, which a worker process reads."""
+
+    slide_id: str
+    path: Path
+    """Absolute, as workers know no working directory."""
+
+
+def read_outlines(paths: Mapping[str, Path]) -> dict[str, list[Region] | str]:
+    """Returns the regions of each slide, by its id, or what is wrong with its file.
+
+    A worker process reads the files, as a stranger's file may hang or crash its reader.
+    """
+    files = [OutlineFile(slide_id, path.absolute()) for slide_id, path in paths.items()]
+    return {
+        file.slide_id: f"{file.path}: {regions}" if isinstance(regions, SlideError) else regions
+        for file, regions in each(_regions, files, seconds=SECONDS, step="open", here=True)
+    }
+
+
+def _regions(file: OutlineFile) -> list[Region] | str:
+    try:
+        return outlined(file.path)
+    except CohortError as error:
+        return str(error)
 
 
 def outlined(path: Path) -> list[Region]:
@@ -49,11 +84,9 @@ def outlined(path: Path) -> list[Region]:
     regions = []
     for name, areas in groups.items():
         if names_lesion(name, LESION_NAMES):
-            regions += [
-                Region("tumour", whole)
-                for area in areas
-                if (whole := _areal(shapely.difference(area, holes))).area
-            ]
+            for area in areas:
+                rest = joined(areal_parts(np.array([shapely.difference(area, holes)])))
+                regions += [Region("tumour", shapely.normalize(rest))] if rest.area else []
         elif name.casefold() not in HOLE_GROUPS:
             regions += [Region(name, area) for area in areas]
     return regions
@@ -79,11 +112,9 @@ def _asap_polygons(path: Path) -> list[tuple[str, list[Any]]]:
         depth -= 1
 
     parser = expat.ParserCreate()
-    parser.StartElementHandler, parser.EndElementHandler, parser.StartDoctypeDeclHandler = (
-        begin,
-        end,
-        _no_doctype,
-    )
+    parser.StartElementHandler = begin
+    parser.EndElementHandler = end
+    parser.StartDoctypeDeclHandler = _no_doctype
     try:
         parser.Parse(_content(path), True)
     except KeyError as error:
@@ -108,13 +139,13 @@ def _ncrf_polygons(path: Path) -> list[tuple[str, list[Any]]]:
     value = parse_json(_content(path), CohortError, what=str(path), cure=_OUTLINES)
     drawn = []
     for kind, group in (("positive", "_0"), ("negative", "_2")):
-        shapes = value.get(kind) if isinstance(value, dict) else None
+        shapes = member(value, kind)
         if not isinstance(shapes, list):
             raise CohortError(
                 f"{path} is no annotation of NCRF: it has no list {kind!r}{_OUTLINES}"
             )
         for shape in shapes:
-            corners = shape.get("vertices") if isinstance(shape, dict) else None
+            corners = member(shape, "vertices")
             if not isinstance(corners, list):
                 raise CohortError(
                     f"{path} is no annotation of NCRF: a shape of {kind!r} has no list"
@@ -151,13 +182,3 @@ def _grouped(
     for region in mended(regions, str(path), empty_too=True):
         groups[region.name].append(region.geometry)
     return groups
-
-
-def _areal(geometry: shapely.Geometry) -> shapely.Polygon | shapely.MultiPolygon:
-    """`geometry` without its points and lines."""
-    parts = [
-        part
-        for part in shapely.get_parts(shapely.get_parts(geometry))
-        if part.geom_type in {"Polygon", "MultiPolygon"}
-    ]
-    return shapely.normalize(shapely.union_all(parts))

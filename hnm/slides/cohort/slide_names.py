@@ -29,7 +29,9 @@ def whole_source(source: str) -> str:
     """A path as an absolute one, so that equal names in two working directories are two slides; a
     URL as it is.
     """
-    return source if is_url(source) else os.path.abspath(source)  # Path.absolute keeps `..`
+    if is_url(source):
+        return source
+    return os.path.abspath(source)  # noqa: PTH100 (Path.absolute keeps `..`)
 
 
 def slide_ids_of(

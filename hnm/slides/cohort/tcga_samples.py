@@ -10,12 +10,10 @@ from pathlib import Path
 from hnm.names import is_id, quoted
 from hnm.rows import is_unknown
 
-TUMOUR, NORMAL, CONTROL, OTHER = (
-    "tumour",
-    "normal tissue",
-    "control",
-    "neither tumour nor normal tissue",
-)
+TUMOUR = "tumour"
+NORMAL = "normal tissue"
+CONTROL = "control"
+OTHER = "neither tumour nor normal tissue"
 BARCODE = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})-(\d{2})[A-Z]-\d{2}-[A-Z]{2}[A-Z0-9]*")
 """Of a slide: patient, and the two digits of the sample's type."""
 _SAMPLE_ID = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}-(\d{2})[A-Z]?")

@@ -23,7 +23,7 @@ from hnm.slides.reading.failures import StorageError, printable_name
 from hnm.slides.reading.raw_tiles import open_slide
 from hnm.slides.reading.reader import expecting
 from hnm.slides.reading.remote import fetched
-from hnm.slides.reading.slide import RegionError, Slide
+from hnm.slides.reading.slide import Mpp, RegionError, Slide
 from hnm.slides.reading.thumbnails import Thumbnail, thumbnail
 from hnm.slides.reading.urls import place_of
 
@@ -38,7 +38,7 @@ class Layout:
     slide_id: str
     source: str
     """Absolute path or URL of its file."""
-    mpp: tuple[float, float]
+    mpp: Mpp
     """µm per level-0 pixel along x and y: the manifest's or the file's."""
     fingerprint: str
     mask: Path | None
@@ -53,16 +53,15 @@ class Layout:
         """All that can change this slide's tiles, but the code; places and time limits are none of
         it.
         """
-        tiles = self.tiles.model_dump(mode="json", exclude={"slide_seconds", "read_seconds"})
-        sections = {"tissue": self.tissue.model_dump(mode="json"), "tiles": tiles}
-        mask = {"mask": self.mask_digest} | ({"origin": self.origin} if self.mask_digest else {})
-        return {
+        causes: dict[str, object] = {
             "slide_id": self.slide_id,
             "fingerprint": self.fingerprint,
             "mpp": self.mpp,
-            **mask,
-            **sections,
+            "mask": self.mask_digest,
+            "tissue": self.tissue.model_dump(mode="json"),
+            "tiles": self.tiles.model_dump(mode="json", exclude={"slide_seconds", "read_seconds"}),
         }
+        return causes | {"origin": self.origin} if self.mask_digest else causes
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Plan:
     grid: Grid
     shares: npt.NDArray[np.float32]
     """(tiles of the grid,): share of tissue."""
-    kept: npt.NDArray[np.intp]
+    with_tissue: npt.NDArray[np.intp]
     """Which tiles of the grid hold enough tissue, ascending."""
 
     @property
@@ -96,29 +95,26 @@ class Plan:
         """Which tiles of the grid hold some tissue, but too little, ascending; the others hold
         none.
         """
-        return np.setdiff1d(np.flatnonzero(self.shares > 0), self.kept)
+        return np.setdiff1d(np.flatnonzero(self.shares > 0), self.with_tissue)
 
 
 def layouts_of(slides: "pd.DataFrame", folder: Path, tissue: Tissue, tiles: Tiles) -> list[Layout]:
     """A layout for each row of a `SLIDES` table; `folder` is the manifest's, from which relative
     paths count.
     """
-    columns = ["slide_id", "path", "mpp_x", "mpp_y", "fingerprint", "mask", "mask_digest", "origin"]
     return [
         Layout(
-            slide_id,
-            place_of(path, folder),
-            (mpp_x, mpp_y),
-            fingerprint,
-            project_file(folder / mask) if mask else None,
-            mask_digest,
+            row["slide_id"],
+            place_of(row["path"], folder),
+            Mpp(row["mpp_x"], row["mpp_y"]),
+            row["fingerprint"],
+            project_file(folder / row["mask"]) if row["mask"] else None,
+            row["mask_digest"],
             tissue,
             tiles,
-            origin,
+            row["origin"],
         )
-        for slide_id, path, mpp_x, mpp_y, fingerprint, mask, mask_digest, origin in slides[
-            columns
-        ].itertuples(index=False)
+        for row in slides.to_dict("records")
     ]
 
 
@@ -131,7 +127,8 @@ def opened(layout: Layout, *, stays: bool = False) -> Iterator[Slide]:
         then it is another slide that is bad. StorageError: it is gone since its cohort was checked.
     """
     with fetched(layout.source, stays=stays) as path, expecting(path, layout.fingerprint):
-        if not os.path.exists(path):  # Path.exists raises where a folder is closed
+        # Path.exists raises where a folder is closed.
+        if not os.path.exists(path):  # noqa: PTH110
             raise StorageError(
                 f"{printable_name(path)} is gone since the cohort was checked; mount its folder, or"
                 " run again without it"
@@ -158,7 +155,7 @@ def cut(cutting: Cutting) -> int:
             mpp=plan.grid.mpp,
             tile_px=layout.tiles.tile_px,
             side=plan.grid.side,
-            planned=len(plan.kept),
+            planned=len(plan.with_tissue),
             places=len(plan.shares),
         )
 
@@ -173,41 +170,43 @@ def _then_unchanged(tiles: Iterator[PackTile], slide: Slide) -> Iterator[PackTil
 
 def plan_of(slide: Slide, layout: Layout) -> Plan:
     """The tiles of `slide` that hold tissue; `SlideError` where there are none."""
-    mpp, tissue, tiles = layout.mpp, layout.tissue, layout.tiles
+    mpp = layout.mpp
+    tiles = layout.tiles
     grid = grid_of(slide.bounds, mpp, slide.level_downsamples, tiles)
-    view = thumbnail(slide, tissue.mpp, mpp, tiles.max_lost_share)
+    view = thumbnail(slide, layout.tissue.mpp, mpp, tiles.max_lost_share)
     if layout.mask is None:
-        mask = tissue_mask(view.pixels, view.mpp, tissue)
+        mask = tissue_mask(view.pixels, view.mpp, layout.tissue)
     else:
         canvas = Canvas(*slide.dimensions, slide.bounds, layout.origin)
         mask = read_mask(mask_bytes(layout.mask, layout.mask_digest), layout.mask, canvas, view)
     shares = tissue_shares(grid, mask, view)
-    kept = np.flatnonzero(shares >= tiles.min_tissue)
-    if not len(kept):
+    with_tissue = np.flatnonzero(shares >= tiles.min_tissue)
+    if not len(with_tissue):
         raise SlideError(
             f"no tile holds tiles.min_tissue={tiles.min_tissue:g} of tissue (the best:"
             f" {shares.max():.2f}); lower that",
             step="tissue",
         )
-    return Plan(view, mask, grid, shares, kept)
+    return Plan(view, mask, grid, shares, with_tissue)
 
 
 def cut_tiles(slide: Slide, plan: Plan, tiles: Tiles) -> Iterator[PackTile]:
-    """The kept tiles with their pixels, without those that cannot be read; `SlideError` once these
-    are too many.
+    """Yields the tiles with tissue, without those that cannot be read; `SlideError` once these are
+    too many.
     """
-    grid, lost = plan.grid, 0
+    grid = plan.grid
+    lost = 0
     width, height = (ceil(side - 1e-6) for side in grid.read_px)
-    for tile in plan.kept:
+    for tile in plan.with_tissue:
         x, y = (int(corner) for corner in grid.corners[tile])
         try:
             region = slide.read(x, y, grid.level, width, height)
         except RegionError as error:
             lost += 1
-            if lost > tiles.max_lost_share * len(plan.kept):
+            if lost > tiles.max_lost_share * len(plan.with_tissue):
                 raise SlideError(
                     f"more than tiles.max_lost_share={tiles.max_lost_share:g} of its"
-                    f" {len(plan.kept)} tiles are lost: {error}",
+                    f" {len(plan.with_tissue)} tiles are lost: {error}",
                     step="tiles",
                 ) from None
             continue

@@ -163,13 +163,9 @@ def covered_box(size: tuple[int, int], canvas: Canvas, thing: str) -> tuple[Box,
 
 def _is_scaled(size: tuple[int, int], box: Box) -> bool:
     """Whether the sides of an image are those of `box` at one scale, each rounded up or down."""
-    least = max(
-        side / (pixels + 1) for side, pixels in zip((box.width, box.height), size, strict=True)
-    )
-    most = min(
-        side / max(pixels - 1, 1e-9)
-        for side, pixels in zip((box.width, box.height), size, strict=True)
-    )
+    sides = list(zip((box.width, box.height), size, strict=True))
+    least = max(side / (pixels + 1) for side, pixels in sides)
+    most = min(side / max(pixels - 1, 1e-9) for side, pixels in sides)
     return least < most
 
 
@@ -218,16 +214,19 @@ def _of_image(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Ma
     rows, columns = pixels.shape
     covered, _ = covered_box((columns, rows), canvas, thing)
     height, width = view.lost.shape
-    scale = columns / covered.width, rows / covered.height
-    left, top = (view.x - covered.x) * scale[0], (view.y - covered.y) * scale[1]
-    box = (
-        left,
-        top,
-        min(left + width * view.scale[0] * scale[0], columns),
-        min(top + height * view.scale[1] * scale[1], rows),
-    )
+    across = columns / covered.width
+    down = rows / covered.height
+    left = (view.x - covered.x) * across
+    top = (view.y - covered.y) * down
+    right = min(left + width * view.scale[0] * across, columns)
+    lower = min(top + height * view.scale[1] * down, rows)
     tissue = Image.fromarray(pixels.astype(np.uint8) * 255)
-    return np.asarray(tissue.resize((width, height), Image.Resampling.BOX, box=box)) >= 128
+    return (
+        np.asarray(
+            tissue.resize((width, height), Image.Resampling.BOX, box=(left, top, right, lower))
+        )
+        >= 128
+    )
 
 
 def _image_of(content: bytes, thing: str) -> Mask:

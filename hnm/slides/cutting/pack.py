@@ -39,9 +39,12 @@ stage's processor time.
 
 MOST_PX = 2**31 - 1
 MOST_TILE_PX = 4096
-LEAST_MPP, MOST_MPP = 1e-4, 1e4
-MOST_JPEG_PER_PX, MOST_JPEG = 6, 1 << 16
-"""Bytes of a tile's JPEG: for each pixel, and beside these."""
+LEAST_MPP = 1e-4
+MOST_MPP = 1e4
+MOST_JPEG_PER_PX = 6
+"""Bytes of a tile's JPEG for each of its pixels."""
+MOST_JPEG = 1 << 16
+"""Bytes of a tile's JPEG beside those of its pixels."""
 DATASETS = {
     "offsets": hdf5.Wanted(("<i8",), 1),
     "coords": hdf5.Wanted(("<i8",), 2),
@@ -108,7 +111,9 @@ def write_pack(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent, buffering=SPOOL_BYTES) as spool:
-        offsets, coords, tissue = [0], [], []
+        offsets = [0]
+        coords = []
+        tissue = []
         for tile in tiles:
             failpoint("pack.spooling", path)
             spool.write(tile.jpeg)
@@ -224,7 +229,8 @@ class Pack:
                         f"{self.path} holds {len(self)} tiles, not tile {tile}: it is of another"
                         " index of tiles; run the stage tiles (dvc repro)"
                     )
-                start, end = int(self.offsets[tile]), int(self.offsets[tile + 1])
+                start = int(self.offsets[tile])
+                end = int(self.offsets[tile + 1])
                 yield os.pread(file.fileno(), end - start, self._start + start)
 
     def tiles(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
@@ -235,9 +241,8 @@ class Pack:
         for place, tile, jpeg in zip(pixels, indices, self.jpegs(indices), strict=True):
             try:
                 size = simplejpeg.decode_jpeg_header(jpeg)[:2]
-                if (
-                    size != place.shape[:2]
-                ):  # else memory would be asked for by what the header claims
+                # Otherwise the header's claim would ask for memory.
+                if size != place.shape[:2]:
                     raise TableError(
                         f"{self.path}: tile {tile} has {size} pixels, not tile_px={self.tile_px};"
                         f" {self._cure}"
@@ -284,8 +289,7 @@ def _has_one_scan(jpeg: bytes) -> bool:
             place += 1
             continue
         place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
-        if (
-            marker == START_OF_SCAN
-        ):  # in the pixels' bytes that follow, 0xFF is never followed by a marker's number
+        # In the pixels' bytes that follow, 0xFF is never followed by a marker's number.
+        if marker == START_OF_SCAN:
             return jpeg.find(bytes((0xFF, START_OF_SCAN)), place) < 0
     return False

@@ -1,21 +1,22 @@
 """Pictures that show a person what is cut: the thumbnail, the outline of the tissue mask, the tiles
-that are kept, and those with too little tissue.
+that are cut, and those with too little tissue.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from hnm.errors import CohortError, SlideError
 from hnm.files import whole
 from hnm.params import Cohort, Tiles, Tissue
 from hnm.project import project_file
-from hnm.slides.cohort.cohort import with_queries
+from hnm.slides.cohort.manifest import with_queries
+from hnm.slides.contact_sheet import Cell, contact_sheet, wrapped
 from hnm.slides.cutting.cut import Layout, Plan, layouts_of, opened, plan_of
 from hnm.slides.cutting.tissue import Mask
 from hnm.slides.reading.slide import RGB
@@ -24,12 +25,15 @@ from hnm.slides.workers import each
 from hnm.tables import SLIDES
 
 SIDE_PX = 1200
-CELL_PX = 320
-CAPTION_PX = 44
-OUTLINE, TILE, TOO_LITTLE = (0, 150, 60), (20, 60, 200), (225, 120, 0)
-"""Colours of the mask's outline, and of the frames of tiles that are kept and of those that hold
-some tissue, but too little.
-"""
+SMALL_SIDE_PX = 308
+"""Of a picture on the contact sheet."""
+CAPTION_LINES = 3
+OUTLINE = (0, 150, 60)
+"""Colour of the mask's outline."""
+TILE = (20, 60, 200)
+"""Colour of the frame of a tile that is cut."""
+TOO_LITTLE = (225, 120, 0)
+"""Colour of the frame of a tile that holds some tissue, but too little."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,6 @@ class Sitting:
     def slide_id(self) -> str:
         """What messages call the slide."""
         return self.layout.slide_id
-
-
-@dataclass(frozen=True)
-class Preview:
-    """One slide's small picture, with the line that stands under it on the contact sheet."""
-
-    picture: Image.Image
-    caption: str
 
 
 def preview_cohort(
@@ -73,7 +69,7 @@ def preview_cohort(
     manifest = project_file(Path(cohort.manifest))
     layouts = layouts_of(with_queries(wanted, manifest), manifest.parent.resolve(), tissue, tiles)
     sittings = [Sitting(layout, (out / f"{layout.slide_id}.png").absolute()) for layout in layouts]
-    previews: dict[str, Preview] = {}
+    cells: dict[str, Cell] = {}
     for sitting, outcome in each(
         preview_slide,
         sittings,
@@ -82,15 +78,24 @@ def preview_cohort(
         step="tiles",
     ):
         if isinstance(outcome, SlideError):
-            outcome = Preview(Image.new("RGB", (1, 1)), f"{sitting.layout.slide_id}: {outcome}")
-        previews[sitting.layout.slide_id] = outcome
-    sheet = out / "contact_sheet.png"
-    _write(contact_sheet([previews[layout.slide_id] for layout in layouts]), sheet)
-    return [*(sitting.picture for sitting in sittings if sitting.picture.is_file()), sheet]
+            outcome = _cell(Image.new("RGB", (1, 1)), f"{sitting.slide_id}: {outcome}")
+        cells[sitting.slide_id] = outcome
+    sheet = contact_sheet(
+        [cells[layout.slide_id] for layout in layouts],
+        side_px=SMALL_SIDE_PX,
+        columns=max(1, ceil(len(layouts) ** 0.5)),
+        lines=CAPTION_LINES,
+    )
+    _write(sheet, out / "contact_sheet.png")
+    pictures = [sitting.picture for sitting in sittings if sitting.picture.is_file()]
+    return [*pictures, out / "contact_sheet.png"]
 
 
-def preview_slide(sitting: Sitting) -> Preview:
-    """Writes the picture of one slide; one that cannot be cut is shown bare, with the reason."""
+def preview_slide(sitting: Sitting) -> Cell:
+    """Writes the picture of one slide, and returns it with its caption for the contact sheet.
+
+    A slide that cannot be cut is shown bare, with the reason.
+    """
     layout = sitting.layout
     with opened(layout, stays=True) as slide:  # params are tried on it, or it is cut next
         bounds, mpp = slide.bounds, layout.mpp
@@ -98,24 +103,29 @@ def preview_slide(sitting: Sitting) -> Preview:
         try:
             plan = plan_of(slide, layout)
         except SlideError as error:
-            picture, caption = Image.fromarray(view.pixels), str(error)
+            picture = Image.fromarray(view.pixels)
+            caption = str(error)
         else:
             tissue_mm2 = plan.mask.mean() * bounds.width * bounds.height * mpp[0] * mpp[1] / 1e6
             picture = Image.fromarray(drawn(view, plan))
             caption = (
-                f"{len(plan.kept)} tiles of a grid of {len(plan.shares)}, {len(plan.too_little)}"
-                f" with too little tissue, {int((plan.shares == 0).sum())} with none;"
-                f" {tissue_mm2:.1f} mm2 of tissue"
+                f"{len(plan.with_tissue)} tiles of a grid of {len(plan.shares)},"
+                f" {len(plan.too_little)} with too little tissue,"
+                f" {int((plan.shares == 0).sum())} with none; {tissue_mm2:.1f} mm2 of tissue"
             )
             caption += f" ({layout.mask.name})" if layout.mask else ""
     _write(picture, sitting.picture)
-    picture.thumbnail((CELL_PX - 8, CELL_PX - 8))
-    return Preview(picture, f"{layout.slide_id}: {caption}")
+    picture.thumbnail((SMALL_SIDE_PX, SMALL_SIDE_PX))
+    return _cell(picture, f"{layout.slide_id}: {caption}")
+
+
+def _cell(picture: Image.Image, caption: str) -> Cell:
+    return Cell(picture, wrapped(caption.replace("µ", "u"), SMALL_SIDE_PX))  # its font has no µ
 
 
 def drawn(view: Thumbnail, plan: Plan) -> RGB:
     """`view` with what the mask leaves out paled, the mask's outline, and a frame around each tile
-    that holds tissue, kept or not.
+    that holds tissue, whether it is cut or not.
     """
     height, width = view.lost.shape
     mask: Mask = np.asarray(
@@ -129,35 +139,10 @@ def drawn(view: Thumbnail, plan: Plan) -> RGB:
     scale = np.array(view.scale)
     upper_left = (plan.grid.corners - (view.x, view.y)) / scale
     lower_right = upper_left + np.array(plan.grid.size) / scale
-    for numbers, colour in ((plan.too_little, TOO_LITTLE), (plan.kept, TILE)):
+    for numbers, colour in ((plan.too_little, TOO_LITTLE), (plan.with_tissue, TILE)):
         for tile in numbers:
             pen.rectangle((*upper_left[tile], *lower_right[tile]), outline=colour)
     return np.asarray(picture)
-
-
-def contact_sheet(previews: Sequence[Preview]) -> Image.Image:
-    """All pictures on one sheet, about as wide as high, each with its caption."""
-    columns = max(1, ceil(len(previews) ** 0.5))
-    sheet = Image.new(
-        "RGB", (columns * CELL_PX, ceil(len(previews) / columns) * (CELL_PX + CAPTION_PX)), "white"
-    )
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for number, preview in enumerate(previews):
-        left, top = number % columns * CELL_PX, number // columns * (CELL_PX + CAPTION_PX)
-        sheet.paste(preview.picture, (left + 4, top + 4))
-        pen.multiline_text(
-            (left + 4, top + CELL_PX), _wrapped(preview.caption, font), fill="black", font=font
-        )
-    return sheet
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """`text` in at most three lines that fit a cell."""
-    lines = [""]
-    for word in text.replace("µ", "u").split():  # Pillow's font has no µ
-        longer = f"{lines[-1]} {word}".strip()
-        lines = [*lines[:-1], longer] if font.getlength(longer) < CELL_PX - 8 else [*lines, word]
-    return "\n".join(lines[:3])
 
 
 def _write(picture: Image.Image, path: Path) -> None:

@@ -17,7 +17,7 @@ from hnm.params import Tiles
 from hnm.slides.cutting.pack import TOLERANCE
 from hnm.slides.cutting.tissue import Mask
 from hnm.slides.reading.canvas import Box
-from hnm.slides.reading.slide import MOST_REGION_PX, RGB
+from hnm.slides.reading.slide import MOST_REGION_PX, RGB, Mpp
 from hnm.slides.reading.thumbnails import Thumbnail, coarsest_sufficient_level
 
 MOST_TILES = 10_000_000
@@ -65,9 +65,7 @@ class Grid:
         return self.read_px == (self.tile_px, self.tile_px)
 
 
-def grid_of(
-    bounds: Box, slide_mpp: tuple[float, float], downsamples: tuple[float, ...], tiles: Tiles
-) -> Grid:
+def grid_of(bounds: Box, slide_mpp: Mpp, downsamples: tuple[float, ...], tiles: Tiles) -> Grid:
     """The grid over `bounds` (level-0 pixels) of a slide with `slide_mpp` µm per level-0 pixel
     along x and y.
 
@@ -91,7 +89,8 @@ def grid_of(
         _starts(extent, tile, downsample)
         for extent, tile in zip((bounds.width, bounds.height), size, strict=True)
     )
-    columns, rows = len(x), len(y)
+    columns = len(x)
+    rows = len(y)
     if not columns * rows:
         raise SlideError(
             f"its scan of {bounds.width} x {bounds.height} pixels is smaller than one tile"
@@ -177,12 +176,13 @@ def _between(
     """The summed-area `table` at fractional points: bilinear is exact, since the mask is constant
     within a pixel.
     """
-    x, y = np.clip(x, 0, table.shape[1] - 1), np.clip(y, 0, table.shape[0] - 1)
-    left, top = (
-        np.minimum(x.astype(int), table.shape[1] - 2),
-        np.minimum(y.astype(int), table.shape[0] - 2),
-    )
-    fx, fy = x - left, y - top
+    rows, columns = table.shape
+    x = np.clip(x, 0, columns - 1)
+    y = np.clip(y, 0, rows - 1)
+    left = np.minimum(x.astype(int), columns - 2)
+    top = np.minimum(y.astype(int), rows - 2)
+    fx = x - left
+    fy = y - top
     upper = table[top, left] * (1 - fx) + table[top, left + 1] * fx
     lower = table[top + 1, left] * (1 - fx) + table[top + 1, left + 1] * fx
     return np.asarray(upper * (1 - fy) + lower * fy)

@@ -25,16 +25,18 @@ Density = npt.NDArray[np.float32]
 green, blue.
 """
 
-FLOOR, CEILING = 0.05, 0.10
-"""Between which the threshold on colourfulness lies: glass and its compression noise stay below
-0.03, pale stroma above 0.1.
-"""
+FLOOR = 0.05
+"""Lowest threshold on colourfulness: glass and its compression noise stay below 0.03."""
+CEILING = 0.10
+"""Highest threshold on colourfulness: pale stroma lies above."""
 DARK = 60
 """A scan whose median pixel value is lower was not made with transmitted light."""
-CORE_UM, RIM_UM = 8.0, 24.0
-"""Ink thinner than twice the first is not taken for ink; around it as much as the second is its
-blurred rim.
+CORE_UM = 8.0
+"""Ink thinner than twice this is not taken for ink: single pixels of an odd colour occur in any
+tissue.
 """
+RIM_UM = 24.0
+"""Around ink so much is its blurred rim."""
 GLASS = 245.0
 """Value of the glass where a thumbnail shows too little of it to measure."""
 
@@ -75,12 +77,11 @@ def pen_mask(density: Density, mpp: float) -> Mask:
     green_ink = (red > 1.1 * green) & (blue > 0.75 * green)
     blue_ink = (red > green) & (red > 1.2)
     red_ink = (blue > 0.74 * green) & (red < 0.18 * green)
-    low, high = density.min(axis=2), density.max(axis=2)
+    low = density.min(axis=2)
+    high = density.max(axis=2)
     black_ink = ((low > 1.2) & (low > 0.65 * high)) | (density.mean(axis=2) > 1.7)
     ink = coloured & (green_ink | blue_ink | red_ink | black_ink)
-    cores: Mask = (
-        ndimage.distance_transform_edt(ink) > CORE_UM / mpp
-    )  # single pixels of an odd colour occur in any tissue
+    cores: Mask = ndimage.distance_transform_edt(ink) > CORE_UM / mpp
     if not cores.any():
         return cores
     return np.asarray(

@@ -9,8 +9,8 @@ from PIL import Image
 from hnm.errors import SlideError
 from hnm.files import digest_of
 from hnm.params import Tiles, Tissue
+from hnm.slides.cutting import cut as cutting_module
 from hnm.slides.cutting.cut import Cutting, Layout, cut, plan_of
-from hnm.slides.cutting.cut import cut as cutting_module
 from hnm.slides.cutting.pack import Pack, encode
 from hnm.slides.cutting.tiling import grid_of
 from hnm.slides.reading.canvas import Box
@@ -83,7 +83,7 @@ def test_axes_of_different_resolution_give_tiles_square_in_micrometres(tmp_path,
     with OpenSlideReader(path) as slide:
         plan = plan_of(slide, layout(path, (0.5, 1.0)))
     assert plan.grid.size == (64.0, 32.0)
-    assert len(plan.kept) == 5 * 8
+    assert len(plan.with_tissue) == 5 * 8
     cut(cutting(path, tmp_path / "a.h5", mpp=(0.5, 1.0)))
     pack = Pack(tmp_path / "a.h5")
     assert pack.side == 64

@@ -65,7 +65,7 @@ def glass_shares(is_glass: npt.NDArray[np.bool_], made: Plan) -> list[float]:
     """Of each tile that is kept."""
     return [
         float(is_glass[y : y + TILE_PX, x : x + TILE_PX].mean())
-        for x, y in made.grid.corners[made.kept]
+        for x, y in made.grid.corners[made.with_tissue]
     ]
 
 
@@ -97,7 +97,7 @@ def test_a_notch_at_each_edge(along, turns, colour):
     is_glass = np.rot90(glass_at((0, along, *HOLE), (0, 70, 5, 3)), turns)
     made = plan(is_glass, colour)
     assert max(glass_shares(is_glass, made)) <= 0.5 + BLUR
-    assert len(made.kept) >= 30  # of 36: the notch takes few
+    assert len(made.with_tissue) >= 30  # of 36: the notch takes few
 
 
 def test_a_ring_of_tissue_around_glass():
@@ -113,7 +113,7 @@ def test_a_ring_of_tissue_around_glass():
 def test_a_lumen_costs_no_tile_that_is_mostly_tissue():
     is_glass = glass_at((34, 34, 9, 9))  # a third of the tile at (32, 32)
     made = plan(is_glass)
-    assert len(made.kept) == 36
+    assert len(made.with_tissue) == 36
     assert made.shares.min() == made.shares[2 * 6 + 2] < 0.9
 
 
@@ -123,9 +123,13 @@ def test_each_tile_of_the_grid_is_kept_or_too_little_or_glass():
     """
     is_glass = glass_at((0, 52, SIDE, 44))
     made = plan(is_glass)
-    assert [len(made.kept), len(made.too_little), int((made.shares == 0).sum())] == [18, 6, 12]
+    assert [len(made.with_tissue), len(made.too_little), int((made.shares == 0).sum())] == [
+        18,
+        6,
+        12,
+    ]
     assert np.unique(made.grid.corners[made.too_little, 0]).tolist() == [48]
-    assert len(plan(is_glass, min_tissue=0.2).kept) == 24
+    assert len(plan(is_glass, min_tissue=0.2).with_tissue) == 24
 
 
 def test_tissue_at_the_right_and_lower_edge_is_cut():
@@ -135,7 +139,7 @@ def test_tissue_at_the_right_and_lower_edge_is_cut():
     is_glass = np.ones((90, 90), bool)
     is_glass[78:, 78:] = False
     made = plan(is_glass)
-    assert made.grid.corners[made.kept].tolist() == [[74, 74]]
+    assert made.grid.corners[made.with_tissue].tolist() == [[74, 74]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -168,4 +172,4 @@ def test_a_mask_from_elsewhere_stands_as_it_is(tmp_path: Path):
     layout = Layout(
         "s", "s", (MPP, MPP), "", outline, None, Tissue(mpp=MPP), Tiles(mpp=MPP, tile_px=TILE_PX)
     )
-    assert len(plan_of(Painted(pixels), layout).kept) == 36
+    assert len(plan_of(Painted(pixels), layout).with_tissue) == 36

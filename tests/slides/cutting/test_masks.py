@@ -18,7 +18,7 @@ from PIL import Image
 from hnm.errors import MachineError, SlideError
 from hnm.files import digest_of
 from hnm.slides.annotations import Region
-from hnm.slides.cutting.cut import masks
+from hnm.slides.cutting import masks
 from hnm.slides.cutting.masks import mask_bytes, rasterised, read_mask
 from hnm.slides.reading.canvas import Box, Canvas
 from hnm.slides.reading.failures import ChangedError, StorageError

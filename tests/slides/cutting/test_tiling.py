@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from hnm.errors import SlideError
 from hnm.params import Tiles
@@ -295,3 +296,10 @@ def test_pixels_are_averaged_over_the_tile_and_nothing_else():
     assert (pixels[:, :7] == (200, 100, 50)).all()
     assert (pixels[:, 9:] == (20, 240, 90)).all()
     assert np.abs(pixels.mean((0, 1)) - region.mean((0, 1))).max() < 1
+
+
+def test_pixels_come_from_the_corner_on():
+    grid = grid_of(Box(0, 0, 400, 400), (0.4, 0.4), (1.0,), Tiles(mpp=1.0, tile_px=16))
+    region = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    expected = Image.fromarray(region).resize((16, 16), Image.Resampling.HAMMING)
+    np.testing.assert_array_equal(tile_pixels(region, grid), np.asarray(expected))

@@ -135,3 +135,50 @@ def test_light_that_is_not_transmitted_is_refused(tiny):
     salmon = np.full((50, 50, 3), (244, 128, 128), np.uint8)
     with pytest.raises(SlideError, match="its glass is salmon: the file holds YCbCr"):
         tissue_mask(salmon, 8.0, SETTINGS)
+
+
+@pytest.mark.parametrize("glass", [(243, 241, 250), (250, 240, 225), (214, 222, 205)])
+def test_glass_of_any_tint_has_no_density(glass):
+    pixels = np.empty((120, 160, 3), np.uint8)
+    pixels[:] = glass
+    assert (density_of(pixels) == 0).all()
+    pixels[40:80, 50:110] = EOSIN
+    expected = np.log(np.array(glass) + 1) - np.log(np.array(EOSIN) + 1)
+    assert density_of(pixels)[60, 80] == pytest.approx(np.maximum(expected, 0), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("density", "is_ink"),
+    [
+        ((1.12, 1.0, 0.76), True),  # green: red above 1.1 of green, blue above 0.75 of it
+        ((1.08, 1.0, 0.76), False),
+        ((1.12, 1.0, 0.74), False),
+        ((1.22, 1.2, 0.3), True),  # blue: red above green, and above 1.2
+        ((1.22, 1.24, 0.3), False),
+        ((1.18, 1.1, 0.3), False),
+        ((0.17, 1.0, 0.75), True),  # red: blue above 0.74 of green, red below 0.18 of it
+        ((0.19, 1.0, 0.75), False),
+        ((0.17, 1.0, 0.73), False),
+        ((1.22, 1.8, 1.8), True),  # black: all above 1.2, and the least above 0.65 of the greatest
+        ((1.18, 1.75, 1.75), False),
+        ((1.22, 1.9, 1.9), False),
+        ((1.0, 2.1, 2.05), True),  # black: the mean above 1.7
+        ((1.0, 2.05, 2.0), False),
+        ((1.75, 1.79, 1.81), True),  # whatever has a colour: a range above 0.05
+        ((1.75, 1.78, 1.79), False),
+    ],
+)
+def test_ink_begins_where_its_definition_says(density, is_ink):
+    pixels = np.zeros((40, 40, 3), np.float32)
+    pixels[10:30, 10:30] = density
+    assert pen_mask(pixels, 8.0)[20, 20] == is_ink
+
+
+def test_a_part_of_just_the_least_area_is_tissue(tiny):
+    pixels = tiny.painted(120, 160, (50, 40, 60, 40, EOSIN))
+    mask = tissue_mask(pixels, 8.0, SETTINGS)
+    area_um2 = float(mask.sum()) * 8.0**2
+    same = tissue_mask(pixels, 8.0, Tissue(mpp=8.0, min_area_um2=area_um2))
+    np.testing.assert_array_equal(same, mask)
+    with pytest.raises(SlideError, match="no tissue of at least"):
+        tissue_mask(pixels, 8.0, Tissue(mpp=8.0, min_area_um2=area_um2 + 1))

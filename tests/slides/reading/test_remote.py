@@ -7,7 +7,7 @@ import pytest
 
 from hnm.errors import FolderError, MachineError, ParamsError, SlideError
 from hnm.params import Tiles, Tissue
-from hnm.slides.cohort.cohort import Opening, identify
+from hnm.slides.cohort.identity import SlideSource, identify
 from hnm.slides.cutting.cut import Cutting, Layout, cut, opened
 from hnm.slides.reading import remote
 from hnm.slides.reading.canvas import Box, Canvas
@@ -68,7 +68,7 @@ def test_a_slide_that_stays_is_fetched_once(far, monkeypatch):
 
 def test_a_slide_that_cannot_be_used_does_not_stay(far):
     with pytest.raises(SlideError, match="no slide that OpenSlide can read"):
-        identify(Opening("a", put(far, "a.svs", 300), None))
+        identify(SlideSource("a", put(far, "a.svs", 300), None))
     assert cached(far) == []
 
 
@@ -92,7 +92,7 @@ def test_a_slide_stays_until_it_is_cut(far, tmp_path, tiny, monkeypatch):
     monkeypatch.setenv("HNM_SLIDE_CACHE_GB", "0.01")
     pixels = tiny.painted(128, 384, (32, 32, 64, 64, tiny.STROMA))
     url = f"file://{tiny.aperio(far / 'a.svs', pixels, mpp=1.0)}"
-    identity = identify(Opening("a", url, None))
+    identity = identify(SlideSource("a", url, None))
     assert len(cached(far)) == 1
     layout = Layout(
         "a",
@@ -323,10 +323,10 @@ def test_a_slide_of_equal_size_and_no_tag_is_identified_anew(far, tmp_path, tiny
     monkeypatch.setattr(remote, "_TAGS", ())
     store = Store(tmp_path / "store")
     url = f"file://{tiny.aperio(far / 'a.svs', tiny.painted(100, 130), mpp=0.25)}"
-    before = identify(Opening("a", url, None, known=store)).fingerprint
+    before = identify(SlideSource("a", url, None, headers=store)).fingerprint
     content = (far / "a.svs").read_bytes()
     (far / "a.svs").write_bytes(content.replace(b"MPP = 0.25", b"MPP = 0.26"))
-    after = identify(Opening("a", url, None, known=store))
+    after = identify(SlideSource("a", url, None, headers=store))
     assert (
         len(content) == (far / "a.svs").stat().st_size
         and after.mpp == (0.26, 0.26)
@@ -340,7 +340,7 @@ def test_each_way_to_a_slide_checks_its_url(far, monkeypatch):
     for way in (
         lambda: fetched(url).__enter__(),
         lambda: version_of(url),
-        lambda: identify(Opening("a", url, None)),
+        lambda: identify(SlideSource("a", url, None)),
         lambda: preview(url),
     ):
         with pytest.raises(SlideError, match="slides are not fetched by 'file', only by s3"):
@@ -485,14 +485,14 @@ def test_a_slide_that_did_not_change_is_not_fetched_for_its_identity(
 ):
     monkeypatch.setenv("HNM_SLIDE_CACHE_GB", "0.01")
     url = f"file://{tiny.aperio(far / 'a.svs', tiny.painted(100, 130), mpp=0.25)}"
-    identity = identify(Opening("a", url, None, known=Store(tmp_path / "store")))
+    identity = identify(SlideSource("a", url, None, headers=Store(tmp_path / "store")))
     assert (identity.vendor, identity.mpp, identity.canvas) == (
         "aperio",
         (0.25, 0.25),
         Canvas(130, 100, Box(0, 0, 130, 100)),
     )
-    assert identity.fingerprint == identify(Opening("a", str(far / "a.svs"), None)).fingerprint
+    assert identity.fingerprint == identify(SlideSource("a", str(far / "a.svs"), None)).fingerprint
     monkeypatch.setattr(remote, "_fetch", lambda *_: pytest.fail("fetched again"))
     for path in (far.parent / "cache").glob("*.svs"):
         path.unlink()
-    assert identify(Opening("a", url, None, known=Store(tmp_path / "store"))) == identity
+    assert identify(SlideSource("a", url, None, headers=Store(tmp_path / "store"))) == identity

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hnm.errors import CohortError, ParamsError, SlideError
-from hnm.slides.cohort import cohort
+from hnm.slides.cohort import manifest as manifests
 from hnm.slides.reading.urls import (
     checked_url,
     file_name,
@@ -153,7 +153,7 @@ def test_a_stage_takes_queries_from_the_manifest(tmp_path):
     manifest = tmp_path / "slides.csv"
     manifest.write_text(HEADER + "a,https://h/a.svs?sig=x,0\nb,in/b.svs,1\n")
     table = pd.DataFrame({"slide_id": ["a", "b"], "path": ["https://h/a.svs?***", "in/b.svs"]})
-    assert cohort.with_queries(table, manifest)["path"].tolist() == [
+    assert manifests.with_queries(table, manifest)["path"].tolist() == [
         "https://h/a.svs?sig=x",
         "in/b.svs",
     ]
@@ -162,9 +162,9 @@ def test_a_stage_takes_queries_from_the_manifest(tmp_path):
         CohortError,
         match="names another place for slide_id=a than when its cohort was checked; run dvc repro",
     ):
-        cohort.with_queries(table, manifest)
+        manifests.with_queries(table, manifest)
     without = table.assign(path=["https://h/a.svs", "in/b.svs"])
-    assert cohort.with_queries(without, tmp_path / "none.csv") is without
+    assert manifests.with_queries(without, tmp_path / "none.csv") is without
 
 
 def test_a_manifest_names_the_row_of_a_bad_url(tmp_path):
@@ -173,7 +173,7 @@ def test_a_manifest_names_the_row_of_a_bad_url(tmp_path):
     with pytest.raises(
         CohortError, match=r"row 2 \(slide_id=a\): path: slides are not fetched by 'reference'"
     ):
-        cohort.read_manifest(manifest)
+        manifests.read_manifest(manifest)
 
 
 @pytest.mark.parametrize(
@@ -215,5 +215,5 @@ def test_masks_and_annotations_are_files(tmp_path, column):
             r" file"
         ),
     ) as caught:
-        cohort.read_manifest(manifest)
+        manifests.read_manifest(manifest)
     assert "hush" not in str(caught.value)

@@ -1,5 +1,5 @@
-"""Candidates taken in an order, until a budget is full: past caps of slides and patients, and past
-what guards refuse.
+"""Guards of mining: candidates are taken in an order until a budget is full, within caps of slides
+and patients, and without those that a guard refuses.
 """
 
 from collections import Counter
@@ -12,8 +12,10 @@ import pandas as pd
 from hnm.mining.similarity import TileReader, Units, cosines, highest_cosine, read_tiles, units
 
 NEAR_DUPLICATE = "near_duplicate"
-LONGEST_STEP, SHORTEST_STEP = 1024, 32
-"""Candidates that are looked at together: as many as the budget wants, within these bounds."""
+LONGEST_STEP = 1024
+"""Candidates that are looked at together at most."""
+SHORTEST_STEP = 32
+"""Candidates that are looked at together at least, though the budget wants fewer."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,16 @@ class Guards:
     """
 
 
-class Walk:
-    """Takes candidates one after the other; pixels and features are read of those alone that it
-    comes to.
+class GuardedChoice:
+    """Takes candidates one after the other, and reads the pixels and features of those alone that
+    it comes to.
     """
 
     def __init__(self, candidates: pd.DataFrame, caps: Caps, guards: Guards) -> None:
         """`candidates` with slide_id, patient_id and tile, and an index without repeats."""
-        self._candidates, self._caps, self._guards = candidates, caps, guards
+        self._candidates = candidates
+        self._caps = caps
+        self._guards = guards
         self._of_slide: Counter[str] = Counter()
         self._of_patient: Counter[str] = Counter()
         self._taken: dict[int, None] = {}  # labels of the index, in order
@@ -66,7 +70,7 @@ class Walk:
             reason=pd.Series(self._refused, dtype="str")
         )
 
-    def go(self, ordered: pd.DataFrame, count: int) -> None:
+    def take(self, ordered: pd.DataFrame, count: int) -> None:
         """Takes from `ordered`, rows of the candidates, until `count` are taken in all."""
         ordered = ordered[~ordered.index.isin([*self._taken, *self._refused])]
         start = 0
@@ -74,21 +78,15 @@ class Walk:
             length = min(LONGEST_STEP, max(SHORTEST_STEP, count - len(self._taken)))
             step = ordered.iloc[start : start + length]
             start += length
-            self._step(
-                step[
-                    [
-                        self._has_room(*row)
-                        for row in step[["slide_id", "patient_id"]].itertuples(index=False)
-                    ]
-                ],
-                count,
-            )
+            owners = step[["slide_id", "patient_id"]].itertuples(index=False)
+            self._step(step[[self._has_room(*owner) for owner in owners]], count)
 
     def _step(self, step: pd.DataFrame, count: int) -> None:
         if step.empty:
             return
         reasons = [""] * len(step) if self._guards.flaws is None else self._guards.flaws(step)
-        alike, near = np.zeros((len(step), len(step)), bool), np.zeros(len(step), bool)
+        alike = np.zeros((len(step), len(step)), bool)
+        near = np.zeros(len(step), bool)
         features = None
         if self._guards.features is not None:
             features = units(read_tiles(step, self._guards.features))

@@ -1,4 +1,4 @@
-"""The walk through candidates: against plain loops, and what it reads."""
+"""The guarded choice of candidates: against plain loops, and what it reads."""
 
 import math
 from collections import Counter
@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hnm.mining import similarity, walk
-from hnm.mining.walk import Caps, Guards, Walk
+from hnm.mining import guards, similarity
+from hnm.mining.guards import Caps, GuardedChoice, Guards
 
 LIMIT = 0.8765  # no cosine of small whole numbers
 
 
 @st.composite
-def walks(draw: st.DrawFn) -> tuple[pd.DataFrame, np.ndarray, Caps, int]:
+def cases(draw: st.DrawFn) -> tuple[pd.DataFrame, np.ndarray, Caps, int]:
     """Candidates with an index of their own, a whole-number feature and a flaw each, caps, and how
     many to take.
     """
@@ -44,7 +44,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 @settings(max_examples=40)
-@given(walks(), st.integers(0, 10))
+@given(cases(), st.integers(0, 10))
 def test_against_plain_loops(case: tuple[pd.DataFrame, np.ndarray, Caps, int], first: int) -> None:
     frame, features, caps, count = case
     expected: list[int] = []
@@ -73,13 +73,13 @@ def test_against_plain_loops(case: tuple[pd.DataFrame, np.ndarray, Caps, int], f
                 refused[tile] = "near_duplicate"
             else:
                 expected.append(tile)
-    going = Walk(
+    going = GuardedChoice(
         frame,
         caps,
         Guards(lambda tiles: tiles["flaw"].tolist(), lambda _, tiles: features[tiles], LIMIT),
     )
-    going.go(frame, min(first, count))
-    going.go(frame if first >= count else frame.iloc[::-1], count)
+    going.take(frame, min(first, count))
+    going.take(frame if first >= count else frame.iloc[::-1], count)
     assert going.taken["tile"].tolist() == expected
     assert dict(zip(going.refused["tile"], going.refused["reason"], strict=True)) == refused
 
@@ -92,15 +92,15 @@ def plain(count: int) -> pd.DataFrame:
 def test_the_length_of_a_step_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, longest: int, shortest: int
 ) -> None:
-    monkeypatch.setattr(walk, "LONGEST_STEP", longest)
-    monkeypatch.setattr(walk, "SHORTEST_STEP", shortest)
+    monkeypatch.setattr(guards, "LONGEST_STEP", longest)
+    monkeypatch.setattr(guards, "SHORTEST_STEP", shortest)
     features = np.random.default_rng(5).normal(size=(60, 3))
-    going = Walk(
+    going = GuardedChoice(
         plain(60),
         Caps(60, 60),
         Guards(features=lambda _, tiles: features[tiles], max_similarity=0.9),
     )
-    going.go(plain(60), 20)
+    going.take(plain(60), 20)
     expected: list[int] = []
     for tile in range(60):
         if len(expected) < 20 and all(cosine(features[tile], features[t]) <= 0.9 for t in expected):
@@ -118,27 +118,27 @@ def test_a_candidate_as_like_a_taken_one_as_the_limit_says_is_no_near_duplicate(
     """The cosine of (2, 0, 0, 0) and (1, 1, 1, 1) is one half, exactly; they are looked at
     together, and one after the other.
     """
-    monkeypatch.setattr(walk, "LONGEST_STEP", longest)
+    monkeypatch.setattr(guards, "LONGEST_STEP", longest)
     features = np.array([[2.0, 0, 0, 0], [1, 1, 1, 1]])
     for limit, taken in ((0.5, [0, 1]), (0.4999, [0])):
-        going = Walk(
+        going = GuardedChoice(
             plain(2),
             Caps(2, 2),
             Guards(features=lambda _, tiles: features[tiles], max_similarity=limit),
         )
-        going.go(plain(2), 2)
+        going.take(plain(2), 2)
         assert going.taken["tile"].tolist() == taken
 
 
-def test_no_more_is_read_than_the_walk_comes_to() -> None:
+def test_no_more_is_read_than_the_choice_comes_to() -> None:
     read: list[int] = []
 
     def flaws_of(tiles: pd.DataFrame) -> list[str]:
         read.extend(tiles["tile"])
         return ["pen" if tile < 40 else "" for tile in tiles["tile"]]
 
-    going = Walk(plain(5000), Caps(50, 50), Guards(flaws=flaws_of))
-    going.go(plain(5000), 50)
+    going = GuardedChoice(plain(5000), Caps(50, 50), Guards(flaws=flaws_of))
+    going.take(plain(5000), 50)
     assert going.taken["tile"].tolist() == list(range(40, 90)) and len(going.refused) == 40
     assert read == list(range(90))  # 50 that the budget wants, then the 40 that are missing
 
@@ -153,8 +153,8 @@ def test_tiles_of_full_slides_are_not_read() -> None:
         read.extend((slide_id, int(tile)) for tile in tiles)
         return np.eye(200)[tiles]
 
-    going = Walk(frame, Caps(2, 2), Guards(features=features_of, max_similarity=0.99))
-    going.go(frame, 4)
+    going = GuardedChoice(frame, Caps(2, 2), Guards(features=features_of, max_similarity=0.99))
+    going.take(frame, 4)
     assert going.taken["slide_id"].tolist() == ["a", "a", "b"] and going.refused[
         "tile"
     ].tolist() == [
