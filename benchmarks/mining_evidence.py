@@ -29,9 +29,11 @@ matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from scipy import stats
 
+from hnm.evidence.numbers.intervals import Number
 from hnm.files import whole
 from hnm.selection import best_row
 from hnm.tables import read_numbers
@@ -55,21 +57,23 @@ def wins(scores: pd.DataFrame, seeds: Sequence[int]) -> tuple[Floats, pd.DataFra
     return (np.sign(difference) + 1) / 2, positive.index.to_frame(), negative.index.to_frame()
 
 
-def auc_difference(scores: pd.DataFrame, arm: str, against: str) -> tuple[float, float, float, int]:
+def auc_difference(scores: pd.DataFrame, arm: str, against: str) -> tuple[Number, int]:
     """Mean difference of test slide AUCs, its 95 % bounds, and how many seeds both arms have;
     `scores` are of one cohort and round.
     """
-    own, other = (scores[scores["arm"] == name] for name in (arm, against))
-    seeds = sorted(set(own["seed"]) & set(other["seed"]))
-    more, positives, negatives = wins(own, seeds)
-    gain = more - wins(other, seeds)[0]
+    of_arm = scores[scores["arm"] == arm]
+    of_other = scores[scores["arm"] == against]
+    seeds = sorted(set(of_arm["seed"]) & set(of_other["seed"]))
+    wins_of_arm, positives, negatives = wins(of_arm, seeds)
+    gain = wins_of_arm - wins(of_other, seeds)[0]
     generator = np.random.default_rng(0)
     rows, columns = (_patient_weights(table, generator) for table in (positives, negatives))
     drawn = np.einsum("rp,pn,rn->r", rows, gain.mean(axis=0), columns, optimize=True)
     of_patients = stats.norm.ppf(0.975) * drawn.std()
     of_seeds = _student(gain.mean(axis=(1, 2))) if len(seeds) > 1 else 0.0
-    mean, half = float(gain.mean()), float(np.hypot(of_seeds, of_patients))
-    return mean, mean - half, mean + half, len(seeds)
+    mean = float(gain.mean())
+    half = float(np.hypot(of_seeds, of_patients))
+    return Number(mean, mean - half, mean + half), len(seeds)
 
 
 def _patient_weights(slides: pd.DataFrame, generator: np.random.Generator) -> Floats:
@@ -89,21 +93,19 @@ def _student(gains: Floats) -> float:
     return float(stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains))
 
 
-def difference(
-    table: pd.DataFrame, column: str, arm: str, against: str
-) -> tuple[float, float, float]:
+def difference(table: pd.DataFrame, column: str, arm: str, against: str) -> Number:
     """Mean difference of a column over the seeds that both arms have, and Student's bounds; `table`
-    is of one cohort and round.
+    is of one cohort and round. One seed, or seeds that all agree, give no bounds.
     """
     wide = table.pivot(index="seed", columns="arm", values=column)[[arm, against]].dropna()
     gains = (wide[arm] - wide[against]).to_numpy(np.float64)
+    if not len(gains):
+        return Number(None)
+    mean = float(gains.mean())
     if len(gains) < 2 or not gains.std():
-        return float(gains.mean()) if len(gains) else float("nan"), float("nan"), float("nan")
-    return (
-        float(gains.mean()),
-        float(gains.mean()) - _student(gains),
-        float(gains.mean()) + _student(gains),
-    )
+        return Number(mean)
+    half = _student(gains)
+    return Number(mean, mean - half, mean + half)
 
 
 def control(arm: str, arms: Collection[str], against: str) -> str:
@@ -112,13 +114,11 @@ def control(arm: str, arms: Collection[str], against: str) -> str:
     """
     policy_and_budget, _, note = arm.partition(", ")
     random = " ".join(["random", *policy_and_budget.split(" ")[1:]])
-    found = [
-        name
-        for name in (f"{random}, {note}", random)
-        if name in arms and name not in (arm, "random")
-    ]
-    if found or against in arms:
-        return found[0] if found else against
+    for name in (f"{random}, {note}", random):
+        if name in arms and name not in (arm, "random"):
+            return name
+    if against in arms:
+        return against
     plain = [name for name in arms if re.fullmatch(r"random [\d.]+", name) and name != arm]
     return max(plain, key=lambda name: float(name.split(" ")[1]), default=against)
 
@@ -191,40 +191,32 @@ def means(table: pd.DataFrame) -> list[str]:
         "|" + "---|" * 12,
     ]
     shared = first_rounds(table).assign(arm="before any mining")
-    for (cohort, number, arm), own in pd.concat([shared, table[table["round"] > 0]]).groupby(
-        ["cohort", "round", "arm"]
-    ):
+    rows = pd.concat([shared, table[table["round"] > 0]])
+    for (cohort, number, arm), seeds in rows.groupby(["cohort", "round", "arm"]):
+        spread = Number(seeds["spread"].min()).text(".4f")
         cells = [
-            _with_deviation(own[column])
-            for column in ("validation_auc", "test_auc", "test_tile_auc")
+            *(
+                _with_deviation(seeds[column])
+                for column in ("validation_auc", "test_auc", "test_tile_auc")
+            ),
+            *(
+                Number(seeds[column].mean()).text(form)
+                for column, form in (
+                    ("false_tiles", ".2f"),
+                    ("purity", ".2f"),
+                    ("tile_views", ",.0f"),
+                    ("finetune_seconds", ".0f"),
+                )
+            ),
+            spread,
         ]
-        cells += [
-            f"{own['false_tiles'].mean():.2f}",
-            "–" if own["purity"].isna().all() else f"{own['purity'].mean():.2f}",
-        ]
-        cells += [f"{own['tile_views'].mean():,.0f}"]
-        told = {
-            "finetune_seconds": f"{own['finetune_seconds'].mean():.0f}",
-            "spread": f"{own['spread'].min():.4f}",
-        }
-        cells += ["–" if own[column].isna().all() else cell for column, cell in told.items()]
-        lines.append(f"| {cohort} | {number} | {arm} | {len(own)} | {' | '.join(cells)} |")
+        lines.append(f"| {cohort} | {number} | {arm} | {len(seeds)} | {' | '.join(cells)} |")
     return lines
 
 
 def _with_deviation(values: pd.Series) -> str:
-    return (
-        f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
-        if len(values) > 1
-        else f"{values.mean():.3f}"
-    )
-
-
-def _with_bounds(value: float, low: float, high: float) -> str:
-    """One seed, or seeds that all agree, give no bounds; what an arm has not is a dash."""
-    if np.isnan(value):
-        return "–"
-    return f"{value:+.3f}" if np.isnan(low) else f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+    mean = f"{values.mean():.3f}"
+    return f"{mean} ± {values.std(ddof=1):.3f}" if len(values) > 1 else mean
 
 
 def differences(
@@ -240,30 +232,31 @@ def differences(
         ),
         "|" + "---|" * 9,
     ]
-    picked = chosen(table)
-    rounds = [
-        (str(number), table[table["round"] == number])
+    rounds = {
+        str(number): table[table["round"] == number]
         for number in sorted(table["round"].unique())
         if number
-    ] + [("validation's", picked)]
+    }
+    rounds["validation's"] = chosen(table)
     for cohort in sorted(table["cohort"].unique()):
-        for name, of_round in rounds:
-            own = of_round[of_round["cohort"] == cohort]
-            of_slides = scores.merge(own[[*ARM, "round"]])
-            seeds_of = own.groupby("arm")["seed"].agg(set).to_dict()
+        for name, of_round in rounds.items():
+            of_cohort = of_round[of_round["cohort"] == cohort]
+            of_slides = scores.merge(of_cohort[[*ARM, "round"]])
+            seeds_of = of_cohort.groupby("arm")["seed"].agg(set).to_dict()
             for arm in sorted(seeds_of):
                 other = control(arm, seeds_of, against) if controls else against
                 if arm == other or not seeds_of[arm] & seeds_of.get(other, set()):
                     continue
-                mean, low, high, seeds = auc_difference(of_slides, arm, other)
-                others = [
-                    difference(own, column, arm, other)
-                    for column in ("test_tile_auc", "false_tiles", "purity")
+                auc, seeds = auc_difference(of_slides, arm, other)
+                numbers = [
+                    auc,
+                    *(
+                        difference(of_cohort, column, arm, other)
+                        for column in ("test_tile_auc", "false_tiles", "purity")
+                    ),
                 ]
-                cells = [_with_bounds(*number) for number in [(mean, low, high), *others]]
-                lines.append(
-                    f"| {cohort} | {name} | {arm} | {other} | {seeds} | {' | '.join(cells)} |"
-                )
+                cells = " | ".join(number.with_interval("+.3f") for number in numbers)
+                lines.append(f"| {cohort} | {name} | {arm} | {other} | {seeds} | {cells} |")
     return lines
 
 
@@ -303,43 +296,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     for axis in grid.flatten()[len(cohorts) :]:
         axis.remove()
     for axis, cohort in zip(axes, cohorts, strict=True):
-        own = table[table["cohort"] == cohort]
-        for key, of_policy in drawn[cohort].groupby(["policy", "note"]):
-            policy, note = map(str, key)
-            marker, label = (
-                (MARKERS[notes.index(note) % len(MARKERS)], f"{policy}, {note}")
-                if note
-                else ("o", policy)
-            )
-            colour = COLOURS.get(policy, "tab:green")
-            beside = (
-                1.03 ** list(COLOURS).index(policy) if policy in COLOURS else 1.0
-            )  # equal costs would hide each other
-            axis.errorbar(
-                of_policy["cost"] * beside,
-                of_policy["auc"],
-                of_policy["error"],
-                marker=marker,
-                capsize=3,
-                color=colour,
-                label=label,
-            )
-            if (policy, note) == ("random", ""):
-                for arm in of_policy.itertuples():
-                    axis.annotate(
-                        _budget(str(arm.arm)),
-                        (arm.cost, arm.auc),
-                        xytext=(-4, 8),
-                        textcoords="offset points",
-                        ha="right",
-                        fontsize=8,
-                    )
-        axis.axhline(
-            first_rounds(own)["test_auc"].mean(),
-            color="grey",
-            linestyle=":",
-            label="before any mining",
-        )
+        for (policy, note), arms in drawn[cohort].groupby(["policy", "note"]):
+            marker = MARKERS[notes.index(note) % len(MARKERS)] if note else "o"
+            _draw_policy(axis, str(policy), str(note), arms, marker)
+        before = first_rounds(table[table["cohort"] == cohort])["test_auc"].mean()
+        axis.axhline(before, color="grey", linestyle=":", label="before any mining")
         axis.margins(x=0.1)
         axis.set(xscale="log", title=f"cohort {cohort}")
     for axis in axes[-columns:]:
@@ -357,13 +318,37 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         figure.savefig(temporary, dpi=120, metadata={"Software": None})
 
 
-def _costs(own: pd.DataFrame) -> pd.DataFrame:
+def _draw_policy(axis: Axes, policy: str, note: str, arms: pd.DataFrame, marker: str) -> None:
+    # equal costs would hide each other
+    beside = 1.03 ** list(COLOURS).index(policy) if policy in COLOURS else 1.0
+    axis.errorbar(
+        arms["cost"] * beside,
+        arms["auc"],
+        arms["error"],
+        marker=marker,
+        capsize=3,
+        color=COLOURS.get(policy, "tab:green"),
+        label=f"{policy}, {note}" if note else policy,
+    )
+    if (policy, note) == ("random", ""):
+        for arm in arms.itertuples():
+            axis.annotate(
+                _budget(str(arm.arm)),
+                (arm.cost, arm.auc),
+                xytext=(-4, 8),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+            )
+
+
+def _costs(rounds: pd.DataFrame) -> pd.DataFrame:
     """arm, policy, note, cost, auc and error after the last round of the arms of one cohort that
     are drawn, the cheapest first.
     """
-    own = own.sort_values("round")
-    own = own.assign(cost=own.groupby(["arm", "seed"])["tile_views"].cumsum())
-    last = own[own["round"] == own["round"].max()]
+    rounds = rounds.sort_values("round")
+    rounds = rounds.assign(cost=rounds.groupby(["arm", "seed"])["tile_views"].cumsum())
+    last = rounds[rounds["round"] == rounds["round"].max()]
     arms = (
         last.groupby("arm")
         .agg(cost=("cost", "mean"), auc=("test_auc", "mean"), error=("test_auc", "sem"))
@@ -410,10 +395,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--figure", type=Path, required=True)
     options = parser.parse_args()
-    (table, failed), scores = (
-        finished(read_numbers(options.table, texts=TEXTS)),
-        pd.read_parquet(options.table.with_suffix(".parquet")),
-    )
+    table, failed = finished(read_numbers(options.table, texts=TEXTS))
+    scores = pd.read_parquet(options.table.with_suffix(".parquet"))
     with whole(options.out) as temporary:
         temporary.write_text(
             "\n".join(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hnm.errors import HnmError, TrackingError, error_of_machine
 from hnm.files import read_bounded
+from hnm.loop.paths import Paths
 from hnm.params import load_params
 from hnm.redaction import redacted
 from hnm.repository.outputs import Cache, dvc_says
@@ -22,7 +23,7 @@ from hnm.tracking.artifact_places import places_elsewhere
 from hnm.tracking.connection import store_file
 from hnm.tracking.record import refusals, spool_trouble, waiting_records
 
-QUARANTINES = ("data/cohort/quarantine.csv", "data/tiles/quarantine.csv")
+QUARANTINES = (str(Paths().cohort.quarantine), str(Paths().tiles.quarantine))
 LOST_TO_THE_MACHINE = re.compile(
     r"the process that read it died|took longer than|storage (?:has )?fail|stale file"
     r" handle|input/output error|transport endpoint|no space left"

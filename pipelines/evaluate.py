@@ -28,7 +28,7 @@ def main(
         files, _provenance(files, rounds), rounds=rounds, settings=settings, section=evaluate
     )
     tracker.evaluation(metrics)
-    tracker.metrics({"test/openings": looks.openings, "test/opened_states": looks.states})
+    tracker.metrics({"test/openings": looks.times, "test/opened_states": looks.states})
     for path in (files.metrics, files.plots, files.report, files.model_card, files.data_card):
         tracker.file(path)
     auc = metrics["test"]["auc"]

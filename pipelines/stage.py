@@ -28,10 +28,7 @@ from hnm.output import forgive_output, say
 from hnm.params import load_params
 from hnm.processes import STAGE_GOES_ON, die_with_parent, ending_in_a_line, keep_freed_memory
 from hnm.project import project_home, project_root
-from hnm.repository.costs import cost_so_far, dvc_name, write_cost
 from hnm.repository.stages import of_round, running_round, running_stage
-from hnm.tracking.record import first_line
-from hnm.tracking.runs import track_stage
 
 
 def flags_of(main: Callable[..., None]) -> dict[str, type]:
@@ -83,10 +80,9 @@ def _call(main: Callable[..., None], values: Mapping[str, Any]) -> None:
     """Calls `main` with the values of its flags and sections, those of a dataclass put together."""
     arguments = {}
     for name, parameter in inspect.signature(main).parameters.items():
-        kind: Any = parameter.annotation
-        if is_dataclass(kind):
-            files_of: Callable[..., Any] = parameter.annotation
-            arguments[name] = files_of(**{part: values[part] for part in _parts(parameter)})
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            arguments[name] = kind(**{part: values[part] for part in _parts(parameter)})
         else:
             arguments[name] = values[name]
     main(**arguments)
@@ -109,6 +105,8 @@ def run(main: Callable[..., None], *, tracked: bool = True) -> None:
         if not tracked:
             _call(main, {**flags, **sections})
             return
+        from hnm.tracking.runs import track_stage  # `causes` always runs, and goes without
+
         stage = _name_of(main)
         if _is_first() and "causes" in arguments:
             hold(arguments["causes"], f"pipelines.{stage}", params.compute.device)
@@ -160,6 +158,9 @@ def _is_first() -> bool:
 
 def _enter_cost(stage: str, arguments: Mapping[str, Any], sections: Mapping[str, Any]) -> None:
     """Enters what the stage took. Its outputs are complete, so that an error is only printed."""
+    from hnm.repository.costs import cost_so_far, dvc_name, write_cost
+    from hnm.tracking.record import first_line
+
     name = dvc_name(stage, arguments)
     try:
         state = running_stage(project_root(), name, f"pipelines.{stage}", arguments, sections)

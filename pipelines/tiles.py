@@ -14,7 +14,7 @@ def main(files: TilesFiles, *, cohort: Cohort, tissue: Tissue, tiles: Tiles) -> 
     counts = cut_slides(files, project_store(), cohort=cohort, tissue=tissue, tiles=tiles)
     little_tissue = counts.places - counts.lost - counts.tiles
     print(
-        f"{counts.found} slides found, {counts.opened} opened, {counts.opened - counts.blank} with"
+        f"{counts.listed} slides found, {counts.opened} opened, {counts.opened - counts.blank} with"
         f" tissue, {counts.slides} cut into {counts.tiles} tiles: of {counts.places} tiles of"
         f" their grids {little_tissue} hold less than tiles.min_tissue={tiles.min_tissue:g} of"
         f" tissue, and {counts.lost} could not be read"

@@ -17,7 +17,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from hnm.causes import CARRIERS, PARTS, PLUMBING, causes_of, imports_of
+from hnm.loop.paths import Paths
 from hnm.params import Params, load_params
+from hnm.repository.stages import of_round
 from pipelines import stage
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +44,21 @@ def paths_of(name: str, kind: str) -> list[str]:
     ]
 
 
+def paths_in(name: str, round_: int) -> dict[str, str]:
+    """The paths that dvc.yaml gives a stage of a round, by flag, but for the file of its causes."""
+    kinds = stage.flags_of(main_of(name))
+    words = {flag.replace("-", "_"): word for flag, word in flags_in(STAGES[name]["cmd"]).items()}
+    return {
+        flag: of_round(words[flag], str(round_)) for flag, kind in kinds.items() if kind is Path
+    }
+
+
+def files_of(name: str, round_: int) -> Any:
+    """The dataclass that `Paths` gives a stage of a round."""
+    files = getattr(Paths(), name)
+    return files(round_) if callable(files) else files
+
+
 def outs_of(name: str) -> list[str]:
     return [path for kind in ("outs", "metrics", "plots") for path in paths_of(name, kind)]
 
@@ -62,6 +79,38 @@ class TestStage:
             *stage.flags_of(main_of(name)),
             *causes,
         ]
+
+    def test_each_flag_has_its_help(self, name: str) -> None:
+        helps = stage.help_of(main_of(name))
+        assert stage.flags_of(main_of(name)).keys() <= helps.keys()
+        assert all(text.endswith(".") for text in helps.values())
+
+    def test_no_flag_has_the_name_of_a_section(self, name: str) -> None:
+        """`main` is given both by name."""
+        assert not stage.flags_of(main_of(name)).keys() & set(stage.sections_of(main_of(name)))
+
+    @pytest.mark.parametrize("round_", [1, 12])
+    def test_paths_are_those_of_the_project(self, name: str, round_: int) -> None:
+        named = {flag: str(path) for flag, path in vars(files_of(name, round_)).items()}
+        assert named == paths_in(name, round_)
+        assert name == "causes" or str(getattr(Paths().causes, name)) == flags_in(
+            STAGES[name]["cmd"]
+        ).get("causes")
+
+    def test_a_step_is_given_its_files_alone(self, name: str) -> None:
+        """Whoever imports `Paths` could open every path of the project, test labels too."""
+        modules = imports_of(f"pipelines.{name}") & {f"hnm.loop.{name}", f"pipelines.{name}"}
+        imported = {
+            alias.name
+            for module in modules
+            for node in ast.walk(ast.parse(_text_of(module)))
+            if isinstance(node, ast.ImportFrom) and node.module == "hnm.loop.paths"
+            for alias in node.names
+        }
+        assert imported == {f"{name.capitalize()}Files"}
+        assert not {"hnm.loop.rounds", "hnm.loop.evaluate"} & (
+            imports_of(f"pipelines.{name}") - {f"hnm.loop.{name}"}
+        )
 
     def test_no_value_of_params_yaml_stands_in_a_command(self, name: str) -> None:
         """DVC hands the command to a shell as it is: whatever is filled in there could be a
@@ -121,9 +170,13 @@ def _normal(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
+def _text_of(module: str) -> str:
+    return Path(importlib.util.find_spec(module).origin or "").read_text()  # type: ignore[union-attr]
+
+
 def _imported_libraries(module: str) -> set[str]:
     """What the text of a module imports from elsewhere, wherever in it that stands."""
-    text = Path(importlib.util.find_spec(module).origin or "").read_text()  # type: ignore[union-attr]
+    text = _text_of(module)
     text = re.sub(r"^if TYPE_CHECKING:.*\n(?: .*\n|\n)+", "", text, flags=re.MULTILINE)
     named = set(re.findall(r'import_module\("(\w+)', text))
     for node in ast.walk(ast.parse(text)):
@@ -151,7 +204,7 @@ def test_every_key_of_the_store_holds_the_causes() -> None:
     assert {path.name for path in placing} == {
         "tiles.py",
         "embed.py",
-        "cohort.py",
+        "identity.py",
         "rounds.py",
         "folds.py",
         "runs.py",
@@ -178,6 +231,14 @@ def test_only_evaluate_depends_on_test_labels_or_annotations() -> None:
             if any(path == dep or path.startswith(f"{dep}/") for dep in deps)
         }
         assert reached == (guarded if name == "evaluate" else set())
+        given = guarded & {str(path) for path in vars(files_of(name, 1)).values()}
+        assert given == (guarded if name in ("cohort", "evaluate") else set())
+        evidence = {
+            module
+            for module in imports_of(f"pipelines.{name}")
+            if module.startswith("hnm.evidence")
+        }
+        assert bool(evidence) == (name == "evaluate"), evidence
 
 
 def test_no_stage_depends_on_how_studies_search() -> None:

@@ -330,7 +330,7 @@ def digests(folder: Path) -> list[str]:
     draw = np.random.default_rng(0)
     sizes = [(1, 1), (1, 3000), (5, 700), (64, 1025)]
     for number, (tiles, size) in enumerate(sizes):
-        made = [
+        pack_tiles = [
             PackTile(
                 7 * n, 3 * n, n % 10 / 10, draw.integers(0, 256, size, dtype=np.uint8).tobytes()
             )
@@ -338,7 +338,7 @@ def digests(folder: Path) -> list[str]:
         ]
         write_pack(
             folder / f"{number}.h5",
-            made,
+            pack_tiles,
             slide_id=f"s-{number}",
             mpp=0.5,
             tile_px=32,

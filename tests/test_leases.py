@@ -26,7 +26,7 @@ time.sleep(60)
 """
 
 
-def made(store: Store, number: int) -> Path:
+def stored(store: Store, number: int) -> Path:
     path = store.path("stated", key_of(number=number), ".json")
     write_json(number, path)
     return path
@@ -50,9 +50,9 @@ def store(tmp_path: Path) -> Store:
 
 def test_what_a_living_process_uses_stays_and_its_lease_goes_with_it(store: Store) -> None:
     used, missing, other = (
-        made(store, 1),
+        stored(store, 1),
         store.path("stated", key_of(number=3), ".json"),
-        made(store, 2),
+        stored(store, 2),
     )
     time.sleep(0.02)
     user = user_of(store, used, missing)
@@ -62,7 +62,7 @@ def test_what_a_living_process_uses_stays_and_its_lease_goes_with_it(store: Stor
         False,
         True,
     )
-    later = made(store, 3)  # what it makes is named before it is there
+    later = stored(store, 3)  # what it makes is named before it is there
     (made_later,) = [result for result in stored_results(store) if result.path == later]
     assert remove_unused(store, made_later) is False
     user.send_signal(signal.SIGKILL)
@@ -75,11 +75,11 @@ def test_what_a_living_process_uses_stays_and_its_lease_goes_with_it(store: Stor
 def test_what_was_made_since_the_oldest_living_process_began_stays_though_it_did_not_name_it(
     store: Store,
 ) -> None:
-    before = made(store, 1)
+    before = stored(store, 1)
     time.sleep(0.02)
     user = user_of(store)
     time.sleep(0.02)
-    since = made(store, 2)
+    since = stored(store, 2)
     try:
         assert (
             user.poll() is None and in_use(store, stored_results(store)) == set()
@@ -88,7 +88,7 @@ def test_what_was_made_since_the_oldest_living_process_began_stays_though_it_did
         user.kill()
     user = user_of(store, before)
     time.sleep(0.02)
-    later = made(store, 3)
+    later = stored(store, 3)
     try:
         assert in_use(store, stored_results(store)) == {before, later} and since.exists()
     finally:
@@ -96,7 +96,7 @@ def test_what_was_made_since_the_oldest_living_process_began_stays_though_it_did
 
 
 def test_a_result_that_was_used_since_it_was_listed_stays(store: Store) -> None:
-    path = made(store, 1)
+    path = stored(store, 1)
     (listed,) = stored_results(store)
     time.sleep(0.02)
     store.link(path, store.root.parent / "out.json")
@@ -126,7 +126,7 @@ print(len(lost), flush=True)
 """
     for _ in range(3):
         for number in range(10):
-            made(store, number)
+            stored(store, number)
         time.sleep(0.02)
         user = subprocess.Popen(
             [sys.executable, "-c", code, str(store.root)],
@@ -150,11 +150,11 @@ print(len(lost), flush=True)
 
 
 def test_the_lease_of_a_dead_process_is_swept_by_the_next(store: Store) -> None:
-    user = user_of(store, made(store, 1))
+    user = user_of(store, stored(store, 1))
     user.kill()
     user.wait()
     assert len(list((store.root / leases.FOLDER).iterdir())) == 1
-    other = user_of(store, made(store, 2))
+    other = user_of(store, stored(store, 2))
     (alive,) = (store.root / leases.FOLDER).iterdir()
     other.terminate()
     assert (
@@ -167,7 +167,7 @@ def test_the_lease_of_a_dead_process_is_swept_by_the_next(store: Store) -> None:
 def test_a_store_that_may_not_be_written_to_is_used_without_a_lease(
     store: Store, monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
-    path = made(store, 1)
+    path = stored(store, 1)
     monkeypatch.setenv("HNM_FAILPOINT", f"lease.making={error},whole.creating={error}")
     assert store.holds(path)
     assert not (store.root / leases.FOLDER).exists() and not [
@@ -186,7 +186,7 @@ def test_no_link_of_the_lock_s_name_is_followed(store: Store, tmp_path: Path) ->
 
 
 def test_who_names_a_result_waits_for_who_removes(store: Store) -> None:
-    path = made(store, 1)
+    path = stored(store, 1)
     leases.lease_of(store.root)
     named = threading.Event()
 

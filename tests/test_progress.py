@@ -4,7 +4,7 @@ import sys
 from hnm.progress import WORK, followed
 
 
-def told(items, monkeypatch, terminal, unit="tiles"):
+def output_of(items, monkeypatch, terminal, unit="tiles"):
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stdout", stream)
@@ -25,13 +25,13 @@ ITEMS = [("a: 7 tiles", 7), ("b: it has no tissue", 0), ("c: 5 tiles", 5)]
 
 def test_a_log_has_a_plain_line_for_each_slide(monkeypatch):
     assert (
-        told(ITEMS, monkeypatch, terminal=False)
+        output_of(ITEMS, monkeypatch, terminal=False)
         == "1/3 a: 7 tiles\n2/3 b: it has no tissue\n3/3 c: 5 tiles\n"
     )
 
 
 def test_a_terminal_has_a_bar_and_the_slides_that_failed(monkeypatch):
-    shown = told(ITEMS, monkeypatch, terminal=True)
+    shown = output_of(ITEMS, monkeypatch, terminal=True)
     assert "2/3 b: it has no tissue" in shown
     assert "a: 7 tiles" not in shown
     assert "cutting slides" in shown
@@ -41,7 +41,9 @@ def test_a_terminal_has_a_bar_and_the_slides_that_failed(monkeypatch):
 
 def test_the_work_is_tiles_alone(monkeypatch):
     before = WORK.tiles
-    told(ITEMS, monkeypatch, terminal=False)
+    output_of(ITEMS, monkeypatch, terminal=False)
     assert WORK.tiles == before + 12
-    assert "slides/s" in told([("a: 30 x 20 pixels", 1)], monkeypatch, terminal=True, unit="slides")
+    assert "slides/s" in output_of(
+        [("a: 30 x 20 pixels", 1)], monkeypatch, terminal=True, unit="slides"
+    )
     assert WORK.tiles == before + 12

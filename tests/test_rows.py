@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hnm.errors import CohortError, EvidenceError
 from hnm.evidence.numbers.comparison import compare_pair
-from hnm.evidence.numbers.metrics import Resampling
+from hnm.evidence.numbers.intervals import Resampling
 from hnm.evidence.numbers.pooling import OUT_OF_FOLD, read_predictions, write_predictions
 from hnm.history.states import _test_slides
 from hnm.learning.history import read_history, write_history

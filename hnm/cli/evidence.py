@@ -9,23 +9,15 @@ def rounds() -> None:
     """Show the last run: a line a round, and where to look next."""
     from rich.console import Console
 
-    from hnm.errors import EvidenceError
-    from hnm.evidence.pages.round_table import round_table
-    from hnm.evidence.test_ledger import LEDGER, looks, read_openings
-    from hnm.files import read_json
+    from hnm.evidence.test_ledger import LEDGER
+    from hnm.history.last_run import last_run
     from hnm.project import project_root
-    from hnm.repository.costs import stage_seconds
-    from hnm.repository.outputs import taking_apart
 
+    table, looked = last_run(project_root())
     console = Console()
-    looked = looks(read_openings(project_root() / LEDGER))
-    metrics = read_json(project_root() / "results" / "metrics.json", EvidenceError)
-    with taking_apart("results/metrics.json", EvidenceError):
-        table = round_table(metrics, stage_seconds(project_root()))
     console.print(table)
     console.print(
-        f"test set    opened {looked.openings} times for {looked.states} different results"
-        f" ({LEDGER})"
+        f"test set    opened {looked.times} times for {looked.states} different results ({LEDGER})"
     )
     console.print("report      results/report.html")
     console.print("runs        make ui            (MLflow)")
@@ -94,30 +86,20 @@ def compare(
     from rich.console import Console
 
     from hnm.evidence.numbers.comparison import (
-        State,
-        compare_states,
         comparison_json,
         comparison_markdown,
         comparison_tables,
         notes,
     )
-    from hnm.history.states import read_state
-    from hnm.params import load_params
+    from hnm.history.states import comparison_of
     from hnm.project import project_root
 
-    root = project_root()
-    found = [
-        State(past.name, past.slides, past.test, past.params, past.seconds)
-        for past in (read_state(root, name) for name in states)
-    ]
-    comparison = compare_states(found, load_params(root / "params.yaml").evaluate)
+    comparison = comparison_of(project_root(), states)
     if json_:
         typer.echo(json.dumps(comparison_json(comparison), indent=2))
     elif markdown:
         typer.echo(comparison_markdown(comparison))
     else:
         console = Console()
-        for table in comparison_tables(comparison):
-            console.print(table)
-        for note in notes(comparison):
-            console.print(note)
+        for part in (*comparison_tables(comparison), *notes(comparison)):
+            console.print(part)

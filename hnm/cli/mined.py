@@ -47,11 +47,12 @@ def export(
     ] = "bounds",
 ) -> None:
     """Write the mined tiles as GeoJSON for QuPath: outline, role, score."""
+    from hnm.loop.paths import Paths
     from hnm.mining.export import export_mined
     from hnm.project import project_root
     from hnm.tables import MINED, SLIDES
 
-    slides = SLIDES.read(project_root() / "data" / "cohort" / "slides.parquet")
+    slides = SLIDES.read(Paths(project_root()).cohort.slides)
     folder = _mined_folder(round_)
     out = out or project_root() / RESULTS / folder.name
     written = export_mined(MINED.read(folder / "mined.parquet"), slides, out, origin)
@@ -79,6 +80,7 @@ def gallery(
     """Draw the best-scoring mined tiles with their scores and places, and those that guards passed
     over.
     """
+    from hnm.loop.paths import Paths
     from hnm.mining.gallery import write_gallery
     from hnm.project import project_root
     from hnm.tables import MINED, PASSED_OVER
@@ -87,7 +89,7 @@ def gallery(
     for path in write_gallery(
         MINED.read(folder / "mined.parquet"),
         PASSED_OVER.read(folder / "passed_over.csv"),
-        project_root() / "data" / "tiles" / "packs",
+        Paths(project_root()).tiles.packs,
         out or project_root() / RESULTS / folder.name,
         tiles,
     ):
@@ -137,9 +139,10 @@ def diff(
 def _mined_folder(round_: int | None) -> Path:
     """The folder of a round's mined tiles; of the last round where None."""
     from hnm.errors import MiningError
+    from hnm.loop.paths import Paths
     from hnm.project import project_root
 
-    folder = project_root() / "data" / "mined"
+    folder = Paths(project_root()).evaluate.mined
     rounds = [
         int(path.name) for path in folder.glob("*") if path.name.isdecimal() and path.name != "0"
     ]  # for round 0 nothing is mined

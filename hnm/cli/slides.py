@@ -39,6 +39,7 @@ def preview(
     """Draw the tissue mask and the grid of tiles over each slide's thumbnail, and a contact
     sheet.
     """
+    from hnm.loop.paths import Paths
     from hnm.params import load_params
     from hnm.project import project_root
     from hnm.slides.cutting.preview import preview_cohort
@@ -47,7 +48,7 @@ def preview(
     params = load_params(root / "params.yaml")
     cohort = params.cohort.model_copy(update={"manifest": str(root / params.cohort.manifest)})
     for path in preview_cohort(
-        root / "data" / "cohort" / "slides.parquet",
+        Paths(root).cohort.slides,
         slide_ids,
         out or root / "results" / "preview",
         cohort=cohort,

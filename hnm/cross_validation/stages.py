@@ -13,7 +13,7 @@ from hnm.causes import causes_of
 from hnm.cross_validation.runs import FoldScores, deal, run_fold
 from hnm.errors import EvidenceError, StudyError
 from hnm.evidence.numbers.pooling import out_of_fold, pooled, read_predictions, write_predictions
-from hnm.evidence.test_ledger import LEDGER, Opening, enter_opening
+from hnm.evidence.test_ledger import LEDGER, LedgerEntry, enter
 from hnm.files import digest_of, key_of, read_json, whole, write_json
 from hnm.loop.paths import Paths
 from hnm.loop.rounds import check_one_process
@@ -161,14 +161,14 @@ def fold_stage(root: Path, *, seed: int, fold: int) -> FoldScores:
         root, load_params(root / "params.yaml"), project_store(), seed=seed, fold=fold
     )
     tags = git_tags(root)
-    opening = Opening(
+    entry = LedgerEntry(
         key_of(slides=scores.slides.to_dict("records")),
         digest_of(root / "params.yaml"),
         tags.get("mlflow.source.git.commit", ""),
         tags.get("hnm.git_dirty", ""),
         "cv",
     )
-    enter_opening(project_home() / LEDGER, opening)
+    enter(project_home() / LEDGER, entry)
     predictions = out_of_fold(scores.slides, seed=seed, fold=fold)
     write_predictions(predictions, root / fold_file(seed, fold))
     return scores

@@ -4,37 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from hnm.errors import EvidenceError
-from hnm.evidence.numbers.metrics import (
-    Detections,
-    Number,
-    Predictions,
-    Resampling,
-    auc_gain,
-    choose_threshold,
-    delong_bounds,
-    delong_p,
-    froc,
-    lesion_metrics,
-    slide_metrics,
-    tile_metrics,
-)
+from hnm.evidence.numbers.areas import auc_gain
+from hnm.evidence.numbers.delong import delong_bounds, delong_p
+from hnm.evidence.numbers.intervals import Number, Resampling, flat_numbers, rounded
+from hnm.evidence.numbers.predictions import Predictions
+from hnm.evidence.numbers.slide_metrics import choose_threshold, slide_metrics
+from hnm.evidence.numbers.tile_metrics import Detections, froc, lesion_metrics, tile_metrics
 from hnm.evidence.truth import LESION, UNCLEAR, detect, tile_truth
 from hnm.params import Evaluate
-from hnm.seeds import seed_of
 from hnm.selection import best_row
 from hnm.slides.annotations import Region
 from hnm.slides.reading.canvas import aspects_of
 
-DECISIONS = ("accuracy", "sensitivity", "specificity")
 STEPS = ("open", "mpp", "tissue", "tiles")
-DIGITS = 6
-"""Decimals of the numbers in metrics.json: enough to compare, too few for the last bits of a
-machine.
-"""
+ROUND_METRICS = ("auc", "average_precision", "accuracy", "f1", "sensitivity", "specificity")
+"""Test metrics of each round in metrics.json; of the chosen round it has all."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +65,12 @@ class CohortTruth:
         unreadable goes, and `tiles` are left.
         """
         failed = self.quarantine["step"].value_counts().reindex(STEPS, fill_value=0)
-        found = len(set(self.slides["slide_id"]) | set(self.quarantine["slide_id"]))
-        opened = found - int(failed["open"]) - int(failed["mpp"])
+        slides = len(set(self.slides["slide_id"]) | set(self.quarantine["slide_id"]))
+        opened = slides - int(failed["open"]) - int(failed["mpp"])
         tiled = set(self.tiles["slide_id"])
         used = {split: len(tiled & set(table["slide_id"])) for split, table in self.labels.items()}
         return {
-            "found": found,
+            "found": slides,
             "opened": opened,
             "tissue": opened - int(failed["tissue"]),
             "tiled": opened - int(failed["tissue"]) - int(failed["tiles"]),
@@ -191,27 +178,24 @@ def evaluate_rounds(
     truth = tile_truth(cohort.tiles, cohort.label_of, cohort.annotations, cohort.aspects, section)
     evidence: list[RoundEvidence] = []
     for results in rounds:
-        evidence.append(
-            _round_evidence(
-                cohort, results, truth, evidence[-1].results.mined if evidence else None, section
-            )
-        )
-    validation = [round_evidence.numbers["validation"] for round_evidence in evidence]
+        before = evidence[-1].results.mined if evidence else None
+        evidence.append(_round_evidence(cohort, results, truth, before, section))
+    validation = [of_round.numbers["validation"] for of_round in evidence]
     chosen = evidence[
         best_row(
             [numbers["auc"].value for numbers in validation],
             [numbers["log_loss"].value for numbers in validation],
         )
     ]
-    before, after = predictions(evidence[0].slides["test"]), predictions(chosen.slides["test"])
-    gain, gain_p = auc_gain(before, after, _resampling(section, "test")), delong_p(before, after)
+    before_mining = Predictions.of(evidence[0].slides["test"])
+    test = Predictions.of(chosen.slides["test"])
     return Evaluation(
         cohort,
         evidence,
         chosen,
-        gain,
-        gain_p,
-        delong_bounds(after, section.confidence),
+        auc_gain(before_mining, test, Resampling.of(section, "test")),
+        delong_p(before_mining, test),
+        delong_bounds(test, section.confidence),
         section,
         truth,
     )
@@ -227,13 +211,18 @@ def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
     could call a slide otherwise.
     """
     chosen = evaluation.chosen
+    low, high = evaluation.auc_bounds or (None, None)
+    slides = chosen.slides["test"]
     return {
         "chosen_round": int(chosen.name),
         "threshold": chosen.threshold,
         "test": {
             **flat_numbers(chosen.numbers["test"]),
-            **_delong(evaluation),
-            **_counts(chosen.slides["test"]),
+            "auc_delong_low": rounded(low),
+            "auc_delong_high": rounded(high),
+            "slides": len(slides),
+            "positives": int(slides["label"].sum()),
+            "patients": slides["patient_id"].nunique(),
         },
         "test_tiles": {
             **flat_numbers(chosen.numbers["test_tiles"]),
@@ -250,22 +239,17 @@ def metrics_of(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _round_metrics(evidence: RoundEvidence) -> dict[str, Any]:
-    test = {
-        name: evidence.numbers["test"][name]
-        for name in ("auc", "average_precision", "accuracy", "f1", "sensitivity", "specificity")
-    }
+    test = {name: evidence.numbers["test"][name] for name in ROUND_METRICS}
     validation = {name: evidence.numbers["validation"][name] for name in ("auc", "log_loss")}
-    return {
+    metrics = {
         "threshold": evidence.threshold,
         "validation": flat_numbers(validation, bounds_of=("auc",)),
         "test": flat_numbers(test, bounds_of=("auc",)),
         "test_tiles": flat_numbers(evidence.numbers["test_tiles"], bounds_of=("auc",)),
-        **(
-            {}
-            if evidence.mined is None
-            else {"mined": {**mined_summary(evidence.mined), **evidence.overlap}}
-        ),
     }
+    if evidence.mined is not None:
+        metrics["mined"] = {**mined_summary(evidence.mined), **evidence.overlap}
+    return metrics
 
 
 def mined_summary(mined: pd.DataFrame) -> dict[str, Any]:
@@ -285,25 +269,21 @@ def mined_summary(mined: pd.DataFrame) -> dict[str, Any]:
         "look_alike_share": look_alike_share(hard),
         "lesion_share": lesion_share(positive),
         "hard_negative_lesions": int((hard["region"] == LESION).sum()),
-        "again_share": round(float(mined["again"].mean()), DIGITS) if len(mined) else None,
+        "again_share": rounded(mined["again"].mean()) if len(mined) else None,
     }
 
 
 def lesions_among_negatives(evidence: RoundEvidence) -> str | None:
-    """What to say of hard negatives of the round that lie on a drawn lesion, slide by slide; None
-    where there is none.
+    """Returns a warning of hard negatives of the round that lie on a drawn lesion, slide by slide;
+    None where there is none.
     """
     if evidence.mined is None:
         return None
-    wrong = evidence.mined[
-        (evidence.mined["role"] == "hard_negative") & (evidence.mined["region"] == LESION)
-    ]
+    hard = evidence.mined[evidence.mined["role"] == "hard_negative"]
+    wrong = hard.loc[hard["region"] == LESION, "slide_id"].value_counts().sort_index()
     if wrong.empty:
         return None
-    slides = ", ".join(
-        f"{slide_id} ({count})"
-        for slide_id, count in wrong["slide_id"].value_counts().sort_index().items()
-    )
+    slides = ", ".join(f"{slide_id} ({count})" for slide_id, count in wrong.items())
     return (
         f"round {evidence.name} has hard negatives on drawn lesions of slides labelled 0: {slides};"
         " a label or an annotation is wrong: correct it in the manifest, or veto the tiles"
@@ -311,15 +291,20 @@ def lesions_among_negatives(evidence: RoundEvidence) -> str | None:
 
 
 def look_alike_share(tiles: pd.DataFrame) -> float | None:
-    """Share of `tiles` on a drawn region that is no lesion, among those of annotated slides."""
-    known = tiles["region"].dropna()
-    return round(float((~known.isin(["", LESION])).mean()), DIGITS) if len(known) else None
+    """Returns the share of `tiles` on a drawn region that is no lesion, among those of annotated
+    slides.
+    """
+    return _share(~tiles["region"].isin(["", LESION]), tiles)
 
 
 def lesion_share(tiles: pd.DataFrame) -> float | None:
-    """Share of `tiles` on a lesion, among those of annotated slides."""
-    known = tiles["region"].dropna()
-    return round(float((known == LESION).mean()), DIGITS) if len(known) else None
+    """Returns the share of `tiles` on a lesion, among those of annotated slides."""
+    return _share(tiles["region"] == LESION, tiles)
+
+
+def _share(on_region: "pd.Series[bool]", tiles: pd.DataFrame) -> float | None:
+    annotated = on_region[tiles["region"].notna()]
+    return rounded(annotated.mean()) if len(annotated) else None
 
 
 def _round_evidence(
@@ -330,29 +315,30 @@ def _round_evidence(
     section: Evaluate,
 ) -> RoundEvidence:
     slides = {split: _scored_slides(cohort, split, results) for split in ("validation", "test")}
-    validation, test = (predictions(slides[split]) for split in ("validation", "test"))
-    threshold, tile_threshold = (
-        choose_threshold(validation),
-        choose_threshold(predictions(_by_highest_tile(slides["validation"], results))),
+    validation = Predictions.of(slides["validation"])
+    test = Predictions.of(slides["test"])
+    threshold = choose_threshold(validation)
+    highest = results.tile_scores.groupby("slide_id")["score"].max()
+    by_highest_tile = slides["validation"].assign(
+        score=slides["validation"]["slide_id"].map(highest)
     )
-    patients = cohort.slides[["slide_id", "patient_id"]]
+    tile_threshold = choose_threshold(Predictions.of(by_highest_tile))
     tiles = (
         results.tile_scores[results.tile_scores["slide_id"].isin(slides["test"]["slide_id"])]
         .merge(truth, on=["slide_id", "tile"], validate="one_to_one")
-        .merge(patients, on="slide_id", validate="many_to_one")
+        .merge(cohort.slides[["slide_id", "patient_id"]], on="slide_id", validate="many_to_one")
     )
-    known = tiles[tiles["truth"] != UNCLEAR]
+    clear = tiles[tiles["truth"] != UNCLEAR]
     detections = detect(tiles, cohort.label_of, cohort.annotations, cohort.aspects, section)
     of_tiles = tile_metrics(
-        predictions(known.assign(label=known["truth"] == LESION)),
-        _resampling(section, "test tiles"),
+        Predictions.of(clear.assign(label=clear["truth"] == LESION)),
+        Resampling.of(section, "test tiles"),
     )
+    of_lesions = lesion_metrics(detections, tile_threshold, Resampling.of(section, "lesions"))
     numbers = {
-        "validation": slide_metrics(validation, threshold, _resampling(section, "validation")),
-        "test": slide_metrics(test, threshold, _resampling(section, "test")),
-        "test_tiles": (
-            of_tiles | lesion_metrics(detections, tile_threshold, _resampling(section, "lesions"))
-        ),
+        "validation": slide_metrics(validation, threshold, Resampling.of(section, "validation")),
+        "test": slide_metrics(test, threshold, Resampling.of(section, "test")),
+        "test_tiles": of_tiles | of_lesions,
     }
     return RoundEvidence(
         results,
@@ -363,13 +349,6 @@ def _round_evidence(
         _mined_truth(results.mined, mined_before, truth),
         detections,
         numbers,
-    )
-
-
-def _by_highest_tile(slides: pd.DataFrame, results: RoundResults) -> pd.DataFrame:
-    """The slides with their highest tile's score in the place of their own."""
-    return slides.assign(
-        score=slides["slide_id"].map(results.tile_scores.groupby("slide_id")["score"].max())
     )
 
 
@@ -401,87 +380,20 @@ def _mined_truth(
 ) -> pd.DataFrame | None:
     if mined is None:
         return None
-    seen = (
-        set()
-        if before is None
-        else set(zip(before["role"], before["slide_id"], before["tile"], strict=True))
+    key = ["role", "slide_id", "tile"]
+    again = (
+        False if before is None else mined.set_index(key).index.isin(before.set_index(key).index)
     )
-    again = [
-        key in seen for key in zip(mined["role"], mined["slide_id"], mined["tile"], strict=True)
-    ]
     return mined.assign(again=again).merge(
         truth, on=["slide_id", "tile"], how="left", validate="many_to_one"
     )
 
 
-def predictions(frame: pd.DataFrame) -> Predictions:
-    """The columns label, score and patient_id of `frame`."""
-    return Predictions(
-        frame["label"].to_numpy(np.int64),
-        frame["score"].to_numpy(np.float64),
-        frame["patient_id"].to_numpy(str),
-    )
-
-
-def decisions_of(slides: pd.DataFrame, resampling: Resampling) -> dict[str, Number]:
-    """Accuracy, sensitivity and specificity of what slides were called, whatever threshold called
-    them.
-
-    Args:
-        slides: patient_id, label, called.
-        resampling: of the intervals.
-    """
-    numbers = slide_metrics(predictions(slides.assign(score=slides["called"])), 0.5, resampling)
-    return {name: numbers[name] for name in DECISIONS}
-
-
-def _resampling(section: Evaluate, purpose: str) -> Resampling:
-    """The same draws for each round, so that rounds are compared on the same resamples."""
-    return Resampling(
-        section.resamples, section.confidence, seed_of(section.seed, "bootstrap", purpose)
-    )
-
-
-def flat_numbers(
-    numbers: Mapping[str, Number], bounds_of: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Numbers as JSON: `<name>`, `<name>_low`, `<name>_high`, and `<name>_reason` where there is
-    one; bounds only of the named ones.
-    """
-    flat: dict[str, Any] = {}
-    for name, number in numbers.items():
-        flat[name] = rounded(number.value)
-        with_bounds = bounds_of is None or name in bounds_of
-        if with_bounds:
-            flat |= {f"{name}_low": rounded(number.low), f"{name}_high": rounded(number.high)}
-        if number.reason and (with_bounds or number.value is None):
-            flat[f"{name}_reason"] = number.reason
-    return flat
-
-
-def rounded(value: float | None) -> float | None:
-    """To `DIGITS` decimals."""
-    return None if value is None else round(float(value), DIGITS)
-
-
-def _delong(evaluation: Evaluation) -> dict[str, float | None]:
-    low, high = evaluation.auc_bounds or (None, None)
-    return {"auc_delong_low": rounded(low), "auc_delong_high": rounded(high)}
-
-
-def _counts(slides: pd.DataFrame) -> dict[str, int]:
-    return {
-        "slides": len(slides),
-        "positives": int(slides["label"].sum()),
-        "patients": slides["patient_id"].nunique(),
-    }
-
-
 def _tile_counts(evidence: RoundEvidence) -> dict[str, int]:
-    known = evidence.tiles[evidence.tiles["truth"] != UNCLEAR]
+    clear = evidence.tiles[evidence.tiles["truth"] != UNCLEAR]
     return {
-        "tiles": len(known),
-        "lesion_tiles": int((known["truth"] == LESION).sum()),
+        "tiles": len(clear),
+        "lesion_tiles": int((clear["truth"] == LESION).sum()),
         "lesions": len(evidence.detections.lesion_scores),
         "slides": evidence.detections.slides,
     }

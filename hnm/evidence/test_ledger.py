@@ -1,10 +1,9 @@
-"""The ledger of test openings: who looks at the test set often enough finds a good number by
-chance.
+"""The test ledger: who looks at the test set often enough finds a good number by chance.
 
 Every opening of the test labels is a line of `test_ledger.csv` at the repository's root, which git
 keeps beside dvc.lock. DVC does not know the file: as a dependency it would change with each
-evaluation and run the next one. What a report says of it leaves its own state out, so that the same
-state evaluated twice gives the same page; the page does change when other states were looked at in
+evaluation and run the next one. A report leaves its state's entries out, so that the same state
+evaluated twice gives the same page; the page does change when other states were looked at in
 between, which is the point of it.
 """
 
@@ -27,7 +26,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Opening:
+class LedgerEntry:
     """One opening of the test labels."""
 
     state: str
@@ -42,21 +41,23 @@ class Opening:
     """`evaluate` or `cv`."""
 
 
-_COLUMNS = [field.name for field in fields(Opening)]
+_COLUMNS = [field.name for field in fields(LedgerEntry)]
 
 
 @dataclass(frozen=True)
 class Looks:
     """How often the test labels were opened."""
 
-    openings: int
+    times: int
     states: int
     """Different sets of scores that were held against them."""
 
 
-def read_openings(path: Path) -> list[Opening]:
-    """The openings so far, in their order; none where there is no ledger. `EvidenceError` where it
-    cannot be read.
+def read_ledger(path: Path) -> list[LedgerEntry]:
+    """Returns the entries in their order; none where there is no ledger.
+
+    Raises:
+        EvidenceError: it cannot be read.
     """
     if not path.exists():
         return []
@@ -70,25 +71,24 @@ def read_openings(path: Path) -> list[Opening]:
         raise EvidenceError(
             f"{path} is no ledger of test openings (columns {columns}){_restore(path)}"
         )
-    openings = []
+    entries = []
     for number, row in rows:
-        opening = Opening(**row)
-        if not (
-            _DIGEST.fullmatch(opening.state)
-            and _DIGEST.fullmatch(opening.params)
-            and all(map(is_printable, row.values()))
-        ):
+        entry = LedgerEntry(**row)
+        digests = (entry.state, entry.params)
+        if not (all(map(_DIGEST.fullmatch, digests)) and all(map(is_printable, row.values()))):
             raise EvidenceError(
                 f"{path}, row {number}: {quoted(','.join(row.values()))} is no opening of the test"
                 f" labels{_restore(path)}"
             )
-        openings.append(opening)
-    return openings
+        entries.append(entry)
+    return entries
 
 
-def enter_opening(path: Path, opening: Opening) -> None:
-    """Appends one opening in one write; a line that others append at the same time is kept.
-    `EvidenceError` where the last line is torn.
+def enter(path: Path, entry: LedgerEntry) -> None:
+    """Appends one entry in one write; a line that others append at the same time stays whole.
+
+    Raises:
+        EvidenceError: the last line is torn.
     """
     _check_end(path)
     text = io.StringIO(newline="")
@@ -99,7 +99,7 @@ def enter_opening(path: Path, opening: Opening) -> None:
     try:
         if not os.fstat(handle).st_size:
             rows.writerow(_COLUMNS)
-        rows.writerow(astuple(opening))
+        rows.writerow(astuple(entry))
         failpoint("ledger.appending", path)
         line = text.getvalue().encode()
         if os.write(handle, line) < len(line):
@@ -131,9 +131,9 @@ def _restore(path: Path) -> str:
     return f"; restore it by git checkout {path.name}"
 
 
-def looks(openings: Sequence[Opening], *, other_than: str | None = None) -> Looks:
-    """How often the test labels were opened; for other states than `other_than` where it is
-    named.
+def looks(ledger: Sequence[LedgerEntry], *, other_than: str | None = None) -> Looks:
+    """Returns how often the test labels were opened, for states other than `other_than` where it is
+    given.
     """
-    counted = [opening for opening in openings if opening.state != other_than]
-    return Looks(len(counted), len({opening.state for opening in counted}))
+    states = [entry.state for entry in ledger if entry.state != other_than]
+    return Looks(len(states), len(set(states)))

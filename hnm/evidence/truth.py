@@ -3,7 +3,7 @@
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,14 @@ import shapely
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from hnm.evidence.numbers.metrics import Detections, Floats
+from hnm.evidence.numbers.predictions import Floats
+from hnm.evidence.numbers.tile_metrics import Detections
 from hnm.params import Evaluate
 from hnm.slides.annotations import Region, covered_shares, joined, names_lesion
 
-LESION, NORMAL, UNCLEAR = "lesion", "normal", "unclear"
+LESION = "lesion"
+NORMAL = "normal"
+UNCLEAR = "unclear"
 NAMED = 10
 """Slides that a text names at most."""
 
@@ -55,8 +58,10 @@ def tile_truth(
         annotation.
     """
     parts = [
-        _slide_truth(own, labels[slide_id], annotations.get(slide_id), aspects[slide_id], section)
-        for slide_id, own in ((str(key), own) for key, own in tiles.groupby("slide_id", sort=True))
+        _slide_truth(
+            slide_tiles, labels[slide_id], annotations.get(slide_id), aspects[slide_id], section
+        )
+        for slide_id, slide_tiles in _by_slide(tiles)
         if slide_id in labels
     ]
     columns = ["slide_id", "tile", "truth", "region"]
@@ -84,38 +89,58 @@ def detect(
         aspects: as for `tile_truth`.
         section: which class names are lesion.
     """
-    lesion_scores, false_scores, patients = [], [], []
-    for slide_id, own in ((str(key), own) for key, own in tiles.groupby("slide_id", sort=True)):
+    slides = []
+    for slide_id, slide_tiles in _by_slide(tiles):
         lesions = shapely.get_parts(
             joined(
-                [r.geometry for r in annotations.get(slide_id, ()) if is_lesion(r.name, section)]
+                [
+                    region.geometry
+                    for region in annotations.get(slide_id, ())
+                    if is_lesion(region.name, section)
+                ]
             )
         )
-        if labels[slide_id] == 1 and not len(lesions):
-            continue
-        found = own[peaks(own, aspects[slide_id])]
-        x, y, width, scores = (
-            found[column].to_numpy(np.float64) for column in ("x", "y", "side", "score")
-        )
-        touched = shapely.intersects(
-            shapely.box(x, y, x + width, y + width * aspects[slide_id])[:, None], lesions[None, :]
-        )
-        best = np.where(touched, scores[:, None], -np.inf).max(axis=0, initial=-np.inf)
-        lesion_scores.append(best if labels[slide_id] else best[:0])
-        false_scores.append(scores[~touched.any(axis=1)])
-        patients.append(str(own["patient_id"].iloc[0]))
-    of_slides = np.array(patients, dtype=str)
-    of_lesions, of_false = (
-        np.repeat(of_slides, [len(scores) for scores in kind])
-        for kind in (lesion_scores, false_scores)
-    )
+        if len(lesions) or labels[slide_id] == 0:
+            lesion_scores, false_scores = _scores_of_peaks(slide_tiles, lesions, aspects[slide_id])
+            slides.append(
+                _SlideDetections(
+                    str(slide_tiles["patient_id"].iloc[0]),
+                    lesion_scores if labels[slide_id] else lesion_scores[:0],
+                    false_scores,
+                )
+            )
+    none = np.zeros(0)
+    patients = np.array([slide.patient for slide in slides], dtype=str)
     return Detections(
-        np.concatenate([np.zeros(0), *lesion_scores]),
-        of_lesions,
-        np.concatenate([np.zeros(0), *false_scores]),
-        of_false,
-        of_slides,
+        np.concatenate([none, *(slide.lesion_scores for slide in slides)]),
+        np.repeat(patients, [len(slide.lesion_scores) for slide in slides]),
+        np.concatenate([none, *(slide.false_scores for slide in slides)]),
+        np.repeat(patients, [len(slide.false_scores) for slide in slides]),
+        patients,
     )
+
+
+@dataclass(frozen=True)
+class _SlideDetections:
+    patient: str
+    lesion_scores: Floats
+    false_scores: Floats
+
+
+def _scores_of_peaks(
+    tiles: pd.DataFrame, lesions: NDArray[np.object_], aspect: float
+) -> tuple[Floats, Floats]:
+    """Returns the score of the best peak on each of the slide's lesions (-inf where none touches
+    it), and the scores of the peaks that touch no lesion.
+    """
+    at_peaks = tiles[peaks(tiles, aspect)]
+    x, y, width, scores = (
+        at_peaks[column].to_numpy(np.float64) for column in ("x", "y", "side", "score")
+    )
+    outlines = shapely.box(x, y, x + width, y + width * aspect)
+    touched = shapely.intersects(outlines[:, None], lesions[None, :])
+    best = np.where(touched, scores[:, None], -np.inf).max(axis=0, initial=-np.inf)
+    return best, scores[~touched.any(axis=1)]
 
 
 def peaks(tiles: pd.DataFrame, aspect: float) -> NDArray[np.bool_]:
@@ -123,14 +148,11 @@ def peaks(tiles: pd.DataFrame, aspect: float) -> NDArray[np.bool_]:
     first is the peak.
     """
     places = tiles[["x", "y"]].to_numpy() / (tiles["side"].to_numpy()[:, None] * [1, aspect])
-    order = np.argsort(np.argsort(-tiles["score"].to_numpy(), kind="stable"))
+    rank = np.argsort(np.argsort(-tiles["score"].to_numpy(), kind="stable"))
     neighbours = cKDTree(places).query_pairs(1.5, p=np.inf, output_type="ndarray")
+    lower = rank[neighbours].argmax(axis=1)
     is_peak = np.ones(len(tiles), dtype=bool)
-    is_peak[
-        np.where(
-            order[neighbours[:, 0]] < order[neighbours[:, 1]], neighbours[:, 1], neighbours[:, 0]
-        )
-    ] = False
+    is_peak[np.take_along_axis(neighbours, lower[:, None], axis=1)] = False
     return is_peak
 
 
@@ -159,16 +181,15 @@ def contradictions(
     """What to say of slides whose label and regions contradict each other; nothing where they
     agree.
     """
-    silent, wrong = [], []
+    silent: list[str] = []
+    wrong: list[str] = []
     for slide_id, regions in sorted(annotations.items()):
-        lesions = sum(is_lesion(region.name, section) for region in regions)
-        classes = ", ".join(
-            f"{name} {count}"
-            for name, count in sorted(Counter(region.name for region in regions).items())
-        )
-        if labels.get(slide_id) == 1 and not lesions:
+        counts = Counter(region.name for region in regions)
+        has_lesions = any(is_lesion(name, section) for name in counts)
+        classes = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        if labels.get(slide_id) == 1 and not has_lesions:
             silent.append(f"{slide_id} ({classes or 'no region'})")
-        elif labels.get(slide_id) == 0 and lesions:
+        elif labels.get(slide_id) == 0 and has_lesions:
             wrong.append(f"{slide_id} ({classes})")
     texts = []
     if wrong:
@@ -185,6 +206,11 @@ def contradictions(
             " the lesions"
         )
     return texts
+
+
+def _by_slide(tiles: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for slide_id, slide_tiles in tiles.groupby("slide_id", sort=True):
+        yield str(slide_id), slide_tiles
 
 
 def _listed(slides: list[str]) -> str:

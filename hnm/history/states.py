@@ -6,13 +6,14 @@ of its evaluation, which holds the scores of the test slides and names the cohor
 """
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from hnm.errors import EvidenceError
+from hnm.evidence.numbers.comparison import Comparison, State, compare_states
+from hnm.params import load_params
 from hnm.repository.costs import seconds_by_key
 from hnm.repository.outputs import AbsentError, Outputs, taking_apart
 from hnm.repository.revision import WORKSPACE, UnknownRevisionError, bytes_of, file_at
@@ -34,24 +35,19 @@ TEST_COLUMNS = {
 COHORT_COLUMNS = ["slide_id", "patient_id", "split", "fingerprint"]
 
 
-@dataclass(frozen=True)
-class PastState:
-    """One state of the pipeline."""
+def comparison_of(root: Path, names: Sequence[str]) -> Comparison:
+    """Compares the states `names` with the first of them, by the section `evaluate` of params.yaml.
 
-    name: str
-    slides: pd.DataFrame
-    """slide_id, patient_id, split, fingerprint of the cohort."""
-    test: pd.DataFrame
-    """slide_id, patient_id, label, score, called of the test slides."""
-    params: dict[str, str]
-    """Dotted name -> value, of all stages."""
-    seconds: dict[str, float | None]
-    """DVC's name of each stage -> what its execution took; None where nobody knows."""
+    Raises:
+        EvidenceError: there is no such state, or they cannot be compared.
+    """
+    section = load_params(root / "params.yaml").evaluate
+    return compare_states([read_state(root, name) for name in names], section)
 
 
-def read_state(root: Path, name: str) -> PastState:
-    """The state `name`: `workspace`, a Git revision, a DVC experiment, or the id or name of an
-    MLflow summary, in this order.
+def read_state(root: Path, name: str) -> State:
+    """Returns the state `name`: `workspace`, a Git revision, a DVC experiment, or the id or name of
+    an MLflow summary, in this order.
 
     Raises:
         EvidenceError: there is no such state, or its outputs are not in DVC's cache.
@@ -74,9 +70,10 @@ def read_state(root: Path, name: str) -> PastState:
     return _of_lock(root, name, states)
 
 
-def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> PastState:
-    """The state whose stages dvc.lock names."""
-    evaluate, outputs = states["evaluate"], Outputs(root)
+def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> State:
+    """Returns the state whose stages dvc.lock names."""
+    evaluate = states["evaluate"]
+    outputs = Outputs(root)
     slides_path = evaluate.argument("slides")
     if slides_path not in evaluate.deps:
         raise EvidenceError(
@@ -92,7 +89,7 @@ def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> PastSta
             else f"run dvc fetch --all-commits (of a DVC experiment: dvc exp pull origin {name})"
         )
         raise EvidenceError(f"{name}: {str(error).partition(';')[0]}; {cure}") from None
-    return PastState(
+    return State(
         name,
         _slides(slides, f"{slides_path} of {name}"),
         _test_slides(test, name),
@@ -101,28 +98,27 @@ def _of_lock(root: Path, name: str, states: Mapping[str, StageState]) -> PastSta
     )
 
 
-def _of_run(root: Path, name: str) -> PastState:
+def _of_run(root: Path, name: str) -> State:
     if not has_store(root):
         raise EvidenceError(
             f"{name} is no Git revision and no DVC experiment, and there are no runs of MLflow"
             " here; git log and dvc exp list show what there is"
         )
     run = state_run(root, name, f"plots/{TEST_SLIDES}", EvidenceError)
-    cohort = run.inputs
-    slides_path = next((path for path in cohort if path.endswith("/slides.parquet")), None)
+    slides_path = next((path for path in run.inputs if path.endswith("/slides.parquet")), None)
     if slides_path is None:
         raise EvidenceError(
             f"the run of the evaluation of {name} names no cohort; name another state, or run hnm"
             " track sync"
         )
     try:
-        slides = bytes_of(Outputs(root), slides_path, cohort[slides_path])
+        slides = bytes_of(Outputs(root), slides_path, run.inputs[slides_path])
     except AbsentError:
         raise EvidenceError(
-            f"{name}: {slides_path} (md5 {cohort[slides_path]}), its cohort, is neither in the"
+            f"{name}: {slides_path} (md5 {run.inputs[slides_path]}), its cohort, is neither in the"
             " workspace nor in DVC's cache; run dvc fetch --all-commits"
         ) from None
-    return PastState(
+    return State(
         name,
         _slides(slides, f"{slides_path} of {name}"),
         _test_slides(run.file, name),

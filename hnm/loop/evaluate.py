@@ -21,7 +21,7 @@ from hnm.evidence.evaluation import (
 from hnm.evidence.pages.cards import data_card, model_card
 from hnm.evidence.pages.plots import write_plots
 from hnm.evidence.pages.report import Origin, render_report
-from hnm.evidence.test_ledger import LEDGER, Looks, Opening, enter_opening, looks, read_openings
+from hnm.evidence.test_ledger import LEDGER, LedgerEntry, Looks, enter, looks, read_ledger
 from hnm.evidence.truth import contradictions, drawn_classes
 from hnm.files import digest_of, key_of, read_json, whole, write_json
 from hnm.learning.history import read_history
@@ -75,7 +75,7 @@ def evaluate(
     """
     names = sorted(rounds, key=int)
     scores = {name: files.scores / name / "slides.parquet" for name in rounds}
-    openings, others = _open_test(scores, provenance)
+    looked, others = _open_test(scores, provenance)
     truth = _read_truth(files)
     evaluation = evaluate_rounds(
         truth, [_read_round(files, name, rounds[name]) for name in names], section
@@ -95,7 +95,7 @@ def evaluate(
         with whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     _say(truth, evaluation, section)
-    return metrics, openings
+    return metrics, looked
 
 
 def _open_test(scores: Mapping[str, Path], provenance: Provenance) -> tuple[Looks, Looks]:
@@ -107,10 +107,9 @@ def _open_test(scores: Mapping[str, Path], provenance: Provenance) -> tuple[Look
     state = key_of(scores={name: digest_of(path) for name, path in scores.items()})
     settings = digest_of(Path("params.yaml"))
     ledger = project_home() / LEDGER
-    opening = Opening(state, settings, provenance.commit, provenance.dirty, "evaluate")
-    enter_opening(ledger, opening)
-    openings = read_openings(ledger)
-    return looks(openings), looks(openings, other_than=state)
+    enter(ledger, LedgerEntry(state, settings, provenance.commit, provenance.dirty, "evaluate"))
+    entries = read_ledger(ledger)
+    return looks(entries), looks(entries, other_than=state)
 
 
 def _read_truth(files: EvaluateFiles) -> CohortTruth:

@@ -26,7 +26,7 @@ from hnm.tables import PACKS, QUARANTINE, SLIDES, TILES
 class CutCohort:
     """How many slides and tiles passed each step."""
 
-    found: int
+    listed: int
     """Slides of the manifest."""
     opened: int
     """Slides that could be opened."""
@@ -65,10 +65,10 @@ def cut_slides(
     refused = _cut(
         [item for item in cuttings.values() if not store.holds(item.pack, Pack, quick=True)], tiles
     )
-    found = len(slides) + len(unopened)
+    listed = len(slides) + len(unopened)
     reasons = dict(zip(unopened["slide_id"], unopened["reason"], strict=True))
     reasons |= {slide_id: str(error) for slide_id, error in refused.items()}
-    check_quarantine(reasons, found, cohort.max_quarantined_share)
+    check_quarantine(reasons, listed, cohort.max_quarantined_share)
     if len(refused) == len(cuttings):
         raise CohortError("no slide is left: all are in quarantine")
 
@@ -77,7 +77,7 @@ def cut_slides(
     )
     QUARANTINE.write(pd.concat([unopened, quarantine_frame(refused)]), files.quarantine)
     return CutCohort(
-        found=found,
+        listed=listed,
         opened=len(slides),
         blank=sum(error.step == "tissue" for error in refused.values()),
         slides=len(packs),

@@ -117,7 +117,7 @@ def _negatives_of(folder: Path, project: str, packs: Path) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # workers tell jobs apart by hash, and a table has none
 class _Look:
     """One pack of another project that a worker process looks at: its bytes are a stranger's, and
     may hang or crash who reads them.

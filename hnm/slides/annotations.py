@@ -21,8 +21,6 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 import shapely
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from hnm.errors import CohortError
 from hnm.files import parse_json, read_bounded, write_json
@@ -305,6 +303,10 @@ def joined(polygons: Iterable[shapely.Geometry]) -> shapely.Geometry:
     near = _near(parts)
     if near is None:
         return shapely.union_all(parts)
+    # the stage `cohort`, which always runs, seldom comes here and need not wait for scipy
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     groups, group_of = connected_components(
         coo_array((np.ones(len(near[0]), np.int8), near), shape=(len(parts), len(parts))),
         directed=False,

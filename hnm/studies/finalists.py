@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from hnm.errors import HnmError, StudyError
+from hnm.evidence.numbers.predictions import Predictions
+from hnm.evidence.numbers.winner import Finalist, Reruns
 from hnm.loop.rounds import Fold, Loop
 from hnm.params import Params
 from hnm.studies.apply import trial_values
@@ -14,16 +16,8 @@ from hnm.studies.files import StudyFiles, read_trials
 from hnm.studies.space import with_seed, with_values
 from hnm.studies.workers import run_workers
 
-
-@dataclass(frozen=True)
-class Finalist:
-    """A trial, and the tables that its runs with fresh seeds have left."""
-
-    trial: int
-    value: float
-    """In the study."""
-    slide_scores: Sequence[Sequence[Path]]
-    """Tables `SLIDE_SCORES` of each run's best round, `[seed][fold]`."""
+Judge = Callable[[Path, Fold], Predictions]
+"""Table `SLIDE_SCORES` of a run, and its fold, to the scores of the slides that judge the run."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,7 @@ def run_finalists(
     loop: Loop,
     folds: Sequence[Fold],
     race: Race,
+    judge: Judge,
     say: Callable[[str], None],
 ) -> list[Finalist]:
     """Runs the default and the best trials with seeds after those of the study; the default is the
@@ -84,11 +79,12 @@ def run_finalists(
     if race.workers > 1:
         shares = [(loop, tasks[number :: race.workers], folds) for number in range(race.workers)]
         run_workers(_fill_store, shares, say)
-    tables: dict[int, list[list[Path]]] = {trial: [] for trial in values}
+    runs: dict[int, list[list[Predictions]]] = {trial: [] for trial in values}
     for task in tasks:
-        tables[task.trial].append(_run(loop, task, folds))
+        tables = _run(loop, task, folds)
+        runs[task.trial].append([judge(*pair) for pair in zip(tables, folds, strict=True)])
         say(f"trial {task.trial} with seed +{task.seed}")
-    return [Finalist(row["trial"], row["value"], tables[row["trial"]]) for row in trials]
+    return [Finalist(row["trial"], row["value"], Reruns(runs[row["trial"]])) for row in trials]
 
 
 @dataclass(frozen=True)

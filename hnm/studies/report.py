@@ -1,13 +1,14 @@
 """The report of a study: whether its best trials are better than params.yaml with fresh seeds."""
 
 from collections.abc import Callable
+from pathlib import Path
 
-from hnm.evidence.numbers.metrics import Resampling
-from hnm.evidence.numbers.verdict import Finalist, Reruns, judged, report_markdown
+from hnm.evidence.numbers.intervals import Resampling
+from hnm.evidence.numbers.predictions import Predictions
+from hnm.evidence.numbers.winner import judged, report_markdown
 from hnm.files import whole
-from hnm.loop.rounds import Loop, Upstream
+from hnm.loop.rounds import Fold, Loop, Upstream
 from hnm.params import Params
-from hnm.seeds import seed_of
 from hnm.store import Store
 from hnm.studies.files import StudyFiles, load_study, read_trials, written
 from hnm.studies.finalists import Race, run_finalists
@@ -36,32 +37,18 @@ def write_report(
     check_identity(study, identity_of(params, upstream))
     params = with_values(params, study.user_attrs["defaults"])
     folds = folds_of(upstream, params.tune.folds, params.tune.seed, store)
-    finalists = run_finalists(files, params, Loop(upstream, store), folds, race, say)
     slides = SLIDES.read(upstream.paths.cohort.slides)
-    labels = [LABELS.read(fold.validation) for fold in folds]
-    reruns = [
-        Finalist(
-            finalist.trial,
-            finalist.value,
-            Reruns(
-                [
-                    [
-                        judged(SLIDE_SCORES.read(path), truth, slides)
-                        for path, truth in zip(run, labels, strict=True)
-                    ]
-                    for run in finalist.slide_scores
-                ]
-            ),
-        )
-        for finalist in finalists
-    ]
-    section = params.evaluate
-    resampling = Resampling(
-        section.resamples, section.confidence, seed_of(section.seed, "bootstrap", "study")
-    )
+
+    def judge(scores: Path, fold: Fold) -> Predictions:
+        return judged(SLIDE_SCORES.read(scores), LABELS.read(fold.validation), slides)
+
+    finalists = run_finalists(files, params, Loop(upstream, store), folds, race, judge, say)
     trials, _ = read_trials(files)
     report = report_markdown(
-        files.name, reruns, int((trials["state"] != "failed").sum()), resampling
+        files.name,
+        finalists,
+        int((trials["state"] != "failed").sum()),
+        Resampling.of(params.evaluate, "study"),
     )
     with written(files.report), whole(files.report) as temporary:
         temporary.write_text(report, encoding="utf-8")

@@ -2,7 +2,6 @@
 parent.
 """
 
-import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -10,9 +9,9 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
 from typing import Any
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired
 
-from hnm.processes import die_with_parent, keep_freed_memory
+from hnm.processes import keep_freed_memory, worker_pool
 
 SECONDS_TO_LOOK = 5.0
 """After so long without an answer it is looked whether the pool of processes still works."""
@@ -22,7 +21,7 @@ def expect_workers(*modules: str) -> None:
     """Has a server import `modules`, beside this process, that all later workers are forked from:
     imports of seconds are made once for all of them.
     """
-    forkserver.set_forkserver_preload(list(modules))
+    forkserver.set_forkserver_preload(["hnm.fork_server", *modules])
     forkserver.ensure_running()
 
 
@@ -39,17 +38,11 @@ def run_workers(
     Raises:
         HnmError: a worker raised it; the others have ended then.
     """
-    # forked from a clean process: this one has threads and locks
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPool(len(arguments), initializer=_begin, context=context) as pool:
-        try:
-            futures = [pool.schedule(_interruptible, (work, *each)) for each in arguments]
-            waiting: set[Future[bool]] = set(futures)
-            while waiting and pool.active:
-                waiting = wait(waiting, timeout=SECONDS_TO_LOOK).not_done
-        except BaseException:
-            pool.stop()  # type: ignore[no-untyped-call]
-            raise
+    with worker_pool(len(arguments), [], keep_freed_memory) as pool:
+        futures = [pool.schedule(_interruptible, (work, *each)) for each in arguments]
+        waiting: set[Future[bool]] = set(futures)
+        while waiting and pool.active:
+            waiting = wait(waiting, timeout=SECONDS_TO_LOOK).not_done
     deaths = [_death(future) for future in futures]
     for number, death in enumerate(deaths):
         if death is not None:
@@ -64,11 +57,6 @@ def _death(future: Future[bool]) -> str | None:
     if isinstance(error, ProcessExpired):
         return f"exit code {error.exitcode}"
     return "no process could be started" if isinstance(error, BrokenProcessPool) else None
-
-
-def _begin() -> None:
-    die_with_parent()
-    keep_freed_memory()
 
 
 def _interruptible(work: Callable[..., bool], *arguments: Any) -> bool:

@@ -41,14 +41,21 @@ def scores() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def auc_difference(
+    table: pd.DataFrame, arm: str, against: str
+) -> tuple[float | None, float | None, float | None, int]:
+    number, seeds = evidence.auc_difference(table, arm, against)
+    return number.value, number.low, number.high, seeds
+
+
 def test_the_difference_of_two_arms_is_the_mean_over_seeds_of_the_difference_of_their_aucs() -> (
     None
 ):
     # seed 0: 3/4 against 2/4; seed 1: 4/4 against (1/2 + 2 of the second slide + 0)/4 = 2.5/4
-    mean, low, high, seeds = evidence.auc_difference(scores(), "a", "b")
+    mean, low, high, seeds = auc_difference(scores(), "a", "b")
     assert mean == pytest.approx((0.25 + 0.375) / 2) and seeds == 2
     assert low < mean < high and mean - low == pytest.approx(high - mean)
-    assert evidence.auc_difference(scores(), "a", "a")[:3] == (0, 0, 0)
+    assert auc_difference(scores(), "a", "a")[:3] == (0, 0, 0)
 
 
 def of_patients(gain: np.ndarray) -> float:
@@ -66,13 +73,13 @@ def of_patients(gain: np.ndarray) -> float:
 def test_an_interval_is_for_other_seeds_and_other_patients() -> None:
     # wins of `a` less those of `b`, positive slides by negative ones, of each seed
     gains = np.array([[[0.0, 0.0], [0.0, 1.0]], [[1.0, 0.5], [0.0, 0.0]]])
-    mean, low, high, _ = evidence.auc_difference(scores(), "a", "b")
+    mean, low, high, _ = auc_difference(scores(), "a", "b")
     of_seeds = 12.706205 * 0.0625  # Student's of 0.25 and 0.375
     assert (high - low) / 2 == pytest.approx(
         np.hypot(of_seeds, of_patients(gains.mean(axis=0))), rel=0.02
     )
-    first = scores()[lambda own: own["seed"] == 0]
-    mean, low, high, seeds = evidence.auc_difference(first, "a", "b")
+    first = scores()[lambda table: table["seed"] == 0]
+    mean, low, high, seeds = auc_difference(first, "a", "b")
     assert (
         seeds == 1
         and mean == 0.25
@@ -88,10 +95,15 @@ def test_an_interval_over_seeds_is_students() -> None:
             "purity": [0.5, 0.7, 0.6, 0.4, 0.3, 0.5],
         }
     )
-    mean, low, high = evidence.difference(
-        table, "purity", "a", "b"
-    )  # differences 0.1, 0.4, 0.1: mean 0.2, standard error 0.1
-    assert (mean, low, high) == pytest.approx((0.2, 0.2 - 4.302653 * 0.1, 0.2 + 4.302653 * 0.1))
+    # differences 0.1, 0.4, 0.1: mean 0.2, standard error 0.1
+    number = evidence.difference(table, "purity", "a", "b")
+    assert (number.value, number.low, number.high) == pytest.approx(
+        (0.2, 0.2 - 4.302653 * 0.1, 0.2 + 4.302653 * 0.1)
+    )
+    one_seed = evidence.difference(table[table["seed"] == 0], "purity", "a", "b")
+    assert one_seed.with_interval("+.3f") == "+0.100"
+    none = evidence.difference(table.assign(purity=np.nan), "purity", "a", "b")
+    assert none.with_interval("+.3f") == "–"
 
 
 def test_an_arm_stands_against_random_tiles_of_the_same_budget_where_they_were_run() -> None:

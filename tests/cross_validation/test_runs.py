@@ -17,7 +17,7 @@ from hnm.cross_validation.runs import FoldScores, run_fold
 from hnm.cross_validation.stages import fold_file, write_stages
 from hnm.errors import StudyError
 from hnm.evidence.numbers.pooling import out_of_fold
-from hnm.evidence.test_ledger import read_openings
+from hnm.evidence.test_ledger import read_ledger
 from hnm.loop.paths import Paths
 from hnm.loop.rounds import Loop, RoundResult
 from hnm.params import Params
@@ -205,7 +205,7 @@ def test_causes_are_a_dependency_as_the_pipelines_are(
         "code"
     ].keys() and "hnm.store" not in loop["code"]
     assert {"torch", "timm", "scikit-learn"} < loop["libraries"].keys() and loop["machine"]
-    assert [pooling] == causes_of_stage("pool") and "hnm.evidence.numbers.metrics" in pooling[
+    assert [pooling] == causes_of_stage("pool") and "hnm.evidence.numbers.areas" in pooling[
         "code"
     ]
     true = metadata.version
@@ -226,7 +226,7 @@ def test_hnm_cv_runs_the_stages_and_says_what_they_found(
     summary = (repository / "results" / "cv" / "summary.json").read_bytes()
     table = pd.read_csv(repository / "results" / "cv" / "slides.csv")
     assert sorted(table["fold"].unique()) == [0, 1, 2] and len(table) == 16
-    assert len(read_openings(repository / "test_ledger.csv")) == 3
+    assert len(read_ledger(repository / "test_ledger.csv")) == 3
     locked = YAML(typ="safe").load((repository / "cv" / "dvc.lock").read_text())["stages"]
     assert set(locked) == {"fold@0-0", "fold@0-1", "fold@0-2", "pool"}
     shown = json.loads(dvc(repository, "metrics", "show", "--json"))[""]["data"][
@@ -236,7 +236,7 @@ def test_hnm_cv_runs_the_stages_and_says_what_they_found(
 
     assert CliRunner().invoke(app, ["cv"]).exit_code == 0
     assert (
-        len(read_openings(repository / "test_ledger.csv")) == 3
+        len(read_ledger(repository / "test_ledger.csv")) == 3
     )  # nothing ran, so nothing was looked at
     assert (repository / "results" / "cv" / "summary.json").read_bytes() == summary
 

@@ -4,28 +4,28 @@ from pathlib import Path
 import pytest
 
 from hnm.errors import EvidenceError
-from hnm.evidence.test_ledger import Looks, Opening, enter_opening, looks, read_openings
+from hnm.evidence.test_ledger import LedgerEntry, Looks, enter, looks, read_ledger
 
 
-def opening(state: str) -> Opening:
-    return Opening(state * 64, "1" * 64, "c0ffee", "false", "evaluate")
+def entry(state: str) -> LedgerEntry:
+    return LedgerEntry(state * 64, "1" * 64, "c0ffee", "false", "evaluate")
 
 
-def test_openings_stay_in_their_order(tmp_path: Path) -> None:
+def test_entries_stay_in_their_order(tmp_path: Path) -> None:
     path = tmp_path / "test_ledger.csv"
-    assert read_openings(path) == []
+    assert read_ledger(path) == []
     for state in ("b", "a", "b"):
-        enter_opening(path, opening(state))
+        enter(path, entry(state))
     assert path.read_text() == "state,params,commit,dirty,by\n" + "".join(
         f"{state * 64},{'1' * 64},c0ffee,false,evaluate\n" for state in "bab"
     )
-    assert read_openings(path) == [opening("b"), opening("a"), opening("b")]
+    assert read_ledger(path) == [entry("b"), entry("a"), entry("b")]
 
 
-def test_looks_count_openings_and_states() -> None:
-    openings = [opening(state) for state in ("b", "a", "b", "c")]
-    assert looks(openings) == Looks(4, 3)
-    assert looks(openings, other_than="b" * 64) == Looks(2, 2)
+def test_looks_count_times_and_states() -> None:
+    entries = [entry(state) for state in ("b", "a", "b", "c")]
+    assert looks(entries) == Looks(4, 3)
+    assert looks(entries, other_than="b" * 64) == Looks(2, 2)
     assert looks([]) == Looks(0, 0)
 
 
@@ -53,7 +53,7 @@ def test_a_damaged_ledger_is_named(tmp_path: Path, content: str, message: str) -
     with pytest.raises(
         EvidenceError, match=rf"{message}.*restore it by git checkout test_ledger\.csv"
     ):
-        read_openings(path)
+        read_ledger(path)
 
 
 @pytest.mark.parametrize("end", [-1, 70])
@@ -63,7 +63,7 @@ def test_no_line_goes_on_behind_a_torn_one(tmp_path: Path, end: int) -> None:
     with pytest.raises(
         EvidenceError, match=r"its last line is torn; restore it by git checkout test_ledger\.csv"
     ):
-        enter_opening(path, opening("a"))
+        enter(path, entry("a"))
     assert path.read_text() == HEADER + LINE[:end]
 
 
@@ -71,9 +71,9 @@ def test_a_ledger_that_is_no_file_or_no_utf8(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     for path in (tmp_path / "pipe.csv", tmp_path):
         with pytest.raises(EvidenceError, match="is no regular file; restore it"):
-            read_openings(path)
+            read_ledger(path)
         with pytest.raises(EvidenceError, match="is no regular file; restore it"):
-            enter_opening(path, opening("a"))
+            enter(path, entry("a"))
     (tmp_path / "latin.csv").write_bytes(HEADER.encode() + b"\xe9\n")
     with pytest.raises(EvidenceError, match=r"is not CSV in UTF-8: 'utf-8' codec.*restore it"):
-        read_openings(tmp_path / "latin.csv")
+        read_ledger(tmp_path / "latin.csv")

@@ -147,9 +147,9 @@ def _table(path: Path, folder: Path) -> None:
 
 
 def _ledger(path: Path, folder: Path) -> None:
-    from hnm.evidence.test_ledger import read_openings
+    from hnm.evidence.test_ledger import read_ledger
 
-    read_openings(path)
+    read_ledger(path)
 
 
 def _vetoes(path: Path, folder: Path) -> None:
@@ -449,10 +449,10 @@ def _make_lock(folder: Path) -> None:
 
 
 def _make_ledger(path: Path) -> None:
-    from hnm.evidence.test_ledger import Opening, enter_opening
+    from hnm.evidence.test_ledger import LedgerEntry, enter
 
     for state in ("a" * 64, "b" * 64):
-        enter_opening(path, Opening(state, "c" * 64, "d" * 40, "false", "evaluate"))
+        enter(path, LedgerEntry(state, "c" * 64, "d" * 40, "false", "evaluate"))
 
 
 @dataclass(frozen=True)

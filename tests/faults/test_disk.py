@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hnm.evidence.test_ledger import read_openings
+from hnm.evidence.test_ledger import read_ledger
 from tests.support.stages import ORDER, Done, Project, outs_of
 
 STAGES = ORDER[:-1]
@@ -103,7 +103,7 @@ def fail_and_go_on(
         check_message(done, where)
     project.clear(stage)  # as DVC does
     if (ledger := project.folder / "test_ledger.csv").exists():
-        read_openings(ledger)
+        read_ledger(ledger)
         ledger.unlink()  # it counts each look, and the report says how many there were
     project.succeed(stage)
     assert project.bytes_of(*outs_of(stage)) == undisturbed.bytes_of(*outs_of(stage)), where

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 
 from hnm.errors import EvidenceError
-from hnm.history.states import read_state
+from hnm.history.states import comparison_of, read_state
 from hnm.repository.costs import Cost, write_cost
 from hnm.repository.outputs import md5_of
 from hnm.repository.stages import locked_stages
@@ -195,3 +196,17 @@ def test_a_summary_of_mlflow(
         ),
     ):
         read_state(repository, "nothing")
+
+
+def test_a_comparison_is_of_the_named_states(repository: Path) -> None:
+    params = repository / "params.yaml"
+    content = params.read_text()
+    shutil.copy(Path(__file__).parents[2] / "params.yaml", params)
+    comparison = comparison_of(repository, ["first", "second", "tried"])
+    assert [state.name for state in comparison.states] == ["first", "second", "tried"]
+    assert comparison.confidence == 0.95
+    assert comparison.sides[0].auc.reason == "there is no negative"
+    assert comparison.params["evaluate.resamples"] == ["100", "200", "100"]
+    with pytest.raises(EvidenceError, match="1 state named, but a comparison needs two"):
+        comparison_of(repository, ["first"])
+    params.write_text(content)

@@ -16,7 +16,7 @@ def test_a_gpu_that_is_left_idle_is_told_once(
     available: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: available)
-    compute._tell_of_an_idle_gpu.cache_clear()
+    compute._warn_of_an_idle_gpu.cache_clear()
     section = params.Compute(device="cpu", threads=torch.get_num_threads())
     assert compute.set_up_torch(section) == compute.set_up_torch(section) == CPU
     assert [record.getMessage() for record in caplog.records] == [

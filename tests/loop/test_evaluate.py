@@ -8,7 +8,7 @@ import shapely
 
 from hnm.errors import EvidenceError, TableError
 from hnm.evidence.pages import plots
-from hnm.evidence.test_ledger import read_openings
+from hnm.evidence.test_ledger import read_ledger
 from hnm.loop.evaluate import Settings
 from hnm.loop.paths import EvaluateFiles
 from hnm.params import Evaluate, Round
@@ -130,9 +130,9 @@ def test_every_opening_of_the_test_labels_is_in_the_ledger(
         "opened 2 times before for 1 other state of the project: this page is look 2"
         in paths["report"].read_text()
     )
-    openings = read_openings(tmp_path / "test_ledger.csv")
-    assert len(openings) == 3 and openings[0] == openings[1]
-    assert openings[2].state != openings[0].state and openings[2].params == openings[0].params
+    entries = read_ledger(tmp_path / "test_ledger.csv")
+    assert len(entries) == 3 and entries[0] == entries[1]
+    assert entries[2].state != entries[0].state and entries[2].params == entries[0].params
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -213,7 +213,7 @@ def test_labels_that_cannot_be_read_were_opened_all_the_same(
     paths["test_labels"].unlink()
     with pytest.raises(TableError, match=r"test\.csv does not exist"):
         run(paths)
-    assert len(read_openings(tmp_path / "test_ledger.csv")) == 1
+    assert len(read_ledger(tmp_path / "test_ledger.csv")) == 1
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -51,7 +51,10 @@ def test_each_slide_has_its_row_and_those_that_cannot_be_used_their_reason(writt
         "no_mpp": "mpp",
         "nowhere": "open",
     }
-    assert table.loc["no_mpp", "reason"] == "its file states no µm per pixel; give them by --mpp"
+    assert table.loc["no_mpp", "reason"] == (
+        "its file states no µm per pixel; give them in the manifest's column mpp, or by hnm predict"
+        " --mpp, or set cohort.mpp_from_objective: its objective has power 20"
+    )
     assert table.loc["nowhere", "reason"] == "nowhere.svs does not exist"
     assert table["score"].isna().to_dict() == {
         "glass": True,
@@ -236,7 +239,10 @@ def test_mpp_may_be_given_or_come_from_the_objective(tmp_path, tiny):
     assert read_slide(reading(path, mpp_from_objective=True)).mpp == (1.0, 1.0)
     with pytest.raises(
         SlideError,
-        match=r"400 x 400 µm per pixel are not within 0\.05 and 20; give the true value by --mpp",
+        match=(
+            r"400 x 400 µm per pixel are not within 0\.05 and 20; give the true value in the"
+            r" manifest's column mpp, or by hnm predict --mpp"
+        ),
     ):
         read_slide(reading(path, mpp=400.0))
 

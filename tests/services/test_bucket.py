@@ -113,16 +113,16 @@ def test_a_cohort_in_a_bucket_gives_the_bytes_of_a_cohort_on_disk(
     table = pd.DataFrame(rows, columns=["slide_id", "path", "label", "split"])
     table.to_csv("disk.csv", index=False)
     table.assign(path="s3://slides/deep/" + table["path"]).to_csv("bucket.csv", index=False)
-    known = run(tmp_path, "disk")
-    assert sum(name.endswith(".h5") for name in known) == 12
+    on_disk = run(tmp_path, "disk")
+    assert sum(name.endswith(".h5") for name in on_disk) == 12
     monkeypatch.setenv("HNM_STORE", str(tmp_path / "other-store"))
-    assert run(tmp_path, "bucket") == known
+    assert run(tmp_path, "bucket") == on_disk
     assert (
         sum(path.stat().st_size for path in tmp_path.glob("*.svs")) > 100_000
     )  # more than the cache may hold
     assert cached(tmp_path) == 0
 
-    assert run(tmp_path, "bucket") == known
+    assert run(tmp_path, "bucket") == on_disk
     assert (
         cached(tmp_path) == 0
     )  # nothing was fetched: what the files state, and their tiles, are kept
@@ -133,7 +133,7 @@ def test_a_cohort_in_a_bucket_gives_the_bytes_of_a_cohort_on_disk(
     bucket.upload_file(str(changed), "slides", "deep/s03.svs")
     bucket.delete_object(Bucket="slides", Key="deep/s08.svs")
     after = run(tmp_path, "bucket")
-    assert {name for name in known if known[name] != after.get(name)} - {
+    assert {name for name in on_disk if on_disk[name] != after.get(name)} - {
         "cohort/quarantine.csv",
         "cohort/patients.csv",
         "quarantine.csv",

@@ -156,8 +156,9 @@ def test_a_cluster_of_which_a_worker_dies_gives_the_same_bytes(
     slides, cluster, monkeypatch, capsys
 ):
     address, workers = cluster
-    known = cut_all(slides, "local", monkeypatch, "local")
-    assert len(known) == SLIDE_COUNT - 1 + 3  # packs, and the tables of tiles, packs and quarantine
+    by_processes = cut_all(slides, "local", monkeypatch, "local")
+    # packs, and the tables of tiles, packs and quarantine
+    assert len(by_processes) == SLIDE_COUNT - 1 + 3
     finished = []
 
     def kill_one_half_way() -> None:
@@ -168,7 +169,7 @@ def test_a_cluster_of_which_a_worker_dies_gives_the_same_bytes(
 
     killer = threading.Thread(target=kill_one_half_way, daemon=True)
     killer.start()
-    assert cut_all(slides, "dask", monkeypatch, address) == known
+    assert cut_all(slides, "dask", monkeypatch, address) == by_processes
     killer.join(10)
     assert workers[0].wait(10) == -signal.SIGKILL
     assert workers[1].poll() is None
@@ -259,7 +260,7 @@ def test_a_scheduler_that_goes_away_while_slides_are_cut(slides, a_cluster, monk
     """The stage ends in time, names each slide that is left, keeps what was cut, and the same
     command goes on.
     """
-    known = cut_all(slides, "local", monkeypatch, "local")
+    by_processes = cut_all(slides, "local", monkeypatch, "local")
     monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_ANSWER", "3s")
     monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_LOOK", 0.2)
     a_cluster.start_workers(1)
@@ -297,7 +298,7 @@ def test_a_scheduler_that_goes_away_while_slides_are_cut(slides, a_cluster, monk
     monkeypatch.setattr(hnm.slides.cluster, "SECONDS_TO_ANSWER", "60s")
     a_cluster.start_scheduler()  # the worker comes back to it by itself, or is away
     a_cluster.start_workers(1)
-    assert cut_all(slides, "dask", monkeypatch, a_cluster.address) == known
+    assert cut_all(slides, "dask", monkeypatch, a_cluster.address) == by_processes
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

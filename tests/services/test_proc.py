@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hnm.evidence.numbers.metrics import Predictions, delong, delong_p
+from hnm.evidence.numbers.delong import delong, delong_p
+from hnm.evidence.numbers.predictions import Predictions
 
 pytestmark = pytest.mark.services
 SCRIPT = """

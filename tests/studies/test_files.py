@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import optuna
 import pytest
 
 from hnm.errors import StudyError
-from hnm.studies.files import StudyFiles, best_values, read_trials
+from hnm.studies.files import StudyFiles, best_values, defaults_of, read_trials
 from hnm.studies.storage import mend_journal
 
 
@@ -51,3 +52,19 @@ def test_a_line_of_a_journal_that_is_nested_without_end_is_damage(tmp_path: Path
     journal.write_bytes(b'{"op_code": 0}\n' + b"[" * 100_000 + b"\n" + b'{"op_code": 1}\n')
     with pytest.raises(StudyError, match="is damaged in line 2 of 3; restore the file from a copy"):
         mend_journal(journal, print)
+
+
+def test_a_study_of_an_earlier_version_with_labels_is_refused_with_the_cure() -> None:
+    study = optuna.create_study(study_name="old")
+    study.set_user_attr("defaults", {"ranking.margin": 0.5})
+    study.set_user_attr("space", {"ranking.margin": {"low": 0.0, "high": 1.0, "when": {}}})
+    assert defaults_of(study) == {"ranking.margin": 0.5}
+    study.set_user_attr("space", {"ranking.margin@scores": {"low": 0.0, "high": 1.0}})
+    with pytest.raises(
+        StudyError,
+        match=(
+            r"the study old was begun by an earlier version with ranking\.margin@scores in"
+            r" tune\.space, and labels behind @ are gone; begin another by --study"
+        ),
+    ):
+        defaults_of(study)

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 from hnm.errors import MiningError, StudyError
+from hnm.evidence.numbers.winner import Finalist
 from hnm.loop.rounds import Fold, RoundResult
 from hnm.params import Params
 from hnm.studies.files import StudyFiles
-from hnm.studies.finalists import Finalist, Race, finalists_of, run_finalists
+from hnm.studies.finalists import Race, finalists_of, run_finalists
 from tests.support.loop import FormulaLoop
 from tests.support.study import tiny_params
 
@@ -59,9 +60,15 @@ def write_table(files: StudyFiles, states: list[str], values: list[float]) -> No
     ).to_parquet(files.trials)
 
 
+def named(scores: Path, fold: Fold) -> Path:
+    """Stands for the scores in a table."""
+    assert str(fold.validation) in scores.name
+    return scores
+
+
 def run(files: StudyFiles, loop: FormulaLoop, count: int = 2, workers: int = 1) -> list[Finalist]:
     race = Race(count, seeds=2, workers=workers)
-    return run_finalists(files, tiny_params(), loop, FOLDS, race, str)  # type: ignore[arg-type]
+    return run_finalists(files, tiny_params(), loop, FOLDS, race, named, str)  # type: ignore[arg-type]
 
 
 def test_the_default_comes_first_then_the_best_that_are_complete(tmp_path: Path) -> None:
@@ -97,7 +104,7 @@ def test_each_runs_with_fresh_seeds_on_every_fold_and_its_best_round_counts(tmp_
     write_table(files, ["complete", "complete", "complete"], [0.5, 0.625, 0.75])
     finalists = run(files, NamedLoop(), count=1)
     assert [(finalist.trial, finalist.value) for finalist in finalists] == [(0, 0.5), (2, 0.75)]
-    assert [[str(path) for path in run] for run in finalists[1].slide_scores] == [
+    assert [[str(path) for path in run] for run in finalists[1].reruns.runs] == [
         ["0.625-1-v0-0", "0.625-1-v1-0"],
         ["0.625-2-v0-0", "0.625-2-v1-0"],
     ]

@@ -10,7 +10,7 @@ import pandas as pd
 import shapely
 
 from hnm.evidence.evaluation import CohortTruth, RoundResults
-from hnm.evidence.numbers.metrics import Detections
+from hnm.evidence.numbers.tile_metrics import Detections
 from hnm.files import write_json
 from hnm.params import Cohort, Embed, Encoder, Finetune, Head, Mining, Ranking, Tiles
 from hnm.slides.annotations import Region, write_annotation

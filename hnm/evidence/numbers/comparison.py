@@ -4,7 +4,7 @@ which slides changed sides.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from rich import box
@@ -13,10 +13,12 @@ from rich.text import Text
 from scipy.stats import binomtest
 
 from hnm.errors import EvidenceError
-from hnm.evidence.evaluation import DECISIONS, decisions_of, flat_numbers, predictions, rounded
-from hnm.evidence.numbers.metrics import Number, Resampling, auc_gain, auc_number, delong_p
+from hnm.evidence.numbers.areas import auc_gain, auc_number
+from hnm.evidence.numbers.delong import delong_p
+from hnm.evidence.numbers.intervals import Number, Resampling, flat_numbers, rounded
+from hnm.evidence.numbers.predictions import Predictions
+from hnm.evidence.numbers.slide_metrics import DECISIONS, decisions_of
 from hnm.params import Evaluate
-from hnm.seeds import seed_of
 
 NAMED = 5
 """Slides that an error names at most."""
@@ -52,10 +54,10 @@ class State:
     """DVC's name of each stage -> what its execution took; None where nobody knows."""
 
     @property
-    def known_seconds(self) -> float | None:
-        """Sum over the stages whose cost is known; None where none is."""
-        known = [value for value in self.seconds.values() if value is not None]
-        return sum(known) if known else None
+    def measured_seconds(self) -> float | None:
+        """Sum over the stages that were measured; None where none was."""
+        measured = [value for value in self.seconds.values() if value is not None]
+        return sum(measured) if measured else None
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,14 @@ def compare_states(states: Sequence[State], section: Evaluate) -> Comparison:
     first, *others = states
     for other in others:
         check_same_cohort(first, other)
-    resampling = Resampling(
-        section.resamples, section.confidence, seed_of(section.seed, "bootstrap", "test")
-    )
+    resampling = Resampling.of(section, "test")
     names = sorted(set().union(*(state.params for state in states)))
     values = {name: [state.params.get(name) for state in states] for name in names}
     return Comparison(
         states,
         [_side(state.test, resampling) for state in states],
         [compare_pair(first.test, other.test, resampling) for other in others],
-        {name: own for name, own in values.items() if len(set(own)) > 1},
+        {name: of_states for name, of_states in values.items() if len(set(of_states)) > 1},
         section.confidence,
     )
 
@@ -167,15 +167,14 @@ def check_same_cohort(first: State, other: State) -> None:
 def compare_pair(before: pd.DataFrame, after: pd.DataFrame, resampling: Resampling) -> Pair:
     """Two `test` tables of the same slides against each other."""
     before, after = (table.sort_values("slide_id", ignore_index=True) for table in (before, after))
-    first, second = predictions(before), predictions(after)
     right_before, right = (table["called"] == table["label"] for table in (before, after))
     changed = after.assign(score_before=before["score"], righted=right)[
         before["called"] != after["called"]
     ]
     columns = ["slide_id", "patient_id", "label", "score_before", "score", "righted"]
     return Pair(
-        auc_gain(first, second, resampling),
-        delong_p(first, second),
+        auc_gain(Predictions.of(before), Predictions.of(after), resampling),
+        delong_p(Predictions.of(before), Predictions.of(after)),
         mcnemar_p(int((right & ~right_before).sum()), int((right_before & ~right).sum())),
         changed.sort_values(["righted", "slide_id"], ignore_index=True)[columns],
     )
@@ -198,12 +197,9 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "name": state.name,
                 "test_slides": len(state.test),
-                "auc": rounded(side.auc.value),
-                "auc_low": rounded(side.auc.low),
-                "auc_high": rounded(side.auc.high),
-                "auc_reason": side.auc.reason,
+                **_with_reason("auc", side.auc),
                 **flat_numbers(side.decisions),
-                "seconds": state.known_seconds,
+                "seconds": state.measured_seconds,
                 "seconds_of_stage": dict(state.seconds),
             }
             for state, side in zip(comparison.states, comparison.sides, strict=True)
@@ -212,10 +208,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "before": comparison.states[0].name,
                 "after": state.name,
-                "auc_gain": rounded(pair.gain.value),
-                "auc_gain_low": rounded(pair.gain.low),
-                "auc_gain_high": rounded(pair.gain.high),
-                "auc_gain_reason": pair.gain.reason,
+                **_with_reason("auc_gain", pair.gain),
                 "delong_p": rounded(pair.delong_p),
                 "mcnemar_p": rounded(pair.mcnemar_p),
                 "changed": [
@@ -233,136 +226,139 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+class Sheet(NamedTuple):
+    """One table of a comparison, as text."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """The comparison for the terminal: in 80 columns numbers stay whole, names and params' values
-    wrap.
+    """Returns the comparison for the terminal: in 80 columns numbers stay whole, names and params'
+    values wrap.
     """
     tables = []
-    for title, header, rows in _sheets(comparison):
+    for sheet in _sheets(comparison):
         table = Table(
-            title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True
+            title=Text(sheet.title),
+            box=box.SIMPLE_HEAD,
+            title_justify="left",
+            collapse_padding=True,
         )
-        for place, name in enumerate(header):
+        for place, name in enumerate(sheet.header):
             table.add_column(
                 Text(name),
                 justify="right" if place else "left",
                 overflow="fold",
                 no_wrap=name in NUMBERS,
             )
-        for row in rows:
+        for row in sheet.rows:
             table.add_row(*map(Text, row))
         tables.append(table)
     return tables
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The comparison as Markdown."""
-    parts = []
-    for title, header, rows in _sheets(comparison):
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        parts.append(
-            f"### {title}\n\n"
-            + "\n".join(
-                "| "
-                + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in line)
-                + " |"
-                for line in lines
-            )
-        )
-    return "\n\n".join(parts) + "\n"
+    """Returns the comparison as Markdown."""
+    return "\n\n".join(map(_markdown, _sheets(comparison))) + "\n"
+
+
+def _markdown(sheet: Sheet) -> str:
+    lines = [sheet.header, ["---", *["---:"] * (len(sheet.header) - 1)], *sheet.rows]
+    rows = [
+        " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in line)
+        for line in lines
+    ]
+    return f"### {sheet.title}\n\n" + "\n".join(f"| {row} |" for row in rows)
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know of the numbers."""
-    found = ["DeLong and McNemar take slides for independent, the intervals resample patients."]
+    """Returns what a reader must know of the numbers."""
+    texts = ["DeLong and McNemar take slides for independent, the intervals resample patients."]
     if len(comparison.pairs) > 1:
-        found.append(
+        texts.append(
             f"{len(comparison.pairs)} comparisons share the first state; no p-value is corrected"
             " for their number."
         )
-    unknown = {
-        state.name: [name for name, value in state.seconds.items() if value is None]
-        for state in comparison.states
-    }
-    found += [
-        f"{name}: what {_listed(stages, 'stage')} took is not known on this machine."
-        for name, stages in unknown.items()
-        if stages
+    for state in comparison.states:
+        unknown = [name for name, value in state.seconds.items() if value is None]
+        if unknown:
+            texts.append(
+                f"{state.name}: what {_listed(unknown, 'stage')} took is not known on this machine."
+            )
+    return texts
+
+
+def _sheets(comparison: Comparison) -> list[Sheet]:
+    sheets = [_aucs(comparison), _decisions(comparison)]
+    sheets += [
+        _changes(f"{comparison.states[0].name} to {state.name}", pair.changed)
+        for state, pair in zip(comparison.states[1:], comparison.pairs, strict=True)
+        if len(pair.changed)
     ]
-    return found
+    if comparison.params:
+        rows = [
+            [name, *("–" if value is None else value for value in values)]
+            for name, values in comparison.params.items()
+        ]
+        header = ["param", *(state.name for state in comparison.states)]
+        sheets.append(Sheet("Params that differ", header, rows))
+    return sheets
 
 
-def _sheets(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, header, rows) of each table."""
+def _aucs(comparison: Comparison) -> Sheet:
     first = comparison.states[0]
-    ranked, decided = [], []
-    for place, (state, side) in enumerate(zip(comparison.states, comparison.sides, strict=True)):
-        pair = comparison.pairs[place - 1] if place else None
-        ranked.append(
-            [
-                state.name,
-                _with_interval(side.auc, ".3f"),
-                *(
-                    ("", "")
-                    if pair is None
-                    else (_with_interval(pair.gain, "+.3f"), _p(pair.delong_p))
-                ),
-            ]
-        )
-        decided.append(
-            [
-                state.name,
-                *(_above_interval(side.decisions[name]) for name in DECISIONS),
-                "" if pair is None else _p(pair.mcnemar_p),
-                _text(state.known_seconds, ",.0f"),
-            ]
-        )
+    gains = [["", ""]]
+    gains += [[pair.gain.with_interval("+.3f"), _p(pair.delong_p)] for pair in comparison.pairs]
+    rows = [
+        [state.name, side.auc.with_interval(), *gain]
+        for state, side, gain in zip(comparison.states, comparison.sides, gains, strict=True)
+    ]
     title = (
         f"{len(first.test)} test slides of {first.test['patient_id'].nunique()} patients,"
         f" {100 * comparison.confidence:g} % intervals; gain over {first.name}"
     )
-    sheets = [
-        (title, ["state", "test AUC", "gain", "DeLong p"], ranked),
-        (
-            "Decisions at each state's own threshold, and cost",
-            ["state", *DECISIONS, "McNemar p", "seconds"],
-            decided,
-        ),
+    return Sheet(title, ["state", "test AUC", "gain", "DeLong p"], rows)
+
+
+def _decisions(comparison: Comparison) -> Sheet:
+    p_values = ["", *(_p(pair.mcnemar_p) for pair in comparison.pairs)]
+    rows = [
+        [
+            state.name,
+            *(side.decisions[name].above_interval() for name in DECISIONS),
+            p_value,
+            Number(state.measured_seconds).text(",.0f"),
+        ]
+        for state, side, p_value in zip(comparison.states, comparison.sides, p_values, strict=True)
     ]
-    for state, pair in zip(comparison.states[1:], comparison.pairs, strict=True):
-        changed = [
-            [
-                str(row.slide_id),
-                str(row.patient_id),
-                "positive" if row.label else "negative",
-                f"{row.score_before:.3f}",
-                f"{row.score:.3f}",
-                "right" if row.righted else "wrong",
-            ]
-            for row in pair.changed.itertuples()
+    title = "Decisions at each state's own threshold, and cost"
+    return Sheet(title, ["state", *DECISIONS, "McNemar p", "seconds"], rows)
+
+
+def _changes(states: str, changed: pd.DataFrame) -> Sheet:
+    rows = [
+        [
+            str(slide.slide_id),
+            str(slide.patient_id),
+            "positive" if slide.label else "negative",
+            f"{slide.score_before:.3f}",
+            f"{slide.score:.3f}",
+            "right" if slide.righted else "wrong",
         ]
-        if changed:
-            title = f"Slides that changed sides: {first.name} to {state.name}"
-            sheets.append(
-                (
-                    title,
-                    ["slide", "patient", "label", "score before", "score after", "now"],
-                    changed,
-                )
-            )
-    if comparison.params:
-        values = [
-            [name, *("–" if value is None else value for value in own)]
-            for name, own in comparison.params.items()
-        ]
-        sheets.append(
-            ("Params that differ", ["param", *(state.name for state in comparison.states)], values)
-        )
-    return sheets
+        for slide in changed.itertuples()
+    ]
+    header = ["slide", "patient", "label", "score before", "score after", "now"]
+    return Sheet(f"Slides that changed sides: {states}", header, rows)
 
 
 def _side(test: pd.DataFrame, resampling: Resampling) -> Side:
-    return Side(auc_number(predictions(test), resampling), decisions_of(test, resampling))
+    return Side(auc_number(Predictions.of(test), resampling), decisions_of(test, resampling))
+
+
+def _with_reason(name: str, number: Number) -> dict[str, Any]:
+    return {**flat_numbers({name: number}), f"{name}_reason": number.reason}
 
 
 def _listed(names: Sequence[str], kind: str = "slide") -> str:
@@ -370,28 +366,5 @@ def _listed(names: Sequence[str], kind: str = "slide") -> str:
     return f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names[:NAMED])}{more}"
 
 
-def _with_interval(number: Number, form: str) -> str:
-    interval = (
-        ""
-        if number.low is None or number.high is None
-        else f" ({format(number.low, form)} to {format(number.high, form)})"
-    )
-    return _text(number.value, form) + interval
-
-
-def _above_interval(number: Number) -> str:
-    """For a narrow column: the value, and on a second line the interval."""
-    interval = (
-        ""
-        if number.low is None or number.high is None
-        else f"\n{number.low:.2f} to {number.high:.2f}"
-    )
-    return _text(number.value, ".3f") + interval
-
-
-def _text(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
 def _p(value: float | None) -> str:
-    return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+    return "<0.001" if value is not None and value < 0.001 else Number(value).text()

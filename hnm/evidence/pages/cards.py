@@ -6,15 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
 from hnm.evidence.evaluation import CohortTruth, Evaluation, mined_summary
-from hnm.evidence.numbers.metrics import Number
+from hnm.evidence.pages.templates import environment
 from hnm.evidence.truth import contradictions, drawn_classes
 from hnm.files import key_of
 from hnm.params import Section, flat
@@ -108,24 +105,22 @@ def data_card(evaluation: Evaluation, settings: Settings) -> str:
 
 def split_counts(cohort: CohortTruth) -> list[SplitCount]:
     """What each split holds, without the slides in quarantine."""
-    found = []
+    counts = []
     for split in SPLITS:
         labels = cohort.labels[split]
         used = labels[~labels["slide_id"].isin(cohort.quarantine["slide_id"])]
-        own = cohort.slides[cohort.slides["slide_id"].isin(used["slide_id"])]
-        tiles = cohort.tiles["slide_id"].isin(used["slide_id"])
-        annotated = sum(slide_id in cohort.annotations for slide_id in used["slide_id"])
-        found.append(
+        slides = cohort.slides[cohort.slides["slide_id"].isin(used["slide_id"])]
+        counts.append(
             SplitCount(
                 split,
-                len(used),
-                int(used["label"].sum()),
-                own["patient_id"].nunique(),
-                int(tiles.sum()),
-                annotated,
+                slides=len(used),
+                positives=int(used["label"].sum()),
+                patients=slides["patient_id"].nunique(),
+                tiles=int(cohort.tiles["slide_id"].isin(used["slide_id"]).sum()),
+                annotated=int(used["slide_id"].isin(list(cohort.annotations)).sum()),
             )
         )
-    return found
+    return counts
 
 
 def card_html(card: str) -> str:
@@ -147,34 +142,13 @@ def card_html(card: str) -> str:
 def _render(template: str, **values: Any) -> str:
     # Markdown, where entities of HTML are no help: each text of a person goes through the filter
     # cell or code; the report shows it with raw HTML off
-    environment = Environment(
-        loader=PackageLoader("hnm.evidence.pages", "."),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": _number,
-        "three": partial(_number, digits=3),
-        "interval": _interval,
+    filters = {
+        "interval": lambda number: number.interval(".3f") or "–",
         "cell": _cell,
         "code": _code,
         "count": lambda value: f"{value:,}",
     }
-    return environment.get_template(template).render(**values)
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or pd.isna(value) else f"{value:.{digits}f}"
-
-
-def _interval(number: Number) -> str:
-    return (
-        "–"
-        if number.low is None or number.high is None
-        else f"{number.low:.3f} to {number.high:.3f}"
-    )
+    return environment(filters, autoescape=False).get_template(template).render(**values)
 
 
 def _cell(value: Any) -> str:

@@ -10,24 +10,27 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from hnm.evidence.evaluation import Evaluation, RoundEvidence, predictions
-from hnm.evidence.numbers.metrics import FROC_RATES, Detections, reliability
+from hnm.evidence.evaluation import Evaluation, RoundEvidence
+from hnm.evidence.numbers.predictions import Predictions
+from hnm.evidence.numbers.slide_metrics import reliability
 from hnm.evidence.numbers.threshold import ABOVE_ALL, called
+from hnm.evidence.numbers.tile_metrics import FROC_RATES, Detections
 from hnm.evidence.truth import LESION, NORMAL
 
-INK, MUTED, LINE, GRID, ACCENT, WARM, OCHRE = (
-    "#1f2a37",
-    "#667383",
-    "#d9dfe5",
-    "#edf0f3",
-    "#1b5e8c",
-    "#b4552d",
-    "#8a6d1f",
-)
-FIRST_ROUND, LAST_ROUND = (0xC6, 0xCE, 0xD6), (0x7D, 0x8A, 0x97)
-"""Greys of the rounds that are not chosen."""
-WIDE, FLAT, SQUARE = (10.6, 3.7), (10.6, 2.4), (3.6, 3.2)
-"""Sizes in inches; the report shows them at 96 pixels an inch or near it."""
+INK = "#1f2a37"
+MUTED = "#667383"
+LINE = "#d9dfe5"
+GRID = "#edf0f3"
+ACCENT = "#1b5e8c"
+WARM = "#b4552d"
+OCHRE = "#8a6d1f"
+# greys of the rounds that are not chosen
+FIRST_ROUND = (0xC6, 0xCE, 0xD6)
+LAST_ROUND = (0x7D, 0x8A, 0x97)
+# sizes in inches; the report shows them at 96 pixels an inch or near it
+WIDE = (10.6, 3.7)
+FLAT = (10.6, 2.4)
+SQUARE = (3.6, 3.2)
 BINS = 40
 """Of tile scores."""
 
@@ -99,16 +102,17 @@ def auc_by_round(evaluation: Evaluation) -> Chart:
     ]
     series = []
     for place, (column, name, colour, marker) in enumerate(named):
-        values, low, high = table[column], table[f"{column}_low"], table[f"{column}_high"]
+        values, low, high = (table[column + end] for end in ("", "_low", "_high"))
         if values.notna().any():
+            group = AUC_COLUMNS[column]
             said = [
-                f"round {row[0]}, {name}: AUC {row[1]:.3f}{_between(row[2], row[3])}"
-                for row in zip(table["round"], values, low, high, strict=True)
+                f"round {evidence.name}, {name}: AUC"
+                f" {evidence.numbers[group]['auc'].with_interval()}"
+                for evidence in evaluation.rounds
             ]
-            x = table.index + (place - 1) * 0.09
             series.append(
                 Series(
-                    _list(x),
+                    _list(table.index + (place - 1) * 0.09),
                     _list(values),
                     colour,
                     name,
@@ -118,15 +122,7 @@ def auc_by_round(evaluation: Evaluation) -> Chart:
                     bounds=(_list(low), _list(high)),
                 )
             )
-    lowest = min(
-        (
-            value
-            for one in series
-            for value in [*one.y, *(one.bounds or ((), ()))[0]]
-            if value == value
-        ),
-        default=0.0,
-    )
+    lowest = table.drop(columns=["round", *table.filter(like="_high").columns]).min().min()
     ticks = {
         float(place): f"round {evidence.name}" for place, evidence in enumerate(evaluation.rounds)
     }
@@ -134,7 +130,7 @@ def auc_by_round(evaluation: Evaluation) -> Chart:
         series,
         y_title="AUC",
         x_range=(-0.4, len(ticks) - 0.6),
-        y_range=(max(lowest - 0.03, -0.02), 1.02),
+        y_range=(max((lowest if series else 0.0) - 0.03, -0.02), 1.02),
         x_ticks=ticks,
     )
     return Chart([panel], WIDE)
@@ -142,63 +138,38 @@ def auc_by_round(evaluation: Evaluation) -> Chart:
 
 def roc(evaluation: Evaluation) -> Chart:
     """ROC curves of the test slides by round, with the chosen round's operating point."""
-    series = [_diagonal()]
-    for evidence, style in _by_round(evaluation):
-        curve = roc_table(evidence.slides["test"])
-        said = [
-            f"from score {cut:.3f} on: sensitivity {true:.3f}, specificity {1 - false:.3f}"
-            for false, true, cut in curve.itertuples(index=False)
-        ]
-        series.append(
-            Series(
-                _list(curve["false_positive_rate"]),
-                _list(curve["true_positive_rate"]),
-                said=_of_round(evidence, said),
-                **style,
-            )
-        )
+    series = [
+        _diagonal(),
+        *_curves(
+            evaluation,
+            lambda evidence: roc_table(evidence.slides["test"]),
+            lambda false, true, cut: (
+                f"from score {cut:.3f} on: sensitivity {true:.3f}, specificity {1 - false:.3f}"
+            ),
+        ),
+    ]
     chosen = evaluation.chosen
-    sensitivity, specificity = (
-        chosen.numbers["test"][name].value for name in ("sensitivity", "specificity")
-    )
+    sensitivity = chosen.numbers["test"]["sensitivity"].value
+    specificity = chosen.numbers["test"]["specificity"].value
     if sensitivity is not None and specificity is not None:
-        said = [
+        said = (
             f"at the threshold {chosen.threshold:.3f}: sensitivity {sensitivity:.3f}, specificity"
             f" {specificity:.3f}"
-        ]
-        series.append(
-            Series(
-                [1 - specificity],
-                [sensitivity],
-                WARM,
-                "at the threshold",
-                said,
-                marker="circle",
-                size=7,
-                layer=2,
-            )
         )
+        series.append(_point(1 - specificity, sensitivity, "at the threshold", said))
     return _unit(series, "1 - specificity", "sensitivity", "lower right")
 
 
 def precision_recall(evaluation: Evaluation) -> Chart:
     """Precision over sensitivity of the test slides by round."""
-    series = []
-    for evidence, style in _by_round(evaluation):
-        curve = precision_recall_table(evidence.slides["test"])
-        said = [
+    series = _curves(
+        evaluation,
+        lambda evidence: precision_recall_table(evidence.slides["test"]),
+        lambda recall, precision, cut: (
             f"from score {cut:.3f} on: sensitivity {recall:.3f}, precision {precision:.3f}"
-            for recall, precision, cut in curve.itertuples(index=False)
-        ]
-        series.append(
-            Series(
-                _list(curve["recall"]),
-                _list(curve["precision"]),
-                said=_of_round(evidence, said),
-                shape="hold",
-                **style,
-            )
-        )
+        ),
+        "hold",
+    )
     return _unit(series, "sensitivity (recall)", "precision", "lower left")
 
 
@@ -244,31 +215,26 @@ def slide_scores(evaluation: Evaluation) -> Chart:
         )
     ]
     right = table["label"] == table["called"]
-    called: list[tuple[str, pd.DataFrame, str, Marker]] = [
+    groups: list[tuple[str, pd.DataFrame, str, Marker]] = [
         ("called rightly", table[right], ACCENT, "circle"),
         ("called wrongly", table[~right], WARM, "cross"),
     ]
-    for name, own, colour, marker in called:
+    for name, slides, colour, marker in groups:
         said = [
-            f"{row.slide_id}, patient {row.patient_id}: score {row.score:.3f}, {name}"
-            for row in own.itertuples()
+            f"{slide.slide_id}, patient {slide.patient_id}: score {slide.score:.3f}, {name}"
+            for slide in slides.itertuples()
         ]
         series.append(
-            Series(_list(own["score"]), _list(own["y"]), colour, name, said, marker=marker)
+            Series(_list(slides["score"]), _list(slides["y"]), colour, name, said, marker=marker)
         )
-    ticks = {0.0: "negative", 1.0: "positive"}
-    return Chart(
-        [
-            Panel(
-                series,
-                "score of the slide",
-                x_range=(-0.02, 1.02),
-                y_range=(-0.5, 1.5),
-                y_ticks=ticks,
-            )
-        ],
-        FLAT,
+    panel = Panel(
+        series,
+        "score of the slide",
+        x_range=(-0.02, 1.02),
+        y_range=(-0.5, 1.5),
+        y_ticks={0.0: "negative", 1.0: "positive"},
     )
+    return Chart([panel], FLAT)
 
 
 def tile_scores(evaluation: Evaluation) -> Chart:
@@ -313,44 +279,24 @@ def froc(evaluation: Evaluation) -> Chart:
     """Share of lesions found over false detections a slide by round, with the chosen round's
     operating point.
     """
-    series = []
-    for evidence, style in _by_round(evaluation):
-        curve = froc_table(evidence.detections)
-        said = [
+    series = _curves(
+        evaluation,
+        lambda evidence: froc_table(evidence.detections),
+        lambda false, share, cut: (
             f"from tile score {cut:.3f} on: {100 * share:.0f} % of lesions, {false:.2f} false a"
             " slide"
-            for false, share, cut in curve.itertuples(index=False)
-        ]
-        series.append(
-            Series(
-                _list(curve["false_detections"]),
-                _list(curve["lesions_found"]),
-                said=_of_round(evidence, said),
-                shape="hold",
-                **style,
-            )
-        )
-    chosen = evaluation.chosen
-    hit, false = (
-        chosen.numbers["test_tiles"][name].value for name in ("lesions_hit", "false_detections")
+        ),
+        "hold",
     )
+    chosen = evaluation.chosen
+    hit = chosen.numbers["test_tiles"]["lesions_hit"].value
+    false = chosen.numbers["test_tiles"]["false_detections"].value
     if hit is not None and false is not None:
-        said = [
+        said = (
             f"at the threshold {chosen.tile_threshold:.3f} of tiles: {100 * hit:.0f} % of lesions"
             f" hit, {false:.2f} false a slide"
-        ]
-        series.append(
-            Series(
-                [false],
-                [hit],
-                WARM,
-                "at the threshold of tiles",
-                said,
-                marker="circle",
-                size=7,
-                layer=2,
-            )
         )
+        series.append(_point(false, hit, "at the threshold of tiles", said))
     widest = max((x for one in series for x in one.x), default=1.0)
     panel = Panel(
         series,
@@ -437,33 +383,36 @@ def precision_recall_table(slides: pd.DataFrame) -> pd.DataFrame:
 def calibration_table(evidence: RoundEvidence) -> pd.DataFrame:
     """mean_score, positive_share and slides of each bin of scores that holds test slides."""
     return pd.DataFrame(
-        reliability(predictions(evidence.slides["test"])),
+        reliability(Predictions.of(evidence.slides["test"])),
         columns=["mean_score", "positive_share", "slides"],
     )
 
 
-def froc_table(found: Detections) -> pd.DataFrame:
+def froc_table(detections: Detections) -> pd.DataFrame:
     """false_detections a slide and lesions_found with a lower and lower threshold, to the most that
     FROC asks for; without a row where no lesion is.
     """
     columns = ["false_detections", "lesions_found", "threshold"]
-    if not len(found.lesion_scores):
+    lesion_scores = detections.lesion_scores
+    if not len(lesion_scores):
         return pd.DataFrame(columns=columns, dtype=float)
-    false = np.sort(found.false_scores)[::-1][: int(FROC_RATES[-1] * found.slides)]
-    last = [false[-1]] if len(false) else []
-    cuts = np.unique([1.0, *found.lesion_scores[np.isfinite(found.lesion_scores)], *last])[::-1]
-    table = pd.DataFrame(
-        [
-            (
-                (found.false_scores >= cut).sum() / found.slides,
-                (found.lesion_scores >= cut).mean(),
-                cut,
-            )
-            for cut in cuts
-        ],
-        columns=columns,
-    )
+    most = int(FROC_RATES[-1] * detections.slides)
+    last = np.sort(detections.false_scores)[::-1][:most][-1:]
+    cuts = np.unique([1.0, *lesion_scores[np.isfinite(lesion_scores)], *last])[::-1]
+    rows = [
+        (
+            (detections.false_scores >= cut).sum() / detections.slides,
+            (lesion_scores >= cut).mean(),
+            cut,
+        )
+        for cut in cuts
+    ]
+    table = pd.DataFrame(rows, columns=columns)
     return table[table["false_detections"] <= FROC_RATES[-1]]
+
+
+AUC_COLUMNS = {"validation_auc": "validation", "test_auc": "test", "tile_auc": "test_tiles"}
+"""Column of `auc_table` -> group of a round's numbers."""
 
 
 def auc_table(evaluation: Evaluation) -> pd.DataFrame:
@@ -471,16 +420,11 @@ def auc_table(evaluation: Evaluation) -> pd.DataFrame:
     is none.
     """
     table = pd.DataFrame({"round": [evidence.name for evidence in evaluation.rounds]})
-    for group, column in (
-        ("validation", "validation_auc"),
-        ("test", "test_auc"),
-        ("test_tiles", "tile_auc"),
-    ):
+    for column, group in AUC_COLUMNS.items():
         numbers = [evidence.numbers[group]["auc"] for evidence in evaluation.rounds]
-        bounds = pd.DataFrame(
+        table[[column, f"{column}_low", f"{column}_high"]] = pd.DataFrame(
             [(number.value, number.low, number.high) for number in numbers], dtype=float
         )
-        table[[column, f"{column}_low", f"{column}_high"]] = bounds
     return table
 
 
@@ -489,76 +433,83 @@ def _histories(
     history_of: Callable[[RoundEvidence], pd.DataFrame | None],
     columns: Mapping[str, str],
 ) -> Chart:
-    known = [
+    trained = [
         (evidence, style, history)
         for evidence, style in _by_round(evaluation)
         if (history := history_of(evidence)) is not None
     ]
-    epochs = [int(epoch) for _, _, history in known for epoch in history["epoch"]]
+    epochs = [int(epoch) for _, _, history in trained for epoch in history["epoch"]] or [0]
+    step = max(1, max(epochs) // 8)
     ticks = {
         float(epoch): str(epoch)
-        for epoch in range(0, max(epochs, default=0) + 1, max(1, max(epochs, default=0) // 8))
-        if epoch >= min(epochs, default=0)
+        for epoch in range(0, max(epochs) + 1, step)
+        if epoch >= min(epochs)
     }
     panels = []
     for column, label in columns.items():
-        series = []
-        for evidence, style, history in known:
-            if column in history:  # SimCLR's has no anchors of a role
-                said = [
-                    f"epoch {epoch}: {label} {value:.3f}"
+        series = [
+            Series(
+                _list(history["epoch"]),
+                _list(history[column]),
+                said=[
+                    f"round {evidence.name}, epoch {epoch}: {label} {value:.3f}"
                     for epoch, value in zip(history["epoch"], history[column], strict=True)
-                ]
-                series.append(
-                    Series(
-                        _list(history["epoch"]),
-                        _list(history[column]),
-                        said=_of_round(evidence, said),
-                        marker="circle",
-                        size=2.5,
-                        **style,
-                    )
-                )
+                ],
+                marker="circle",
+                size=2.5,
+                **style,
+            )
+            for evidence, style, history in trained
+            if column in history  # SimCLR's has no anchors of a role
+        ]
         panels.append(Panel(series, "epoch", label, x_ticks=ticks))
     return Chart(panels, WIDE)
 
 
 def _by_round(evaluation: Evaluation) -> list[tuple[RoundEvidence, dict[str, Any]]]:
-    """Each round with the look of its line: the chosen one stands out, later ones are darker."""
+    """Returns each round with the look of its line: the chosen one stands out, later ones are
+    darker.
+    """
     last = max(len(evaluation.rounds) - 1, 1)
-    greys = [
-        tuple(
+    looks: list[tuple[RoundEvidence, dict[str, Any]]] = []
+    for place, evidence in enumerate(evaluation.rounds):
+        name = f"round {evidence.name}"
+        grey = [
             round(a + (b - a) * place / last) for a, b in zip(FIRST_ROUND, LAST_ROUND, strict=True)
-        )
-        for place in range(last + 1)
-    ]
-    return [
-        (
-            (
-                evidence,
-                {
-                    "colour": ACCENT,
-                    "width": 2.4,
-                    "name": f"round {evidence.name} (chosen)",
-                    "layer": 1,
-                },
-            )
-            if evidence is evaluation.chosen
-            else (
-                evidence,
-                {
-                    "colour": "#{:02x}{:02x}{:02x}".format(*grey),
-                    "width": 1.4,
-                    "name": f"round {evidence.name}",
-                },
-            )
-        )
-        for evidence, grey in zip(evaluation.rounds, greys, strict=False)
-    ]
+        ]
+        look: dict[str, Any] = {"colour": f"#{bytes(grey).hex()}", "width": 1.4, "name": name}
+        if evidence is evaluation.chosen:
+            look = {"colour": ACCENT, "width": 2.4, "name": f"{name} (chosen)", "layer": 1}
+        looks.append((evidence, look))
+    return looks
 
 
-def _of_round(evidence: RoundEvidence, said: Sequence[str]) -> list[str]:
-    return [f"round {evidence.name}, {text}" for text in said]
+def _curves(
+    evaluation: Evaluation,
+    table_of: Callable[[RoundEvidence], pd.DataFrame],
+    text_of: Callable[..., str],
+    shape: Shape = "straight",
+) -> list[Series]:
+    """Returns a line for each round.
+
+    Args:
+        evaluation: its rounds.
+        table_of: gives the curve of a round; its first two columns are x and y.
+        text_of: says a point, from the row of the table.
+        shape: of the line.
+    """
+    series = []
+    for evidence, style in _by_round(evaluation):
+        curve = table_of(evidence)
+        said = [f"round {evidence.name}, {text_of(*row)}" for row in curve.itertuples(index=False)]
+        x, y, _ = (_list(curve[column]) for column in curve)
+        series.append(Series(x, y, said=said, shape=shape, **style))
+    return series
+
+
+def _point(x: float, y: float, name: str, said: str) -> Series:
+    """Returns the operating point of the chosen round."""
+    return Series([x], [y], WARM, name, [said], marker="circle", size=7, layer=2)
 
 
 def _diagonal() -> Series:
@@ -567,10 +518,6 @@ def _diagonal() -> Series:
 
 def _unit(series: Sequence[Series], x: str, y: str, legend: Place) -> Chart:
     return Chart([Panel(series, x, y, (-0.02, 1.02), (-0.02, 1.04))], SQUARE, legend)
-
-
-def _between(low: float, high: float) -> str:
-    return "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
 
 
 def _list(values: Any) -> list[float]:

@@ -85,8 +85,8 @@ def _traces(panel: Panel, axis: str, named: set[str]) -> Iterator[go.Scatter]:
     """The panel's series; `named` are the names that the legend has already."""
     for series in panel.series:
         yield go.Scatter(
-            x=_known(series.x),
-            y=_known(series.y),
+            x=_finite(series.x),
+            y=_finite(series.y),
             xaxis=f"x{axis}",
             yaxis=f"y{axis}",
             mode="+".join(["lines"] * bool(series.width) + ["markers"] * bool(series.marker)),
@@ -123,8 +123,8 @@ def _look(series: Series) -> dict[str, Any]:
     if series.bounds:
         low, high = series.bounds
         ends = {
-            "array": _known(np.subtract(high, series.y)),
-            "arrayminus": _known(np.subtract(series.y, low)),
+            "array": _finite(np.subtract(high, series.y)),
+            "arrayminus": _finite(np.subtract(series.y, low)),
         }
         look["error_y"] = {
             "type": "data",
@@ -164,7 +164,7 @@ def _shown(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _known(values: Iterable[float]) -> list[float | None]:
+def _finite(values: Iterable[float]) -> list[float | None]:
     return [float(value) if math.isfinite(value) else None for value in values]
 
 

@@ -147,8 +147,10 @@ def _figure(chart: Chart) -> Figure:
 
 
 def _draw(axes: Axes, series: Series) -> None:
-    x, y = np.array(series.x), np.array(series.y)
-    name, order = series.name or None, 2 + series.layer  # matplotlib's own for lines is 2
+    x = np.array(series.x)
+    y = np.array(series.y)
+    name = series.name or None
+    order = 2 + series.layer  # matplotlib's default for lines is 2
     if series.bounds:
         low, high = (np.where(np.isnan(bound), y, bound) for bound in series.bounds)
         axes.vlines(x, low, high, color=series.colour, linewidth=2.2, alpha=0.35)
@@ -192,10 +194,10 @@ def _dress(axes: Axes, panel: Panel) -> None:
 
 def _joined(histories: Sequence[tuple[str, pd.DataFrame | None]]) -> pd.DataFrame:
     """The rounds' histories behind each other; `step` counts epochs over all rounds."""
-    known = [history.assign(round=name) for name, history in histories if history is not None]
-    if not known:
+    named = [history.assign(round=name) for name, history in histories if history is not None]
+    if not named:
         return pd.DataFrame(columns=["step", "round", "epoch", "loss"])
-    joined = pd.concat(known, ignore_index=True)
+    joined = pd.concat(named, ignore_index=True)
     first = ["step", "round", "epoch"]
     return joined.assign(step=range(1, len(joined) + 1))[
         first + [column for column in joined.columns if column not in first]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hnm.evidence.evaluation import (
     Evaluation,
@@ -20,11 +19,12 @@ from hnm.evidence.evaluation import (
     look_alike_share,
     mined_summary,
 )
-from hnm.evidence.numbers.metrics import FROC_RATES, Number
+from hnm.evidence.numbers.tile_metrics import FROC_RATES
 from hnm.evidence.pages import interactive, plots
 from hnm.evidence.pages.cards import METRIC_NAMES, card_html
 from hnm.evidence.pages.charts import CHARTS, decisions
 from hnm.evidence.pages.heatmap import COLOURS, SlidePicture, slide_picture, tile_picture
+from hnm.evidence.pages.templates import environment, number
 from hnm.evidence.test_ledger import Looks
 from hnm.evidence.truth import contradictions, is_lesion
 from hnm.params import flat
@@ -70,7 +70,7 @@ class Picture:
     slide_id: str
     x: int
     y: int
-    known: str
+    drawn: str
     """Its region, `nothing drawn`, or "" where its slide has no annotation."""
 
 
@@ -139,99 +139,129 @@ class Effort:
 
 
 def render_report(evaluation: Evaluation, open_pack: OpenPack, origin: Origin) -> str:
-    """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("hnm.evidence.pages", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": _number,
-        "signed": lambda value: f"{value:+.2f}".replace("-", "−"),
+    """Returns the page as HTML."""
+    filters = {
+        "signed": lambda value: _with_minus(f"{value:+.2f}"),
         "percent": lambda share: "–" if share is None else f"{100 * share:.0f} %",
         "count": lambda value: f"{value:,}".replace(",", "\u202f"),
-        "interval": _interval,
+        "interval": lambda number: _with_minus(number.interval()),
         "base64": lambda data: base64.b64encode(data).decode(),
     }
-    summaries = [
-        mined_summary(evidence.mined)
-        for evidence in evaluation.rounds
-        if evidence.mined is not None
-    ]
-    charts = {name: describe(evaluation) for name, describe in CHARTS.items()}
-    histories = [evidence.results.encoder_history for evidence in evaluation.rounds]
-    return environment.get_template("report.html.jinja").render(
+    template = environment(filters, autoescape=True).get_template("report.html.jinja")
+    return template.render(
         evaluation=evaluation,
+        chosen=evaluation.chosen,
+        first=evaluation.rounds[0],
         origin=origin,
-        looked=origin.looked,
         cards={
             "model-card": ("Model card", card_html(origin.model_card)),
             "data-card": ("Data card", card_html(origin.data_card)),
         },
-        effort=[_effort(evaluation, evidence) for evidence in evaluation.rounds],
-        chosen=evaluation.chosen,
-        first=evaluation.rounds[0],
-        funnel=evaluation.cohort.funnel(),
-        confidence=f"{100 * evaluation.section.confidence:g} %",
-        verdict=_verdict(evaluation),
-        stills={name: plots.svg(chart) for name, chart in charts.items()},
-        sizes={name: chart.size for name, chart in charts.items()},
-        live=interactive.live(charts),
-        plotly=interactive.library(),
-        metric_names=METRIC_NAMES,
-        decided=DECIDED,
-        losses=LOSSES,
-        tile_notes=TILE_NOTES,
-        decisions=list(decisions(evaluation.chosen).itertuples()),
-        galleries={
+        **_WORDS,
+        **_charts(evaluation),
+        **_loop(evaluation),
+        **_pictures(evaluation, open_pack),
+        **_warnings(evaluation),
+        **_settings(evaluation),
+    )
+
+
+_WORDS = {
+    "metric_names": METRIC_NAMES,
+    "decided": DECIDED,
+    "losses": LOSSES,
+    "tile_notes": TILE_NOTES,
+    "colours": COLOURS,
+    "froc_rates": [f"1/{round(1 / rate)}" if rate < 1 else rate for rate in FROC_RATES],
+}
+
+
+def _charts(evaluation: Evaluation) -> dict[str, Any]:
+    charts = {name: describe(evaluation) for name, describe in CHARTS.items()}
+    return {
+        "stills": {name: plots.svg(chart) for name, chart in charts.items()},
+        "sizes": {name: chart.size for name, chart in charts.items()},
+        "live": interactive.live(charts),
+        "plotly": interactive.library(),
+    }
+
+
+def _loop(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns what the page says of the loop and of its rounds."""
+    mined = [
+        (evidence, mined_summary(evidence.mined))
+        for evidence in evaluation.rounds
+        if evidence.mined is not None
+    ]
+    histories = [evidence.results.encoder_history for evidence in evaluation.rounds]
+    return {
+        "verdict": _verdict(evaluation),
+        "funnel": evaluation.cohort.funnel(),
+        "effort": [_effort(evaluation, evidence) for evidence in evaluation.rounds],
+        "validation_aucs": [
+            number(evidence.numbers["validation"]["auc"].value) for evidence in evaluation.rounds
+        ],
+        "mined_counts": [
+            f"{summary['hard_negatives']:,} + {summary['positives']:,}" for _, summary in mined
+        ],
+        "encoder_losses": [
+            f"{history['loss'].iloc[-1]:.2f}" for history in histories if history is not None
+        ],
+        "churn": {
+            evidence.name: evidence.overlap
+            for evidence, _ in mined
+            if evidence.overlap["jaccard"] is not None
+        },
+    }
+
+
+def _pictures(evaluation: Evaluation, open_pack: OpenPack) -> dict[str, Any]:
+    return {
+        "decisions": list(decisions(evaluation.chosen).itertuples()),
+        "galleries": {
             evidence.name: list(_galleries(evaluation, evidence, open_pack))
             for evidence in evaluation.rounds
             if evidence.mined is not None
         },
-        heatmaps=list(_heatmaps(evaluation, open_pack)),
-        disagreements=contradictions(
-            evaluation.cohort.annotations, evaluation.cohort.label_of, evaluation.section
-        ),
-        contradictions=[
+        "heatmaps": list(_heatmaps(evaluation, open_pack)),
+        "is_lesion": partial(is_lesion, section=evaluation.section),
+    }
+
+
+def _warnings(evaluation: Evaluation) -> dict[str, Any]:
+    cohort = evaluation.cohort
+    return {
+        "disagreements": contradictions(cohort.annotations, cohort.label_of, evaluation.section),
+        "contradictions": [
             text for evidence in evaluation.rounds if (text := lesions_among_negatives(evidence))
         ],
-        churn={
-            evidence.name: evidence.overlap
-            for evidence in evaluation.rounds
-            if evidence.mined is not None and evidence.overlap["jaccard"] is not None
-        },
-        colours=COLOURS,
-        is_lesion=partial(is_lesion, section=evaluation.section),
-        validation_aucs=[
-            _number(evidence.numbers["validation"]["auc"].value) for evidence in evaluation.rounds
-        ],
-        mined_counts=[
-            " + ".join(f"{summary[role]:,}" for role in ("hard_negatives", "positives"))
-            for summary in summaries
-        ],
-        encoder_losses=[
-            f"{history['loss'].iloc[-1]:.2f}" for history in histories if history is not None
-        ],
-        records=flat(evaluation.chosen.results.records),
-        froc_rates=[f"1/{round(1 / rate)}" if rate < 1 else rate for rate in FROC_RATES],
-        settings=flat({"evaluate": evaluation.section.model_dump(mode="json")}),
-    )
+    }
+
+
+def _settings(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "confidence": f"{100 * evaluation.section.confidence:g} %",
+        "records": flat(evaluation.chosen.results.records),
+        "settings": flat({"evaluate": evaluation.section.model_dump(mode="json")}),
+    }
+
+
+def _with_minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def _effort(evaluation: Evaluation, evidence: RoundEvidence) -> Effort:
-    tiles, results = evaluation.cohort.tiles, evidence.results
+    tiles = evaluation.cohort.tiles
+    results = evidence.results
     train = int(tiles["slide_id"].isin(evaluation.cohort.labels["train"]["slide_id"]).sum())
     mined = 0 if results.mined is None else len(results.mined)
-    epochs = 0 if results.encoder_history is None else len(results.encoder_history)
     return Effort(
         evidence.name,
-        len(tiles),
-        mined,
-        mined / train if train else 0.0,
-        epochs,
-        len(results.head_history),
+        embedded=len(tiles),
+        mined=mined,
+        share=mined / train if train else 0.0,
+        encoder_epochs=0 if results.encoder_history is None else len(results.encoder_history),
+        head_epochs=len(results.head_history),
     )
 
 
@@ -258,99 +288,66 @@ def _verdict(evaluation: Evaluation) -> str:
     )
 
 
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(number: Number) -> str:
-    return (
-        ""
-        if number.low is None or number.high is None
-        else f"{number.low:.2f} to {number.high:.2f}".replace("-", "−")
-    )
-
-
 def _galleries(
     evaluation: Evaluation, evidence: RoundEvidence, open_pack: OpenPack
 ) -> Iterator[Gallery]:
     assert evidence.mined is not None
-    train, slides = evaluation.cohort.labels["train"], evaluation.cohort.slides
+    train = evaluation.cohort.labels["train"]
+    truth = evaluation.tile_truth
+    slides = evaluation.cohort.slides
     patient_of = dict(zip(slides["slide_id"], slides["patient_id"], strict=True))
     for role, label, share in (
         ("hard_negative", 0, look_alike_share),
         ("positive", 1, lesion_share),
     ):
         tiles = evidence.mined[evidence.mined["role"] == role].sort_values("rank")
-        pool = evaluation.tile_truth[
-            evaluation.tile_truth["slide_id"].isin(train.loc[train["label"] == label, "slide_id"])
-        ]
-        sources = (
-            tiles["slide_id"]
-            .value_counts()
-            .sort_index()
-            .sort_values(ascending=False, kind="stable")
-        )
+        pool = truth["slide_id"].isin(train.loc[train["label"] == label, "slide_id"])
+        counts = tiles["slide_id"].value_counts().sort_index()
+        sources = counts.sort_values(ascending=False, kind="stable")
+        policies = [NEGATIVES[policy] for policy in tiles["policy"].unique()]
         yield Gallery(
             role,
-            (
-                "positives"
-                if role == "positive"
-                else " ".join(
-                    [*(NEGATIVES[policy] for policy in tiles["policy"].unique()), "negatives"]
-                )
-            ),
-            len(tiles),
-            len(sources),
-            [_picture(tile, open_pack) for tile in _spread(tiles, SHOWN_TILES[role]).itertuples()],
-            len({patient_of[str(slide_id)] for slide_id in sources.index}),
-            [
+            title="positives" if role == "positive" else " ".join([*policies, "negatives"]),
+            tiles=len(tiles),
+            slides=len(sources),
+            pictures=[
+                _picture(tile, open_pack) for tile in _spread(tiles, SHOWN_TILES[role]).itertuples()
+            ],
+            patients=len({patient_of[str(slide_id)] for slide_id in sources.index}),
+            sources=[
                 (str(slide_id), patient_of[str(slide_id)], int(count), count / len(tiles))
                 for slide_id, count in sources.head(SHOWN_SOURCES).items()
             ],
-            share(tiles),
-            share(pool),
-            float(tiles["again"].mean()) if len(tiles) else 0.0,
+            share=share(tiles),
+            base=share(truth[pool]),
+            again=float(tiles["again"].mean()) if len(tiles) else 0.0,
         )
 
 
 def _spread(tiles: pd.DataFrame, count: int) -> pd.DataFrame:
     """At most `count` rows of `tiles`, evenly spread over its ranks, the first included."""
-    return tiles.iloc[
-        np.unique(np.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().astype(int))
-    ]
+    rows = np.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().astype(int)
+    return tiles.iloc[np.unique(rows)]
 
 
 def _picture(tile: Any, open_pack: OpenPack) -> Picture:
-    known = "" if pd.isna(tile.region) else tile.region or "nothing drawn"
-    return Picture(
-        tile_picture(open_pack(tile.slide_id).tiles([tile.tile])[0]),
-        tile.rank,
-        tile.score,
-        tile.slide_id,
-        tile.x,
-        tile.y,
-        known,
-    )
+    drawn = "" if pd.isna(tile.region) else tile.region or "nothing drawn"
+    jpeg = tile_picture(open_pack(tile.slide_id).tiles([tile.tile])[0])
+    return Picture(jpeg, tile.rank, tile.score, tile.slide_id, tile.x, tile.y, drawn)
 
 
 def _heatmaps(evaluation: Evaluation, open_pack: OpenPack) -> Iterator[Heatmap]:
     """The worst test slides of each label, then the best."""
-    cohort, chosen = evaluation.cohort, evaluation.chosen
-    table = decisions(chosen)
-    worst, best = (
-        table.groupby("label").head(SHOWN_SLIDES),
-        table.groupby("label").tail(SHOWN_SLIDES),
-    )
-    for slide in pd.concat([worst, best.iloc[::-1]]).drop_duplicates("slide_id").to_dict("records"):
+    cohort = evaluation.cohort
+    tiles = evaluation.chosen.tiles.sort_values("tile")
+    by_label = decisions(evaluation.chosen).groupby("label")
+    worst = by_label.head(SHOWN_SLIDES)
+    best = by_label.tail(SHOWN_SLIDES).iloc[::-1]
+    for slide in pd.concat([worst, best]).drop_duplicates("slide_id").to_dict("records"):
         slide_id = str(slide["slide_id"])
-        scores = (
-            chosen.tiles[chosen.tiles["slide_id"] == slide_id]
-            .sort_values("tile")["score"]
-            .to_numpy()
-        )
         picture = slide_picture(
             open_pack(slide_id),
-            scores,
+            tiles.loc[tiles["slide_id"] == slide_id, "score"].to_numpy(),
             cohort.aspects[slide_id],
             cohort.annotations.get(slide_id, []),
         )

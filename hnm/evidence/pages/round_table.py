@@ -6,14 +6,16 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from hnm.evidence.numbers.intervals import Number
+
 
 def round_table(metrics: Mapping[str, Any], seconds: Mapping[str, float | None]) -> Table:
-    """The rounds of `metrics` (the content of metrics.json), with what they took.
+    """Returns the rounds of `metrics` (the content of metrics.json), with what they took.
 
     Args:
         metrics: as `hnm.evidence.evaluation.metrics_of` gives it.
-        seconds: DVC's name of a stage (`head@1`) -> seconds of its last execution; a round sums its
-        own stages.
+        seconds: DVC's name of a stage (`head@1`) -> seconds of its last execution; a round's
+            seconds are the sum over its stages.
     """
     table = Table(
         title=(
@@ -22,18 +24,15 @@ def round_table(metrics: Mapping[str, Any], seconds: Mapping[str, float | None])
         ),
         caption=f"Validation picks round {metrics['chosen_round']} (*). AUC with interval.",
         box=box.SIMPLE_HEAD,
+        collapse_padding=True,
     )
-    for header in (
-        "round",
-        "validation slide AUC",
-        "test slide AUC",
-        "test tile AUC",
-        "mined negatives",
-        "seconds",
-    ):
-        table.add_column(header, justify="left" if header == "round" else "right")
+    table.add_column("round")
+    for header in ("validation slide AUC", "test slide AUC"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for header in ("tile\nAUC", "mined\nnegatives", "seconds"):
+        table.add_column(header, justify="right")
     for name, entry in metrics["rounds"].items():
-        own = [
+        of_stages = [
             value
             for stage, value in seconds.items()
             if stage.endswith(f"@{name}") and value is not None
@@ -41,22 +40,11 @@ def round_table(metrics: Mapping[str, Any], seconds: Mapping[str, float | None])
         chosen = name == str(metrics["chosen_round"])
         table.add_row(
             f"{name} *" if chosen else name,
-            _auc(entry["validation"]),
-            _auc(entry["test"]),
-            _auc(entry["test_tiles"], with_interval=False),
-            f"{entry['mined']['hard_negatives']:,}" if "mined" in entry else "-",
-            f"{sum(own):.0f}" if own else "-",
+            Number.from_json(entry["validation"], "auc").with_interval(".3f", ".2f"),
+            Number.from_json(entry["test"], "auc").with_interval(".3f", ".2f"),
+            Number(entry["test_tiles"]["auc"]).text(),
+            Number(entry.get("mined", {}).get("hard_negatives")).text(",d"),
+            Number(sum(of_stages) if of_stages else None).text(".0f"),
             style="bold" if chosen else None,
         )
     return table
-
-
-def _auc(numbers: Mapping[str, Any], *, with_interval: bool = True) -> str:
-    if numbers["auc"] is None:
-        return "-"
-    interval = (
-        f" ({numbers['auc_low']:.2f}-{numbers['auc_high']:.2f})"
-        if with_interval and numbers["auc_low"] is not None
-        else ""
-    )
-    return f"{numbers['auc']:.3f}{interval}"

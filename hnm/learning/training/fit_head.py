@@ -112,7 +112,8 @@ def _standardise(head: Head, train: Sequence[LabelledSlide]) -> None:
 
     Some columns are taken at a time, so that the features are not held twice.
     """
-    means, deviations = [], []
+    means = []
+    deviations = []
     for start in range(0, len(head.mean), COLUMNS):
         block = torch.cat([slide.features[:, start : start + COLUMNS] for slide in train])
         means.append(block.mean(dim=0))

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,12 @@ from PIL.TiffImagePlugin import TiffImageFile
 from hnm.errors import CohortError, HnmError, SlideError
 from hnm.files import read_bounded
 from hnm.slides.annotations import Region, check_inside, drawn_in, joined, unmended_in
-from hnm.slides.cutting.tissue import Mask
 from hnm.slides.reading.canvas import Box, By, Canvas
 from hnm.slides.reading.failures import ChangedError, check_file, error_of, printable_name
 from hnm.slides.reading.thumbnails import Thumbnail
+
+if TYPE_CHECKING:  # the stage `cohort`, which always runs, need not wait for its libraries
+    from hnm.slides.cutting.tissue import Mask
 
 GEOJSON = frozenset({".geojson", ".json"})
 FORMATS = ("PNG", "TIFF", "JPEG")
@@ -90,7 +92,7 @@ def mask_bytes(path: Path, digest: str | None = None) -> bytes:
     return content
 
 
-def read_mask(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Mask:
+def read_mask(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> "Mask":
     """(height, width): which pixels of the thumbnail `view` are tissue, of a slide with this
     `canvas`.
 
@@ -178,7 +180,7 @@ def _is_geojson(path: Path) -> bool:
     return path.suffix.lower() in GEOJSON
 
 
-def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
+def rasterised(regions: Collection[Region], view: Thumbnail) -> "Mask":
     """(height, width): the pixels of `view` whose centres lie in one of `regions`; holes are left
     out.
     """
@@ -198,7 +200,7 @@ def rasterised(regions: Collection[Region], view: Thumbnail) -> Mask:
     return mask
 
 
-def _of_polygons(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Mask:
+def _of_polygons(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> "Mask":
     where = f"its mask {printable_name(path)}"
     try:
         drawn = drawn_in(content, where, canvas, named=False, cure=CURE)
@@ -208,7 +210,7 @@ def _of_polygons(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) ->
     return rasterised(drawn.regions, view)
 
 
-def _of_image(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Mask:
+def _of_image(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> "Mask":
     thing = f"its mask {printable_name(path)}"
     pixels = _image_of(content, thing)
     rows, columns = pixels.shape
@@ -229,7 +231,7 @@ def _of_image(content: bytes, path: Path, canvas: Canvas, view: Thumbnail) -> Ma
     )
 
 
-def _image_of(content: bytes, thing: str) -> Mask:
+def _image_of(content: bytes, thing: str) -> "Mask":
     """(height, width): where the image is not 0; of a JPEG image, which has no exact 0, where it is
     at least half of white.
     """

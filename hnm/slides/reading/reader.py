@@ -266,7 +266,7 @@ def expecting(path: Path, fingerprint: str) -> Iterator[None]:
 
 def _open(path: Path) -> openslide.OpenSlide:
     name = printable_name(path)
-    if os.path.isdir(path):  # Path.is_dir raises where a folder is closed
+    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises where a folder is closed
         raise SlideError(f"{name} is a folder; name the file of its slide, of DICOM any one")
     check_file(path)
     try:

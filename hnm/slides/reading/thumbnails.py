@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from hnm.errors import SlideError
-from hnm.slides.reading.slide import MOST_REGION_PX, RGB, RegionError, Scale, Slide
+from hnm.slides.reading.slide import MOST_REGION_PX, RGB, Mpp, RegionError, Scale, Slide
 
 READ_PX = 2048
 """Side of the largest region that a thumbnail reads at once."""
@@ -43,9 +43,7 @@ class Thumbnail:
     """µm per thumbnail pixel."""
 
 
-def thumbnail(
-    slide: Slide, mpp: float, slide_mpp: tuple[float, float], max_lost_share: float = 1.0
-) -> Thumbnail:
+def thumbnail(slide: Slide, mpp: float, slide_mpp: Mpp, max_lost_share: float = 1.0) -> Thumbnail:
     """Returns the slide's bounds at `mpp` µm per pixel, each pixel the mean of its area.
 
     A coarser slide keeps its resolution. The slide is read in blocks, so that memory does not grow

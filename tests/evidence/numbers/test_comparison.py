@@ -14,6 +14,7 @@ from rich.console import Console
 from scipy.stats import chi2
 
 from hnm.errors import EvidenceError
+from hnm.evidence.numbers.areas import auc_gain
 from hnm.evidence.numbers.comparison import (
     State,
     compare_states,
@@ -23,7 +24,9 @@ from hnm.evidence.numbers.comparison import (
     mcnemar_p,
     notes,
 )
-from hnm.evidence.numbers.metrics import Predictions, Resampling, auc_gain, delong_p
+from hnm.evidence.numbers.delong import delong_p
+from hnm.evidence.numbers.intervals import Resampling
+from hnm.evidence.numbers.predictions import Predictions
 from hnm.params import Evaluate
 
 SECTION = Evaluate(resamples=200)

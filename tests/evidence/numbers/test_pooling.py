@@ -200,13 +200,13 @@ def test_predictions_come_back_as_they_were(tmp_path: Path) -> None:
     }
     table = out_of_fold(
         held_out(scores).assign(
-            score=lambda own: own["score"].astype(np.float32), patient_id="007"
+            score=lambda table: table["score"].astype(np.float32), patient_id="007"
         ),
         seed=0,
         fold=1,
     )
-    write_predictions(table, tmp_path / "own.csv")
-    read = read_predictions(tmp_path / "own.csv")
+    write_predictions(table, tmp_path / "predictions.csv")
+    read = read_predictions(tmp_path / "predictions.csv")
     assert read.dtypes["score"] == np.float32 and read[["score", "first_score"]].equals(
         table[["score", "first_score"]]
     )

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hnm.evidence.numbers.metrics import Predictions, choose_threshold
 from hnm.evidence.numbers.pooling import out_of_fold, read_predictions, write_predictions
+from hnm.evidence.numbers.predictions import Predictions
+from hnm.evidence.numbers.slide_metrics import choose_threshold
 from hnm.evidence.numbers.threshold import ABOVE_ALL, called, midway
 
 SINGLE = st.floats(0, 1, width=32)

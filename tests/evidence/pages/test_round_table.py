@@ -44,13 +44,20 @@ def test_a_line_a_round() -> None:
         )
     )
     lines = [line.split() for line in console.export_text().splitlines()]
-    assert ["0", "0.812", "(0.50-0.97)", "-", "0.750", "-", "16"] in lines
-    assert ["1", "*", "0.900", "(0.61-1.00)", "1.000", "-", "1,234", "61"] in lines
+    assert ["0", "0.812", "(0.50", "to", "0.97)", "–", "0.750", "–", "16"] in lines
+    assert ["1", "*", "0.900", "(0.61", "to", "1.00)", "1.000", "–", "1,234", "61"] in lines
 
 
 def test_a_round_that_never_ran_here_has_no_seconds() -> None:
     console = Console(width=120, record=True, file=StringIO())
     console.print(round_table(METRICS, {}))
-    assert ["0", "0.812", "(0.50-0.97)", "-", "0.750", "-", "-"] in [
+    assert ["0", "0.812", "(0.50", "to", "0.97)", "–", "0.750", "–", "–"] in [
         line.split() for line in console.export_text().splitlines()
     ]
+
+
+def test_in_80_columns_no_number_is_torn() -> None:
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(round_table(METRICS, {"embed@0": 123456.0}))
+    shown = console.export_text()
+    assert "0.812 (0.50 to 0.97)" in shown and "1,234" in shown and "123456" in shown

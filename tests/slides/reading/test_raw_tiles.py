@@ -94,12 +94,13 @@ def with_common_tables(path):
 
 def segments(jpeg: bytes) -> list[tuple[int, bytes]]:
     """The segments after the start of image; the last holds the scan and all that follows."""
-    found, at = [], 2
+    parts = []
+    at = 2
     while jpeg[at + 1] != 0xDA:
         length = 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        found.append((jpeg[at + 1], jpeg[at : at + length]))
+        parts.append((jpeg[at + 1], jpeg[at : at + length]))
         at += length
-    return [*found, (0xDA, jpeg[at:])]
+    return [*parts, (0xDA, jpeg[at:])]
 
 
 PLAIN_RGB = {"level": 80, "outcolorspace": "rgb"}  # else tifffile writes YCbCr
@@ -171,7 +172,7 @@ def test_tables_that_stand_once_for_all_tiles(tmp_path):
         tmp_path / "a.tif", texture(), vendor="generic", photometric="ycbcr", subsampling=(2, 2)
     )
     with open_slide(path) as slide:
-        known = slide.read(0, 0, 0, WIDTH, HEIGHT)
+        expected = slide.read(0, 0, 0, WIDTH, HEIGHT)
     size = path.stat().st_size
     with_common_tables(path)
     assert path.stat().st_size < size
@@ -179,7 +180,7 @@ def test_tables_that_stand_once_for_all_tiles(tmp_path):
         assert file.pages[0].jpegtables
     with open_slide(path) as slide:
         assert isinstance(slide, RawTileReader)
-        np.testing.assert_array_equal(slide.read(0, 0, 0, WIDTH, HEIGHT), known)
+        np.testing.assert_array_equal(slide.read(0, 0, 0, WIDTH, HEIGHT), expected)
 
 
 @given(
@@ -206,11 +207,11 @@ def shared_slide(tmp_path_factory):
 def test_few_decoded_tiles_give_the_same_pixels(tmp_path, monkeypatch):
     path = write(tmp_path / "a.svs", texture())
     with open_slide(path) as slide:
-        known = slide.read(0, 0, 0, WIDTH, HEIGHT)
+        expected = slide.read(0, 0, 0, WIDTH, HEIGHT)
     monkeypatch.setattr("hnm.slides.reading.reader.MOST_CACHE_BYTES", 1)
     with open_slide(path) as slide:
         for _ in range(2):
-            np.testing.assert_array_equal(slide.read(0, 0, 0, WIDTH, HEIGHT), known)
+            np.testing.assert_array_equal(slide.read(0, 0, 0, WIDTH, HEIGHT), expected)
         assert slide._tile.cache_info().currsize == 4
 
 

@@ -485,14 +485,14 @@ def test_a_slide_that_did_not_change_is_not_fetched_for_its_identity(
 ):
     monkeypatch.setenv("HNM_SLIDE_CACHE_GB", "0.01")
     url = f"file://{tiny.aperio(far / 'a.svs', tiny.painted(100, 130), mpp=0.25)}"
-    known = identify(SlideSource("a", url, None, headers=Store(tmp_path / "store")))
-    assert (known.vendor, known.mpp, known.canvas) == (
+    identity = identify(SlideSource("a", url, None, headers=Store(tmp_path / "store")))
+    assert (identity.vendor, identity.mpp, identity.canvas) == (
         "aperio",
         (0.25, 0.25),
         Canvas(130, 100, Box(0, 0, 130, 100)),
     )
-    assert known.fingerprint == identify(SlideSource("a", str(far / "a.svs"), None)).fingerprint
+    assert identity.fingerprint == identify(SlideSource("a", str(far / "a.svs"), None)).fingerprint
     monkeypatch.setattr(remote, "_fetch", lambda *_: pytest.fail("fetched again"))
     for path in (far.parent / "cache").glob("*.svs"):
         path.unlink()
-    assert identify(SlideSource("a", url, None, headers=Store(tmp_path / "store"))) == known
+    assert identify(SlideSource("a", url, None, headers=Store(tmp_path / "store"))) == identity

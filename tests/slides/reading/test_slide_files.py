@@ -20,15 +20,15 @@ def test_a_fingerprint_is_the_contents_and_not_the_place(tmp_path, tiny):
             return slide.fingerprint()
 
     path = tiny.aperio(tmp_path / "a.svs", tiny.painted(200, 300))
-    known = fingerprint(path)
+    original = fingerprint(path)
     (tmp_path / "elsewhere").mkdir()
     moved = Path(shutil.copyfile(path, tmp_path / "elsewhere" / "b.svs"))
     os.utime(moved, (1, 1))
-    assert fingerprint(moved) == known
-    assert fingerprint(tiny.aperio(tmp_path / "c.svs", tiny.painted(200, 300, seed=1))) != known
+    assert fingerprint(moved) == original
+    assert fingerprint(tiny.aperio(tmp_path / "c.svs", tiny.painted(200, 300, seed=1))) != original
     longer = Path(shutil.copyfile(path, tmp_path / "longer.svs"))
     longer.write_bytes(path.read_bytes() + b"\0")
-    assert fingerprint(longer) != known
+    assert fingerprint(longer) != original
 
 
 def test_a_slide_of_several_files_is_all_of_them(tmp_path):

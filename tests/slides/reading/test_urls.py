@@ -126,7 +126,7 @@ def test_names(source, name, suffix):
 
 
 @pytest.mark.parametrize(
-    ("source", "kept"),
+    ("source", "stored"),
     [
         ("https://h/a.svs?sig=x&se=1", "https://h/a.svs?***"),
         ("https://h/a.svs#x", "https://h/a.svs?***"),
@@ -136,9 +136,9 @@ def test_names(source, name, suffix):
         ("in/a?b.svs", "in/a?b.svs"),
     ],
 )
-def test_outputs_keep_no_query(source, kept):
-    assert kept_form(source) == kept
-    assert lacks_query(kept) == kept.endswith("?***")
+def test_outputs_keep_no_query(source, stored):
+    assert kept_form(source) == stored
+    assert lacks_query(stored) == stored.endswith("?***")
 
 
 @given(

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from hnm.evidence.numbers.metrics import Predictions, Resampling
-from hnm.evidence.numbers.verdict import (
+from hnm.evidence.numbers.intervals import Resampling
+from hnm.evidence.numbers.predictions import Predictions
+from hnm.evidence.numbers.winner import (
+    Finalist,
     Reruns,
-    Verdict,
+    report_markdown,
     seed_noise,
     sentence,
     verdict,
@@ -31,16 +33,16 @@ HALF = [0.9, 0.25, 0.1, 0.3, 0.2, 0.2, 0.1]
 def test_an_auc_is_the_mean_over_folds_and_gains_are_means_over_seeds() -> None:
     default = Reruns([[slides(HALF), slides(GOOD)], [slides(HALF), slides(HALF)]])
     assert default.aucs == pytest.approx([(7.5 / 12 + 1) / 2, 7.5 / 12])
-    found = verdict(default, Reruns([[slides(GOOD)] * 2] * 2), RESAMPLING)
-    assert found.auc == 1.0 and found.gain.value == pytest.approx(
+    against = verdict(default, Reruns([[slides(GOOD)] * 2] * 2), RESAMPLING)
+    assert against.auc == 1.0 and against.gain.value == pytest.approx(
         1 - ((7.5 / 12 + 1) / 2 + 7.5 / 12) / 2
     )
 
 
 def test_a_setting_against_itself_is_not_distinguishable() -> None:
     setting = Reruns([[slides(HALF)], [slides(GOOD)]])
-    found = verdict(setting, setting, RESAMPLING)
-    assert (found.gain.value, found.gain.low, found.gain.high, found.word) == (
+    against = verdict(setting, setting, RESAMPLING)
+    assert (against.gain.value, against.gain.low, against.gain.high, against.word) == (
         0.0,
         0.0,
         0.0,
@@ -52,7 +54,7 @@ def test_the_interval_is_that_of_plain_loops() -> None:
     """Slides and seeds drawn one by one; the same draws for both sides."""
     generator = np.random.default_rng(1)
     sides = [Reruns([[slides(list(generator.random(7)))] for _ in range(4)]) for _ in range(2)]
-    found = verdict(*sides, Resampling(4000, 0.9, 3))
+    against = verdict(*sides, Resampling(4000, 0.9, 3))
 
     def auc(scores: np.ndarray, rows: np.ndarray) -> float:
         positive, negative = scores[rows[:3]], scores[rows[3:]]
@@ -71,7 +73,7 @@ def test_the_interval_is_that_of_plain_loops() -> None:
                 ]
             )
         )
-    assert (found.gain.low, found.gain.high) == pytest.approx(
+    assert (against.gain.low, against.gain.high) == pytest.approx(
         tuple(np.quantile(gains, [0.05, 0.95])), abs=0.045
     )
 
@@ -105,13 +107,27 @@ def test_the_winner_s_bias_is_the_expected_maximum() -> None:
 
 
 def test_the_sentence_says_all() -> None:
-    found = Verdict(
-        0.9, verdict(Reruns([[slides(GOOD)]] * 2), Reruns([[slides(GOOD)]] * 2), RESAMPLING).gain
-    )
-    said = sentence(7, found, seeds=5, slides=12, lead=0.055, bias=0.031, trials=50)
-    assert (
-        said
-        == "Trial 7 is not distinguishable from the default: AUC +0.0000 [+0.0000, +0.0000] over 5"
-        " fresh seeds and 12 slides. In the study it led by +0.0550; the best of 50 trials would"
+    default = Finalist(0, 0.7, Reruns([[slides(GOOD), slides(GOOD)]] * 5))
+    best = Finalist(7, 0.755, Reruns([[slides(GOOD), slides(GOOD)]] * 5))
+    against = verdict(default.reruns, best.reruns, RESAMPLING)
+    assert sentence(best, default, against, bias=0.031, trials=50) == (
+        "Trial 7 is not distinguishable from the default: AUC +0.0000 (+0.0000 to +0.0000) over 5"
+        " fresh seeds and 14 slides. In the study it led by +0.0550; the best of 50 trials would"
         " lead their mean by +0.0310 if no param mattered."
     )
+
+
+def test_the_report_has_a_row_for_each_finalist() -> None:
+    bad = [1 - score for score in GOOD]
+    finalists = [
+        Finalist(0, 0.7, Reruns([[slides(HALF)]] * 5)),
+        Finalist(7, 0.8, Reruns([[slides(GOOD)]] * 5)),
+        Finalist(3, 0.75, Reruns([[slides(bad)]] * 5)),
+    ]
+    lines = report_markdown("blur", finalists, 20, RESAMPLING).splitlines()
+    assert lines[0] == "# Study blur"
+    assert lines[4] == "| 0 (default) | 0.7000 | 0.6250 | | |"
+    assert lines[5].startswith("| 7 | 0.8000 | 1.0000 | +0.3750 (+")
+    assert lines[6].startswith("| 3 | 0.7500 | 0.0000 | -0.6250 (-")
+    assert lines[6].endswith(") | worse |")
+    assert lines[8].startswith("Trial 7 is ")
