@@ -205,9 +205,7 @@ def test_causes_are_a_dependency_as_the_pipelines_are(
         "code"
     ].keys() and "hnm.store" not in loop["code"]
     assert {"torch", "timm", "scikit-learn"} < loop["libraries"].keys() and loop["machine"]
-    assert [pooling] == causes_of_stage("pool") and "hnm.evidence.numbers.areas" in pooling[
-        "code"
-    ]
+    assert [pooling] == causes_of_stage("pool") and "hnm.evidence.numbers.areas" in pooling["code"]
     true = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "99.1" if name == "torch" else true(name))
     assert [causes_of_stage("fold")[0] == loop, causes_of_stage("pool") == [pooling]] == [
