@@ -246,8 +246,8 @@ def test_hnm_cv_runs_the_stages_and_says_what_they_found(
         (
             9,
             (
-                "8 positive patients cannot be dealt into split.folds=9 folds, each of which needs"
-                " one; lower it or add patients"
+                "8 patients with positive slides cannot be dealt into split.folds=9 folds, each of"
+                " which needs one; lower it or add patients"
             ),
         ),
     ],

@@ -37,7 +37,11 @@ def choose_threshold(validation: Predictions) -> float:
         validation.labels, validation.scores, drop_intermediate=False
     )
     cuts[0] = ABOVE_ALL  # scikit-learn says infinity for "nothing is positive"
-    best = int(np.argmax(true_positive_rate - false_positive_rate))
+    positives = int(validation.labels.sum())
+    pairs = positives * (len(validation.labels) - positives)
+    # in whole pairs of a positive and a negative slide: rounding is to break no tie
+    youden = np.rint((true_positive_rate - false_positive_rate) * pairs)
+    best = int(np.argmax(youden))
     next_lower = float(cuts[best + 1]) if best + 1 < len(cuts) else 0.0
     return midway(next_lower, float(cuts[best]))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hnm.evidence.numbers.pooling import out_of_fold, read_predictions, write_predictions
@@ -55,6 +55,7 @@ def best_calls(labels: list[int], scores: list[float]) -> list[bool]:
         max_size=12,
     )
 )
+@example([(0, 0.0)] * 6 + [(0, 0.5)] * 3 + [(1, 1.0), (1, 0.5), (1, 1.0)])
 def test_scores_are_called_as_in_the_choice_in_every_precision_and_from_every_file(
     items: list[tuple[int, float]],
 ) -> None:
