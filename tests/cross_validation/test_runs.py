@@ -1,6 +1,7 @@
 """The loop on folds of a tiny cohort."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -23,6 +24,7 @@ from hnm.loop.rounds import Loop, RoundResult
 from hnm.params import Params
 from hnm.store import Store
 from hnm.tables import LABELS, SLIDES
+from tests.support.stages import Launcher, stand_in
 from tests.support.study import make_upstream, tiny_params
 
 
@@ -215,10 +217,12 @@ def test_causes_are_a_dependency_as_the_pipelines_are(
 
 
 def test_hnm_cv_runs_the_stages_and_says_what_they_found(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, monkeypatch: pytest.MonkeyPatch, launcher: Launcher, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(repository)
-    done = CliRunner().invoke(app, ["cv"])
+    with stand_in(launcher, tmp_path / "s") as programs, monkeypatch.context() as patch:
+        patch.setenv("PATH", str(programs / "hnm"), prepend=os.pathsep)
+        done = CliRunner().invoke(app, ["cv"])
     assert done.exit_code == 0, done.output
     assert "16 slides of 16 patients, each test once" in done.output
     summary = (repository / "results" / "cv" / "summary.json").read_bytes()

@@ -167,13 +167,21 @@ sys.exit(code)
 """
 
 
+PROGRAMS: dict[str, list[str]] = {
+    "stages/python": [],
+    "dvc/dvc": ["-m", "dvc"],
+    "hnm/hnm": ["-m", "hnm.cli"],
+}
+
+
 @contextmanager
 def stand_in(launcher: Launcher, folder: Path) -> Iterator[Path]:
-    """A folder with two folders to put first into PATH. The launcher runs what they start:
-    `stages/python -m module arguments`, with the code of this project, and `dvc/dvc arguments`.
+    """A folder with folders to put first into PATH. The launcher runs what they start:
+    `stages/python -m module arguments`, with the code of this project, `dvc/dvc arguments` and
+    `hnm/hnm arguments`.
     """
     place = str(folder / "s")
-    for program, arguments in (("stages/python", []), ("dvc/dvc", ["-m", "dvc"])):
+    for program, arguments in PROGRAMS.items():
         client = folder / program
         client.parent.mkdir(parents=True)
         client.write_text(CLIENT.format(python=sys.executable, socket=place, arguments=arguments))
