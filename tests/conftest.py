@@ -23,9 +23,24 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+LONGEST = [
+    "tests/test_pipeline.py",
+    "tests/cross_validation/test_runs.py",
+    "tests/tracking/test_replay.py",
+    "tests/tracking/test_courier.py",
+    "tests/tracking/test_time_limits.py",
+    "tests/faults/test_disk.py",
+    "tests/faults/test_cohorts.py",
+    "tests/faults/test_hanging.py",
+    "tests/faults/test_kills.py",
+    "tests/loop/test_tiles.py",
+]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that no worker waits for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    """The longest files first, so that no worker waits for one at the end."""
+    order = {file: number for number, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
 @pytest.fixture(scope="session")
