@@ -9,7 +9,7 @@ UI_PORT ?= 5000
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # raised once a torch release; plain pip takes it as a CPU build where one is offered, and any other with gigabytes of CUDA
 TORCH := torch<2.14
-LOWEST_TESTS := tests/test_files.py tests/test_folders.py tests/test_redaction.py tests/test_params.py tests/test_tables.py tests/test_causes.py \
+LOWEST_TESTS := tests/test_files.py tests/test_hdf5.py tests/test_splits.py tests/test_selection.py tests/test_folders.py tests/test_redaction.py tests/test_params.py tests/test_tables.py tests/test_causes.py \
 	tests/test_store.py tests/test_store_keeping.py tests/test_minima.py tests/test_cli_models.py tests/test_cli_cohort.py \
 	tests/slides tests/mining tests/evidence tests/learning/test_features.py tests/learning/test_heads.py tests/learning/training/test_losses.py
 # the comments of a file stay, and below them stand the versions of a virtual environment
