@@ -57,7 +57,7 @@ lint: | setup ## style, types, layers
 	lint-imports
 
 test: lint ## lint, types, layers and the whole suite
-	pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not services and not soak' # more workers than processors: tests of limits, of hangs and of couriers wait
+	pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not services and not soak' # more workers than processors: tests of limits, of hangs and of couriers wait
 
 test-services: | setup ## what needs a browser, PostgreSQL, R, dask or S3; installs them, programs where it may
 	@missing=""; command -v chromium chromium-browser google-chrome >/dev/null || missing="chromium"; \
