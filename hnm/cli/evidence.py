@@ -16,9 +16,9 @@ def rounds() -> None:
     table, looked = last_run(project_root())
     console = Console()
     console.print(table)
-    console.print(
-        f"test set    opened {looked.times} times for {looked.states} different results ({LEDGER})"
-    )
+    times = "once" if looked.times == 1 else f"{looked.times} times"
+    results = "1 result" if looked.states == 1 else f"{looked.states} different results"
+    console.print(f"test labels read {times} so far, for {results} ({LEDGER})")
     console.print("report      results/report.html")
     console.print("runs        make ui            (MLflow)")
     console.print("versions    dvc exp show, dvc metrics diff, dvc plots show")
